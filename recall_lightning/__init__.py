@@ -1,0 +1,1 @@
+"""Continual training for PyTorch Lightning: merge snapshot and live weights while training runs."""

@@ -1,0 +1,1 @@
+"""Task streams: ordered tasks behind one LightningDataModule."""

@@ -1,0 +1,1 @@
+"""The LightningModules that the recipes use."""

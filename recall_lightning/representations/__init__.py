@@ -1,0 +1,1 @@
+"""What a model knows: its blocks, their hidden states, typical samples, similarity."""
