@@ -1,1 +1,7 @@
 """Task streams: ordered tasks behind one LightningDataModule."""
+
+from recall_lightning.data.digits import DigitsStream
+from recall_lightning.data.stdlib_text import StdlibTextStream
+from recall_lightning.data.stream import TaskStream
+
+__all__ = ["DigitsStream", "StdlibTextStream", "TaskStream"]

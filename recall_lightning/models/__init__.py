@@ -1,1 +1,6 @@
 """The LightningModules that the recipes use."""
+
+from recall_lightning.models.causal_lm import CausalLMModule
+from recall_lightning.models.classifier import ClassifierModule
+
+__all__ = ["CausalLMModule", "ClassifierModule"]

@@ -1,0 +1,75 @@
+"""What Lightning's loggers take, each in its own way: scalars, figures, tables, a folder."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def log_scalars(trainer: Trainer, scalars: Mapping[str, float]) -> None:
+    """Log numbers against the optimizer step, whatever ``log_every_n_steps`` says."""
+    for logger in trainer.loggers:
+        logger.log_metrics(dict(scalars), step=trainer.global_step)
+        logger.save()
+
+
+def log_figure(trainer: Trainer, key: str, figure: "Figure") -> None:
+    """Log a figure to the loggers that show images: W&B and TensorBoard."""
+    for logger in trainer.loggers:
+        if isinstance(logger, WandbLogger):
+            logger.log_image(key, [_as_image(figure)])
+        elif isinstance(logger, TensorBoardLogger):
+            logger.experiment.add_image(
+                key, _as_image(figure), trainer.global_step, dataformats="HWC"
+            )
+
+
+def log_table(
+    trainer: Trainer, key: str, columns: Sequence[str], rows: Sequence[Sequence[object]]
+) -> None:
+    """Log a table to the loggers that show tables: W&B."""
+    for logger in trainer.loggers:
+        if isinstance(logger, WandbLogger):
+            logger.log_table(key, columns=list(columns), data=[list(row) for row in rows])
+
+
+def plot_against(trainer: Trainer, pattern: str, step_metric: str) -> None:
+    """Let W&B draw the metrics of ``pattern`` over another metric than the step."""
+    for logger in trainer.loggers:
+        if isinstance(logger, WandbLogger):
+            logger.experiment.define_metric(step_metric)
+            logger.experiment.define_metric(pattern, step_metric=step_metric)
+
+
+def run_folder(trainer: Trainer) -> Path | None:
+    """Return the folder of this run's files, the first logger's; None without a logger.
+
+    Must be called on all processes, like ``trainer.log_dir``.
+    """
+    folder = _folder(trainer.loggers[0]) if trainer.loggers else None
+    folder = trainer.strategy.broadcast(folder)
+    return None if folder is None else Path(folder)
+
+
+def _folder(logger: Logger) -> str | None:
+    if isinstance(logger, (TensorBoardLogger, CSVLogger)):
+        return logger.log_dir
+    if logger.save_dir is None:
+        return None
+    version = logger.version
+    version = version if isinstance(version, str) else f"version_{version}"
+    return str(Path(logger.save_dir) / str(logger.name) / version)
+
+
+def _as_image(figure: "Figure"):  # type: ignore[no-untyped-def]  # numpy (height, width, 3)
+    import numpy as np
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()

@@ -1,0 +1,336 @@
+"""RECALL inside training: merge snapshot and live weights, block by block."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+from torch import Tensor
+
+from recall_lightning.callbacks.loggers import log_figure, log_scalars
+from recall_lightning.callbacks.probe import Probe
+from recall_lightning.callbacks.task_aware import TaskAwareCallback
+from recall_lightning.merging.kernels import lerp_, relative_drift
+from recall_lightning.merging.rules import MergeInputs, MergeRule, rule_by_name
+from recall_lightning.representations.blocks import Block, find_blocks, format_blocks
+from recall_lightning.representations.forward import ProbeForward
+from recall_lightning.snapshots import Snapshot, named_weights
+
+
+class RecallCallback(TaskAwareCallback):
+    """Keep what earlier tasks taught a model while it trains on the next.
+
+    When a task starts, the weights are copied (the snapshot) and a few typical samples of the new
+    task's data are chosen. Then, ``every`` so many optimizer steps, one forward pass over these
+    samples measures how far each block's hidden representations have moved since, each block gets
+    a coefficient from that, and snapshot and live weights are merged in place. No data of earlier
+    tasks is read. Source: RECALL (EMNLP 2025, arXiv 2510.20479), which merges once, after training;
+    ``every=1.0`` does that.
+
+    Note:
+        Merging again and again towards one snapshot acts as a spring: with the snapshot's weight w
+        the drift settles at (1 − w) / w times what an interval adds. More frequent merges and a
+        larger weight keep more of the old and learn less of the new. The merge at the task's end
+        matters most; without it most of the benefit is lost.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> trainer = Trainer(callbacks=[RecallCallback(every=0.25)], logger=False)
+
+    Args:
+        every: Interval between merges. A float in (0, 1] is a fraction of the task, an int a number
+            of optimizer steps.
+        at_task_end: Whether the task's last step merges; if not, it never does, not even where
+            ``every`` falls on it.
+        rule: How coefficients are made: ``"rbf"`` is the paper's method; ``"cka"`` and
+            ``"cosine"`` exchange its similarity; ``"uniform"`` gives every block ``strength``
+            (no probe, no typical samples); or a :class:`~recall_lightning.MergeRule`.
+        temperature: τ of the softmax over similarities, > 0. Smaller leaves drifted blocks more to
+            the live model: less forgetting prevented, more learned.
+        sigma: Width of the RBF kernel in units of the hidden states; ``"median"`` takes it from
+            the snapshot's own states, block by block.
+        strength: The snapshot's weight in [0, 1] under ``rule="uniform"``.
+        typical_samples: How many typical samples to measure on, per process. More make the
+            measure steadier and a probe slower.
+        pool_size: How many candidates they are chosen from, by k-means.
+        task_epochs: Only where no datamodule tells the task: epochs a task (int), or each task's
+            first epoch (list). Without either, every fit is a task.
+        merge_first_task: Whether to merge in the first task too. False for a model that starts from
+            random weights: they hold nothing worth keeping, and merging towards them harms.
+        probe_forward: ``probe_forward(pl_module, batch)`` runs the model on a training batch; only
+            needed where the inputs can't be worked out from ``forward``'s parameters.
+        blocks: Shell-style patterns of the module names to take as blocks, such as
+            ``["model.layers.*"]``; by default they are found.
+        snapshot_device: Where the snapshot lives, for example ``"cpu"``; by default beside the
+            weights.
+        seed: Seed of the choice of typical samples.
+
+    Attributes:
+        history: A dict a merge: ``task``, ``step`` (global optimizer step), ``similarity``,
+            ``coefficient`` and ``drift`` (block name to float; drift is ‖θ − θ_snapshot‖ /
+            ‖θ_snapshot‖ before the merge), ``probe_seconds``, ``merge_seconds``.
+        blocks: The table of blocks, once the first task has started: a list of
+            :class:`~recall_lightning.representations.blocks.Block`.
+        snapshot: The current task's snapshot.
+
+    Raises:
+        MisconfigurationException: For an argument out of its range, a strategy that is not
+            supported, a model without blocks, or inputs that can't be worked out.
+    """
+
+    def __init__(
+        self,
+        every: int | float = 0.25,
+        at_task_end: bool = True,
+        rule: str | MergeRule = "rbf",
+        temperature: float = 1.0,
+        sigma: float | Literal["median"] = "median",
+        strength: float = 0.3,
+        typical_samples: int = 32,
+        pool_size: int = 256,
+        task_epochs: int | list[int] | None = None,
+        merge_first_task: bool = True,
+        probe_forward: ProbeForward | None = None,
+        blocks: list[str] | None = None,
+        snapshot_device: str | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(task_epochs)
+        _check_arguments(every, typical_samples, pool_size)
+        with _misconfiguration():
+            self.rule = (
+                rule_by_name(rule, temperature, sigma, strength) if isinstance(rule, str) else rule
+            )
+        self.every = every
+        self.at_task_end = at_task_end
+        self.merge_first_task = merge_first_task
+        self.block_patterns = blocks
+        self.snapshot_device = snapshot_device
+        self.blocks: list[Block] = []
+        self.history: list[dict[str, Any]] = []
+        self.snapshot: Snapshot | None = None
+        self._probe = Probe(typical_samples, pool_size, seed, probe_forward)
+
+    def should_merge(self, step_in_task: int, task_steps: int | None) -> bool:
+        """Decide whether to merge after an optimizer step; override it for a policy of your own.
+
+        Args:
+            step_in_task: Optimizer steps done in this task, from 1.
+            task_steps: How many the task takes; None if its dataloader has no length.
+
+        Returns:
+            Whether to merge now. The default merges every ``every`` steps or fraction, and at the
+            last step if ``at_task_end``.
+
+        Example:
+            >>> [s for s in range(1, 11) if RecallCallback(every=0.25).should_merge(s, 10)]
+            [3, 5, 8, 10]
+        """
+        if step_in_task == task_steps:
+            return self.at_task_end
+        if isinstance(self.every, int):
+            return step_in_task % self.every == 0
+        assert task_steps is not None  # checked when the task started
+        interval = self.every * task_steps
+        # tolerance: 0.1 · 3 is a little more than 0.3
+        return int(step_in_task / interval + 1e-9) > int((step_in_task - 1) / interval + 1e-9)
+
+    # The task hooks.
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse strategies under which a merge would go wrong."""
+        super().setup(trainer, pl_module, stage)
+        strategy = trainer.strategy
+        if isinstance(strategy, DeepSpeedStrategy) or not isinstance(
+            strategy, (SingleDeviceStrategy, DDPStrategy)
+        ):
+            raise MisconfigurationException(
+                f"RecallCallback does not support {type(strategy).__name__}, which shards or hides "
+                "the weights it merges: use Trainer(strategy='ddp') or a single device"
+            )
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """After a resume, bring what the checkpoint held to the device."""
+        super().on_train_start(trainer, pl_module)
+        if self.snapshot is None:
+            return
+        with _misconfiguration():
+            self.blocks = find_blocks(pl_module, self.block_patterns)
+        if self.snapshot_device is None:
+            self.snapshot = self.snapshot.to_devices_of(named_weights(pl_module))
+        self._probe.resume(pl_module, self.blocks)
+
+    def on_task_start(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:
+        """Take the snapshot and gather candidates for typical samples."""
+        self.snapshot = None  # frees the last task's before the next is taken
+        if isinstance(self.every, float) and self.task_steps is None:
+            raise MisconfigurationException(
+                f"every={self.every} is a fraction of the task, and this task has no known length: "
+                "give every as a number of optimizer steps, or set Trainer(limit_train_batches=…) "
+                "or Trainer(max_steps=…)"
+            )
+        first_table = not self.blocks
+        with _misconfiguration():
+            self.blocks = find_blocks(pl_module, self.block_patterns)
+        if first_table:
+            rank_zero_info(format_blocks(self.blocks))
+        if task == 0 and not self.merge_first_task:
+            return
+        with _misconfiguration():
+            self.snapshot = Snapshot.take(pl_module, self.snapshot_device)
+            if self.rule.uses_representations:
+                self._probe.start_task(trainer, pl_module, self.snapshot, self.blocks)
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Collect candidates from training itself, where its dataset can't be read apart."""
+        super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
+        if self.snapshot is not None and self.rule.uses_representations:
+            with _misconfiguration():
+                self._probe.observe(trainer, pl_module, self.snapshot, batch)
+
+    def on_task_step(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:
+        """Merge, if it is time."""
+        if not self.task_ended and self.should_merge(self.step_in_task, self.task_steps):
+            self._merge_if_ready(trainer, pl_module)
+
+    def on_task_end(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:
+        """Merge at the last step, and log the task's coefficients as a heatmap."""
+        if self.should_merge(self.step_in_task, self.step_in_task):
+            self._merge_if_ready(trainer, pl_module)
+        records = [record for record in self.history if record["task"] == task]
+        if records and trainer.loggers and trainer.is_global_zero:
+            from recall_lightning.figures import coefficients_figure
+
+            names = list(records[0]["coefficient"])
+            values = torch.tensor([[r["coefficient"][n] for r in records] for n in names])
+            steps = [record["step"] for record in records]
+            figure = coefficients_figure(values, names, steps, "merge coefficient")
+            log_figure(trainer, f"recall/coefficients/{self.task_name(trainer, task)}", figure)
+
+    def progress_bar_items(self, trainer: Trainer) -> dict[str, int | str]:
+        """Show the task's name and the number of merges so far."""
+        return {**super().progress_bar_items(trainer), "merges": str(len(self.history))}
+
+    @property
+    def marked_steps(self) -> dict[str, list[int]]:
+        """The global steps of all merges."""
+        return {"merge": [record["step"] for record in self.history]}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the task's snapshot, typical samples and their states, and the history."""
+        return {
+            **super().state_dict(),
+            "history": self.history,
+            "snapshot": None if self.snapshot is None else dict(self.snapshot),
+            "probe": self._probe.state_dict(),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned."""
+        super().load_state_dict(state_dict)
+        self.history = state_dict["history"]
+        snapshot = state_dict["snapshot"]
+        self.snapshot = None if snapshot is None else Snapshot(snapshot)
+        self._probe.load_state_dict(state_dict["probe"])
+
+    # How the hooks do it.
+
+    def _merge_if_ready(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.snapshot is None:
+            return
+        probe = self._probe
+        if self.rule.uses_representations and not probe.has_typical_samples:
+            if probe.candidate_count < probe.typical_samples and not self.task_ended:
+                return  # more candidates come with the next batches
+            if probe.candidate_count < probe.typical_samples:
+                rank_zero_warn(
+                    f"task {self.task} had only {probe.candidate_count} samples to choose "
+                    f"typical_samples={probe.typical_samples} from; all of them are used"
+                )
+            with _misconfiguration():
+                probe.choose(trainer, pl_module, self.snapshot)
+        self._merge(trainer, pl_module, self.snapshot)
+
+    def _merge(self, trainer: Trainer, pl_module: LightningModule, snapshot: Snapshot) -> None:
+        """Measure, compute and check everything, then write; or refuse and write nothing."""
+        live = named_weights(pl_module)
+        with _misconfiguration():
+            snapshot.check_matches(live)
+        started = time.perf_counter()
+        similarity = self._similarity(trainer, pl_module)
+        probed = time.perf_counter()
+        drift = {block.name: relative_drift(live, snapshot, block.weights) for block in self.blocks}
+        inputs = MergeInputs(self.blocks, similarity, live, snapshot)
+        coefficient = {name: float(w) for name, w in self.rule.coefficients(inputs).items()}
+        try:
+            lerp_(live, snapshot, {w: coefficient[b.name] for b in self.blocks for w in b.weights})
+        except ValueError as error:
+            rank_zero_warn(f"merge refused at step {trainer.global_step}, weights kept: {error}")
+            return
+        record = {
+            "task": self.task,
+            "step": trainer.global_step,
+            "similarity": similarity,
+            "coefficient": coefficient,
+            "drift": drift,
+            "probe_seconds": probed - started,
+            "merge_seconds": time.perf_counter() - probed,
+        }
+        self.history.append(record)
+        log_scalars(trainer, _as_scalars(record))
+
+    def _similarity(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
+        """Measure each block's similarity, averaged over processes."""
+        if not self.rule.uses_representations:
+            return {}
+        states, then = self._probe.measure(trainer, pl_module), self._probe.snapshot_states
+        local = torch.tensor(
+            [self.rule.similarity(then[name], states[name]) for name in states],
+            device=pl_module.device,
+        )
+        mean = trainer.strategy.reduce(local, reduce_op="mean")
+        assert isinstance(mean, Tensor)
+        return dict(zip(states, mean.tolist(), strict=True))
+
+
+def _check_arguments(every: object, typical_samples: int, pool_size: int) -> None:
+    number = isinstance(every, (int, float)) and not isinstance(every, bool)
+    if not number or not every > 0 or (isinstance(every, float) and every > 1):  # type: ignore[operator]
+        raise MisconfigurationException(
+            f"every={every!r} must be a fraction of the task in (0, 1] (float) or a positive "
+            "number of optimizer steps (int)"
+        )
+    if typical_samples < 2:
+        raise MisconfigurationException(
+            f"typical_samples={typical_samples} must be 2 or more: widths come from distances"
+        )
+    if pool_size < typical_samples:
+        raise MisconfigurationException(
+            f"pool_size={pool_size} must be at least typical_samples={typical_samples}, which are "
+            "chosen from the pool"
+        )
+
+
+def _as_scalars(record: dict[str, Any]) -> dict[str, float]:
+    scalars = {
+        f"recall/{what}/{block}": value
+        for what in ("similarity", "coefficient", "drift")
+        for block, value in record[what].items()
+    }
+    return scalars | {f"recall/{what}": record[what] for what in ("probe_seconds", "merge_seconds")}
+
+
+@contextmanager
+def _misconfiguration() -> Iterator[None]:
+    """Report what the plain functions find wrong as Lightning users expect it."""
+    try:
+        yield
+    except ValueError as error:
+        raise MisconfigurationException(f"RecallCallback: {error}") from error

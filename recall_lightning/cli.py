@@ -1,0 +1,101 @@
+"""The command ``recall-lightning``: LightningCLI with a task stream, RECALL and the monitor."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from lightning.pytorch import Callback, LightningDataModule, Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+import recall_lightning.models  # noqa: F401  # lets recipes name the modules without their path
+from recall_lightning.callbacks.forgetting import ForgettingMonitor
+from recall_lightning.callbacks.recall import RecallCallback
+from recall_lightning.data import TaskStream
+
+Method = Literal["recall", "finetune"]
+
+
+class RecallCLI(LightningCLI):
+    """LightningCLI that adds ``--method``, ``--recall.*`` and ``--forgetting.*``.
+
+    A recipe is read on top of the ``defaults.yaml`` in its own folder, if there is one. Where the
+    data is a :class:`~recall_lightning.TaskStream`, ``trainer.max_epochs`` and
+    ``trainer.reload_dataloaders_every_n_epochs`` follow from it unless they are given.
+    """
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Offer what a stream of tasks has data for: ``fit`` and ``validate``."""
+        of_lightning = LightningCLI.subcommands()
+        return {name: of_lightning[name] for name in ("fit", "validate")}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the method and the callbacks' arguments."""
+        parser.add_argument(
+            "--method",
+            type=Method,
+            default="recall",
+            help="How to train: with RecallCallback, or by plain fine-tuning without it.",
+        )
+        parser.add_lightning_class_args(RecallCallback, "recall")
+        parser.add_lightning_class_args(ForgettingMonitor, "forgetting")
+        parser.set_defaults({"forgetting.monitor": "val/loss"})
+
+    def before_fit(self) -> None:
+        """Measure the untrained model: the task matrix's row before training."""
+        if self._get(self.config, "ckpt_path") is None and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            self.trainer.validate(self.model, self.datamodule, verbose=False)
+
+    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
+        if self._get(self.config, "method") == "finetune":
+            callbacks = [c for c in callbacks if not isinstance(c, RecallCallback)]
+        _follow_stream(config, self.datamodule)
+        return super()._instantiate_trainer(config, callbacks)
+
+
+def _follow_stream(config: dict[str, Any], datamodule: LightningDataModule | None) -> None:
+    """Set what a stream needs of the Trainer where the user left it open."""
+    if isinstance(datamodule, TaskStream):
+        if config.get("max_epochs") is None and config.get("max_steps", -1) == -1:
+            config["max_epochs"] = datamodule.total_epochs
+        if not config.get("reload_dataloaders_every_n_epochs"):
+            config["reload_dataloaders_every_n_epochs"] = 1
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run the command; a misconfiguration is one line on stderr and exit code 2.
+
+    Args:
+        args: The command line without the program's name; by default ``sys.argv``'s.
+    """
+    given = sys.argv[1:] if args is None else list(args)
+    defaults = {"default_config_files": _defaults_beside(given)}
+    try:
+        RecallCLI(
+            args=None if args is None else given,
+            save_config_kwargs={"overwrite": True},
+            seed_everything_default=0,
+            parser_kwargs={name: defaults for name in RecallCLI.subcommands()},
+        )
+    except MisconfigurationException as error:
+        print(f"recall-lightning: error: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
+
+
+def _defaults_beside(args: Sequence[str]) -> list[str]:
+    """Return the ``defaults.yaml`` of each recipe's folder."""
+    found: list[str] = []
+    for option, value in zip(args, [*args[1:], ""], strict=True):
+        if option.startswith("--config="):
+            option, value = option.split("=", 1)
+        if option in ("-c", "--config"):
+            defaults = Path(value).parent / "defaults.yaml"
+            if defaults.is_file() and str(defaults) not in found:
+                found.append(str(defaults))
+    return found
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,74 @@
+"""How the modules come by their transformer and their optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import LightningCLI, LRSchedulerCallable, OptimizerCallable
+from torch import nn
+
+
+def build_transformer(
+    head: Literal["CausalLM", "ImageClassification"], model: str | Mapping[str, Any], **kwargs: Any
+) -> nn.Module:
+    """A Hugging Face model in training mode: pre-trained from a name, or random from a config.
+
+    Args:
+        head: What the model is for, as in ``AutoModelFor<head>``.
+        model: Folder or hub id of a pre-trained model, or the fields of a config, ``model_type``
+            among them.
+        **kwargs: Further config fields, or further arguments of ``from_pretrained``.
+
+    Raises:
+        MisconfigurationException: If the model cannot be loaded, the mapping has no known
+            ``model_type`` or a field that this type does not have.
+    """
+    import transformers  # heavy
+
+    auto_model = getattr(transformers, f"AutoModelFor{head}")
+    if isinstance(model, str):
+        try:
+            # from_pretrained returns a model in evaluation mode, and Lightning would leave it so.
+            return auto_model.from_pretrained(model, **kwargs).train()
+        except (OSError, ValueError) as error:
+            raise MisconfigurationException(
+                f"model={model!r} cannot be loaded as AutoModelFor{head}. Pass a folder that"
+                " save_pretrained wrote, a hub id, or a mapping with model_type and config fields."
+            ) from error
+
+    fields = {**model, **kwargs}
+    model_type = fields.pop("model_type", None)
+    if model_type is None:
+        raise MisconfigurationException(
+            f"model={dict(model)} has no model_type. Name one that transformers knows, such as"
+            " model_type: llama."
+        )
+    try:
+        defaults = transformers.AutoConfig.for_model(model_type)
+        # A config takes any field, so a misspelled size would pass and leave a default of billions.
+        unknown = [field for field in fields if not hasattr(defaults, field)]
+        if unknown:
+            raise MisconfigurationException(f"model_type={model_type!r} has no fields {unknown}.")
+        config = transformers.AutoConfig.for_model(model_type, **fields)
+        return auto_model.from_config(config).train()
+    except ValueError as error:
+        raise MisconfigurationException(
+            f"model_type={model_type!r} cannot be built as AutoModelFor{head}: {error}"
+        ) from error
+
+
+def build_optimizer(
+    module: LightningModule, optimizer: OptimizerCallable, lr_scheduler: LRSchedulerCallable | None
+) -> Any:
+    """What ``configure_optimizers`` returns: the optimizer of what is trainable, and its schedule.
+
+    Args:
+        module: The module to train.
+        optimizer: Makes an optimizer of parameters.
+        lr_scheduler: Makes a scheduler, which steps once an epoch, of the optimizer.
+    """
+    built = optimizer([parameter for parameter in module.parameters() if parameter.requires_grad])
+    return LightningCLI.configure_optimizers(module, built, lr_scheduler and lr_scheduler(built))

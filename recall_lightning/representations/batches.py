@@ -1,0 +1,149 @@
+"""Batches of any shape: how many samples they hold, and parts of them.
+
+A batch is a tensor, or any nesting of tuples, lists, mappings (a tokenizer's ``BatchEncoding``
+too) and dataclasses of tensors. Lists of other things with one entry a sample (texts) are parted
+like tensors; everything else is carried along as it is.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from lightning_utilities.core.apply_func import apply_to_collection
+from torch import Tensor
+
+
+def tensors_of(batch: Any) -> list[Tensor]:
+    """Return every tensor in a batch, in order."""
+    found: list[Tensor] = []
+    apply_to_collection(batch, Tensor, found.append)
+    return found
+
+
+def sample_axis(batch: Any) -> int:
+    """Return the axis that counts samples: 0, or 1 for sequence-first batches.
+
+    It is 1 only if the tensors disagree in their first size and all agree in the second.
+
+    Raises:
+        ValueError: If the batch holds no tensor with a first axis, or they agree in neither.
+
+    Example:
+        >>> sample_axis((torch.zeros(7, 4), torch.zeros(5, 4)))
+        1
+    """
+    tensors = [tensor for tensor in tensors_of(batch) if tensor.dim() > 0]
+    if not tensors:
+        raise ValueError(f"a batch of type {type(batch).__name__} holds no tensor with samples")
+    if len({tensor.shape[0] for tensor in tensors}) == 1:
+        return 0
+    if all(tensor.dim() > 1 for tensor in tensors) and len({t.shape[1] for t in tensors}) == 1:
+        return 1
+    shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tensors[:4])
+    raise ValueError(
+        f"the batch's tensors agree on no number of samples: their shapes are {shapes}"
+    )
+
+
+def batch_size(batch: Any) -> int:
+    """Return the number of samples in a batch.
+
+    Example:
+        >>> batch_size({"input_ids": torch.zeros(3, 8), "labels": torch.zeros(3)})
+        3
+    """
+    axis = sample_axis(batch)
+    return next(tensor.shape[axis] for tensor in tensors_of(batch) if tensor.dim() > 0)
+
+
+def select_samples(batch: Any, indices: Tensor) -> Any:
+    """Return the same kind of batch with the samples at ``indices`` only.
+
+    Args:
+        batch: The batch.
+        indices: Positions of the samples, (n,) int64.
+
+    Example:
+        >>> select_samples((torch.arange(4), ["a", "b", "c", "d"]), torch.tensor([1, 3]))
+        (tensor([1, 3]), ['b', 'd'])
+    """
+    axis, size = sample_axis(batch), batch_size(batch)
+
+    def part(item: Any) -> Any:
+        if isinstance(item, Tensor):
+            return item.index_select(axis, indices.to(item.device)) if item.dim() > 0 else item
+        if len(item) == size and not tensors_of(item):
+            return [item[int(index)] for index in indices]
+        return [apply_to_collection(entry, (Tensor, list), part) for entry in item]
+
+    return apply_to_collection(batch, (Tensor, list), part)
+
+
+def concatenate(batches: Sequence[Any], most: int) -> list[Any]:
+    """Join batches where their tensors fit together, into batches of at most ``most`` samples.
+
+    Batches padded to different lengths, or of different structure, stay apart.
+
+    Args:
+        batches: The batches, each of at most ``most`` samples.
+        most: How many samples fit into one.
+
+    Example:
+        >>> [len(batch) for batch in concatenate([torch.ones(1, 2), torch.zeros(2, 2)], most=4)]
+        [3]
+    """
+    joined: list[Any] = []
+    for batch in batches:
+        if (
+            joined
+            and batch_size(joined[-1]) + batch_size(batch) <= most
+            and _fit(joined[-1], batch)
+        ):
+            axis, tail = sample_axis(batch), iter(tensors_of(batch))
+            joined[-1] = apply_to_collection(
+                joined[-1],
+                Tensor,
+                lambda head, axis=axis, tail=tail: torch.cat([head, next(tail)], axis),
+            )
+        else:
+            joined.append(batch)
+    return joined
+
+
+def _fit(one: Any, other: Any) -> bool:
+    """Tell whether two batches hold only tensors, pairwise of one shape but for the samples."""
+    if not (_holds_only_tensors(one) and _holds_only_tensors(other)):
+        return False
+    axis = sample_axis(one)
+    shapes = [
+        [
+            (*t.shape[:axis], *t.shape[axis + 1 :]) if t.dim() > axis else None
+            for t in tensors_of(batch)
+        ]
+        for batch in (one, other)
+    ]
+    return axis == sample_axis(other) and shapes[0] == shapes[1] and None not in shapes[0]
+
+
+def _holds_only_tensors(batch: Any) -> bool:
+    if isinstance(batch, Mapping):
+        return all(_holds_only_tensors(value) for value in batch.values())
+    if isinstance(batch, (tuple, list)):
+        return all(_holds_only_tensors(value) for value in batch)
+    return isinstance(batch, Tensor)
+
+
+def only_tensors(batch: Any) -> list[Tensor] | None:
+    """Return a batch's tensors if it holds nothing else, so that :func:`rebuild` can undo it."""
+    return tensors_of(batch) if _holds_only_tensors(batch) else None
+
+
+def rebuild(like: Any, tensors: Sequence[Tensor]) -> Any:
+    """Put tensors back into a batch of the same structure as ``like``.
+
+    Example:
+        >>> rebuild({"x": torch.zeros(8), "y": torch.zeros(8)}, [torch.ones(1), torch.ones(1)])
+        {'x': tensor([1.]), 'y': tensor([1.])}
+    """
+    values = iter(tensors)
+    return apply_to_collection(like, Tensor, lambda _: next(values))

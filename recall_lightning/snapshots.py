@@ -1,0 +1,157 @@
+"""Named copies of a model's weights, taken at a task boundary."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+_WRAPPER_PREFIXES = ("_orig_mod", "module", "_fsdp_wrapped_module")
+
+
+def canonical_name(name: str) -> str:
+    """Remove what wrappers such as ``torch.compile`` and DDP add to a module's or parameter's name.
+
+    >>> canonical_name("model._orig_mod.layers.0.weight")
+    'model.layers.0.weight'
+    """
+    return ".".join(part for part in name.split(".") if part not in _WRAPPER_PREFIXES)
+
+
+def named_weights(module: nn.Module) -> dict[str, Tensor]:
+    """Name the tensors that a snapshot holds and a merge writes.
+
+    These are the trainable floating-point parameters, a tied one once, and the running mean and
+    variance of normalisation layers, which describe the activations that those parameters make.
+    Frozen parameters cannot drift and are left out.
+
+    Args:
+        module: Any module; names are free of wrapper prefixes.
+
+    Returns:
+        Canonical name to the live tensor itself (not a copy), in registration order.
+
+    Example:
+        >>> list(named_weights(nn.Sequential(nn.Linear(2, 2, bias=False), nn.BatchNorm1d(2))))
+        ['0.weight', '1.weight', '1.bias', '1.running_mean', '1.running_var']
+    """
+    weights: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for module_name, child in module.named_modules():
+        tensors: list[tuple[str, Tensor | None]] = [
+            (name, parameter)
+            for name, parameter in child.named_parameters(recurse=False)
+            if parameter.requires_grad
+        ]
+        if isinstance(child, _NormBase):
+            tensors += [("running_mean", child.running_mean), ("running_var", child.running_var)]
+        for name, tensor in tensors:
+            if tensor is None or not tensor.is_floating_point() or id(tensor) in seen:
+                continue
+            seen.add(id(tensor))
+            weights[canonical_name(f"{module_name}.{name}".lstrip("."))] = tensor
+    return weights
+
+
+class Snapshot(Mapping[str, Tensor]):
+    """A copy of a module's weights: a read-only mapping of canonical name to tensor.
+
+    Args:
+        tensors: The copies, by canonical name.
+
+    Example:
+        >>> layer = nn.Linear(2, 1, bias=False)
+        >>> snapshot = Snapshot.take(layer)
+        >>> with torch.no_grad():
+        ...     _ = layer.weight.zero_()
+        >>> bool((snapshot["weight"] == 0).any()), snapshot.nbytes
+        (False, 8)
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        self._tensors = dict(tensors)
+
+    @classmethod
+    def take(cls, module: nn.Module, device: torch.device | str | None = None) -> "Snapshot":
+        """Copy every weight of ``module`` (see :func:`named_weights`).
+
+        Args:
+            module: The live module.
+            device: Where the copies live; None keeps each beside its parameter.
+
+        Raises:
+            ValueError: If the module has no trainable weight, or one holds a NaN or an infinity.
+        """
+        live = named_weights(module)
+        if not live:
+            raise ValueError("the model has no trainable floating-point parameter to snapshot")
+        tensors = {
+            name: weight.detach().to(device, copy=True) if device else weight.detach().clone()
+            for name, weight in live.items()
+        }
+        for name, tensor in tensors.items():
+            if not torch.isfinite(tensor).all():
+                raise ValueError(
+                    f"the weight {name!r} holds NaN or infinite values at the snapshot"
+                )
+        return cls(tensors)
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._tensors[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the copies occupy."""
+        return sum(tensor.numel() * tensor.element_size() for tensor in self.values())
+
+    def check_matches(self, live: Mapping[str, Tensor]) -> None:
+        """Check that every copy still has a live weight of its name and shape.
+
+        Weights that became trainable after the snapshot are no mismatch: they have no copy.
+
+        Raises:
+            ValueError: Naming up to three weights that are gone or changed their shape.
+        """
+        missing = [name for name in self if name not in live]
+        reshaped = [
+            f"{name} ({tuple(self[name].shape)} then, {tuple(live[name].shape)} now)"
+            for name in self
+            if name in live and self[name].shape != live[name].shape
+        ]
+        if missing or reshaped:
+            what = [f"{name} (gone or frozen)" for name in missing] + reshaped
+            more = f" and {len(what) - 3} more" if len(what) > 3 else ""
+            raise ValueError(
+                f"the snapshot no longer matches the model: {', '.join(what[:3])}{more}; change a "
+                "model's architecture or freeze parameters only at a task boundary"
+            )
+
+    def to_devices_of(self, live: Mapping[str, Tensor]) -> "Snapshot":
+        """Return the snapshot with each copy on the device of its live weight."""
+        return Snapshot({n: t.to(live[n].device) if n in live else t for n, t in self.items()})
+
+    @contextmanager
+    def applied_to(self, module: nn.Module) -> Iterator[None]:
+        """Let ``module`` compute with the snapshot's weights inside the ``with`` block.
+
+        The live weights come back bit for bit, also when the block raises.
+        """
+        live = named_weights(module)
+        self.check_matches(live)
+        kept = {name: live[name].detach().clone() for name in self}
+        with torch.no_grad():
+            for name in self:
+                live[name].copy_(self[name])
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for name in self:
+                    live[name].copy_(kept[name])
