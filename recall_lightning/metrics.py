@@ -81,14 +81,14 @@ def average(matrix: Scores, *, after: int | None = None, higher_is_better: bool 
         >>> average([[0.9, 0.1], [0.5, 0.8]], after=0).item()
         0.9
     """
-    seen = _seen(matrix)
-    row = len(seen) - 1 if after is None else after
-    if not 0 <= row < len(seen):
+    scores = _task_matrix(matrix)
+    row = len(scores) - 1 if after is None else after
+    if not 0 <= row < len(scores):
         raise ValueError(
-            f"`after` is {after}, but the matrix has rows 0 to {len(seen) - 1}: pass one of them, "
-            "or None for the last."
+            f"`after` is {after}, but the matrix has rows 0 to {len(scores) - 1}: pass one of "
+            "them, or None for the last."
         )
-    return _read(seen, [row] * (row + 1), range(row + 1)).mean()
+    return _read(scores, [row] * (row + 1), range(row + 1)).mean()
 
 
 def backward_transfer(matrix: Scores, *, higher_is_better: bool = True) -> Tensor:
@@ -111,10 +111,10 @@ def backward_transfer(matrix: Scores, *, higher_is_better: bool = True) -> Tenso
         >>> round(backward_transfer([[0.9, 0.1], [0.5, 0.8]]).item(), 6)
         -0.4
     """
-    seen = _seen(matrix)
-    last = len(seen) - 1
-    end = _read(seen, [last] * last, range(last))
-    return _improvement(end, _read(seen, range(last), range(last)), higher_is_better)
+    scores = _task_matrix(matrix)
+    last = len(scores) - 1
+    end = _read(scores, [last] * last, range(last))
+    return _improvement(end, _read(scores, range(last), range(last)), higher_is_better)
 
 
 def forward_transfer(matrix: Scores, baseline: Scores, *, higher_is_better: bool = True) -> Tensor:
@@ -139,10 +139,10 @@ def forward_transfer(matrix: Scores, baseline: Scores, *, higher_is_better: bool
         >>> round(forward_transfer([[0.9, 0.3], [0.5, 0.8]], baseline=[0.5, 0.1]).item(), 6)
         0.2
     """
-    seen = _seen(matrix)
-    later = range(1, len(seen))
-    before = _read(seen, range(len(later)), later)
-    start = _read_reference("baseline", baseline, matrix, later)
+    scores = _task_matrix(matrix)
+    later = range(1, len(scores))
+    before = _read(scores, range(len(later)), later)
+    start = _read_reference("baseline", baseline, scores, later)
     return _improvement(before, start, higher_is_better)
 
 
@@ -185,8 +185,8 @@ def forgetting(
         0.275
     """
     _check_variant(variant)
-    seen = _seen(matrix)
-    last = len(seen) - 1
+    scores = _task_matrix(matrix)
+    last = len(scores) - 1
     rows = {
         "since_trained": lambda task: range(task, last),
         "any_time": lambda task: range(last),
@@ -194,10 +194,10 @@ def forgetting(
     }[variant]
     best_of = torch.amax if higher_is_better else torch.amin
     best = [
-        best_of(_read(seen, rows(task), [task] * len(rows(task)))).item() for task in range(last)
+        best_of(_read(scores, rows(task), [task] * len(rows(task)))).item() for task in range(last)
     ]
-    end = _read(seen, [last] * last, range(last))
-    return _improvement(seen.new_tensor(best), end, higher_is_better)
+    end = _read(scores, [last] * last, range(last))
+    return _improvement(scores.new_tensor(best), end, higher_is_better)
 
 
 def plasticity(matrix: Scores, *, higher_is_better: bool = True) -> Tensor:
@@ -220,8 +220,8 @@ def plasticity(matrix: Scores, *, higher_is_better: bool = True) -> Tensor:
         >>> round(plasticity([[0.9, 0.1], [0.5, 0.8]]).item(), 6)
         0.85
     """
-    seen = _seen(matrix)
-    return _read(seen, range(len(seen)), range(len(seen))).mean()
+    scores = _task_matrix(matrix)
+    return _read(scores, range(len(scores)), range(len(scores))).mean()
 
 
 def intransigence(matrix: Scores, joint: Scores, *, higher_is_better: bool = True) -> Tensor:
@@ -245,10 +245,10 @@ def intransigence(matrix: Scores, joint: Scores, *, higher_is_better: bool = Tru
         >>> round(intransigence([[0.9, 0.1], [0.5, 0.8]], joint=[0.92, 0.88]).item(), 6)
         0.05
     """
-    seen = _seen(matrix)
-    tasks = range(len(seen))
-    best = _read_reference("joint", joint, matrix, tasks)
-    return _improvement(best, _read(seen, tasks, tasks), higher_is_better)
+    scores = _task_matrix(matrix)
+    tasks = range(len(scores))
+    best = _read_reference("joint", joint, scores, tasks)
+    return _improvement(best, _read(scores, tasks, tasks), higher_is_better)
 
 
 def gap_closed(method: float, finetune: float, joint: float) -> float:
@@ -551,20 +551,20 @@ def _float64(scores: Scores) -> Tensor:
     return torch.as_tensor(scores, dtype=torch.float64, device="cpu")
 
 
-def _seen(matrix: Scores) -> Tensor:
-    """The scores on the tasks trained so far: the first N columns of a matrix (N, T)."""
-    full = _float64(matrix)
-    if full.ndim != 2 or not 1 <= full.shape[0] <= full.shape[1]:
+def _task_matrix(scores: Scores) -> Tensor:
+    """A task matrix in float64, with a checked shape."""
+    matrix = _float64(scores)
+    if matrix.ndim != 2 or not 1 <= matrix.shape[0] <= matrix.shape[1]:
         raise ValueError(
-            f"`matrix` has shape {tuple(full.shape)}: pass one row for each task trained so far, "
+            f"`matrix` has shape {tuple(matrix.shape)}: pass one row for each task trained so far, "
             "at least one, and one column for each task."
         )
-    return full[:, : len(full)]
+    return matrix
 
 
-def _read(seen: Tensor, rows: Sequence[int], columns: Sequence[int]) -> Tensor:
+def _read(matrix: Tensor, rows: Sequence[int], columns: Sequence[int]) -> Tensor:
     """The entries at pairs of row and column; all that a formula reads goes through here."""
-    values = seen[list(rows), list(columns)]
+    values = matrix[list(rows), list(columns)]
     if (missing := values.isnan()).any():
         first = int(missing.nonzero()[0])
         row, column = rows[first], columns[first]
@@ -585,9 +585,9 @@ def _reference(name: str, scores: Scores, num_tasks: int) -> Tensor:
     return reference
 
 
-def _read_reference(name: str, scores: Scores, matrix: Scores, tasks: Sequence[int]) -> Tensor:
+def _read_reference(name: str, scores: Scores, matrix: Tensor, tasks: Sequence[int]) -> Tensor:
     """The scores of a reference model on some tasks of a matrix."""
-    values = _reference(name, scores, _float64(matrix).shape[1])[list(tasks)]
+    values = _reference(name, scores, matrix.shape[1])[list(tasks)]
     if (missing := values.isnan()).any():
         task = tasks[int(missing.nonzero()[0])]
         raise ValueError(

@@ -207,8 +207,11 @@ def test_coefficients_are_written_while_they_are_few(blocks, merges, numbers):
         lambda: matrix_figure(
             [[0.5]], ["a"], "a score with a long name, measured on held-out data"
         ),
+        lambda: matrix_figure(torch.rand(8, 8), ["documentation"] * 8),
         lambda: matrix_figure(torch.rand(21, 20), LONG),
-        lambda: matrix_figure(torch.rand(3, 3) * 1e4, ["$x", "{y}_", "z" * 60], "perplexity in $"),
+        lambda: matrix_figure(
+            torch.rand(3, 3) * 1e4, ["$x_y$", "{y}_", "z" * 60], "perplexity in $_$"
+        ),
         curves,
         lambda: curves(tasks=LONG),
         lambda: curves(tasks=LONG[:3], boundaries=[(0, LONG[0]), (9, LONG[1]), (1600, LONG[2])]),
@@ -229,17 +232,30 @@ def test_nothing_is_cut_off_and_no_names_overlap(figure):
     assert box.y1 <= height
 
     axes = figure.axes[0]
-    names = [text for text in axes.get_xticklabels() if text.get_text()]
-    for one, other in itertools.pairwise(names):
-        if not one.get_rotation():
-            assert not one.get_window_extent().overlaps(other.get_window_extent())
-    for one, other in itertools.pairwise(axes.get_yticklabels()):
-        assert not one.get_window_extent().overlaps(other.get_window_extent())
-    cell = axes.get_window_extent()
-    assert min(cell.width, cell.height) > 100  # the names leave room for the data
-    for text in axes.texts:
-        for legend in figure.legends:
+    for names in (axes.get_xticklabels(), axes.get_yticklabels(), axes.texts):
+        for one, other in itertools.pairwise(names):
+            if not one.get_rotation():
+                assert not one.get_window_extent().overlaps(other.get_window_extent())
+    for legend in figure.legends:
+        for text in axes.texts:
             assert not text.get_window_extent().overlaps(legend.get_window_extent())
+
+
+@pytest.mark.filterwarnings("error")  # matplotlib warns when a layout does not fit
+def test_long_names_leave_the_axes_their_size():
+    for figure in (curves(), curves(tasks=[3 * name for name in LONG[:4]])):
+        figure.draw_without_rendering()
+        box = figure.axes[0].get_window_extent()
+        assert box.width / figure.dpi > 5
+        assert box.height / figure.dpi > 2.8
+
+
+def test_names_are_never_read_as_formulas():
+    figure = curves(tasks=["$a_b$", "b"])
+    axes, bar = matrix_figure([[1.0, 2.0]], ["$a_b$", "b"], name="in $_$").axes
+    names = [*axes.get_xticklabels(), *axes.get_yticklabels(), bar.yaxis.label]
+    names += [*figure.legends[0].get_texts(), *figure.axes[0].texts, figure.axes[0].yaxis.label]
+    assert not any(name.get_parse_math() for name in names)
 
 
 @pytest.mark.parametrize(

@@ -81,7 +81,8 @@ class Probe:
         blocks: Sequence[Block],
     ) -> None:
         """Forget the last task's samples and choose this one's, if its dataset can be read."""
-        self._blocks, self._candidates, self._typical, self.snapshot_states = blocks, [], [], {}
+        self._blocks, self.snapshot_states = blocks, {}
+        self._candidates, self._typical, self._restored = [], [], []
         available = training_samples(trainer.train_dataloader)
         if available is not None and available < self.typical_samples:
             raise ValueError(

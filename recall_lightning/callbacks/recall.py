@@ -1,7 +1,7 @@
 """RECALL inside training: merge snapshot and live weights, block by block."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -235,7 +235,7 @@ class RecallCallback(TaskAwareCallback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned."""
         super().load_state_dict(state_dict)
-        self.history = state_dict["history"]
+        self.history = list(state_dict["history"])
         snapshot = state_dict["snapshot"]
         self.snapshot = None if snapshot is None else Snapshot(snapshot)
         self._probe.load_state_dict(state_dict["probe"])
@@ -261,14 +261,14 @@ class RecallCallback(TaskAwareCallback):
     def _merge(self, trainer: Trainer, pl_module: LightningModule, snapshot: Snapshot) -> None:
         """Measure, compute and check everything, then write; or refuse and write nothing."""
         live = named_weights(pl_module)
+        started = time.perf_counter()
         with _misconfiguration():
             snapshot.check_matches(live)
-        started = time.perf_counter()
-        similarity = self._similarity(trainer, pl_module)
-        probed = time.perf_counter()
+            similarity = self._similarity(trainer, pl_module)
+            probed = time.perf_counter()
+            inputs = MergeInputs(self.blocks, similarity, live, snapshot)
+            coefficient = _checked(self.rule.coefficients(inputs), self.blocks)
         drift = {block.name: relative_drift(live, snapshot, block.weights) for block in self.blocks}
-        inputs = MergeInputs(self.blocks, similarity, live, snapshot)
-        coefficient = {name: float(w) for name, w in self.rule.coefficients(inputs).items()}
         try:
             lerp_(live, snapshot, {w: coefficient[b.name] for b in self.blocks for w in b.weights})
         except ValueError as error:
@@ -316,6 +316,20 @@ def _check_arguments(every: object, typical_samples: int, pool_size: int) -> Non
             f"pool_size={pool_size} must be at least typical_samples={typical_samples}, which are "
             "chosen from the pool"
         )
+
+
+def _checked(coefficients: Mapping[str, float], blocks: list[Block]) -> dict[str, float]:
+    """Check what a rule returned; NaN passes, for the kernel to refuse the merge."""
+    names = [block.name for block in blocks]
+    for name in names:
+        if name not in coefficients:
+            raise ValueError(f"the rule gave no coefficient for block {name}")
+        if coefficients[name] < 0 or coefficients[name] > 1:
+            raise ValueError(
+                f"the rule gave block {name} the coefficient {float(coefficients[name])}: the "
+                "snapshot's weight lies in [0, 1]"
+            )
+    return {name: float(coefficients[name]) for name in names}
 
 
 def _as_scalars(record: dict[str, Any]) -> dict[str, float]:

@@ -63,15 +63,19 @@ def _callable_module(module: nn.Module, blocks: Sequence[Block]) -> nn.Module:
 
 
 def _defines_forward(module: nn.Module) -> bool:
-    definition = inspect.unwrap(type(module).forward)
+    definition = inspect.unwrap(type(_uncompiled(module)).forward)
     return definition.__module__ not in ("torch.nn.modules.module", _LIGHTNING_MODULE)
+
+
+def _uncompiled(module: nn.Module) -> nn.Module:
+    return getattr(module, "_orig_mod", module)
 
 
 _LIGHTNING_MODULE = "lightning.pytorch.core.module"
 
 
 def _bind(target: nn.Module, batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    original = getattr(target, "_orig_mod", target)  # what torch.compile wraps
+    original = _uncompiled(target)
     parameters = inspect.signature(original.forward).parameters.values()
     named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     required = [p.name for p in parameters if p.default is p.empty and p in named]

@@ -77,6 +77,7 @@ def test_seed_alone_decides() -> None:
 def test_source_files_are_the_library_alone() -> None:
     files = _source_files(0)
     assert len(files) > 200
+    assert files == _source_files(0) != _source_files(1)
     assert any(path.name == "argparse.py" for path in files)
     folders = {part for path in files for part in path.parts[:-1]}
     assert not folders & {"test", "site-packages", "idlelib", "encodings", "pydoc_data"}

@@ -148,6 +148,14 @@ def test_training_lowers_the_loss(module: CausalLMModule) -> None:
     assert "train/loss" in fit.callback_metrics
 
 
+def test_model_is_not_given_the_number_of_bytes(module: CausalLMModule) -> None:
+    given: set[str] = set()
+    module.model.register_forward_pre_hook(lambda _, a, kw: given.update(kw), with_kwargs=True)
+    data = loader(samples(3, seed=0, num_bytes=True))
+    trainer(fast_dev_run=True).fit(module, data, data)
+    assert given == {"input_ids", "attention_mask", "labels"}
+
+
 def test_metrics_are_no_part_of_a_checkpoint(module: CausalLMModule) -> None:
     before = set(module.state_dict())
     trainer().validate(module, [loader(samples(3, 0))] * 2, verbose=False)

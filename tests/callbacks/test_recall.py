@@ -1,0 +1,469 @@
+import math
+
+import pytest
+import torch
+import transformers
+from conftest import Plain, loader, quiet_trainer, task_data
+from lightning.pytorch import LightningModule
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import nn
+from torch.utils.data import DataLoader, IterableDataset
+
+from recall_lightning import MergeRule, RecallCallback, TaskStream
+from recall_lightning.snapshots import Snapshot, named_weights
+
+SMALL = {"typical_samples": 8, "pool_size": 32}
+
+
+def recall(**kwargs):
+    return RecallCallback(**(SMALL | kwargs))
+
+
+def weights_of(model):
+    return {name: tensor.detach().clone() for name, tensor in named_weights(model).items()}
+
+
+def same(one, other):
+    return all(torch.equal(one[name], other[name]) for name in one)
+
+
+class Fixed(MergeRule):
+    """A rule of the user's own."""
+
+    uses_representations = False
+
+    def __init__(self, coefficients):
+        self.given = coefficients
+
+    def coefficients(self, inputs):
+        return {b.name: self.given.get(b.name, 0.0) for b in inputs.blocks}
+
+
+def test_every_block_is_merged_with_its_own_coefficient():
+    class Spy(RecallCallback):
+        def _merge(self, trainer, pl_module, snapshot):
+            self.live, self.then = weights_of(pl_module), dict(snapshot)
+            super()._merge(trainer, pl_module, snapshot)
+            self.merged = weights_of(pl_module)
+
+    spy = Spy(every=1.0, **SMALL)
+    quiet_trainer(spy).fit(Plain(), loader(0))
+    coefficient = spy.history[-1]["coefficient"]
+    assert len(set(coefficient.values())) == 3
+    for block in spy.blocks:
+        for name in block.weights:
+            w = coefficient[block.name]
+            expected = (1 - w) * spy.live[name] + w * spy.then[name]
+            torch.testing.assert_close(spy.merged[name], expected)
+
+
+def test_blocks_that_drifted_more_keep_more_of_the_new():
+    callback = recall(every=1.0)
+    quiet_trainer(callback, max_epochs=3).fit(Plain(), loader(0))
+    record = callback.history[-1]
+    by_similarity = sorted(record["similarity"], key=record["similarity"].get)
+    by_coefficient = sorted(record["coefficient"], key=record["coefficient"].get)
+    assert by_similarity == by_coefficient
+    spread = max(record["coefficient"].values()) - min(record["coefficient"].values())
+    assert spread > 0.02
+
+
+def test_a_run_that_never_merges_is_bit_identical_to_one_without_the_callback():
+    class Never(RecallCallback):
+        def should_merge(self, step_in_task, task_steps):
+            return False
+
+    def train(*callbacks):
+        torch.manual_seed(7)
+        model = Plain(nn.Sequential(nn.Linear(8, 16), nn.Dropout(), nn.Linear(16, 2)))
+        quiet_trainer(*callbacks, max_epochs=3).fit(model, loader(0))
+        return weights_of(model)
+
+    assert same(train(), train(Never(**SMALL)))
+    assert not same(train(), train(recall()))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "steps"),
+    [
+        ({"every": 0.25}, [2, 4, 6, 8]),
+        ({"every": 3}, [3, 6, 8]),
+        ({"every": 3, "at_task_end": False}, [3, 6]),
+        ({"every": 0.5, "at_task_end": False}, [4]),
+        ({"every": 1.0}, [8]),
+        ({"every": 100}, [8]),
+    ],
+)
+def test_the_schedule(arguments, steps):
+    callback = recall(**arguments)
+    quiet_trainer(callback).fit(Plain(), loader(0))
+    assert [record["step"] for record in callback.history] == steps
+
+
+def test_merges_fall_between_optimizer_steps_only():
+    class Watched(Plain):
+        def on_train_batch_end(self, outputs, batch, batch_idx):
+            self.clean = all(p.grad is None or not p.grad.any() for p in self.parameters())
+
+    callback = recall(every=1)
+    model = Watched()
+    quiet_trainer(callback, accumulate_grad_batches=4).fit(model, loader(0))
+    assert [record["step"] for record in callback.history] == [1, 2]
+
+
+def test_the_first_task_can_be_left_alone():
+    callback, model = recall(merge_first_task=False), Plain()
+    for task in range(2):
+        quiet_trainer(callback).fit(model, loader(task))
+    assert {record["task"] for record in callback.history} == {1}
+
+
+def test_the_snapshot_is_the_weights_at_the_boundary():
+    callback, model = recall(every=2), Plain()
+    quiet_trainer(callback).fit(model, loader(0))
+    boundary = weights_of(model)
+    quiet_trainer(callback).fit(model, loader(1))
+    assert same(dict(callback.snapshot), boundary)
+
+
+def test_history_is_plain_and_complete():
+    callback = recall()
+    quiet_trainer(callback).fit(Plain(), loader(0))
+    record = callback.history[0]
+    assert set(record) == {
+        "task", "step", "similarity", "coefficient", "drift", "probe_seconds", "merge_seconds"
+    }  # fmt: skip
+    names = [block.name for block in callback.blocks]
+    for measured in ("similarity", "coefficient", "drift"):
+        assert list(record[measured]) == names
+        assert all(type(value) is float for value in record[measured].values())
+    assert record["drift"]["net.0"] > 0
+
+
+def test_uniform_merging_needs_no_probe():
+    callback = recall(rule="uniform", strength=0.4)
+    quiet_trainer(callback).fit(Plain(), loader(0))
+    assert set(callback.history[0]["coefficient"].values()) == {0.4}
+    assert callback.history[0]["similarity"] == {}
+
+
+def test_what_is_merged_is_logged(tmp_path):
+    logger = CSVLogger(tmp_path)
+    quiet_trainer(recall(), logger=logger).fit(Plain(), loader(0))
+    header = (tmp_path / "lightning_logs/version_0/metrics.csv").read_text().split("\n")[0]
+    for key in ("similarity/net.0", "coefficient/net.2", "drift/net.4", "probe_seconds"):
+        assert f"recall/{key}" in header
+
+
+def test_an_iterable_dataset_is_read_once_and_by_training_alone():
+    class Once(IterableDataset):
+        read = 0
+
+        def __iter__(self):
+            for sample in task_data(0):
+                Once.read += 1
+                yield sample
+
+    callback = recall(every=3)
+    quiet_trainer(callback).fit(Plain(), DataLoader(Once(), batch_size=8))
+    assert Once.read == 64
+    assert [record["step"] for record in callback.history] == [3, 6, 8]
+
+
+def test_candidates_from_training_are_measured_under_the_snapshots_weights():
+    """The pool is full after four steps: the snapshot's states must not be the live model's."""
+    stream = DataLoader(
+        list(task_data(0)),
+        batch_size=8,
+        sampler=torch.utils.data.WeightedRandomSampler([1.0] * 64, 64),
+    )
+    callback, model = recall(every=8), Plain()
+    before = Snapshot.take(model)
+    quiet_trainer(callback).fit(model, stream)
+    assert same(dict(callback.snapshot), dict(before))
+    probe = callback._probe
+    with before.applied_to(model):
+        states = model.net[:2](probe._typical[0][0])
+    torch.testing.assert_close(probe.snapshot_states["net.0"], states)
+
+
+class BatchNormCNN(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(),
+            nn.Conv2d(4, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(),
+        )  # fmt: skip
+        self.head = nn.Linear(8, 2)
+
+    def forward(self, images):
+        return self.head(self.features(images).mean(dim=(2, 3)))
+
+
+class Batches(LightningModule):
+    """Trains any model by any loss on any batch."""
+
+    def __init__(self, model, loss):
+        super().__init__()
+        self.model, self.loss = model, loss
+
+    def training_step(self, batch, batch_idx):
+        return self.loss(self.model, batch)
+
+    def configure_optimizers(self):
+        return torch.optim.AdamW(self.parameters(), lr=1e-2)
+
+
+class Seq2Seq(Batches):
+    def forward(self, source, target):
+        return self.model(source, target)
+
+
+def cross_entropy(model, batch):
+    output = model(batch[0])
+    logits = output if isinstance(output, torch.Tensor) else output.logits
+    return nn.functional.cross_entropy(logits, batch[1])
+
+
+def images(count=32):
+    return list(zip(torch.randn(count, 1, 8, 8), torch.randint(0, 2, (count,)), strict=True))
+
+
+def encodings(items):
+    ids = torch.stack(items)
+    return transformers.BatchEncoding(
+        {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
+    )
+
+
+def vit():
+    config = transformers.ViTConfig(
+        hidden_size=8, intermediate_size=8, num_hidden_layers=2, num_attention_heads=2,
+        image_size=8, patch_size=4, num_channels=1, num_labels=2,
+    )  # fmt: skip
+    return transformers.ViTForImageClassification(config)
+
+
+def llama():
+    config = transformers.LlamaConfig(
+        vocab_size=16, hidden_size=8, intermediate_size=8, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=2,
+    )  # fmt: skip
+    return transformers.LlamaForCausalLM(config)
+
+
+CASES = {
+    "cnn with batchnorm": lambda: (
+        Batches(BatchNormCNN(), cross_entropy),
+        DataLoader(images(), batch_size=8),
+    ),
+    "vit": lambda: (Batches(vit(), cross_entropy), DataLoader(images(), batch_size=8)),
+    "llama": lambda: (
+        Batches(llama(), lambda model, batch: model(**batch).loss),
+        DataLoader(torch.randint(0, 16, (32, 6)), batch_size=8, collate_fn=encodings),
+    ),
+    "encoder-decoder": lambda: (
+        Seq2Seq(
+            nn.Transformer(8, 2, 1, 1, 16, batch_first=True),
+            lambda model, batch: model(batch[0], batch[1]).square().mean(),
+        ),
+        DataLoader(
+            list(zip(torch.randn(32, 5, 8), torch.randn(32, 7, 8), strict=True)), batch_size=8
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_models_of_every_kind_are_merged_as_they_are(case):
+    module, data = CASES[case]()
+    callback = recall(every=2)
+    quiet_trainer(callback).fit(module, data)
+    record = callback.history[-1]
+    assert len(record["coefficient"]) >= 2
+    assert all(0.26 < value <= 0.5 for value in record["coefficient"].values())
+
+
+def test_batchnorm_statistics_are_merged_with_their_block():
+    module, data = CASES["cnn with batchnorm"]()
+    callback = recall(every=1.0, rule=Fixed({"model.features.0": 1.0}))
+    then = module.model.features[1].running_mean.clone()
+    quiet_trainer(callback).fit(module, data)
+    assert torch.equal(module.model.features[1].running_mean, then)
+    assert not torch.equal(module.model.features[4].running_mean, torch.zeros(8))
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-true", "bf16-mixed", "64-true"])
+def test_precisions(precision):
+    callback = recall(every=4)
+    quiet_trainer(callback, precision=precision).fit(Plain(), loader(0))
+    assert all(0.26 < w <= 0.5 for r in callback.history for w in r["coefficient"].values())
+
+
+def test_a_resumed_run_ends_like_the_uninterrupted_one(tmp_path):
+    pairs = [(task_data(task), task_data(task, 16)) for task in range(2)]
+    data = TaskStream.from_datasets(pairs, batch_size=8, epochs_per_task=2)
+
+    class Checkpoint(RecallCallback):
+        def on_train_epoch_end(self, trainer, pl_module):
+            trainer.save_checkpoint(tmp_path / f"{trainer.current_epoch}.ckpt")
+
+    def train(ckpt_path=None):
+        torch.manual_seed(0)
+        model, callback = Plain(), Checkpoint(every=0.2, **SMALL)
+        trainer = quiet_trainer(callback, max_epochs=4, reload_dataloaders_every_n_epochs=1)
+        trainer.fit(model, datamodule=data, ckpt_path=ckpt_path)
+        return weights_of(model), [record["coefficient"] for record in callback.history]
+
+    whole = train()
+    for epoch in range(3):
+        weights, coefficients = train(tmp_path / f"{epoch}.ckpt")
+        assert coefficients == whole[1]
+        assert same(weights, whole[0])
+
+
+class Logs(Plain):
+    """A forward that logs and draws random numbers."""
+
+    def forward(self, inputs):
+        self.log("noise", torch.rand(()))
+        return self.net(inputs)
+
+
+def test_what_a_forward_logs_while_probed_is_not_logged():
+    trainer = quiet_trainer(recall())
+    trainer.fit(Logs(), loader(0))
+    assert "noise" not in trainer.callback_metrics
+
+
+class Diverges(Plain):
+    def on_train_batch_start(self, batch, batch_idx):
+        if batch_idx == 5:
+            nn.init.constant_(self.net[2].weight, float("nan"))
+
+
+def test_a_merge_of_weights_that_are_not_finite_is_refused_and_reported():
+    callback, model = recall(every=3), Diverges()
+    with pytest.warns(UserWarning, match="merge refused at step 6, weights kept"):
+        quiet_trainer(callback).fit(model, loader(0))
+    assert [record["step"] for record in callback.history] == [3]
+    assert model.net[0].weight.isnan().sum() in (0, model.net[0].weight.numel())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"rule": "mean"}, "rule='mean' is unknown"),
+        ({"every": 0}, "every=0 must be"),
+        ({"every": -0.5}, "every=-0.5 must be"),
+        ({"every": 1.5}, "every=1.5 must be"),
+        ({"every": True}, "every=True must be"),
+        ({"every": math.nan}, "every=nan must be"),
+        ({"typical_samples": 1}, "typical_samples=1 must be 2 or more"),
+        ({"pool_size": 4}, "pool_size=4 must be at least typical_samples=8"),
+        ({"temperature": -1.0}, "temperature=-1.0"),
+    ],
+)
+def test_bad_arguments_are_refused_at_once(arguments, message):
+    with pytest.raises(MisconfigurationException, match=message):
+        recall(**arguments)
+
+
+def fails_at_start(module, data, message, **arguments):
+    callback = recall(**arguments)
+    with pytest.raises(MisconfigurationException, match=message):
+        quiet_trainer(callback).fit(module, data)
+    assert callback.history == []
+
+
+def test_fewer_data_than_typical_samples():
+    fails_at_start(Plain(), loader(0, samples=5), "typical_samples=8 cannot be chosen from the 5")
+
+
+def test_a_pattern_that_matches_nothing():
+    fails_at_start(Plain(), loader(0), r"'layers\.\*' matches no module", blocks=["layers.*"])
+
+
+def test_a_model_without_blocks():
+    class Bare(Plain):
+        def __init__(self):
+            super().__init__(nn.Identity())
+            self.matrix = nn.Parameter(torch.randn(8, 2))
+
+        def training_step(self, batch, batch_idx):
+            return nn.functional.cross_entropy(batch[0] @ self.matrix, batch[1])
+
+    fails_at_start(Bare(), loader(0), "no block was found in Bare: name its blocks")
+
+
+def test_inputs_that_cannot_be_found_say_what_to_pass_and_passing_it_helps():
+    class Named(Plain):
+        def training_step(self, batch, batch_idx):
+            return super().training_step((batch["image"], batch["label"]), batch_idx)
+
+    data = [{"image": x, "label": y} for x, y in task_data(0)]
+    loading = DataLoader(data, batch_size=8)
+    fails_at_start(
+        Named(), loading, "entries image, label.*Pass probe_forward=lambda module, batch"
+    )
+    callback = recall(probe_forward=lambda module, batch: module.net(batch["image"]))
+    quiet_trainer(callback).fit(Named(), loading)
+    assert len(callback.history) == 4
+
+
+def test_a_probe_that_is_not_finite():
+    class Overflows(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = Plain().net
+
+        def forward(self, inputs):
+            return self.layers(inputs) if self.training else self.layers(inputs * math.inf)
+
+    fails_at_start(Plain(Overflows()), loader(0), "hold NaN or infinite values")
+
+
+def test_a_fraction_of_a_task_without_length():
+    class Endless(IterableDataset):
+        def __iter__(self):
+            yield from task_data(0)
+
+    fails_at_start(Plain(), DataLoader(Endless(), batch_size=8), "every=0.25 is a fraction")
+
+
+@pytest.mark.parametrize(
+    ("coefficients", "message"),
+    [({}, "no coefficient for block net.0"), ({"net.0": 1.5}, "block net.0 the coefficient 1.5")],
+)
+def test_what_a_rule_returns_is_checked(coefficients, message):
+    class Bad(Fixed):
+        def coefficients(self, inputs):
+            return self.given
+
+    model = Plain()
+    with pytest.raises(MisconfigurationException, match=message):
+        quiet_trainer(recall(rule=Bad(coefficients))).fit(model, loader(0))
+
+
+def test_a_model_that_changed_since_the_snapshot():
+    class Grows(Plain):
+        def on_train_batch_start(self, batch, batch_idx):
+            if batch_idx == 1:
+                self.net[0] = nn.Linear(8, 20)
+                self.net[2] = nn.Linear(20, 16)
+
+    with pytest.raises(
+        MisconfigurationException, match="no longer matches the model.*net.0.weight"
+    ):
+        quiet_trainer(recall()).fit(Grows(), loader(0))
+
+
+def test_a_strategy_that_cannot_work_is_named():
+    from lightning.pytorch.strategies import FSDPStrategy
+
+    callback = recall()
+    trainer = quiet_trainer()
+    trainer.strategy.__class__ = FSDPStrategy
+    with pytest.raises(MisconfigurationException, match="does not support FSDPStrategy"):
+        callback.setup(trainer, Plain(), "fit")
