@@ -77,7 +77,7 @@ def main(args: Sequence[str] | None = None) -> None:
             args=None if args is None else given,
             save_config_kwargs={"overwrite": True},
             seed_everything_default=0,
-            parser_kwargs={name: defaults for name in RecallCLI.subcommands()},
+            parser_kwargs=dict.fromkeys(RecallCLI.subcommands(), defaults),
         )
     except MisconfigurationException as error:
         print(f"recall-lightning: error: {error}", file=sys.stderr)

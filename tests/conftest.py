@@ -31,7 +31,7 @@ class Plain(LightningModule):
 
     def validation_step(self, batch, batch_idx, dataloader_idx=0):
         accuracy = (self.net(batch[0]).argmax(1) == batch[1]).float().mean()
-        self.log("val/acc", accuracy, batch_size=len(batch[1]))
+        self.log("val/acc", accuracy, batch_size=len(batch[1]), sync_dist=True)
 
     def configure_optimizers(self):
         return torch.optim.Adam(self.parameters(), lr=self.lr)

@@ -144,9 +144,9 @@ class ForgettingMonitor(TaskAwareCallback):
                 f"ForgettingMonitor: task {task} starts, and {len(self.matrix)} tasks were "
                 "validated at their end: every task needs a validation after its last batch"
             )
-        loaders = len(trainer.num_val_batches)
-        self._check_loaders(trainer, loaders)
         self._check_validation_falls_on_task_end(trainer, task)
+        if trainer.num_val_batches:  # empty until the first epoch that validates
+            self._check_loaders(trainer, len(trainer.num_val_batches))
         self._boundaries.append((trainer.global_step, self.task_name(trainer, task)))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -454,7 +454,7 @@ def test_a_model_that_changed_since_the_snapshot():
                 self.net[2] = nn.Linear(20, 16)
 
     with pytest.raises(
-        MisconfigurationException, match="no longer matches the model.*net.0.weight"
+        MisconfigurationException, match=r"no longer matches the model.*net.0.weight"
     ):
         quiet_trainer(recall()).fit(Grows(), loader(0))
 

@@ -159,7 +159,7 @@ def test_a_compiled_model_is_measured_too():
 def test_errors_name_the_block():
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     blocks = find_blocks(model)
-    with pytest.raises(ValueError, match="block.* 1 computed nothing"):
+    with pytest.raises(ValueError, match=r"block.* 1 computed nothing"):
         hidden_states(model, blocks, [torch.ones(3, 2)], lambda m, b: m[0](b))
     with pytest.raises(ValueError, match="put out 2 rows for a batch of 3"):
         hidden_states(model, blocks, [torch.ones(3, 2)], lambda m, b: m(b[:2]))

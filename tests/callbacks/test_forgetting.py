@@ -1,0 +1,222 @@
+import json
+
+import pytest
+import torch
+from conftest import Plain, loader, quiet_trainer, task_data
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from recall_lightning import ForgettingMonitor, RecallCallback, TaskStream, metrics
+
+
+def stream(tasks=3, **kwargs):
+    pairs = [(task_data(task), task_data(task, 16)) for task in range(tasks)]
+    return TaskStream.from_datasets(pairs, batch_size=8, **kwargs)
+
+
+def fit_stream(*callbacks, data=None, validate=True, **kwargs):
+    data = data or stream()
+    trainer = quiet_trainer(
+        *callbacks, max_epochs=data.total_epochs, reload_dataloaders_every_n_epochs=1, **kwargs
+    )
+    model = Plain()
+    if validate:
+        trainer.validate(model, data, verbose=False)
+    trainer.fit(model, datamodule=data)
+    return model
+
+
+def accuracy(model, task):
+    inputs, labels = task_data(task, 16).tensors
+    with torch.no_grad():
+        return float((model.net(inputs).argmax(1) == labels).float().mean())
+
+
+def test_the_matrix_holds_the_score_on_every_task_after_every_task():
+    monitor = ForgettingMonitor("val/acc")
+    model = fit_stream(monitor)
+    assert [len(row) for row in monitor.matrix] == [3, 3, 3]
+    assert monitor.matrix[-1] == pytest.approx([accuracy(model, task) for task in range(3)])
+    assert len(monitor.before) == 3
+
+
+def test_rows_are_measured_after_the_merge_at_the_tasks_end():
+    monitor = ForgettingMonitor("val/acc")
+    recall = RecallCallback(every=1.0, typical_samples=8, pool_size=32)
+    model = fit_stream(recall, monitor)
+    assert monitor.matrix[-1] == pytest.approx([accuracy(model, task) for task in range(3)])
+
+
+def test_one_fit_a_task_fills_the_same_matrix():
+    monitor, model = ForgettingMonitor("val/acc"), Plain()
+    validation = [loader(task, 16, shuffle=False) for task in range(3)]
+    for task in range(3):
+        quiet_trainer(monitor).fit(model, loader(task), validation)
+    assert [len(row) for row in monitor.matrix] == [3, 3, 3]
+    assert monitor.matrix[-1] == pytest.approx([accuracy(model, task) for task in range(3)])
+
+
+def test_a_single_validation_loader_is_read_under_its_plain_name():
+    monitor = ForgettingMonitor("val/acc")
+    quiet_trainer(monitor).fit(Plain(), loader(0), loader(0, 16, shuffle=False))
+    assert len(monitor.matrix[0]) == 1
+
+
+def test_a_growing_list_of_loaders_does_not_mistake_the_old_name_for_a_score():
+    monitor, model = ForgettingMonitor("val/acc"), Plain()
+    trainer = quiet_trainer(monitor)
+    validation = [loader(task, 16, shuffle=False) for task in range(2)]
+    trainer.fit(model, loader(0), validation[:1])
+    trainer.fit_loop.max_epochs += 1
+    trainer.fit(model, loader(1), validation)
+    assert monitor.matrix[1] == pytest.approx([accuracy(model, task) for task in range(2)])
+
+
+def test_the_summary_is_the_metrics_of_the_matrix():
+    monitor = ForgettingMonitor("val/acc")
+    fit_stream(monitor)
+    summary = monitor.summary()
+    assert summary["forgetting"] == float(metrics.forgetting(monitor.matrix))
+    assert summary["forward_transfer"] == float(
+        metrics.forward_transfer(monitor.matrix, monitor.before)
+    )
+
+
+def test_files_of_a_run(tmp_path):
+    monitor = ForgettingMonitor("val/acc", folder=str(tmp_path))
+    fit_stream(RecallCallback(typical_samples=8, pool_size=32), monitor)
+    content = json.loads((tmp_path / "task_matrix.json").read_text())
+    assert content["matrix"] == monitor.matrix
+    assert content["forgetting_variant"] == "since_trained"
+    assert content["seconds"] > 0
+    for name in ("task_matrix.png", "curves.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_without_a_logger_the_terminal_shows_it_and_nothing_is_written(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    fit_stream(ForgettingMonitor("val/acc"))
+    shown = capsys.readouterr().out
+    assert "after 'task 1': average" in shown
+    assert "after task 2" in shown
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_csv_gets_every_score_against_the_task(tmp_path):
+    fit_stream(ForgettingMonitor("val/acc"), logger=CSVLogger(tmp_path, name="run"))
+    folder = tmp_path / "run" / "version_0"
+    header = (folder / "metrics.csv").read_text().split("\n")[0].split(",")
+    names = ["task", "average", "backward_transfer", "forward_transfer", "forgetting", "plasticity"]
+    for name in [*names, "task 0", "task 2"]:
+        assert f"continual/{name}" in header
+    assert (folder / "task_matrix.json").exists()
+
+
+def test_tensorboard_gets_scalars_and_images(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    recall = RecallCallback(typical_samples=8, pool_size=32)
+    logger = TensorBoardLogger(tmp_path, name="run")
+    fit_stream(recall, ForgettingMonitor("val/acc"), logger=logger)
+    events = EventAccumulator(logger.log_dir).Reload().Tags()
+    assert {"continual/forgetting", "recall/drift/net.0"} <= set(events["scalars"])
+    assert {"continual/matrix_image", "recall/coefficients/task 1"} <= set(events["images"])
+
+
+def test_wandb_gets_scalars_the_matrix_as_table_and_image_and_the_heatmaps(tmp_path):
+    import wandb
+
+    logger = WandbLogger(project="p", save_dir=tmp_path, offline=True)
+    recall = RecallCallback(typical_samples=8, pool_size=32)
+    fit_stream(recall, ForgettingMonitor("val/acc"), logger=logger)
+    summary = dict(logger.experiment.summary)
+    logger.experiment.finish()
+    wandb.teardown()
+    for key in ("continual/forgetting", "continual/task", "recall/coefficient/net.0"):
+        assert key in summary
+    media = {
+        path.name.rpartition("_")[0] for path in tmp_path.rglob("media/**/*") if path.is_file()
+    }
+    written = " ".join(map(str, tmp_path.rglob("media/**/*")))
+    assert "matrix_image" in written
+    assert "coefficients" in written
+    assert any(path.suffix == ".json" for path in tmp_path.rglob("media/table/**/*")), media
+    assert list(tmp_path.rglob("task_matrix.json"))
+
+
+def test_a_resumed_run_keeps_its_rows(tmp_path):
+    class Checkpoint(ForgettingMonitor):
+        def on_validation_end(self, trainer, pl_module):
+            super().on_validation_end(trainer, pl_module)
+            if trainer.state.fn == "fit":
+                trainer.save_checkpoint(tmp_path / f"{trainer.current_epoch}.ckpt")
+
+    whole = Checkpoint("val/acc")
+    fit_stream(whole)
+    resumed = Checkpoint("val/acc")
+    trainer = quiet_trainer(resumed, max_epochs=3, reload_dataloaders_every_n_epochs=1)
+    trainer.fit(Plain(), datamodule=stream(), ckpt_path=tmp_path / "1.ckpt")
+    assert resumed.matrix == whole.matrix
+    assert resumed.before == whole.before
+
+
+@pytest.mark.parametrize(
+    ("monitor", "higher"),
+    [
+        ("val/acc", True), ("val_loss", False), ("val/perplexity", False), ("test/f1", True),
+        ("bits_per_byte", False), ("valid/top1-accuracy", True),
+    ],
+)  # fmt: skip
+def test_the_direction_is_told_from_the_name(monitor, higher):
+    assert ForgettingMonitor(monitor).higher_is_better is higher
+    assert ForgettingMonitor(monitor, mode="max").higher_is_better
+
+
+def test_a_name_that_tells_no_direction_asks_for_one():
+    with pytest.raises(MisconfigurationException, match=r"'val/reward'.*pass mode='max' or"):
+        ForgettingMonitor("val/reward")
+    with pytest.raises(MisconfigurationException, match="mode='up'"):
+        ForgettingMonitor("val/acc", mode="up")
+
+
+def test_a_metric_that_is_not_logged_is_named_with_those_that_are():
+    with pytest.raises(
+        MisconfigurationException,
+        match=r"'val/f1/dataloader_idx_0' was not logged; logged were val/acc/dataloader_idx_0",
+    ):
+        fit_stream(ForgettingMonitor("val/f1"))
+
+
+def test_too_few_validation_loaders_for_a_stream():
+    class OneLoader(type(stream())):
+        def val_dataloader(self):
+            return super().val_dataloader()[:1]
+
+    data = stream()
+    data.__class__ = OneLoader
+    with pytest.raises(
+        MisconfigurationException, match="3 tasks need a validation dataloader each"
+    ):
+        fit_stream(ForgettingMonitor("val/acc"), data=data, validate=False)
+
+
+def test_too_few_validation_loaders_for_the_second_fit():
+    monitor, model = ForgettingMonitor("val/acc"), Plain()
+    quiet_trainer(monitor).fit(model, loader(0), loader(0, shuffle=False))
+    with pytest.raises(MisconfigurationException, match=r"task 1 \(counted from 0\) needs 2"):
+        quiet_trainer(monitor).fit(model, loader(1), loader(1, shuffle=False))
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"check_val_every_n_epoch": 2}, "ends with epoch 0.*check_val_every_n_epoch=2"),
+        ({"val_check_interval": 3}, "has 8 batches an epoch, and validation every 3"),
+    ],
+)
+def test_a_validation_that_misses_a_tasks_end_is_refused_early(kwargs, message):
+    with pytest.raises(MisconfigurationException, match=message):
+        fit_stream(ForgettingMonitor("val/acc"), **kwargs)

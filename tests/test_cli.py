@@ -1,0 +1,105 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from recall_lightning.cli import _defaults_beside, main
+
+RECIPES = Path(__file__).parent.parent / "recipes"
+SMALL = ["--trainer.enable_progress_bar=false", "--trainer.accelerator=cpu"]
+
+
+def run(*args):
+    main([str(arg) for arg in args])
+
+
+def fit(tmp_path, recipe="digits_rotated", *args):
+    logger = f"--trainer.logger.init_args.save_dir={tmp_path}"
+    data = ["--data.init_args.num_tasks=2", "--data.init_args.epochs_per_task=1"]
+    run("fit", "-c", RECIPES / f"{recipe}.yaml", logger, *data, *SMALL, *args)
+    return tmp_path / recipe / "version_0"
+
+
+@pytest.fixture(autouse=True)
+def _only_these_arguments(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["recall-lightning"])
+
+
+def printed_config(capsys, *args):
+    with pytest.raises(SystemExit) as stopped:
+        run("fit", *args, "--print_config")
+    assert stopped.value.code == 0
+    return yaml.safe_load(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("recipe", ["stdlib_text", "digits_rotated", "digits_split"])
+def test_every_recipe_is_an_overlay_on_the_defaults(recipe, capsys):
+    config = printed_config(capsys, "-c", RECIPES / f"{recipe}.yaml")
+    assert config["trainer"]["logger"]["init_args"]["name"] == recipe
+    assert config["trainer"]["num_sanity_val_steps"] == 0
+    assert config["recall"]["merge_first_task"] is False
+
+
+def test_options_override_the_recipe(capsys):
+    config = printed_config(
+        capsys, "-c", RECIPES / "digits_rotated.yaml", "--recall.every", "0.1",
+        "--recall.rule", "cka", "--trainer.logger", "WandbLogger",
+    )  # fmt: skip
+    assert config["recall"]["every"] == 0.1
+    assert config["recall"]["rule"] == "cka"
+    assert config["trainer"]["logger"]["class_path"].endswith("WandbLogger")
+
+
+def test_a_number_of_steps_stays_an_integer_and_a_fraction_a_float(capsys):
+    recipe = RECIPES / "digits_rotated.yaml"
+    steps = printed_config(capsys, "-c", recipe, "--recall.every", "5")["recall"]["every"]
+    whole = printed_config(capsys, "-c", recipe, "--recall.every", "1.0")["recall"]["every"]
+    assert type(steps) is int
+    assert type(whole) is float
+
+
+def test_a_run_leaves_its_files_and_resumes_and_validates(tmp_path):
+    folder = fit(tmp_path)
+    for name in ("config.yaml", "metrics.csv", "task_matrix.json", "task_matrix.png", "curves.png"):
+        assert (folder / name).exists(), name
+    checkpoint = next((folder / "checkpoints").glob("*.ckpt"))
+    before = json.loads((folder / "task_matrix.json").read_text())["before"]
+    assert len(before) == 2
+    recipe = RECIPES / "digits_rotated.yaml"
+    data = ["--data.init_args.num_tasks=2", f"--ckpt_path={checkpoint}"]
+    run("validate", "-c", recipe, *data, *SMALL, "--trainer.logger=false")
+
+
+def test_fine_tuning_merges_nothing(tmp_path):
+    header = fit(tmp_path, "digits_split", "--data.init_args.num_tasks=2", "--method=finetune")
+    columns = (header / "metrics.csv").read_text().split("\n")[0]
+    assert "continual/forgetting" in columns
+    assert "recall/" not in columns
+
+
+def test_too_few_epochs_are_one_sentence_and_exit_code_2(tmp_path, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        fit(tmp_path, "digits_rotated", "--trainer.max_epochs=1")
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err.strip().split("\n")[-1]
+    assert error.startswith("recall-lightning: error: max_epochs=1 does not cover the stream")
+
+
+def test_defaults_are_looked_for_beside_the_recipe(tmp_path):
+    (tmp_path / "defaults.yaml").touch()
+    recipe = str(tmp_path / "mine.yaml")
+    assert _defaults_beside(["fit", "-c", recipe]) == [str(tmp_path / "defaults.yaml")]
+    assert _defaults_beside(["fit", f"--config={recipe}"]) == [str(tmp_path / "defaults.yaml")]
+    assert _defaults_beside(["fit", "-c", str(tmp_path / "none" / "mine.yaml")]) == []
+
+
+def test_the_command_is_installed_and_helps():
+    shown = subprocess.run(
+        [sys.executable, "-m", "recall_lightning.cli", "fit", "--help"],
+        capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    for option in ("--method", "--recall.every", "--forgetting.monitor", "--trainer.max_epochs"):
+        assert option in shown

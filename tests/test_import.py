@@ -1,0 +1,20 @@
+import subprocess
+import sys
+
+HEAVY = ["sklearn", "transformers", "wandb", "pydoc_data.topics", "tensorboard"]
+
+
+def test_nothing_heavy_is_imported_before_it_is_used():
+    code = (
+        "import sys, lightning.pytorch; before = set(sys.modules); import recall_lightning;"
+        f"print([m for m in {HEAVY} if m in sys.modules and m not in before])"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert shown.stdout.strip() == "[]"
+
+
+def test_the_public_names_are_there_and_few():
+    import recall_lightning
+
+    assert all(hasattr(recall_lightning, name) for name in recall_lightning.__all__)
+    assert len(recall_lightning.__all__) <= 12
