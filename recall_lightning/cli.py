@@ -1,6 +1,7 @@
 """The command ``recall-lightning``: LightningCLI with a task stream, RECALL and the monitor."""
 
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -70,6 +71,8 @@ def main(args: Sequence[str] | None = None) -> None:
     Args:
         args: The command line without the program's name; by default ``sys.argv``'s.
     """
+    # Lightning 2.6 warns of its own use of torch's pytree at every validation
+    warnings.filterwarnings("ignore", ".*LeafSpec.*is deprecated")
     given = sys.argv[1:] if args is None else list(args)
     defaults = {"default_config_files": _defaults_beside(given)}
     try:

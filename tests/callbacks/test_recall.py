@@ -5,6 +5,7 @@ import torch
 import transformers
 from conftest import Plain, loader, quiet_trainer, task_data
 from lightning.pytorch import LightningModule
+from lightning.pytorch.callbacks import RichProgressBar, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
@@ -467,3 +468,16 @@ def test_a_strategy_that_cannot_work_is_named():
     trainer.strategy.__class__ = FSDPStrategy
     with pytest.raises(MisconfigurationException, match="does not support FSDPStrategy"):
         callback.setup(trainer, Plain(), "fit")
+
+
+@pytest.mark.parametrize("bar", [TQDMProgressBar, RichProgressBar])
+def test_task_and_merges_are_in_the_progress_bar(bar, capfd):
+    data = TaskStream.from_datasets([(task_data(0), task_data(0, 16))], names=["red"], batch_size=8)
+    trainer = quiet_trainer(
+        recall(), bar(), enable_progress_bar=True, reload_dataloaders_every_n_epochs=1
+    )
+    trainer.fit(Plain(), datamodule=data)
+    shown = "".join(capfd.readouterr())
+    assert "red" in shown
+    assert "merges" in shown
+    assert "get_metrics" not in vars(trainer.progress_bar_callback)

@@ -4,9 +4,8 @@ The task matrix holds every score of a run over a sequence of tasks: ``matrix[i,
 on task ``j`` after training on task ``i``, both counted from 0. The scores of the model before any
 training are no row of it; :func:`forward_transfer` takes them as ``baseline``.
 
-The module has two layers. Pure functions compute a number from a finished, or half finished,
-matrix. The :class:`torchmetrics.Metric` classes of the same names collect the matrix row by row
-while a model trains, and call those functions.
+These pure functions compute a number from a finished, or half finished, matrix; the classes of the
+same names in :mod:`recall_lightning.metrics.task_matrix` collect the matrix while a model trains.
 
 What all functions share:
 
@@ -30,25 +29,6 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
-
-__all__ = [
-    "Average",
-    "BackwardTransfer",
-    "Forgetting",
-    "ForgettingVariant",
-    "ForwardTransfer",
-    "Intransigence",
-    "Plasticity",
-    "TaskMatrixMetric",
-    "average",
-    "backward_transfer",
-    "forgetting",
-    "forward_transfer",
-    "gap_closed",
-    "intransigence",
-    "plasticity",
-]
 
 Scores = Tensor | Sequence[Any]
 """Scores as a tensor, an array, or nested sequences of numbers."""
@@ -184,7 +164,7 @@ def forgetting(
         >>> round(forgetting(matrix, "any_time").item(), 6)
         0.275
     """
-    _check_variant(variant)
+    check_variant(variant)
     scores = _task_matrix(matrix)
     last = len(scores) - 1
     rows = {
@@ -288,260 +268,6 @@ def gap_closed(method: float, finetune: float, joint: float) -> float:
     return 100 * float((method - finetune) / (joint - finetune))
 
 
-class TaskMatrixMetric(Metric):
-    """Base of the metrics that collect a task matrix row by row.
-
-    ``update(task, scores)`` sets the row of a task, overwriting what was there; ``compute()`` is
-    the value over the rows set so far, which must be those of the first tasks without a gap.
-    A call of the metric does both. A subclass defines ``_value(matrix)``.
-
-    Note:
-        The matrix has to outlive every epoch, so log ``metric.compute()`` rather than the metric
-        object, which Lightning would reset. For the same reason the matrix is part of the
-        ``state_dict``, so that a resumed run still has it.
-
-    Note:
-        Under data parallelism every process is expected to hold the same scores, reduced over
-        processes before ``update``. Synchronising keeps them as they are; a score that only some
-        processes hold is given to all.
-
-    Args:
-        num_tasks: Number T of tasks.
-        higher_is_better: Direction of the scores. The attribute ``metric.higher_is_better``, which
-            torchmetrics reads, is the direction of the metric's own value: it is True for
-            transfer, False for forgetting and intransigence, and this argument for the others.
-        **kwargs: Options of :class:`torchmetrics.Metric`.
-
-    Raises:
-        ValueError: If ``num_tasks`` is below 1.
-    """
-
-    is_differentiable = False
-    full_state_update = True
-
-    rows: Tensor
-    _forward_cache: Any
-
-    def __init__(self, num_tasks: int, higher_is_better: bool = True, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        if num_tasks < 1:
-            raise ValueError(f"`num_tasks` is {num_tasks}: pass the number of tasks, at least 1.")
-        self.num_tasks = num_tasks
-        self.scores_higher_is_better = higher_is_better
-        empty = torch.full((num_tasks, num_tasks), float("nan"))
-        self.add_state("rows", empty, dist_reduce_fx=_merge_replicas, persistent=True)
-
-    @property
-    def higher_is_better(self) -> bool:  # type: ignore[override]
-        """Whether a higher value of this metric is a better one."""
-        return self.scores_higher_is_better
-
-    def update(self, task: int, scores: Scores) -> None:
-        """Set the scores measured after training a task.
-
-        Args:
-            task: Index of the task just trained, 0 to T - 1.
-            scores: Scores on all tasks, (T,), NaN where none was measured. A row of NaN alone
-                counts as not set.
-
-        Raises:
-            ValueError: If ``task`` is out of range or ``scores`` has a wrong shape.
-        """
-        if not 0 <= task < self.num_tasks:
-            raise ValueError(
-                f"`task` is {task}, but this metric is over {self.num_tasks} tasks: "
-                f"pass an index from 0 to {self.num_tasks - 1}."
-            )
-        row = torch.as_tensor(scores, dtype=self.rows.dtype, device=self.rows.device)
-        if row.shape != (self.num_tasks,):
-            raise ValueError(
-                f"`scores` of task {task} has shape {tuple(row.shape)}: pass one score for each of "
-                f"the {self.num_tasks} tasks, NaN where none was measured."
-            )
-        # A new tensor, as one made under `inference_mode` could not be written to outside it.
-        rows = self.rows.clone()
-        rows[task] = row
-        self.rows = rows
-
-    def compute(self) -> Tensor:
-        """Compute the metric over the tasks trained so far.
-
-        Returns:
-            The value of the pure function of the same name, in the metric's dtype and on its
-            device.
-
-        Raises:
-            ValueError: If no row is set, or one before the last is missing, or the formula reads a
-                score that is NaN.
-        """
-        filled = ~self.rows.isnan().all(dim=1)
-        count = int(filled.sum())
-        if count == 0 or not filled[:count].all():
-            raise ValueError(
-                f"The rows of tasks {filled.nonzero().flatten().tolist()} are set, but they must "
-                "be those of the first tasks without a gap, starting at 0: call `update` for each "
-                "task in turn."
-            )
-        return self._value(self.rows[:count]).to(self.rows)
-
-    def forward(self, task: int, scores: Scores) -> Tensor:
-        """Set the scores of a task and compute the metric over all tasks trained so far."""
-        self.update(task, scores)
-        self._forward_cache = self.compute()
-        return self._forward_cache
-
-    def _value(self, matrix: Tensor) -> Tensor:
-        """The metric of the rows set so far, (N, T)."""
-        raise NotImplementedError
-
-
-class Average(TaskMatrixMetric):
-    """Average score on the tasks seen so far; see :func:`average`.
-
-    Example:
-        >>> metric = Average(num_tasks=2)
-        >>> metric.update(0, [0.75, 0.25])
-        >>> metric.compute()
-        tensor(0.7500)
-        >>> metric(1, [0.50, 1.00])
-        tensor(0.7500)
-    """
-
-    def _value(self, matrix: Tensor) -> Tensor:
-        return average(matrix, higher_is_better=self.scores_higher_is_better)
-
-
-class BackwardTransfer(TaskMatrixMetric):
-    """What later training did to earlier tasks; see :func:`backward_transfer`.
-
-    Example:
-        >>> metric = BackwardTransfer(num_tasks=2)
-        >>> metric.update(0, [0.75, 0.25])
-        >>> metric(1, [0.50, 1.00])
-        tensor(-0.2500)
-    """
-
-    higher_is_better = True
-
-    def _value(self, matrix: Tensor) -> Tensor:
-        return backward_transfer(matrix, higher_is_better=self.scores_higher_is_better)
-
-
-class ForwardTransfer(TaskMatrixMetric):
-    """What earlier training did for tasks not trained yet; see :func:`forward_transfer`.
-
-    Args:
-        num_tasks: Number T of tasks.
-        baseline: Scores of the model before any training, (T,).
-        higher_is_better: Direction of the scores.
-        **kwargs: Options of :class:`torchmetrics.Metric`.
-
-    Raises:
-        ValueError: If ``num_tasks`` is below 1 or ``baseline`` has a wrong shape.
-
-    Example:
-        >>> metric = ForwardTransfer(num_tasks=2, baseline=[0.00, 0.125])
-        >>> metric.update(0, [0.75, 0.25])
-        >>> metric(1, [0.50, 1.00])
-        tensor(0.1250)
-    """
-
-    higher_is_better = True
-
-    def __init__(
-        self, num_tasks: int, baseline: Scores, higher_is_better: bool = True, **kwargs: Any
-    ) -> None:
-        super().__init__(num_tasks, higher_is_better, **kwargs)
-        self.baseline = _reference("baseline", baseline, num_tasks)
-
-    def _value(self, matrix: Tensor) -> Tensor:
-        return forward_transfer(
-            matrix, self.baseline, higher_is_better=self.scores_higher_is_better
-        )
-
-
-class Forgetting(TaskMatrixMetric):
-    """How far tasks fell from the best score that they once had; see :func:`forgetting`.
-
-    Args:
-        num_tasks: Number T of tasks.
-        variant: What the last score is compared with: "since_trained", "any_time" or
-            "first_minus_last".
-        higher_is_better: Direction of the scores.
-        **kwargs: Options of :class:`torchmetrics.Metric`.
-
-    Raises:
-        ValueError: If ``num_tasks`` is below 1 or ``variant`` is unknown.
-
-    Example:
-        >>> metric = Forgetting(num_tasks=2)
-        >>> metric.update(0, [0.75, 0.25])
-        >>> metric(1, [0.50, 1.00])
-        tensor(0.2500)
-    """
-
-    higher_is_better = False
-
-    def __init__(
-        self,
-        num_tasks: int,
-        variant: ForgettingVariant = "since_trained",
-        higher_is_better: bool = True,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(num_tasks, higher_is_better, **kwargs)
-        _check_variant(variant)
-        self.variant = variant
-
-    def _value(self, matrix: Tensor) -> Tensor:
-        return forgetting(matrix, self.variant, higher_is_better=self.scores_higher_is_better)
-
-
-class Plasticity(TaskMatrixMetric):
-    """The average score on each task right after its own training; see :func:`plasticity`.
-
-    Example:
-        >>> metric = Plasticity(num_tasks=2)
-        >>> metric.update(0, [0.75, 0.25])
-        >>> metric(1, [0.50, 1.00])
-        tensor(0.8750)
-    """
-
-    def _value(self, matrix: Tensor) -> Tensor:
-        return plasticity(matrix, higher_is_better=self.scores_higher_is_better)
-
-
-class Intransigence(TaskMatrixMetric):
-    """How far learning in turn stays behind learning together; see :func:`intransigence`.
-
-    Args:
-        num_tasks: Number T of tasks.
-        joint: Scores of a reference model trained on all tasks together, (T,).
-        higher_is_better: Direction of the scores.
-        **kwargs: Options of :class:`torchmetrics.Metric`.
-
-    Raises:
-        ValueError: If ``num_tasks`` is below 1 or ``joint`` has a wrong shape.
-
-    Example:
-        >>> metric = Intransigence(num_tasks=2, joint=[1.00, 1.00])
-        >>> metric.update(0, [0.75, 0.25])
-        >>> metric(1, [0.50, 1.00])
-        tensor(0.1250)
-    """
-
-    higher_is_better = False
-
-    def __init__(
-        self, num_tasks: int, joint: Scores, higher_is_better: bool = True, **kwargs: Any
-    ) -> None:
-        super().__init__(num_tasks, higher_is_better, **kwargs)
-        self.joint = _reference("joint", joint, num_tasks)
-
-    def _value(self, matrix: Tensor) -> Tensor:
-        return intransigence(matrix, self.joint, higher_is_better=self.scores_higher_is_better)
-
-
 def _improvement(scores: Tensor, over: Tensor, higher_is_better: bool) -> Tensor:
     """How much better some scores are than others on average; NaN for none."""
     return (scores - over if higher_is_better else over - scores).mean()
@@ -575,7 +301,8 @@ def _read(matrix: Tensor, rows: Sequence[int], columns: Sequence[int]) -> Tensor
     return values
 
 
-def _reference(name: str, scores: Scores, num_tasks: int) -> Tensor:
+def check_reference(name: str, scores: Scores, num_tasks: int) -> Tensor:
+    """Return a reference model's scores, (T,) float64; ValueError for another shape."""
     reference = _float64(scores)
     if reference.shape != (num_tasks,):
         raise ValueError(
@@ -587,7 +314,7 @@ def _reference(name: str, scores: Scores, num_tasks: int) -> Tensor:
 
 def _read_reference(name: str, scores: Scores, matrix: Tensor, tasks: Sequence[int]) -> Tensor:
     """The scores of a reference model on some tasks of a matrix."""
-    values = _reference(name, scores, matrix.shape[1])[list(tasks)]
+    values = check_reference(name, scores, matrix.shape[1])[list(tasks)]
     if (missing := values.isnan()).any():
         task = tasks[int(missing.nonzero()[0])]
         raise ValueError(
@@ -596,15 +323,8 @@ def _read_reference(name: str, scores: Scores, matrix: Tensor, tasks: Sequence[i
     return values
 
 
-def _check_variant(variant: str) -> None:
+def check_variant(variant: str) -> None:
+    """Raise ValueError for an unknown variant of forgetting."""
     if variant not in get_args(ForgettingVariant):
         known = ", ".join(repr(name) for name in get_args(ForgettingVariant))
         raise ValueError(f"`variant` of forgetting is {variant!r}: pass one of {known}.")
-
-
-def _merge_replicas(stacked: Tensor) -> Tensor:
-    """Reduce equal copies, (processes, T, T), to one; exact, and NaN only where all are NaN."""
-    merged = stacked[0]
-    for copy in stacked[1:]:
-        merged = torch.fmax(merged, copy)
-    return merged
