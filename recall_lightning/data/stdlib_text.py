@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dis
 import os
 import sys
 import sysconfig
@@ -36,8 +37,9 @@ class StdlibTextStream(TaskStream):
     - ``names``: the names of the Unicode characters, one a line. Names that are only a number in
       disguise are left out, as they would be most of the text: those that end in their own code
       point (``CJK UNIFIED IDEOGRAPH-4E00`` and the like) and the Hangul syllables.
-    - ``bytecode``: the instructions that ``source`` compiles to, as raw bytes: as far from text as
-      bytes get.
+    - ``disassembly``: the instructions that ``source`` compiles to, as :mod:`dis` lists them, one a
+      line: a language for machines.
+    - ``bytecode``: the same instructions as raw bytes: as far from text as bytes get.
 
     A text is cut into blocks of 16 sequences, and whole blocks are drawn at random for training or
     held out. Held-out text therefore never touches training text except at the ends of a block. The
@@ -70,7 +72,7 @@ class StdlibTextStream(TaskStream):
     def __init__(
         self,
         *,
-        tasks: Sequence[str] = ("documentation", "source", "names", "bytecode"),
+        tasks: Sequence[str] = ("documentation", "source", "names", "disassembly"),
         sequence_length: int = 64,
         train_sequences: int = 5120,
         val_sequences: int = 256,
@@ -174,8 +176,14 @@ def _source(num_bytes: int, seed: int) -> bytes:
     return _take((path.read_bytes() + b"\n" for path in _source_files(seed)), num_bytes)
 
 
+def _disassembly(num_bytes: int, seed: int) -> bytes:
+    listings = (_listing(code) for path in _source_files(seed) for code in _compiled(path))
+    return _take(listings, num_bytes)
+
+
 def _bytecode(num_bytes: int, seed: int) -> bytes:
-    return _take((_instructions(path) for path in _source_files(seed)), num_bytes)
+    compiled = (code.co_code for path in _source_files(seed) for code in _compiled(path))
+    return _take(compiled, num_bytes)
 
 
 def _take(pieces: Iterator[bytes], num_bytes: int) -> bytes:
@@ -205,13 +213,27 @@ def _source_files(seed: int) -> list[Path]:
     return [files[i] for i in order.tolist()]
 
 
-def _instructions(path: Path) -> bytes:
-    """Raw instructions of all code in a source file, which is compiled but never run."""
+def _compiled(path: Path) -> Iterator[CodeType]:
+    """All code in a source file, which is compiled but never run."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of deprecated syntax in someone else's file
         # optimize=0: the same bytes whether or not Python runs with -O
         module = compile(path.read_bytes(), path.name, "exec", dont_inherit=True, optimize=0)
-    return b"".join(code.co_code for code in _nested(module))
+    return _nested(module)
+
+
+def _listing(code: CodeType) -> bytes:
+    lines = [f"{step.opname} {_argument(step)}" for step in dis.get_instructions(code)]
+    return "\n".join([code.co_name, *lines, "\n"]).encode(errors="backslashreplace")
+
+
+def _argument(step: dis.Instruction) -> str:
+    """The argument as dis shows it, but for what differs from run to run: addresses and sets."""
+    if isinstance(step.argval, CodeType):
+        return step.argval.co_name
+    if isinstance(step.argval, frozenset):
+        return f"frozenset({{{', '.join(sorted(map(repr, step.argval)))}}})"
+    return step.argrepr
 
 
 def _nested(code: CodeType) -> Iterator[CodeType]:
@@ -226,5 +248,6 @@ _DOMAINS: dict[str, Callable[[int, int], bytes]] = {
     "documentation": _documentation,
     "source": _source,
     "names": _names,
+    "disassembly": _disassembly,
     "bytecode": _bytecode,
 }

@@ -1,4 +1,6 @@
 import dis
+import os
+import subprocess
 import sys
 
 import pytest
@@ -8,7 +10,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from recall_lightning.data import StdlibTextStream
 from recall_lightning.data.stdlib_text import _names, _source_files
 
-DOMAINS = ["documentation", "source", "names", "bytecode"]
+DOMAINS = ["documentation", "source", "names", "disassembly"]
 SMALL = {"train_sequences": 100, "val_sequences": 20, "sequence_length": 32}
 
 
@@ -51,8 +53,26 @@ def test_each_domain_reads_as_what_it_is(stream: StdlibTextStream) -> None:
     assert b" the " in text[0]
     assert b"import " in text[1]
     assert text[2].upper() == text[2]
-    opcodes = text[3][::2]  # an instruction is two bytes; blocks hold whole ones
+    assert b"\nLOAD_FAST self\n" in text[3]
+
+
+def test_bytecode_is_instructions() -> None:
+    stream = StdlibTextStream(tasks=["bytecode"], **SMALL)
+    opcodes = b"".join(rows(stream.train_dataset(0)))[::2]  # an instruction is two bytes
     assert set(opcodes) <= set(dis.opmap.values())
+
+
+def test_a_disassembly_is_the_same_in_every_process() -> None:
+    code = (
+        "import hashlib; from recall_lightning.data.stdlib_text import _disassembly;"
+        "print(hashlib.md5(_disassembly(9**6, seed=0)).digest())"
+    )
+    environments = [{**os.environ, "PYTHONHASHSEED": seed} for seed in ("1", "2")]
+    first, second = (
+        subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True).stdout
+        for environment in environments
+    )
+    assert first == second != b""
 
 
 def test_names_are_words_and_not_numbers() -> None:
