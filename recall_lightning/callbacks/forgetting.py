@@ -111,7 +111,8 @@ class ForgettingMonitor(TaskAwareCallback):
         self._started = 0.0
 
     def summary(self) -> dict[str, float]:
-        """Return the metrics after the last finished task, by name; see METRICS in the README.
+        """Return the metrics after the last finished task, by name; see
+        :mod:`recall_lightning.metrics.functional`.
 
         Example:
             >>> monitor = ForgettingMonitor("val/loss")

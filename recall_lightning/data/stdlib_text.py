@@ -72,7 +72,7 @@ class StdlibTextStream(TaskStream):
     def __init__(
         self,
         *,
-        tasks: Sequence[str] = ("documentation", "source", "names", "disassembly"),
+        tasks: Sequence[str] = ("documentation", "source", "disassembly", "names"),
         sequence_length: int = 64,
         train_sequences: int = 5120,
         val_sequences: int = 256,

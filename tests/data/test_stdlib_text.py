@@ -10,7 +10,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from recall_lightning.data import StdlibTextStream
 from recall_lightning.data.stdlib_text import _names, _source_files
 
-DOMAINS = ["documentation", "source", "names", "disassembly"]
+DOMAINS = ["documentation", "source", "disassembly", "names"]
 SMALL = {"train_sequences": 100, "val_sequences": 20, "sequence_length": 32}
 
 
@@ -36,24 +36,24 @@ def test_samples(stream: StdlibTextStream, task: int) -> None:
     assert sample["num_bytes"].item() == 31
 
 
-@pytest.mark.parametrize("task", range(3))
+@pytest.mark.parametrize("task", [0, 1, 3])  # listings repeat themselves
 def test_held_out_text_is_not_trained(stream: StdlibTextStream, task: int) -> None:
     assert not set(rows(stream.val_dataset(task))) & set(rows(stream.train_dataset(task)))
 
 
 def test_whole_blocks_of_16_sequences_are_held_out(stream: StdlibTextStream) -> None:
-    names, val = _names(0, 0), rows(stream.val_dataset(2))
+    names, val = _names(0, 0), rows(stream.val_dataset(3))
     block = b"".join(val[:16])
     assert names.index(block) % (16 * 32) == 0
-    assert block not in b"".join(rows(stream.train_dataset(2)))
+    assert block not in b"".join(rows(stream.train_dataset(3)))
 
 
 def test_each_domain_reads_as_what_it_is(stream: StdlibTextStream) -> None:
     text = [b"".join(rows(stream.train_dataset(task))) for task in range(4)]
     assert b" the " in text[0]
     assert b"import " in text[1]
-    assert text[2].upper() == text[2]
-    assert b"\nLOAD_FAST " in text[3]
+    assert text[3].upper() == text[3]
+    assert b"\nLOAD_FAST " in text[2]
 
 
 def test_bytecode_is_instructions() -> None:
