@@ -111,8 +111,9 @@ class ForgettingMonitor(TaskAwareCallback):
         self._started = 0.0
 
     def summary(self) -> dict[str, float]:
-        """Return the metrics after the last finished task, by name; see
-        :mod:`recall_lightning.metrics.functional`.
+        """Return the metrics after the last finished task, by name.
+
+        They are those of :mod:`recall_lightning.metrics.functional`.
 
         Example:
             >>> monitor = ForgettingMonitor("val/loss")
@@ -238,11 +239,12 @@ class ForgettingMonitor(TaskAwareCallback):
         logged = trainer.callback_metrics
         keys = [f"{self.monitor}/dataloader_idx_{i}" for i in range(loaders)]
         keys = keys if loaders > 1 else [self.monitor]
-        missing = [key for key in keys if key not in logged]
+        missing = [i for i, key in enumerate(keys) if key not in logged]
         if missing:
+            names = sorted({str(key).partition("/dataloader_idx_")[0] for key in logged})
             raise MisconfigurationException(
-                f"ForgettingMonitor(monitor={self.monitor!r}): {missing[0]!r} was not logged; "
-                f"logged were {', '.join(sorted(map(str, logged))) or 'none'}"
+                f"ForgettingMonitor: monitor={self.monitor!r} was not logged for validation "
+                f"dataloader {missing[0]}; logged were {', '.join(names) or 'no metrics'}"
             )
         return [float(logged[key]) for key in keys]
 

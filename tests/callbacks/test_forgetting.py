@@ -185,7 +185,7 @@ def test_a_name_that_tells_no_direction_asks_for_one():
 def test_a_metric_that_is_not_logged_is_named_with_those_that_are():
     with pytest.raises(
         MisconfigurationException,
-        match=r"'val/f1/dataloader_idx_0' was not logged; logged were val/acc/dataloader_idx_0",
+        match=r"monitor='val/f1' was not logged for validation dataloader 0; logged were val/acc$",
     ):
         fit_stream(ForgettingMonitor("val/f1"))
 
