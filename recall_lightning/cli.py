@@ -6,16 +6,30 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from lightning.pytorch import Callback, LightningDataModule, Trainer
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 import recall_lightning.models  # noqa: F401  # lets recipes name the modules without their path
 from recall_lightning.callbacks.forgetting import ForgettingMonitor
+from recall_lightning.callbacks.loggers import run_folder
 from recall_lightning.callbacks.recall import RecallCallback
 from recall_lightning.data import TaskStream
 
 Method = Literal["recall", "finetune"]
+
+
+class SaveRunConfig(SaveConfigCallback):
+    """Save ``config.yaml`` beside the run's other files, and nowhere if the run has no folder."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Write the file, once."""
+        folder = run_folder(trainer)
+        if folder is None or self.already_saved or not trainer.is_global_zero:
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        self.parser.save(self.config, str(folder / "config.yaml"), skip_none=False, overwrite=True)
+        self.already_saved = True
 
 
 class RecallCLI(LightningCLI):
@@ -78,11 +92,11 @@ def main(args: Sequence[str] | None = None) -> None:
     try:
         RecallCLI(
             args=None if args is None else given,
-            save_config_kwargs={"overwrite": True},
+            save_config_callback=SaveRunConfig,
             seed_everything_default=0,
             parser_kwargs=dict.fromkeys(RecallCLI.subcommands(), defaults),
         )
-    except MisconfigurationException as error:
+    except (MisconfigurationException, FileNotFoundError) as error:
         print(f"recall-lightning: error: {error}", file=sys.stderr)
         raise SystemExit(2) from error
 
@@ -91,7 +105,7 @@ def _defaults_beside(args: Sequence[str]) -> list[str]:
     """Return the ``defaults.yaml`` of each recipe's folder."""
     found: list[str] = []
     for option, value in zip(args, [*args[1:], ""], strict=True):
-        if option.startswith("--config="):
+        if option.startswith(("--config=", "-c=")):
             option, value = option.split("=", 1)
         if option in ("-c", "--config"):
             defaults = Path(value).parent / "defaults.yaml"

@@ -7,16 +7,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-_WRAPPER_PREFIXES = ("_orig_mod", "module", "_fsdp_wrapped_module")
+_WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module")  # not "module": people call children that
 
 
 def canonical_name(name: str) -> str:
-    """Remove what wrappers such as ``torch.compile`` and DDP add to a module's or parameter's name.
+    """Remove what wrappers such as ``torch.compile`` add to a module's or parameter's name.
 
     >>> canonical_name("model._orig_mod.layers.0.weight")
     'model.layers.0.weight'
     """
-    return ".".join(part for part in name.split(".") if part not in _WRAPPER_PREFIXES)
+    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
 
 
 def named_weights(module: nn.Module) -> dict[str, Tensor]:

@@ -103,3 +103,18 @@ def test_the_command_is_installed_and_helps():
     ).stdout  # fmt: skip
     for option in ("--method", "--recall.every", "--forgetting.monitor", "--trainer.max_epochs"):
         assert option in shown
+
+
+def test_without_a_logger_no_file_of_the_users_is_overwritten(tmp_path, monkeypatch):
+    recipe = tmp_path / "config.yaml"
+    recipe.write_text((RECIPES / "digits_rotated.yaml").read_text())
+    (tmp_path / "defaults.yaml").write_text((RECIPES / "defaults.yaml").read_text())
+    monkeypatch.chdir(tmp_path)
+    run("fit", "-c", "config.yaml", "--trainer.logger=false", "--trainer.fast_dev_run=true", *SMALL)
+    assert recipe.read_text() == (RECIPES / "digits_rotated.yaml").read_text()
+
+
+def test_a_checkpoint_that_is_not_there_is_one_sentence(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        fit(tmp_path, "digits_rotated", "--ckpt_path=none.ckpt")
+    assert "recall-lightning: error:" in capsys.readouterr().err.strip().split("\n")[-1]

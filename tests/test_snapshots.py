@@ -24,7 +24,7 @@ def test_names_are_the_same_with_and_without_torch_compile():
     names = list(named_weights(model))
     model[0] = torch.compile(model[0], backend="eager")
     assert list(named_weights(model)) == names
-    assert canonical_name("module.a._orig_mod.b") == "a.b"
+    assert canonical_name("module.a._orig_mod.b") == "module.a.b"
 
 
 def test_a_snapshot_does_not_follow_the_live_weights():

@@ -3,7 +3,11 @@
 import json
 import math
 import os
+import re
 import time
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +16,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from torch import Tensor
 
 from recall_lightning import metrics
 from recall_lightning.callbacks.loggers import (
@@ -50,6 +55,9 @@ _HIGHER_IS_BETTER = {
     "rouge",
 }
 _HIGHER_IS_BETTER |= {"iou", "dice", "score", "map", "r2", "match"}
+_LOWER_IS_BETTER |= {"entropy"}
+_RESERVED = {"task", "matrix", "matrix_image", "average", "backward_transfer", "forward_transfer"}
+_RESERVED |= {"forgetting", "plasticity"}
 
 
 class ForgettingMonitor(TaskAwareCallback):
@@ -70,7 +78,8 @@ class ForgettingMonitor(TaskAwareCallback):
 
     Args:
         monitor: The metric's name as ``validation_step`` logs it, without Lightning's
-            ``/dataloader_idx_N``.
+            ``/dataloader_idx_N``; ``{idx}`` in it stands for the dataloader's index where the
+            module puts that into the name itself, as in ``"val_{idx}/acc"``.
         mode: ``"max"`` if higher is better, ``"min"`` if lower; ``"auto"`` tells it from the name.
         folder: Where the files go; by default into the first logger's folder, and nowhere without
             a logger.
@@ -80,7 +89,7 @@ class ForgettingMonitor(TaskAwareCallback):
     Attributes:
         matrix: A row a finished task, each with a score a validation dataloader.
         before: The untrained model's row, or None.
-        measurements: A dict a validation: ``step`` (global optimizer step) and ``scores``.
+        measurements: A dict a validation: ``step`` (optimizer steps so far) and ``scores``.
 
     Raises:
         MisconfigurationException: If ``monitor`` is never logged, the dataloaders do not fit the
@@ -111,7 +120,7 @@ class ForgettingMonitor(TaskAwareCallback):
         self._started = 0.0
 
     def summary(self) -> dict[str, float]:
-        """Return the metrics after the last finished task, by name.
+        """Return the metrics after the last finished task, by name, as far as they are defined.
 
         They are those of :mod:`recall_lightning.metrics.functional`.
 
@@ -123,16 +132,21 @@ class ForgettingMonitor(TaskAwareCallback):
         """
         matrix = _padded(self.matrix)
         direction = {"higher_is_better": self.higher_is_better}
-        values = {
-            "average": metrics.average(matrix, **direction),
-            "backward_transfer": metrics.backward_transfer(matrix, **direction),
-            "forgetting": metrics.forgetting(matrix, variant=FORGETTING_VARIANT, **direction),
-            "plasticity": metrics.plasticity(matrix, **direction),
+        functions: dict[str, Callable[..., Tensor]] = {
+            "average": metrics.average,
+            "backward_transfer": metrics.backward_transfer,
+            "forgetting": partial(metrics.forgetting, variant=FORGETTING_VARIANT),
+            "plasticity": metrics.plasticity,
         }
-        if self.before is not None and len(self.before) == matrix.shape[1]:
-            transfer = metrics.forward_transfer(matrix, self.before, **direction)
-            values["forward_transfer"] = transfer
-        return {name: float(value) for name, value in values.items() if not value.isnan()}
+        if self.before is not None:
+            functions["forward_transfer"] = partial(
+                metrics.forward_transfer, baseline=_padded([self.before, matrix[0].tolist()])[0]
+            )
+        values = {}
+        for name, function in functions.items():
+            with suppress(ValueError):  # it reads a score that was not measured
+                values[name] = float(function(matrix, **direction))
+        return {name: value for name, value in values.items() if not math.isnan(value)}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""
@@ -141,31 +155,37 @@ class ForgettingMonitor(TaskAwareCallback):
 
     def on_task_start(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:
         """Check early that this task's row will be measured."""
-        if len(self.matrix) < task:
-            raise MisconfigurationException(
-                f"ForgettingMonitor: task {task} starts, and {len(self.matrix)} tasks were "
-                "validated at their end: every task needs a validation after its last batch"
-            )
+        del self.matrix[task:]
+        self._boundaries = self._boundaries[:task]
+        if task == 0:
+            self.measurements = [m for m in self.measurements if m["step"] == 0 and self.before]
+        self._fill_missing_rows(task)
         self._check_validation_falls_on_task_end(trainer, task)
         if trainer.num_val_batches:  # empty until the first epoch that validates
             self._check_loaders(trainer, len(trainer.num_val_batches))
-        self._boundaries.append((trainer.global_step, self.task_name(trainer, task)))
+        self._boundaries.append((self.steps_trained(trainer), self.task_name(trainer, task)))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Read the scores; after a task's end they are its row."""
-        if trainer.sanity_checking:
+        fitting = trainer.state.fn == TrainerFn.FITTING
+        if trainer.sanity_checking or (not fitting and self.task is not None):
             return
         loaders = len(trainer.num_val_batches)
+        tasks = self.known_tasks(trainer)
+        if not fitting and tasks not in (None, loaders):
+            rank_zero_warn(
+                f"ForgettingMonitor: a validation of {loaders} dataloaders is no row of {tasks} "
+                "tasks and is left out"
+            )
+            return
         self._check_loaders(trainer, loaders)
         scores = self._read(trainer, loaders)
-        self._task_names = [self.task_name(trainer, task) for task in range(loaders)]
-        if self.task is None:
+        self._name_tasks(trainer, loaders)
+        if not fitting:
             self.before = scores
             self.measurements = [{"step": 0, "scores": scores}]
             return
-        if trainer.state.fn != TrainerFn.FITTING:
-            return
-        self.measurements.append({"step": trainer.global_step, "scores": scores})
+        self.measurements.append({"step": self.steps_trained(trainer), "scores": scores})
         if self.task_ended and len(self.matrix) == self.task:
             self.matrix.append(scores)
             self._report(trainer)
@@ -174,7 +194,9 @@ class ForgettingMonitor(TaskAwareCallback):
         """Write the figures and print the task matrix."""
         super().on_train_end(trainer, pl_module)
         self._stop_clock()
-        if not self.matrix:
+        if self.task is not None and self.task_ended:
+            self._fill_missing_rows(self.task + 1)
+        if not self.matrix or not self._task_names:
             rank_zero_warn("ForgettingMonitor: no task was validated at its end, nothing to show")
             return
         folder = self._resolve_folder(trainer)
@@ -237,8 +259,10 @@ class ForgettingMonitor(TaskAwareCallback):
         an earlier fit.
         """
         logged = trainer.callback_metrics
-        keys = [f"{self.monitor}/dataloader_idx_{i}" for i in range(loaders)]
-        keys = keys if loaders > 1 else [self.monitor]
+        pattern = f"{self.monitor}/dataloader_idx_{{idx}}" if loaders > 1 else self.monitor
+        if "{idx}" in self.monitor:
+            pattern = self.monitor
+        keys = [pattern.replace("{idx}", str(index)) for index in range(loaders)]
         missing = [i for i, key in enumerate(keys) if key not in logged]
         if missing:
             names = sorted({str(key).partition("/dataloader_idx_")[0] for key in logged})
@@ -248,7 +272,32 @@ class ForgettingMonitor(TaskAwareCallback):
             )
         return [float(logged[key]) for key in keys]
 
+    def _name_tasks(self, trainer: Trainer, loaders: int) -> None:
+        self._task_names = [self.task_name(trainer, task) for task in range(loaders)]
+        reserved = _RESERVED.intersection(self._task_names)
+        if reserved:
+            raise MisconfigurationException(
+                f"ForgettingMonitor: a task is called {reserved.pop()!r}, which is the name of a "
+                "metric in the log: call it something else"
+            )
+
+    def _fill_missing_rows(self, rows: int) -> None:
+        """Take a task's last measurement for its row where no validation fell on its end."""
+        while len(self.matrix) < rows:
+            task, row = len(self.matrix), [math.nan] * max(1, len(self._task_names))
+            measured = len(self._boundaries) == task + 1 and bool(self.measurements)
+            measured = measured and self.measurements[-1]["step"] > self._boundaries[task][0]
+            if measured:
+                row = self.measurements[-1]["scores"]
+            self.matrix.append(row)
+            rank_zero_warn(
+                f"ForgettingMonitor: no validation came after the end of task {task}; its row of "
+                f"the matrix is {'the last one before it' if measured else 'empty'}"
+            )
+
     def _check_loaders(self, trainer: Trainer, loaders: int) -> None:
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
         tasks = self.known_tasks(trainer)
         if tasks is not None and loaders != tasks:
             raise MisconfigurationException(
@@ -259,7 +308,8 @@ class ForgettingMonitor(TaskAwareCallback):
             raise MisconfigurationException(
                 f"ForgettingMonitor: task {self.task} (counted from 0) needs "
                 f"{self.task + 1} validation dataloaders or more, one a task in their order, and "
-                f"there are {loaders}: pass val_dataloaders=[one of each task] to every fit"
+                f"there are {loaders}: pass val_dataloaders=[one of each task] to every fit (a fit "
+                "is a task, unless a TaskStream or task_epochs says otherwise)"
             )
 
     def _check_validation_falls_on_task_end(self, trainer: Trainer, task: int) -> None:
@@ -342,12 +392,15 @@ class ForgettingMonitor(TaskAwareCallback):
             "monitor": self.monitor,
             "mode": "max" if self.higher_is_better else "min",
             "tasks": self._task_names,
-            "before": self.before,
-            "matrix": self.matrix,
+            "before": _without_nan(self.before),
+            "matrix": [_without_nan(row) for row in self.matrix],
             "metrics": self.summary(),
             "forgetting_variant": FORGETTING_VARIANT,
             "seconds": self.seconds,
-            "measurements": self.measurements,
+            "measurements": [
+                {**measured, "scores": _without_nan(measured["scores"])}
+                for measured in self.measurements
+            ],
         }
         folder.mkdir(parents=True, exist_ok=True)
         partial = folder / "task_matrix.json.partial"
@@ -360,7 +413,9 @@ def _direction(monitor: str, mode: str) -> bool:
         return mode == "max"
     if mode != "auto":
         raise MisconfigurationException(f"mode={mode!r} must be 'max', 'min' or 'auto'")
-    words = set(monitor.lower().replace("/", "_").replace("-", "_").split("_"))
+    # words of snake_case, CamelCase and paths, digits apart: val/MulticlassAccuracy, acc1, f1
+    words = {word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", monitor)}
+    words |= {word.lower() for word in re.findall(r"[A-Za-z]+\d", monitor)}
     lower, higher = bool(words & _LOWER_IS_BETTER), bool(words & _HIGHER_IS_BETTER)
     if lower == higher:
         raise MisconfigurationException(
@@ -368,6 +423,11 @@ def _direction(monitor: str, mode: str) -> bool:
             "name: pass mode='max' or mode='min'"
         )
     return higher
+
+
+def _without_nan(scores: list[float] | None) -> list[float | None] | None:
+    """Replace NaN, which JSON does not know, by None."""
+    return None if scores is None else [None if math.isnan(score) else score for score in scores]
 
 
 def _padded(rows: list[list[float]]) -> torch.Tensor:

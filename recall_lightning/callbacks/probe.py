@@ -12,6 +12,7 @@ from torch import Tensor
 from recall_lightning.representations.batches import (
     batch_size,
     concatenate,
+    detached,
     only_tensors,
     rebuild,
     select_samples,
@@ -19,7 +20,11 @@ from recall_lightning.representations.batches import (
 from recall_lightning.representations.blocks import Block
 from recall_lightning.representations.candidates import draw_candidates, training_samples
 from recall_lightning.representations.forward import ProbeForward, default_forward
-from recall_lightning.representations.hidden_states import hidden_states
+from recall_lightning.representations.hidden_states import (
+    cuda_devices,
+    hidden_states,
+    isolated_rng,
+)
 from recall_lightning.representations.typical_samples import choose_typical_samples
 from recall_lightning.snapshots import Snapshot
 
@@ -89,11 +94,13 @@ class Probe:
                 f"typical_samples={self.typical_samples} cannot be chosen from the {available} "
                 "training samples of this task: lower typical_samples"
             )
-        for batch in draw_candidates(trainer.train_dataloader, self.pool_size, self.seed) or []:
-            batch = trainer.precision_plugin.convert_input(batch)
-            batch = pl_module._on_before_batch_transfer(batch, dataloader_idx=0)
-            batch = trainer.strategy.batch_to_device(batch, dataloader_idx=0)
-            self._candidates.append(batch)
+        batches = draw_candidates(trainer.train_dataloader, self.pool_size, self.seed) or []
+        with isolated_rng(cuda_devices(pl_module)):  # transfer hooks may augment at random
+            for batch in batches:
+                batch = trainer.precision_plugin.convert_input(batch)
+                batch = pl_module._on_before_batch_transfer(batch, dataloader_idx=0)
+                batch = trainer.strategy.batch_to_device(batch, dataloader_idx=0)
+                self._candidates.append(batch)
         if self._candidates:
             self.choose(trainer, pl_module, snapshot)
 
@@ -106,7 +113,7 @@ class Probe:
             self._typical = [rebuild(batch, parts) for parts in tensors]
         self._restored = []
         if not self.has_typical_samples:
-            self._candidates.append(batch)
+            self._candidates.append(detached(batch))  # a training_step may change its batch
             if self.candidate_count >= self.pool_size:
                 self.choose(trainer, pl_module, snapshot)
 

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from numbers import Integral, Real
 from typing import Any, Literal
 
 import torch
@@ -71,7 +72,7 @@ class RecallCallback(TaskAwareCallback):
         seed: Seed of the choice of typical samples.
 
     Attributes:
-        history: A dict a merge: ``task``, ``step`` (global optimizer step), ``similarity``,
+        history: A dict a merge: ``task``, ``step`` (optimizer steps so far), ``similarity``,
             ``coefficient`` and ``drift`` (block name to float; drift is ‖θ − θ_snapshot‖ /
             ‖θ_snapshot‖ before the merge), ``probe_seconds``, ``merge_seconds``.
         blocks: The table of blocks, once the first task has started: a list of
@@ -102,15 +103,19 @@ class RecallCallback(TaskAwareCallback):
     ) -> None:
         super().__init__(task_epochs)
         _check_arguments(every, typical_samples, pool_size)
+        if not isinstance(rule, (str, MergeRule)):
+            raise MisconfigurationException(
+                f"rule={rule!r} must be the name of a rule or a MergeRule object"
+            )
         with _misconfiguration():
+            self.snapshot_device = None if snapshot_device is None else _device(snapshot_device)
             self.rule = (
                 rule_by_name(rule, temperature, sigma, strength) if isinstance(rule, str) else rule
             )
         self.every = every
         self.at_task_end = at_task_end
         self.merge_first_task = merge_first_task
-        self.block_patterns = blocks
-        self.snapshot_device = snapshot_device
+        self.block_patterns = [blocks] if isinstance(blocks, str) else blocks
         self.blocks: list[Block] = []
         self.history: list[dict[str, Any]] = []
         self.snapshot: Snapshot | None = None
@@ -133,8 +138,8 @@ class RecallCallback(TaskAwareCallback):
         """
         if step_in_task == task_steps:
             return self.at_task_end
-        if isinstance(self.every, int):
-            return step_in_task % self.every == 0
+        if isinstance(self.every, Integral):
+            return step_in_task % int(self.every) == 0
         assert task_steps is not None  # checked when the task started
         interval = self.every * task_steps
         # tolerance: 0.1 · 3 is a little more than 0.3
@@ -153,6 +158,9 @@ class RecallCallback(TaskAwareCallback):
                 f"RecallCallback does not support {type(strategy).__name__}, which shards or hides "
                 "the weights it merges: use Trainer(strategy='ddp') or a single device"
             )
+        endless = trainer.max_epochs == -1 and trainer.max_steps == -1
+        if stage == "fit" and endless and not isinstance(self.every, Integral):
+            self._refuse_unknown_length()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """After a resume, bring what the checkpoint held to the device."""
@@ -168,12 +176,9 @@ class RecallCallback(TaskAwareCallback):
     def on_task_start(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:
         """Take the snapshot and gather candidates for typical samples."""
         self.snapshot = None  # frees the last task's before the next is taken
-        if isinstance(self.every, float) and self.task_steps is None:
-            raise MisconfigurationException(
-                f"every={self.every} is a fraction of the task, and this task has no known length: "
-                "give every as a number of optimizer steps, or set Trainer(limit_train_batches=…) "
-                "or Trainer(max_steps=…)"
-            )
+        self.history = [record for record in self.history if record["task"] < task]
+        if self.task_steps is None and not isinstance(self.every, Integral):
+            self._refuse_unknown_length()
         first_table = not self.blocks
         with _misconfiguration():
             self.blocks = find_blocks(pl_module, self.block_patterns)
@@ -194,6 +199,16 @@ class RecallCallback(TaskAwareCallback):
         if self.snapshot is not None and self.rule.uses_representations:
             with _misconfiguration():
                 self._probe.observe(trainer, pl_module, self.snapshot, batch)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """End the task; say so where the last validation and checkpoint came before its merge."""
+        merges, ended = len(self.history), self.task_ended
+        super().on_train_end(trainer, pl_module)
+        if not ended and len(self.history) > merges:
+            rank_zero_warn(
+                "the fit stopped early, so the merge at its task's end came after the last "
+                "validation and checkpoint: validate and save the model once more"
+            )
 
     def on_task_step(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:
         """Merge, if it is time."""
@@ -242,6 +257,13 @@ class RecallCallback(TaskAwareCallback):
 
     # How the hooks do it.
 
+    def _refuse_unknown_length(self) -> None:
+        raise MisconfigurationException(
+            f"every={self.every} is a fraction of the task, and the task has no known length: give "
+            "every as a number of optimizer steps, or set Trainer(max_epochs=…, "
+            "limit_train_batches=…) or Trainer(max_steps=…)"
+        )
+
     def _merge_if_ready(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.snapshot is None:
             return
@@ -268,15 +290,17 @@ class RecallCallback(TaskAwareCallback):
             probed = time.perf_counter()
             inputs = MergeInputs(self.blocks, similarity, live, snapshot)
             coefficient = _checked(self.rule.coefficients(inputs), self.blocks)
-        drift = {block.name: relative_drift(live, snapshot, block.weights) for block in self.blocks}
+        # weights that were frozen when the snapshot was taken are not in it
+        copied = {b.name: tuple(w for w in b.weights if w in snapshot) for b in self.blocks}
+        drift = {name: relative_drift(live, snapshot, names) for name, names in copied.items()}
         try:
-            lerp_(live, snapshot, {w: coefficient[b.name] for b in self.blocks for w in b.weights})
+            lerp_(live, snapshot, {w: coefficient[n] for n, names in copied.items() for w in names})
         except ValueError as error:
             rank_zero_warn(f"merge refused at step {trainer.global_step}, weights kept: {error}")
             return
         record = {
             "task": self.task,
-            "step": trainer.global_step,
+            "step": self.steps_trained(trainer),
             "similarity": similarity,
             "coefficient": coefficient,
             "drift": drift,
@@ -301,17 +325,18 @@ class RecallCallback(TaskAwareCallback):
 
 
 def _check_arguments(every: object, typical_samples: int, pool_size: int) -> None:
-    number = isinstance(every, (int, float)) and not isinstance(every, bool)
-    if not number or not every > 0 or (isinstance(every, float) and every > 1):  # type: ignore[operator]
+    steps = isinstance(every, Integral) and not isinstance(every, bool) and int(every) > 0
+    fraction = isinstance(every, Real) and not isinstance(every, Integral) and 0 < float(every) <= 1
+    if not steps and not fraction:
         raise MisconfigurationException(
             f"every={every!r} must be a fraction of the task in (0, 1] (float) or a positive "
             "number of optimizer steps (int)"
         )
-    if typical_samples < 2:
+    if not isinstance(typical_samples, Integral) or typical_samples < 2:
         raise MisconfigurationException(
             f"typical_samples={typical_samples} must be 2 or more: widths come from distances"
         )
-    if pool_size < typical_samples:
+    if not isinstance(pool_size, Integral) or pool_size < typical_samples:
         raise MisconfigurationException(
             f"pool_size={pool_size} must be at least typical_samples={typical_samples}, which are "
             "chosen from the pool"
@@ -321,6 +346,8 @@ def _check_arguments(every: object, typical_samples: int, pool_size: int) -> Non
 def _checked(coefficients: Mapping[str, float], blocks: list[Block]) -> dict[str, float]:
     """Check what a rule returned; NaN passes, for the kernel to refuse the merge."""
     names = [block.name for block in blocks]
+    if not isinstance(coefficients, Mapping):
+        raise ValueError(f"the rule gave no mapping of block names, but {coefficients!r}")
     for name in names:
         if name not in coefficients:
             raise ValueError(f"the rule gave no coefficient for block {name}")
@@ -330,6 +357,13 @@ def _checked(coefficients: Mapping[str, float], blocks: list[Block]) -> dict[str
                 "snapshot's weight lies in [0, 1]"
             )
     return {name: float(coefficients[name]) for name in names}
+
+
+def _device(name: str) -> torch.device:
+    try:
+        return torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"snapshot_device={name!r} is no device: {error}") from error
 
 
 def _as_scalars(record: dict[str, Any]) -> dict[str, float]:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
@@ -48,7 +49,13 @@ class TaskAwareCallback(Callback):
         self.step_in_task = 0
         self.task_steps: int | None = None
         self._fit_task = 0
+        self._in_task = False  # whether on_task_start went through
+        self._resumed = False
         self._seen_global_step = 0
+        self._earlier_steps = 0  # of Trainers before this one
+        self._first_step = 0
+        self._batches = 0
+        self._task_batches: float = math.inf
 
     # What subclasses override.
 
@@ -56,7 +63,7 @@ class TaskAwareCallback(Callback):
         """Called before the first batch of a task is trained."""
 
     def on_task_step(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:
-        """Called after every optimizer step of a task, the last one too, gradients are spent."""
+        """Called after every optimizer step of a task, the last one too."""
 
     def on_task_end(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:
         """Called after the last batch of a task, before that epoch's validation."""
@@ -67,10 +74,14 @@ class TaskAwareCallback(Callback):
 
     @property
     def marked_steps(self) -> dict[str, list[int]]:
-        """Global steps worth marking on a plot over training, by label."""
+        """Steps worth marking on a plot over training, by label; see :meth:`steps_trained`."""
         return {}
 
     # What subclasses use.
+
+    def steps_trained(self, trainer: Trainer) -> int:
+        """Return the optimizer steps so far, over all Trainers of one fit a task each."""
+        return self._earlier_steps + trainer.global_step
 
     def task_name(self, trainer: Trainer, task: int) -> str:
         """Return the datamodule's name of a task, or ``task N``."""
@@ -119,8 +130,17 @@ class TaskAwareCallback(Callback):
         vars(trainer.progress_bar_callback or self).pop("get_metrics", None)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Decide which task this fit is, where every fit is one."""
+        """Decide whether the last task goes on, and which task this fit is where every fit is one.
+
+        It goes on after a resume from a checkpoint, and where the same Trainer fits again. Any
+        other fit starts its task anew: what an interrupted one left belongs to another model.
+        """
         self._fit_task = 0 if self.task is None else self.task + int(self.task_ended)
+        same_trainer = 0 < trainer.global_step == self._seen_global_step
+        self._in_task = self._resumed or (self._in_task and same_trainer)
+        if trainer.global_step < self._seen_global_step and not self._resumed:
+            self._earlier_steps += self._seen_global_step
+        self._resumed = False
         self._seen_global_step = trainer.global_step
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -144,10 +164,12 @@ class TaskAwareCallback(Callback):
         """Count the optimizer step, if there was one, and end the task after its last batch."""
         assert self.task is not None
         self.task_ended = self._is_last_batch_of_task(trainer)
+        self._batches += 1
         # several optimizers count several steps a batch: what matters is that one was taken
         if trainer.global_step != self._seen_global_step:
             self._seen_global_step = trainer.global_step
             self.step_in_task += 1
+            self._correct_task_steps(trainer)
             self.on_task_step(trainer, pl_module, self.task)
         if self.task_ended:
             self.on_task_end(trainer, pl_module, self.task)
@@ -173,6 +195,10 @@ class TaskAwareCallback(Callback):
             "task_ended": self.task_ended,
             "step_in_task": self.step_in_task,
             "task_steps": self.task_steps,
+            "earlier_steps": self._earlier_steps,
+            "first_step": self._first_step,
+            "batches": self._batches,
+            "task_batches": self._task_batches,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -181,16 +207,26 @@ class TaskAwareCallback(Callback):
         self.task_ended = state_dict["task_ended"]
         self.step_in_task = state_dict["step_in_task"]
         self.task_steps = state_dict["task_steps"]
+        self._earlier_steps = state_dict["earlier_steps"]
+        self._first_step = state_dict["first_step"]
+        self._batches = state_dict["batches"]
+        self._task_batches = state_dict["task_batches"]
+        self._resumed = True
 
     def _enter_task_if_changed(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # not from on_train_start: after a resume the training dataloader may be stale there
         task_at = self._task_at(trainer)
         task = self._fit_task if task_at is None else task_at(trainer.current_epoch)
-        if task == self.task:
+        if self._in_task and task == self.task:
             return
-        self.task, self.task_ended, self.step_in_task = task, False, 0
+        self._in_task = False  # until on_task_start went through
+        self.task, self.task_ended, self.step_in_task, self._batches = task, False, 0, 0
+        if task == 0:
+            self._earlier_steps = 0
+        self._first_step = trainer.global_step
         self.task_steps = self._count_task_steps(trainer)
         self.on_task_start(trainer, pl_module, task)
+        self._in_task = True
 
     def _task_at(self, trainer: Trainer) -> Callable[[int], int] | None:
         """Return the map from epoch to task, or None where every fit is a task."""
@@ -219,18 +255,33 @@ class TaskAwareCallback(Callback):
         last = self.last_epoch_of_task(trainer)
         epochs = math.inf if last is None else last - trainer.current_epoch + 1
         batches = trainer.num_training_batches
-        a_step = (
-            trainer.accumulate_grad_batches
-            if trainer.lightning_module.automatic_optimization
-            else 1
-        )
+        self._task_batches = epochs * batches
+        regular = _steps_are_regular(trainer)
+        a_step = trainer.accumulate_grad_batches if regular else 1
         an_epoch = math.ceil(batches / a_step) if batches != math.inf else math.inf
         most = trainer.max_steps - trainer.global_step if trainer.max_steps > 0 else math.inf
         steps = min(epochs * an_epoch, most)
         return None if steps == math.inf else int(steps)
 
+    def _correct_task_steps(self, trainer: Trainer) -> None:
+        """Where the module steps as it likes, tell the task's length from how far it has come."""
+        if self.task_steps is None or _steps_are_regular(trainer):
+            return
+        done = self._batches / self._task_batches
+        if trainer.max_steps > 0:
+            steps = trainer.global_step - self._first_step
+            done = max(done, steps / (trainer.max_steps - self._first_step))
+        self.task_steps = max(self.step_in_task, round(self.step_in_task / min(1, done)))
+
 
 _ENDLESS = 100_000  # epochs after which a task without a last epoch is taken to have none
+
+
+def _steps_are_regular(trainer: Trainer) -> bool:
+    """Tell whether the number of batches a step is known: Lightning steps, and always alike."""
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]
+    scheduled = any(isinstance(callback, GradientAccumulationScheduler) for callback in callbacks)
+    return trainer.lightning_module.automatic_optimization and not scheduled
 
 
 def _check_task_epochs(task_epochs: int | Sequence[int] | None) -> None:

@@ -5,6 +5,7 @@ too) and dataclasses of tensors. Lists of other things with one entry a sample (
 like tensors; everything else is carried along as it is.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -23,7 +24,8 @@ def tensors_of(batch: Any) -> list[Tensor]:
 def sample_axis(batch: Any) -> int:
     """Return the axis that counts samples: 0, or 1 for sequence-first batches.
 
-    It is 1 only if the tensors disagree in their first size and all agree in the second.
+    It is 0 if most of the tensors agree in their first size, otherwise 1 if most agree in the
+    second. Tensors of another size there, such as class weights, belong to no sample.
 
     Raises:
         ValueError: If the batch holds no tensor with a first axis, or they agree in neither.
@@ -32,17 +34,7 @@ def sample_axis(batch: Any) -> int:
         >>> sample_axis((torch.zeros(7, 4), torch.zeros(5, 4)))
         1
     """
-    tensors = [tensor for tensor in tensors_of(batch) if tensor.dim() > 0]
-    if not tensors:
-        raise ValueError(f"a batch of type {type(batch).__name__} holds no tensor with samples")
-    if len({tensor.shape[0] for tensor in tensors}) == 1:
-        return 0
-    if all(tensor.dim() > 1 for tensor in tensors) and len({t.shape[1] for t in tensors}) == 1:
-        return 1
-    shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tensors[:4])
-    raise ValueError(
-        f"the batch's tensors agree on no number of samples: their shapes are {shapes}"
-    )
+    return _axis_and_size(batch)[0]
 
 
 def batch_size(batch: Any) -> int:
@@ -52,8 +44,21 @@ def batch_size(batch: Any) -> int:
         >>> batch_size({"input_ids": torch.zeros(3, 8), "labels": torch.zeros(3)})
         3
     """
-    axis = sample_axis(batch)
-    return next(tensor.shape[axis] for tensor in tensors_of(batch) if tensor.dim() > 0)
+    return _axis_and_size(batch)[1]
+
+
+def _axis_and_size(batch: Any) -> tuple[int, int]:
+    tensors = [tensor for tensor in tensors_of(batch) if tensor.dim() > 0]
+    if not tensors:
+        raise ValueError(f"a batch of type {type(batch).__name__} holds no tensor with samples")
+    for axis in (0, 1):
+        sizes = Counter(tensor.shape[axis] for tensor in tensors if tensor.dim() > axis)
+        if sizes and 2 * sizes.most_common(1)[0][1] > len(tensors):
+            return axis, sizes.most_common(1)[0][0]
+    shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tensors[:4])
+    raise ValueError(
+        f"the batch's tensors agree on no number of samples: their shapes are {shapes}"
+    )
 
 
 def select_samples(batch: Any, indices: Tensor) -> Any:
@@ -67,16 +72,18 @@ def select_samples(batch: Any, indices: Tensor) -> Any:
         >>> select_samples((torch.arange(4), ["a", "b", "c", "d"]), torch.tensor([1, 3]))
         (tensor([1, 3]), ['b', 'd'])
     """
-    axis, size = sample_axis(batch), batch_size(batch)
+    axis, size = _axis_and_size(batch)
 
     def part(item: Any) -> Any:
         if isinstance(item, Tensor):
-            return item.index_select(axis, indices.to(item.device)) if item.dim() > 0 else item
+            counts = item.dim() > axis and item.shape[axis] == size
+            return item.index_select(axis, indices.to(item.device)) if counts else item
         if len(item) == size and not tensors_of(item):
-            return [item[int(index)] for index in indices]
-        return [apply_to_collection(entry, (Tensor, list), part) for entry in item]
+            return type(item)(item[int(index)] for index in indices)
+        entries = [apply_to_collection(entry, (Tensor, list, tuple), part) for entry in item]
+        return type(item)(*entries) if hasattr(item, "_fields") else type(item)(entries)
 
-    return apply_to_collection(batch, (Tensor, list), part)
+    return apply_to_collection(batch, (Tensor, list, tuple), part)
 
 
 def concatenate(batches: Sequence[Any], most: int) -> list[Any]:
@@ -114,6 +121,8 @@ def _fit(one: Any, other: Any) -> bool:
     """Tell whether two batches hold only tensors, pairwise of one shape but for the samples."""
     if not (_holds_only_tensors(one) and _holds_only_tensors(other)):
         return False
+    if batch_size(one) == 0 or len(tensors_of(one)) != len(tensors_of(other)):
+        return False
     axis = sample_axis(one)
     shapes = [
         [
@@ -138,12 +147,22 @@ def only_tensors(batch: Any) -> list[Tensor] | None:
     return tensors_of(batch) if _holds_only_tensors(batch) else None
 
 
+def detached(batch: Any) -> Any:
+    """Copy a batch, so that nobody who changes the original changes it."""
+    return apply_to_collection(batch, Tensor, lambda tensor: tensor.detach().clone())
+
+
 def rebuild(like: Any, tensors: Sequence[Tensor]) -> Any:
     """Put tensors back into a batch of the same structure as ``like``.
+
+    Raises:
+        ValueError: If ``like`` holds another number of tensors.
 
     Example:
         >>> rebuild({"x": torch.zeros(8), "y": torch.zeros(8)}, [torch.ones(1), torch.ones(1)])
         {'x': tensor([1.]), 'y': tensor([1.])}
     """
+    if len(tensors_of(like)) != len(tensors):
+        raise ValueError(f"{len(tensors)} tensors do not fit a batch of {len(tensors_of(like))}")
     values = iter(tensors)
     return apply_to_collection(like, Tensor, lambda _: next(values))

@@ -7,6 +7,7 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.utils.parametrize import is_parametrized
 
 from recall_lightning.snapshots import canonical_name, named_weights
 
@@ -173,9 +174,9 @@ def _layers(module: nn.Module) -> list[_Seed]:
 def _leaves(
     module: nn.Module, name: str, parametrised: bool = True
 ) -> Iterator[tuple[str, nn.Module]]:
-    """Walk the layers: modules without children, and torch's own composite layers as one."""
-    own_layer = type(module).__module__.startswith("torch.nn.modules")
-    composite = any(True for _ in module.children())
+    """Walk the layers: modules without parametrised children, and torch's own layers as one."""
+    own_layer = type(module).__module__.startswith("torch.nn.modules") or is_parametrized(module)
+    composite = any(map(_has_parameters, module.children()))
     if name and (not composite or (own_layer and not isinstance(module, _GROUPS))):
         if _has_parameters(module) or not parametrised:
             yield name, module

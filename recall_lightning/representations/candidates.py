@@ -20,7 +20,8 @@ def draw_candidates(loader: object, count: int, seed: int) -> list[Any] | None:
     """Draw random training samples from the dataset behind a dataloader, collated by it.
 
     Neither the dataloader's sampler nor any global random state moves, so the order in which
-    training sees its data stays what it was.
+    training sees its data stays what it was; only a dataset with a random generator of its own
+    notices that samples were read.
 
     Args:
         loader: What the Trainer trains on.
@@ -73,5 +74,5 @@ def _training_indices(loader: "DataLoader[Any]") -> Tensor | None:
     if isinstance(sampler, SubsetRandomSampler):
         return torch.as_tensor(sampler.indices)
     if isinstance(sampler, (RandomSampler, SequentialSampler)):
-        return torch.arange(len(loader.dataset))  # type: ignore[arg-type]
+        return torch.arange(len(sampler.data_source))
     return None

@@ -19,7 +19,8 @@ def default_forward(module: nn.Module, blocks: Sequence[Block], batch: Any) -> N
     The module called is ``module`` itself if its class defines ``forward``, otherwise the one child
     that contains all blocks. It gets
 
-    - of a mapping: the entries that its ``forward`` has a parameter for, by name;
+    - of a mapping: the entries that its ``forward`` has a parameter for, by name, and masks and
+      positions if it takes ``**kwargs``;
     - of a tuple or list: as many leading entries as its ``forward`` requires, at least one (a
       leading mapping is used as above);
     - a tensor as it is; and the whole batch if the one required parameter is called ``batch``.
@@ -48,10 +49,12 @@ def _callable_module(module: nn.Module, blocks: Sequence[Block]) -> nn.Module:
             for child in module.children()
             if all(f"{block.output}.".startswith(f"{prefix[id(child)]}.") for block in blocks)
         ]
-        if len(holders) != 1:
+        # a frozen backbone has no block, and yet the head is nothing without it
+        needed = [c for c in module.children() if any(True for _ in c.parameters())]
+        if len(holders) != 1 or needed != holders:
             raise ValueError(
-                f"{type(module).__name__} defines no forward, and no single child of it computes "
-                f"all of its blocks (children: {', '.join(prefix.values())})"
+                f"{type(module).__name__} defines no forward, and how its children "
+                f"({', '.join(prefix.values())}) work together cannot be known"
             )
         head = prefix[id(holders[0])]
         blocks = [
@@ -70,6 +73,9 @@ def _defines_forward(module: nn.Module) -> bool:
 def _uncompiled(module: nn.Module) -> nn.Module:
     return getattr(module, "_orig_mod", module)
 
+
+_PASSED_ON = ("attention_mask", "position_ids", "token_type_ids", "decoder_attention_mask")
+"""Inputs that a ``forward(input_ids, **kwargs)`` hands to its transformer unseen."""
 
 _LIGHTNING_MODULE = "lightning.pytorch.core.module"
 
@@ -109,8 +115,10 @@ def _by_name(
     owner: str, batch: Mapping[str, Any], names: list[str], required: list[str], kinds: set[Any]
 ) -> dict[str, Any]:
     kwargs = {name: batch[name] for name in names if name in batch}
-    if not kwargs and inspect.Parameter.VAR_KEYWORD in kinds and not required:
-        return dict(batch)
+    if inspect.Parameter.VAR_KEYWORD in kinds:
+        if not kwargs and not required:
+            return dict(batch)
+        kwargs |= {name: batch[name] for name in _PASSED_ON if name in batch}
     missing = [name for name in required if name not in kwargs]
     if missing or not kwargs:
         raise ValueError(

@@ -1,6 +1,8 @@
 """Hidden states of a model's blocks on given samples, measured without a trace."""
 
+import copy
 import random
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -8,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 from torchmetrics import Metric
 
 from recall_lightning.representations.batches import batch_size
@@ -25,8 +28,9 @@ def hidden_states(
 
     Tokens are averaged where the batch's ``attention_mask`` (in a decoder's blocks
     ``decoder_attention_mask``, or labels that are not −100), or the padding mask that a torch
-    transformer layer was called with, has no padding; images by global average. The module's mode,
-    gradients, metrics and every random state are as before.
+    transformer layer was called with, has no padding; images by global average; several rows a
+    sample (frames, answer choices) are averaged. The module's mode, gradients, metrics and every
+    random state are as before.
 
     Source: RECALL (arXiv 2510.20479), hidden representations.
 
@@ -54,7 +58,7 @@ def hidden_states(
     with undisturbed(module), _pooled_outputs(module, blocks) as probe:
         for batch in batches:
             probe.start(batch)
-            forward(module, batch)
+            forward(module, copy.copy(batch))  # a forward may pop what it takes
             for name, state in probe.finish().items():
                 states[name].append(state)
     return {name: torch.cat(parts) for name, parts in states.items()}
@@ -70,12 +74,11 @@ def undisturbed(module: nn.Module) -> Iterator[None]:
     """
     modes = [(child, child.training) for child in module.modules()]
     metrics = [(child, _metric_state(child)) for child in module.modules() if _is_metric(child)]
-    devices = sorted({p.device.index or 0 for p in module.parameters() if p.is_cuda})
     try:
         with ExitStack() as stack:
             stack.enter_context(torch.no_grad())
-            stack.enter_context(isolated_rng(devices))
-            if any(_is_compiled(child) for child in module.modules()):
+            stack.enter_context(isolated_rng(cuda_devices(module)))
+            if "torch._dynamo" in sys.modules:  # whatever was compiled would not call the hooks
                 stack.enter_context(torch.compiler.set_stance("force_eager"))
             module.eval()
             yield
@@ -84,6 +87,11 @@ def undisturbed(module: nn.Module) -> Iterator[None]:
             child.training = mode
         for metric, state in metrics:
             metric.__dict__.update(state)
+
+
+def cuda_devices(module: nn.Module) -> list[int]:
+    """Return the indices of the CUDA devices that a module's parameters are on."""
+    return sorted({p.device.index or 0 for p in module.parameters() if p.is_cuda})
 
 
 @contextmanager
@@ -106,10 +114,6 @@ def isolated_rng(devices: Sequence[int] = ()) -> Iterator[None]:
         np.random.set_state(numpy_state)
 
 
-def _is_compiled(module: nn.Module) -> bool:
-    return hasattr(module, "_orig_mod") or module._compiled_call_impl is not None
-
-
 def _is_metric(module: nn.Module) -> bool:
     return isinstance(module, Metric)
 
@@ -128,7 +132,9 @@ def _pooled_outputs(module: nn.Module, blocks: Sequence[Block]) -> Iterator["_Pr
     modules = {canonical_name(name): child for name, child in module.named_modules()}
     probe = _Probe(blocks)
     handles = [
-        modules[block.output].register_forward_hook(probe.hook(block.name), with_kwargs=True)
+        modules[block.output].register_forward_hook(
+            probe.hook(block.name, modules[block.name]), with_kwargs=True
+        )
         for block in blocks
     ]
     try:
@@ -155,25 +161,28 @@ class _Probe:
         silent = [name for name in self._names if name not in self._pooled]
         if silent:
             raise ValueError(
-                f"the block(s) {', '.join(silent[:3])} computed nothing when the model ran"
+                f"the block(s) {', '.join(silent[:3])} computed nothing when the model ran: pass a "
+                "probe_forward that runs them, or the blocks to take as blocks=[…]"
             )
-        expected = batch_size(self._batch)
-        for name, state in self._pooled.items():
-            if len(state) != expected:
-                raise ValueError(
-                    f"the block {name} put out {len(state)} rows for a batch of {expected} samples"
-                )
         return self._pooled
 
-    def hook(self, name: str) -> Callable[..., None]:
-        def pool(layer: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+    def hook(self, name: str, block: nn.Module) -> Callable[..., None]:
+        def pool(_: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
             states = _first_tensor(output)
             if states is None:
                 raise ValueError(f"the block {name} puts out no tensor but {type(output).__name__}")
             mask = _padding_free(kwargs)
             if mask is None:
                 mask = _token_mask(self._batch, decoder=self._two_stacks and "decoder" in name)
-            self._pooled[name] = _pool(states, mask, layer)
+            samples = batch_size(self._batch)
+            pooled = _pool(states, mask, block, samples)
+            if len(pooled) % samples:
+                raise ValueError(
+                    f"the block {name} put out {len(pooled)} rows for a batch of {samples}: "
+                    "leave it out of blocks=[…], or pass a probe_forward whose rows are samples"
+                )
+            # several rows a sample, such as frames or answer choices, one after the other
+            self._pooled[name] = pooled.unflatten(0, (samples, -1)).mean(dim=1)
 
         return pool
 
@@ -181,6 +190,11 @@ class _Probe:
 def _first_tensor(output: Any) -> Tensor | None:
     if isinstance(output, Tensor):
         return output
+    if isinstance(output, PackedSequence):  # the path of padded batches below does the rest
+        padded, lengths = pad_packed_sequence(output, batch_first=True)
+        return torch.nested.as_nested_tensor(
+            [sample[:length] for sample, length in zip(padded, lengths.tolist(), strict=True)]
+        )
     values = output.values() if isinstance(output, Mapping) else output
     if isinstance(output, (tuple, list, Mapping)):
         return next((found for v in values if (found := _first_tensor(v)) is not None), None)
@@ -209,16 +223,22 @@ def _token_mask(batch: Any, decoder: bool) -> Tensor | None:
     return mask != 0 if isinstance(mask, Tensor) else None
 
 
-def _pool(states: Tensor, mask: Tensor | None, layer: nn.Module) -> Tensor:
-    """Average everything but samples and hidden units away: (samples, hidden) float32."""
-    if states.is_nested:  # torch's fast path for padded batches: one (tokens, hidden) a sample
+def _pool(states: Tensor, mask: Tensor | None, block: nn.Module, samples: int) -> Tensor:
+    """Average everything but rows and hidden units away: (rows, hidden) float32."""
+    if states.is_nested:  # padded batches on torch's fast path: one (tokens, hidden) a sample
         return torch.stack([sample.float().mean(dim=0) for sample in states.unbind()])
     states = states.float()
     if states.dim() <= 2:
         return states.reshape(len(states), -1)
-    if states.dim() > 3 or _is_convolution(layer):
-        return states.flatten(2).mean(dim=2)
-    if _sequence_first(layer):
+    kinds = {type(child) for child in block.modules()}
+    if states.dim() > 3:
+        channels_first = any(issubclass(kind, _CONVOLUTIONS) for kind in kinds)
+        return (
+            states.flatten(2).mean(dim=2) if channels_first else states.flatten(1, -2).mean(dim=1)
+        )
+    if nn.Conv1d in kinds and nn.Linear not in kinds:
+        return states.mean(dim=2)
+    if _sequence_first(block) and not (len(states) == samples != states.shape[1]):
         states = states.transpose(0, 1)
     if mask is None or mask.shape != states.shape[:2]:
         return states.mean(dim=1)
@@ -228,9 +248,7 @@ def _pool(states: Tensor, mask: Tensor | None, layer: nn.Module) -> Tensor:
     return summed / weights.sum(dim=1).clamp(min=1)
 
 
-def _is_convolution(layer: nn.Module) -> bool:
-    kinds = {type(child) for child in layer.modules()}
-    return nn.Conv1d in kinds and nn.Linear not in kinds
+_CONVOLUTIONS = (nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase)
 
 
 def _sequence_first(layer: nn.Module) -> bool:

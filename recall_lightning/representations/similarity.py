@@ -18,15 +18,15 @@ def median_squared_sigma(states: Tensor) -> float:
     Args:
         states: Hidden states of one block, (samples, hidden).
 
-    Raises:
-        ValueError: For fewer than two samples.
+    Returns:
+        σ²; 0 for a single sample, which has no distance to any other.
 
     Example:
         >>> median_squared_sigma(torch.tensor([[0.0], [1.0], [3.0]]))
         4.0
     """
     if len(states) < 2:
-        raise ValueError(f"the median distance needs two samples or more, not {len(states)}")
+        return 0.0
     return float(torch.pdist(states.float()).square().median())
 
 

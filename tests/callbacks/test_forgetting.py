@@ -3,6 +3,7 @@ import json
 import pytest
 import torch
 from conftest import Plain, loader, quiet_trainer, task_data
+from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
@@ -167,7 +168,8 @@ def test_a_resumed_run_keeps_its_rows(tmp_path):
     ("monitor", "higher"),
     [
         ("val/acc", True), ("val_loss", False), ("val/perplexity", False), ("test/f1", True),
-        ("bits_per_byte", False), ("valid/top1-accuracy", True),
+        ("bits_per_byte", False), ("valid/top1-accuracy", True), ("val/MulticlassAccuracy", True),
+        ("val_acc1", True), ("valLoss", False), ("val_cross_entropy", False), ("val.f1score", True),
     ],
 )  # fmt: skip
 def test_the_direction_is_told_from_the_name(monitor, higher):
@@ -220,3 +222,51 @@ def test_too_few_validation_loaders_for_the_second_fit():
 def test_a_validation_that_misses_a_tasks_end_is_refused_early(kwargs, message):
     with pytest.raises(MisconfigurationException, match=message):
         fit_stream(ForgettingMonitor("val/acc"), **kwargs)
+
+
+def test_an_early_stop_takes_the_last_validation_for_the_row():
+    stop = EarlyStopping("val/acc/dataloader_idx_0", mode="max", stopping_threshold=0.0)
+    validation = [loader(task, 16, shuffle=False) for task in range(2)]
+    monitor = ForgettingMonitor("val/acc")
+    with pytest.warns(UserWarning, match="its row of the matrix is the last one before it"):
+        quiet_trainer(monitor, stop, max_epochs=5).fit(Plain(), loader(0), validation)
+    assert len(monitor.matrix) == 1
+
+
+def test_a_second_run_of_a_stream_starts_a_new_matrix():
+    monitor = ForgettingMonitor("val/acc")
+    fit_stream(monitor)
+    model = fit_stream(monitor, validate=False)
+    assert len(monitor.matrix) == 3
+    assert monitor.matrix[-1] == pytest.approx([accuracy(model, task) for task in range(3)])
+    assert [step for step, _ in monitor._boundaries] == [0, 8, 16]
+
+
+def test_a_validation_of_other_loaders_after_training_is_none_of_its_business():
+    monitor = ForgettingMonitor("val/acc")
+    model = fit_stream(monitor)
+    before = [list(row) for row in monitor.matrix]
+    quiet_trainer(monitor).validate(model, loader(0, shuffle=False), verbose=False)
+    assert monitor.matrix == before
+
+
+def test_a_module_that_names_its_loaders_itself():
+    class Names(Plain):
+        def validation_step(self, batch, batch_idx, dataloader_idx=0):
+            self.log(f"val_{dataloader_idx}/acc", 0.5 + dataloader_idx, add_dataloader_idx=False)
+
+    monitor = ForgettingMonitor("val_{idx}/acc")
+    validation = [loader(task, 16, shuffle=False) for task in range(2)]
+    quiet_trainer(monitor).fit(Names(), loader(0), validation)
+    assert monitor.matrix == [[0.5, 1.5]]
+
+
+def test_a_task_named_like_a_metric_is_refused():
+    with pytest.raises(MisconfigurationException, match="a task is called 'average'"):
+        fit_stream(ForgettingMonitor("val/acc"), data=stream(2, names=["average", "b"]))
+
+
+def test_fast_dev_run_checks_no_loaders():
+    quiet_trainer(ForgettingMonitor("val/acc", task_epochs=2), fast_dev_run=True).fit(
+        Plain(), loader(0), [loader(0, shuffle=False), loader(1, shuffle=False)]
+    )

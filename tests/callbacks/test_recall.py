@@ -5,7 +5,7 @@ import torch
 import transformers
 from conftest import Plain, loader, quiet_trainer, task_data
 from lightning.pytorch import LightningModule
-from lightning.pytorch.callbacks import RichProgressBar, TQDMProgressBar
+from lightning.pytorch.callbacks import EarlyStopping, RichProgressBar, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
@@ -481,3 +481,81 @@ def test_task_and_merges_are_in_the_progress_bar(bar, capfd):
     assert "red" in shown
     assert "merges" in shown
     assert "get_metrics" not in vars(trainer.progress_bar_callback)
+
+
+def test_a_module_that_steps_as_it_likes_is_merged_at_fractions_of_the_task():
+    from test_task_aware import StepsEachFourBatches
+
+    callback = recall(every=0.25)
+    quiet_trainer(callback).fit(StepsEachFourBatches(), loader(0, samples=512))
+    assert [record["step"] for record in callback.history] == [4, 8, 12, 16]
+
+
+def test_a_new_model_is_never_merged_with_the_last_ones_snapshot():
+    class Fails(Plain):
+        def on_train_batch_start(self, batch, batch_idx):
+            if batch_idx == 5:
+                raise RuntimeError("interrupted")
+
+    callback, model = recall(every=1.0), Plain()
+    with pytest.raises(RuntimeError, match="interrupted"):
+        quiet_trainer(callback).fit(Fails(), loader(0))
+    before = weights_of(model)
+    quiet_trainer(callback).fit(model, loader(0))
+    assert same(dict(callback.snapshot), before)
+
+
+def test_a_transfer_hook_that_augments_does_not_break_bit_identity():
+    class Augments(Plain):
+        def on_after_batch_transfer(self, batch, dataloader_idx):
+            return [batch[0] + 0.1 * torch.randn_like(batch[0]), batch[1]]
+
+    class Never(RecallCallback):
+        def should_merge(self, step_in_task, task_steps):
+            return False
+
+    def train(*callbacks):
+        torch.manual_seed(7)
+        model = Augments()
+        quiet_trainer(*callbacks).fit(model, loader(0))
+        return weights_of(model)
+
+    assert same(train(), train(Never(**SMALL)))
+
+
+def test_a_training_step_may_take_its_batch_apart():
+    class Pops(Plain):
+        def training_step(self, batch, batch_idx):
+            return super().training_step((batch.pop("x"), batch.pop("y")), batch_idx)
+
+    class Endless(IterableDataset):
+        def __iter__(self):
+            yield from ({"x": x, "y": y} for x, y in task_data(0))
+
+    callback = recall(every=2, probe_forward=lambda module, batch: module.net(batch.pop("x")))
+    quiet_trainer(callback).fit(Pops(), DataLoader(Endless(), batch_size=8))
+    assert len(callback.history) == 4
+
+
+def test_an_early_stop_says_that_its_merge_came_last():
+    stop = EarlyStopping("val/acc", mode="max", stopping_threshold=0.0)
+    with pytest.warns(UserWarning, match="validate and save the model once more"):
+        quiet_trainer(recall(every=1.0), stop, max_epochs=3).fit(Plain(), loader(0), loader(0))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"rule": MergeRule}, "must be the name of a rule or a MergeRule object"),
+        ({"snapshot_device": "gpu"}, "snapshot_device='gpu' is no device"),
+        ({"typical_samples": 8.5}, "typical_samples=8.5"),
+    ],
+)
+def test_arguments_of_the_wrong_kind_are_refused_at_once(arguments, message):
+    with pytest.raises(MisconfigurationException, match=message):
+        recall(**arguments)
+
+
+def test_a_fraction_of_endless_training_is_refused_before_it_starts():
+    with pytest.raises(MisconfigurationException, match=r"every=0\.25 is a fraction"):
+        quiet_trainer(recall(), max_epochs=-1).fit(Plain(), loader(0))

@@ -166,3 +166,59 @@ def test_callbacks_agree_on_task_epochs():
 def test_bad_task_epochs_are_refused_at_once(bad):
     with pytest.raises(MisconfigurationException, match="task_epochs="):
         TaskAwareCallback(bad)
+
+
+def test_an_interrupted_fit_starts_its_task_anew_with_another_trainer():
+    class Fails(Diary):
+        def on_task_step(self, trainer, pl_module, task):
+            super().on_task_step(trainer, pl_module, task)
+            if len(self.of("step")) == 3:
+                raise RuntimeError("interrupted")
+
+    diary = Fails()
+    with pytest.raises(RuntimeError, match="interrupted"):
+        quiet_trainer(diary).fit(Plain(), loader(0))
+    quiet_trainer(diary).fit(Plain(), loader(0))
+    assert diary.of("start", "end") == [("start", 0, 0), ("start", 0, 0), ("end", 0, 8)]
+    assert diary.of("step")[3] == ("step", 0, 1)
+
+
+def test_a_task_that_could_not_start_is_started_again():
+    class Refuses(Diary):
+        def on_task_start(self, trainer, pl_module, task):
+            super().on_task_start(trainer, pl_module, task)
+            if len(self.of("start")) == 1:
+                raise RuntimeError("not yet")
+
+    diary = Refuses()
+    with pytest.raises(RuntimeError, match="not yet"):
+        quiet_trainer(diary).fit(Plain(), loader(0))
+    quiet_trainer(diary).fit(Plain(), loader(0))
+    assert len(diary.of("start")) == 2
+
+
+class StepsEachFourBatches(Plain):
+    def __init__(self):
+        super().__init__()
+        self.automatic_optimization = False
+
+    def training_step(self, batch, batch_idx):
+        self.manual_backward(super().training_step(batch, batch_idx))
+        if batch_idx % 4 == 3:
+            self.optimizers().step()
+            self.optimizers().zero_grad()
+
+
+def test_the_length_of_a_task_follows_a_module_that_steps_as_it_likes():
+    diary = Diary()
+    quiet_trainer(diary, max_epochs=2).fit(StepsEachFourBatches(), loader(0, samples=256))
+    assert diary.step_in_task == diary.task_steps == 16
+
+
+def test_steps_go_on_from_trainer_to_trainer():
+    diary, model, steps = Diary(), Plain(), []
+    for task in range(3):
+        trainer = quiet_trainer(diary)
+        trainer.fit(model, loader(task))
+        steps.append(diary.steps_trained(trainer))
+    assert steps == [8, 16, 24]

@@ -12,7 +12,7 @@ from recall_lightning.representations.blocks import Block
 from recall_lightning.representations.similarity import cosine, linear_cka
 
 BLOCKS = [Block(name, 1, 0.5, name, (f"{name}.weight",)) for name in ("shallow", "deep")]
-THEN, NOW = torch.randn(8, 4), torch.randn(8, 4)
+THEN, NOW = torch.randn(2, 8, 4, generator=torch.Generator().manual_seed(0))
 
 
 def test_blocks_that_moved_differently_get_different_coefficients():

@@ -83,3 +83,19 @@ def test_tensors_put_back_make_the_same_batch():
     assert type(again) is BatchEncoding
     assert torch.equal(again["input_ids"], X)
     assert only_tensors({"x": X, "text": ["a"]}) is None
+
+
+def test_a_tensor_that_belongs_to_no_sample_is_carried_along():
+    batch = {"x": X, "y": Y, "class_weight": torch.ones(7)}
+    part = select_samples(batch, torch.tensor([1]))
+    assert [len(tensor) for tensor in tensors_of(part)] == [1, 1, 7]
+
+
+def test_texts_in_a_tuple_are_parted_too():
+    part = select_samples((X, ("a", "b", "c", "d"), Y), torch.tensor([2]))
+    assert part[1] == ("c",)
+
+
+def test_tensors_of_another_number_do_not_fit():
+    with pytest.raises(ValueError, match="2 tensors do not fit a batch of 1"):
+        rebuild({"x": X}, [X, Y])

@@ -151,3 +151,31 @@ def test_errors_name_the_pattern_or_the_model():
         find_blocks(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), ["layer.*"])
     with pytest.raises(ValueError, match="no block was found in ParameterList"):
         find_blocks(nn.ParameterList([nn.Parameter(torch.ones(2))]))
+
+
+@pytest.mark.parametrize(
+    "norm", [nn.utils.parametrizations.weight_norm, nn.utils.parametrizations.spectral_norm]
+)
+def test_parametrized_layers_are_layers(norm):
+    model = nn.Sequential(norm(nn.Linear(2, 2)), nn.ReLU(), nn.Linear(2, 2))
+    assert [block.name for block in find_blocks(model)] == ["0", "2"]
+
+
+def test_a_layer_with_a_parameter_of_its_own_is_a_layer():
+    class Scale(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight, self.dropout = nn.Parameter(torch.ones(2)), nn.Dropout()
+
+    model = nn.ModuleDict({"a": Scale(), "b": Scale()})
+    assert [block.name for block in find_blocks(model)] == ["a", "b"]
+
+
+def test_a_child_called_module_keeps_its_name():
+    class Wrapped(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.module, self.fc = nn.ModuleDict({"fc": nn.Linear(2, 2)}), nn.Linear(2, 2)
+
+    blocks = find_blocks(Wrapped())
+    assert [(block.name, block.parameters) for block in blocks] == [("module.fc", 6), ("fc", 6)]

@@ -96,9 +96,28 @@ def test_a_compiled_child_is_run_by_its_original_signature():
         (TakesX(), {"image": X, "label": Y}, "TakesX.forward takes x.*entries image, label"),
         (TakesTwo(), (X,), "requires source, target, and the batch is a tuple of 1"),
         (TakesX(), "text", "batch of type str"),
-        (nn.ModuleDict({"a": TakesX(), "b": TakesX()}), X, "no single child.*children: a, b"),
+        (
+            nn.ModuleDict({"a": TakesX(), "b": TakesX()}),
+            X,
+            r"how its children \(a, b\) work together",
+        ),
     ],
 )
 def test_inputs_that_cannot_be_found_are_said_exactly(model, batch, message):
     with pytest.raises(ValueError, match=message):
         default_forward(model, find_blocks(model), batch)
+
+
+def test_masks_reach_a_transformer_behind_keyword_arguments():
+    class PassesOn(Recorder):
+        def forward(self, input_ids, **kwargs):
+            self.got = kwargs
+
+    got = run(PassesOn(), {"input_ids": X, "attention_mask": Y, "labels": Y})
+    assert list(got) == ["attention_mask"]
+
+
+def test_a_head_on_a_frozen_backbone_is_not_run_alone():
+    model = nn.ModuleDict({"backbone": TakesX().requires_grad_(False), "head": TakesX()})
+    with pytest.raises(ValueError, match="how its children"):
+        default_forward(model, find_blocks(model), X)

@@ -163,3 +163,38 @@ def test_errors_name_the_block():
         hidden_states(model, blocks, [torch.ones(3, 2)], lambda m, b: m[0](b))
     with pytest.raises(ValueError, match="put out 2 rows for a batch of 3"):
         hidden_states(model, blocks, [torch.ones(3, 2)], lambda m, b: m(b[:2]))
+
+
+@pytest.mark.parametrize(
+    ("block", "inputs", "hidden"),
+    [
+        (lambda: nn.Sequential(nn.Conv1d(4, 6, 3), nn.BatchNorm1d(6), nn.ReLU()), (8, 4, 20), 6),
+        (lambda: nn.Sequential(nn.Linear(4, 6), nn.LayerNorm(6)), (8, 5, 7, 4), 6),
+        (lambda: nn.Sequential(nn.LSTM(4, 6, batch_first=True)), (8, 5, 4), 6),
+    ],
+    ids=["channels first", "channels last", "recurrent"],
+)
+def test_hidden_units_are_told_from_positions(block, inputs, hidden):
+    model = block()
+    states = hidden_states(model, find_blocks(model), [torch.randn(inputs)], lambda m, b: m(b))
+    assert {tuple(state.shape) for state in states.values()} == {(8, hidden)}
+
+
+def test_packed_sequences_are_averaged_over_their_own_length():
+    model = nn.LSTM(2, 3, batch_first=True)
+    inputs, lengths = torch.randn(2, 4, 2), torch.tensor([4, 2])
+
+    def packed(module, batch):
+        module(nn.utils.rnn.pack_padded_sequence(batch[0], batch[1], batch_first=True))
+
+    blocks = find_blocks(nn.ModuleDict({"rnn": model}))
+    together = hidden_states(nn.ModuleDict({"rnn": model}), blocks, [(inputs, lengths)],
+                             lambda m, b: packed(m["rnn"], b))  # fmt: skip
+    torch.testing.assert_close(together["rnn"][1], model(inputs[1:, :2])[0][0].mean(dim=0))
+
+
+def test_several_rows_a_sample_are_averaged():
+    model = nn.Sequential(nn.Linear(2, 3))
+    frames = torch.randn(4, 5, 2)
+    states = hidden_states(model, find_blocks(model), [frames], lambda m, b: m(b.flatten(0, 1)))
+    torch.testing.assert_close(states["0"], model(frames).mean(dim=1))
