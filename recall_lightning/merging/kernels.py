@@ -1,5 +1,6 @@
 """In-place arithmetic on named weights: everything is checked before anything is written."""
 
+import math
 from collections.abc import Iterator, Mapping
 
 import torch
@@ -82,7 +83,7 @@ def _weight_of(name: str, weights: float | Mapping[str, float | Tensor]) -> floa
 
 
 def _check_weight(name: str, weight: float | Tensor) -> None:
-    low, high = torch.as_tensor(weight).aminmax()
+    low, high = weight.aminmax() if isinstance(weight, Tensor) else (weight, weight)
     if not (low >= 0 and high <= 1):  # also false for NaN
         raise ValueError(
             f"the merge weight of {name!r} must lie in [0, 1], not in [{low:g}, {high:g}]"
@@ -93,8 +94,7 @@ def _all_finite(tensor: Tensor) -> bool:
     """Tell whether all values are finite without a mask of the tensor's size."""
     if tensor.numel() == 0:
         return True
-    low, high = tensor.detach().aminmax()
-    return bool(torch.isfinite(low) & torch.isfinite(high))
+    return math.isfinite(torch.linalg.vector_norm(tensor.detach(), ord=math.inf))
 
 
 def _lerp_one_(live: Tensor, copy: Tensor, weight: float | Tensor) -> None:

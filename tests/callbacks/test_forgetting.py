@@ -38,7 +38,7 @@ def test_the_matrix_holds_the_score_on_every_task_after_every_task():
     model = fit_stream(monitor)
     assert [len(row) for row in monitor.matrix] == [3, 3, 3]
     assert monitor.matrix[-1] == pytest.approx([accuracy(model, task) for task in range(3)])
-    assert len(monitor.before) == 3
+    assert len(monitor.record.before) == 3
 
 
 def test_rows_are_measured_after_the_merge_at_the_tasks_end():
@@ -79,7 +79,7 @@ def test_the_summary_is_the_metrics_of_the_matrix():
     summary = monitor.summary()
     assert summary["forgetting"] == float(metrics.forgetting(monitor.matrix))
     assert summary["forward_transfer"] == float(
-        metrics.forward_transfer(monitor.matrix, monitor.before)
+        metrics.forward_transfer(monitor.matrix, monitor.record.before)
     )
 
 
@@ -161,7 +161,7 @@ def test_a_resumed_run_keeps_its_rows(tmp_path):
     trainer = quiet_trainer(resumed, max_epochs=3, reload_dataloaders_every_n_epochs=1)
     trainer.fit(Plain(), datamodule=stream(), ckpt_path=tmp_path / "1.ckpt")
     assert resumed.matrix == whole.matrix
-    assert resumed.before == whole.before
+    assert resumed.record.before == whole.record.before
 
 
 @pytest.mark.parametrize(
@@ -239,7 +239,7 @@ def test_a_second_run_of_a_stream_starts_a_new_matrix():
     model = fit_stream(monitor, validate=False)
     assert len(monitor.matrix) == 3
     assert monitor.matrix[-1] == pytest.approx([accuracy(model, task) for task in range(3)])
-    assert [step for step, _ in monitor._boundaries] == [0, 8, 16]
+    assert [step for step, _ in monitor.record.boundaries] == [0, 8, 16]
 
 
 def test_a_validation_of_other_loaders_after_training_is_none_of_its_business():
