@@ -148,8 +148,10 @@ class RecallCallback(TaskAwareCallback):
     # The task hooks.
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse strategies under which a merge would go wrong."""
+        """Refuse what can't work, and import what takes a second before training starts."""
         super().setup(trainer, pl_module, stage)
+        if self.rule.uses_representations:
+            import sklearn.cluster  # noqa: F401
         strategy = trainer.strategy
         if isinstance(strategy, DeepSpeedStrategy) or not isinstance(
             strategy, (SingleDeviceStrategy, DDPStrategy)

@@ -26,8 +26,8 @@ class TaskStream(LightningDataModule, ABC):
     Subclasses implement :attr:`task_names`, :meth:`train_dataset` and :meth:`val_dataset`;
     :meth:`from_datasets` makes a stream of datasets that are already there.
 
-    The order of training samples depends on ``seed`` and the epoch alone, so a resumed run sees
-    what an uninterrupted one would have seen. Neither building nor iterating a loader draws from
+    The order of training samples depends on ``seed`` and the epoch alone, so a run that resumes at
+    the end of an epoch sees what an uninterrupted one would have seen. Neither building nor iterating a loader draws from
     the global random number generator.
 
     Note:
@@ -318,9 +318,9 @@ def _with_validation(
 ) -> tuple[Dataset[Any], Dataset[Any]]:
     """A ``(train, validation)`` pair of what was given for one task."""
     if isinstance(entry, tuple):
-        if len(entry) != 2:
+        if len(entry) != 2 or None in entry:
             raise MisconfigurationException(
-                f"A tuple of {len(entry)} datasets was given for a task; it must be"
+                f"A tuple of {len(entry)} was given for a task; it must be two datasets,"
                 " (train, validation)."
             )
         return entry

@@ -35,7 +35,7 @@ def choose_typical_samples(states: Tensor, count: int, seed: int = 0) -> Tensor:
         raise ValueError(f"{count} typical samples cannot be chosen from {len(states)} candidates")
     if not torch.isfinite(states).all():
         raise ValueError("the hidden states of the candidates hold NaN or infinite values")
-    from sklearn.cluster import KMeans, MiniBatchKMeans  # takes a second: only when needed
+    from sklearn.cluster import KMeans, MiniBatchKMeans  # takes a second to import
     from sklearn.exceptions import ConvergenceWarning
 
     points = states.double().cpu().numpy()
