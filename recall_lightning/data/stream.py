@@ -27,8 +27,8 @@ class TaskStream(LightningDataModule, ABC):
     :meth:`from_datasets` makes a stream of datasets that are already there.
 
     The order of training samples depends on ``seed`` and the epoch alone, so a run that resumes at
-    the end of an epoch sees what an uninterrupted one would have seen. Neither building nor iterating a loader draws from
-    the global random number generator.
+    the end of an epoch sees what an uninterrupted one would have seen. Neither building nor
+    iterating a loader draws from the global random number generator.
 
     Note:
         The trainer must ask for a new loader every epoch, and train as many epochs as the stream
