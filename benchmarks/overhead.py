@@ -13,6 +13,7 @@ import argparse
 import os
 import statistics
 import sys
+import tempfile
 import time
 
 import torch
@@ -52,7 +53,7 @@ def train(recipe: str, method: str) -> tuple[float, float, float]:
     args += ["--trainer.enable_checkpointing=false"]
     sys.argv = sys.argv[:1]  # LightningCLI warns where arguments come from both
     cli = RecallCLI(args=args, run=False, save_config_callback=None, seed_everything_default=0)
-    profiler = SimpleProfiler()
+    profiler = SimpleProfiler(dirpath=tempfile.mkdtemp(), filename="profile")  # not on the screen
     vars(cli.trainer)["profiler"] = profiler
     cli.datamodule.train_dataset(0)  # reading the text is not training
     started = time.perf_counter()
