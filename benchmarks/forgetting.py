@@ -46,7 +46,7 @@ def main() -> None:
     settings = _settings(out / methods[0] / f"seed_{seeds[0]}")
     caption = (
         f"{settings['monitor']}, {'lower' if settings['mode'] == 'min' else 'higher'} is better; "
-        f"seeds {arguments.seeds}; forgetting: {settings['forgetting_variant']} (the best score "
+        f"{'seeds' if len(seeds) > 1 else 'seed'} {arguments.seeds}; forgetting: {settings['forgetting_variant']} (the best score "
         "since the task's own training against the last)"
     )
     _print(results, Path(arguments.recipe).stem, caption)
