@@ -44,10 +44,11 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
     settings = _settings(out / methods[0] / f"seed_{seeds[0]}")
+    better = "lower" if settings["mode"] == "min" else "higher"
     caption = (
-        f"{settings['monitor']}, {'lower' if settings['mode'] == 'min' else 'higher'} is better; "
-        f"{'seeds' if len(seeds) > 1 else 'seed'} {arguments.seeds}; forgetting: {settings['forgetting_variant']} (the best score "
-        "since the task's own training against the last)"
+        f"{settings['monitor']}, {better} is better; seed(s) {arguments.seeds}; forgetting: "
+        f"{settings['forgetting_variant']} (the best score since the task's own training against "
+        "the last)"
     )
     _print(results, Path(arguments.recipe).stem, caption)
     if arguments.table:
