@@ -408,9 +408,11 @@ def _draw_boundaries(
     """
     from matplotlib.colors import to_rgb
 
+    boundaries = sorted(boundaries)
+    for step, _ in boundaries:  # before the limits are read: a task may start before any score
+        axes.axvline(step, color="0.75", linewidth=0.8, zorder=0)
     low, high = axes.get_xlim()
     inch = (high - low) / width
-    boundaries = sorted(boundaries)
     room = [later - step for (step, _), (later, _) in pairwise([*boundaries, (high, "")])]
     turned = any(
         _longest([name]) * inch > gap for (_, name), gap in zip(boundaries, room, strict=True)
@@ -418,7 +420,6 @@ def _draw_boundaries(
     free = low
     for step, name in boundaries:
         colour = _line_style(task_names.index(name))["color"] if name in task_names else "0.3"
-        axes.axvline(step, color="0.75", linewidth=0.8, zorder=0)
         axes.text(
             max(step, free),
             1.02,

@@ -308,3 +308,9 @@ def test_matplotlib_is_imported_on_use_and_pyplot_never():
         "assert 'matplotlib.pyplot' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code, figures.__file__], check=True)
+
+
+def test_a_tasks_name_stands_at_its_start_even_before_the_first_score():
+    figure = figures.curves_figure([40, 80], [[0.5], [0.6]], ["a"], "val/acc", [(0, "a")])
+    name = next(text for text in figure.axes[0].texts if text.get_text() == "a")
+    assert name.get_position()[0] == 0

@@ -1,6 +1,6 @@
 """A task's typical samples, and what a model under training makes of them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -176,10 +176,13 @@ class Probe:
                 else:
                     default_forward(module, self._blocks, batch)
             except Exception as error:
+                own = self.probe_forward is not None
+                ran = "your probe_forward" if own else type(module).__name__
+                advice = "" if own else ": pass probe_forward=lambda module, batch: module(…)"
+                entries = f" with entries {', '.join(batch)}" if isinstance(batch, Mapping) else ""
                 raise ValueError(
-                    f"{type(module).__name__} could not be run on a training batch to measure its "
-                    f"hidden states: {type(error).__name__}: {error}. Pass "
-                    "probe_forward=lambda module, batch: module(…) that runs it"
+                    f"{ran} could not be run on a training batch ({type(batch).__name__}{entries}) "
+                    f"to measure hidden states{advice}; {type(error).__name__}: {error}"
                 ) from error
 
         with trainer.precision_plugin.forward_context(), _silent(pl_module):

@@ -39,6 +39,14 @@ class RecallCallback(TaskAwareCallback):
         larger weight keep more of the old and learn less of the new. The merge at the task's end
         matters most; without it most of the benefit is lost.
 
+    What happened is in these attributes. ``history`` is a list with a dict a merge: ``task``
+    (counted from 0), ``step`` (optimizer steps so far, over all fits), ``similarity``,
+    ``coefficient`` and ``drift`` (block name to float; drift is ‖θ − θ_snapshot‖ / ‖θ_snapshot‖
+    before the merge), ``probe_seconds`` and ``merge_seconds``. ``blocks`` is the table of blocks
+    once the first task has started, a list of
+    :class:`~recall_lightning.representations.blocks.Block`, and ``snapshot`` the current task's
+    snapshot.
+
     Example:
         >>> from lightning.pytorch import Trainer
         >>> trainer = Trainer(callbacks=[RecallCallback(every=0.25)], logger=False)
@@ -70,14 +78,6 @@ class RecallCallback(TaskAwareCallback):
         snapshot_device: Where the snapshot lives, for example ``"cpu"``; by default beside the
             weights.
         seed: Seed of the choice of typical samples.
-
-    Attributes:
-        history: A dict a merge: ``task``, ``step`` (optimizer steps so far), ``similarity``,
-            ``coefficient`` and ``drift`` (block name to float; drift is ‖θ − θ_snapshot‖ /
-            ‖θ_snapshot‖ before the merge), ``probe_seconds``, ``merge_seconds``.
-        blocks: The table of blocks, once the first task has started: a list of
-            :class:`~recall_lightning.representations.blocks.Block`.
-        snapshot: The current task's snapshot.
 
     Raises:
         MisconfigurationException: For an argument out of its range, a strategy that is not

@@ -406,7 +406,7 @@ def test_inputs_that_cannot_be_found_say_what_to_pass_and_passing_it_helps():
     data = [{"image": x, "label": y} for x, y in task_data(0)]
     loading = DataLoader(data, batch_size=8)
     fails_at_start(
-        Named(), loading, "entries image, label.*Pass probe_forward=lambda module, batch"
+        Named(), loading, "entries image, label.*pass probe_forward=lambda module, batch"
     )
     callback = recall(probe_forward=lambda module, batch: module.net(batch["image"]))
     quiet_trainer(callback).fit(Named(), loading)
@@ -559,3 +559,10 @@ def test_arguments_of_the_wrong_kind_are_refused_at_once(arguments, message):
 def test_a_fraction_of_endless_training_is_refused_before_it_starts():
     with pytest.raises(MisconfigurationException, match=r"every=0\.25 is a fraction"):
         quiet_trainer(recall(), max_epochs=-1).fit(Plain(), loader(0))
+
+
+def test_a_probe_forward_that_fails_is_blamed_itself():
+    fails_at_start(
+        Plain(), loader(0), "your probe_forward could not be run.*list.*TypeError",
+        probe_forward=lambda module, batch: module.net(batch["x"]),
+    )  # fmt: skip
