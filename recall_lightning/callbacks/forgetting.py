@@ -248,8 +248,7 @@ class ForgettingMonitor(TaskAwareCallback):
             return
         rows = [[names[i], *scores] for i, scores in enumerate(self.matrix)]
         log_table(trainer, "continual/matrix", ["after", *names], rows)
-        if trainer.loggers:
-            log_figure(trainer, "continual/matrix_image", self.record.matrix_figure())
+        log_figure(trainer, "continual/matrix_image", self.record.matrix_figure)
         if folder is not None:
             self.record.write(folder)
         shown = "  ".join(f"{name} {value:.3f}" for name, value in summary.items())

@@ -1,6 +1,6 @@
 """What Lightning's loggers take, each in its own way: scalars, figures, tables, a folder."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,15 +18,17 @@ def log_scalars(trainer: Trainer, scalars: Mapping[str, float]) -> None:
         logger.save()
 
 
-def log_figure(trainer: Trainer, key: str, figure: "Figure") -> None:
-    """Log a figure to the loggers that show images: W&B and TensorBoard."""
-    for logger in trainer.loggers:
+def log_figure(trainer: Trainer, key: str, draw: Callable[[], "Figure"]) -> None:
+    """Draw a figure and log it, if a logger shows images: W&B and TensorBoard do."""
+    shows = [each for each in trainer.loggers if isinstance(each, (WandbLogger, TensorBoardLogger))]
+    if not shows or not trainer.is_global_zero:
+        return
+    image = _as_image(draw())
+    for logger in shows:
         if isinstance(logger, WandbLogger):
-            logger.log_image(key, [_as_image(figure)])
-        elif isinstance(logger, TensorBoardLogger):
-            logger.experiment.add_image(
-                key, _as_image(figure), trainer.global_step, dataformats="HWC"
-            )
+            logger.log_image(key, [image])
+        else:
+            logger.experiment.add_image(key, image, trainer.global_step, dataformats="HWC")
 
 
 def log_table(

@@ -3,8 +3,9 @@
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from numbers import Integral, Real
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -21,6 +22,9 @@ from recall_lightning.merging.rules import MergeInputs, MergeRule, rule_by_name
 from recall_lightning.representations.blocks import Block, find_blocks, format_blocks
 from recall_lightning.representations.forward import ProbeForward
 from recall_lightning.snapshots import Snapshot, named_weights
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 class RecallCallback(TaskAwareCallback):
@@ -221,15 +225,9 @@ class RecallCallback(TaskAwareCallback):
         """Merge at the last step, and log the task's coefficients as a heatmap."""
         if self.should_merge(self.step_in_task, self.step_in_task):
             self._merge_if_ready(trainer, pl_module)
-        records = [record for record in self.history if record["task"] == task]
-        if records and trainer.loggers and trainer.is_global_zero:
-            from recall_lightning.figures import coefficients_figure
-
-            names = list(records[0]["coefficient"])
-            values = torch.tensor([[r["coefficient"][n] for r in records] for n in names])
-            steps = [record["step"] for record in records]
-            figure = coefficients_figure(values, names, steps, "merge coefficient")
-            log_figure(trainer, f"recall/coefficients/{self.task_name(trainer, task)}", figure)
+        if any(record["task"] == task for record in self.history):
+            key = f"recall/coefficients/{self.task_name(trainer, task)}"
+            log_figure(trainer, key, partial(self._coefficients_figure, task))
 
     def progress_bar_items(self, trainer: Trainer) -> dict[str, int | str]:
         """Show the task's name and the number of merges so far."""
@@ -265,6 +263,15 @@ class RecallCallback(TaskAwareCallback):
             "every as a number of optimizer steps, or set Trainer(max_epochs=…, "
             "limit_train_batches=…) or Trainer(max_steps=…)"
         )
+
+    def _coefficients_figure(self, task: int) -> "Figure":
+        from recall_lightning.figures import coefficients_figure
+
+        records = [record for record in self.history if record["task"] == task]
+        names = list(records[0]["coefficient"])
+        values = torch.tensor([[r["coefficient"][n] for r in records] for n in names])
+        steps = [record["step"] for record in records]
+        return coefficients_figure(values, names, steps, "merge coefficient")
 
     def _merge_if_ready(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.snapshot is None:

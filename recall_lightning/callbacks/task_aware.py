@@ -85,12 +85,12 @@ class TaskAwareCallback(Callback):
 
     def task_name(self, trainer: Trainer, task: int) -> str:
         """Return the datamodule's name of a task, or ``task N``."""
-        names = getattr(getattr(trainer, "datamodule", None), "task_names", None)
+        names = _of_datamodule(trainer, "task_names")
         return names[task] if names is not None and task < len(names) else f"task {task}"
 
     def known_tasks(self, trainer: Trainer) -> int | None:
         """Return the number of tasks, or None where only the future knows."""
-        names = getattr(getattr(trainer, "datamodule", None), "task_names", None)
+        names = _of_datamodule(trainer, "task_names")
         if names is not None:
             return len(names)
         if isinstance(self.task_epochs, int):
@@ -127,7 +127,8 @@ class TaskAwareCallback(Callback):
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Give the progress bar back its own ``get_metrics``."""
-        vars(trainer.progress_bar_callback or self).pop("get_metrics", None)
+        if trainer.progress_bar_callback is not None:
+            vars(trainer.progress_bar_callback).pop("get_metrics", None)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Decide whether the last task goes on, and which task this fit is where every fit is one.
@@ -190,27 +191,12 @@ class TaskAwareCallback(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the task and the progress in it, in plain Python."""
-        return {
-            "task": self.task,
-            "task_ended": self.task_ended,
-            "step_in_task": self.step_in_task,
-            "task_steps": self.task_steps,
-            "earlier_steps": self._earlier_steps,
-            "first_step": self._first_step,
-            "batches": self._batches,
-            "task_batches": self._task_batches,
-        }
+        return {name.lstrip("_"): getattr(self, name) for name in _STATE}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned."""
-        self.task = state_dict["task"]
-        self.task_ended = state_dict["task_ended"]
-        self.step_in_task = state_dict["step_in_task"]
-        self.task_steps = state_dict["task_steps"]
-        self._earlier_steps = state_dict["earlier_steps"]
-        self._first_step = state_dict["first_step"]
-        self._batches = state_dict["batches"]
-        self._task_batches = state_dict["task_batches"]
+        for name in _STATE:
+            setattr(self, name, state_dict[name.lstrip("_")])
         self._resumed = True
 
     def _enter_task_if_changed(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -230,7 +216,7 @@ class TaskAwareCallback(Callback):
 
     def _task_at(self, trainer: Trainer) -> Callable[[int], int] | None:
         """Return the map from epoch to task, or None where every fit is a task."""
-        from_datamodule = getattr(getattr(trainer, "datamodule", None), "task_at", None)
+        from_datamodule = _of_datamodule(trainer, "task_at")
         if from_datamodule is not None:
             return from_datamodule
         epochs = self.task_epochs
@@ -274,7 +260,13 @@ class TaskAwareCallback(Callback):
         self.task_steps = max(self.step_in_task, round(self.step_in_task / min(1, done)))
 
 
+_STATE = ["task", "task_ended", "step_in_task", "task_steps"]
+_STATE += ["_earlier_steps", "_first_step", "_batches", "_task_batches"]
 _ENDLESS = 100_000  # epochs after which a task without a last epoch is taken to have none
+
+
+def _of_datamodule(trainer: Trainer, name: str) -> Any:
+    return getattr(getattr(trainer, "datamodule", None), name, None)
 
 
 def _steps_are_regular(trainer: Trainer) -> bool:

@@ -1,10 +1,11 @@
 """In-place arithmetic on named weights: everything is checked before anything is written."""
 
-import math
 from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor
+
+from recall_lightning.snapshots import all_finite
 
 _CHUNK = 1 << 18  # elements computed in float32 at a time for half-precision weights
 
@@ -46,7 +47,7 @@ def lerp_(
             )
         _check_weight(name, _weight_of(name, weights))
         for side, tensor in (("live", live[name]), ("snapshot", copy)):
-            if not _all_finite(tensor):
+            if not all_finite(tensor):
                 raise ValueError(f"the {side} weight {name!r} holds NaN or infinite values")
     with torch.no_grad():
         for name, copy in snapshot.items():
@@ -88,13 +89,6 @@ def _check_weight(name: str, weight: float | Tensor) -> None:
         raise ValueError(
             f"the merge weight of {name!r} must lie in [0, 1], not in [{low:g}, {high:g}]"
         )
-
-
-def _all_finite(tensor: Tensor) -> bool:
-    """Tell whether all values are finite without a mask of the tensor's size."""
-    if tensor.numel() == 0:
-        return True
-    return math.isfinite(torch.linalg.vector_norm(tensor.detach(), ord=math.inf))
 
 
 def _lerp_one_(live: Tensor, copy: Tensor, weight: float | Tensor) -> None:

@@ -111,7 +111,7 @@ class SimilarityRule(MergeRule):
         if self.measure == "cosine":
             return cosine(snapshot_states, live_states)
         if self.sigma == "median":
-            return rbf(snapshot_states, live_states, median_squared_sigma(snapshot_states))
+            return super().similarity(snapshot_states, live_states)
         return rbf(snapshot_states, live_states, self.sigma**2)
 
     def coefficients(self, inputs: MergeInputs) -> dict[str, float]:

@@ -97,7 +97,7 @@ def find_blocks(module: nn.Module, patterns: Sequence[str] | None = None) -> lis
 
 
 def _matching(modules: dict[str, nn.Module], patterns: Sequence[str]) -> list[_Seed]:
-    candidates = [name for name, module in modules.items() if name and _has_parameters(module)]
+    candidates = [name for name, module in modules.items() if name and has_parameters(module)]
     chosen: list[str] = []
     for pattern in patterns:
         matches = [name for name in candidates if fnmatchcase(name, pattern)]
@@ -108,8 +108,8 @@ def _matching(modules: dict[str, nn.Module], patterns: Sequence[str]) -> list[_S
                 f"{shown or 'none'}"
             )
         chosen += matches
-    outermost = [n for n in chosen if not any(n.startswith(f"{other}.") for other in chosen)]
-    return [_Seed(name, [name], name) for name in candidates if name in set(outermost)]
+    outermost = {n for n in chosen if not any(n.startswith(f"{other}.") for other in chosen)}
+    return [_Seed(name, [name], name) for name in candidates if name in outermost]
 
 
 def _repeated(module: nn.Module) -> list[_Seed]:
@@ -123,9 +123,9 @@ def _repeated(module: nn.Module) -> list[_Seed]:
             if len(stages) > 1 and isinstance(child, nn.Sequential):
                 names.append(name)
             else:
-                names += [_join(name, n) for n, c in child.named_children() if _has_parameters(c)]
+                names += [_join(name, n) for n, c in child.named_children() if has_parameters(c)]
     if _is_stack(module):
-        names = [name for name, child in module.named_children() if _has_parameters(child)]
+        names = [name for name, child in module.named_children() if has_parameters(child)]
     layers = [name for name, _ in _leaves(module, "")]
     covered = sum(any(f"{layer}.".startswith(f"{name}.") for name in names) for layer in layers)
     if len(names) < 2 or 2 * covered < len(layers):
@@ -145,8 +145,8 @@ def _is_stack(module: nn.Module) -> bool:
     """Tell whether a container holds composite modules, at least half of them of one class."""
     if not isinstance(module, _CONTAINERS):
         return False
-    children = [child for child in module.children() if _has_parameters(child)]
-    if not children or not all(any(map(_has_parameters, c.children())) for c in children):
+    children = [child for child in module.children() if has_parameters(child)]
+    if not children or not all(any(map(has_parameters, c.children())) for c in children):
         return False
     return 2 * Counter(type(child) for child in children).most_common(1)[0][1] >= len(children)
 
@@ -160,10 +160,10 @@ def _layers(module: nn.Module) -> list[_Seed]:
         follows = bool(seeds) and seeds[-1].name.rpartition(".")[0] == canonical_name(parent)
         in_sequential = isinstance(module.get_submodule(parent), nn.Sequential)
         name = canonical_name(name)
-        if isinstance(layer, _NORMS) and _has_parameters(layer) and follows:
+        if isinstance(layer, _NORMS) and has_parameters(layer) and follows:
             seeds[-1].members.append(name)
             seeds[-1].output = name
-        elif _has_parameters(layer):
+        elif has_parameters(layer):
             if not isinstance(layer, nn.Embedding):
                 seeds.append(_Seed(name, [name], name))
         elif follows and in_sequential and uses[id(layer)] == 1:
@@ -176,9 +176,9 @@ def _leaves(
 ) -> Iterator[tuple[str, nn.Module]]:
     """Walk the layers: modules without parametrised children, and torch's own layers as one."""
     own_layer = type(module).__module__.startswith("torch.nn.modules") or is_parametrized(module)
-    composite = any(map(_has_parameters, module.children()))
+    composite = any(map(has_parameters, module.children()))
     if name and (not composite or (own_layer and not isinstance(module, _GROUPS))):
-        if _has_parameters(module) or not parametrised:
+        if has_parameters(module) or not parametrised:
             yield name, module
         return
     for child_name, child in module.named_children():
@@ -231,7 +231,8 @@ def _nearest(
     return seeds[-1].name
 
 
-def _has_parameters(module: nn.Module) -> bool:
+def has_parameters(module: nn.Module) -> bool:
+    """Tell whether a module or any of its children has a parameter, trainable or not."""
     return any(True for _ in module.parameters())
 
 
@@ -248,7 +249,7 @@ def format_blocks(blocks: Sequence[Block]) -> str:
         0              40   69.0%
         1              18   31.0%
     """
-    width = max(len(block.name) for block in [*blocks, Block("block", 0, 0, "", ())])
+    width = max(map(len, ["block", *(block.name for block in blocks)]))
     rows = [
         f"{block.name:<{width}}  {block.parameters:>10,}  {block.share:>6.1%}" for block in blocks
     ]

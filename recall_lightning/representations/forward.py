@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from recall_lightning.representations.blocks import Block
+from recall_lightning.representations.blocks import Block, has_parameters
 from recall_lightning.snapshots import canonical_name
 
 ProbeForward = Callable[[nn.Module, Any], Any]
@@ -36,32 +36,23 @@ def default_forward(module: nn.Module, blocks: Sequence[Block], batch: Any) -> N
     Example:
         >>> default_forward(nn.Linear(2, 1), [], (Tensor([[1.0, 2.0]]), Tensor([0.0])))
     """
-    target = _callable_module(module, blocks)
+    target = _callable_module(module, [block.output for block in blocks])
     args, kwargs = _bind(target, batch)
     target(*args, **kwargs)
 
 
-def _callable_module(module: nn.Module, blocks: Sequence[Block]) -> nn.Module:
+def _callable_module(module: nn.Module, outputs: Sequence[str]) -> nn.Module:
     while not _defines_forward(module):
-        prefix = {id(child): canonical_name(name) for name, child in module.named_children()}
-        holders = [
-            child
-            for child in module.children()
-            if all(f"{block.output}.".startswith(f"{prefix[id(child)]}.") for block in blocks)
-        ]
+        children = {canonical_name(name): child for name, child in module.named_children()}
         # a frozen backbone has no block, and yet the head is nothing without it
-        needed = [c for c in module.children() if any(True for _ in c.parameters())]
-        if len(holders) != 1 or needed != holders:
+        needed = [name for name, child in children.items() if has_parameters(child)]
+        if len(needed) != 1 or not all(f"{o}.".startswith(f"{needed[0]}.") for o in outputs):
             raise ValueError(
                 f"{type(module).__name__} defines no forward, and how its children "
-                f"({', '.join(prefix.values())}) work together cannot be known"
+                f"({', '.join(children)}) work together cannot be known"
             )
-        head = prefix[id(holders[0])]
-        blocks = [
-            Block(b.name, b.parameters, b.share, b.output[len(head) + 1 :], b.weights)
-            for b in blocks
-        ]
-        module = holders[0]
+        outputs = [output[len(needed[0]) + 1 :] for output in outputs]
+        module = children[needed[0]]
     return module
 
 
@@ -86,9 +77,7 @@ def _bind(target: nn.Module, batch: Any) -> tuple[tuple[Any, ...], dict[str, Any
     named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     required = [p.name for p in parameters if p.default is p.empty and p in named]
     positional_only = [p for p in parameters if p.kind is p.POSITIONAL_ONLY]
-    if required == ["batch"]:
-        return (batch,), {}
-    if isinstance(batch, Tensor):
+    if required == ["batch"] or isinstance(batch, Tensor):
         return (batch,), {}
     if isinstance(batch, Mapping):
         return (), _by_name(

@@ -152,10 +152,11 @@ class _Probe:
         # a decoder-only model's labels may hide the prompt, which is no padding
         self._two_stacks = any("encoder" in name for name in self._names)
         self._batch: Any = None
+        self._samples = 0
         self._pooled: dict[str, Tensor] = {}
 
     def start(self, batch: Any) -> None:
-        self._batch, self._pooled = batch, {}
+        self._batch, self._samples, self._pooled = batch, batch_size(batch), {}
 
     def finish(self) -> dict[str, Tensor]:
         silent = [name for name in self._names if name not in self._pooled]
@@ -174,7 +175,7 @@ class _Probe:
             mask = _padding_free(kwargs)
             if mask is None:
                 mask = _token_mask(self._batch, decoder=self._two_stacks and "decoder" in name)
-            samples = batch_size(self._batch)
+            samples = self._samples
             pooled = _pool(states, mask, block, samples)
             if len(pooled) % samples:
                 raise ValueError(
