@@ -118,20 +118,22 @@ def concatenate(batches: Sequence[Any], most: int) -> list[Any]:
 
 
 def _fit(one: Any, other: Any) -> bool:
-    """Tell whether two batches hold only tensors, pairwise of one shape but for the samples."""
+    """Tell whether two batches hold samples' tensors alone, pairwise of one shape but for these."""
     if not (_holds_only_tensors(one) and _holds_only_tensors(other)):
         return False
-    if batch_size(one) == 0 or len(tensors_of(one)) != len(tensors_of(other)):
-        return False
-    axis = sample_axis(one)
-    shapes = [
-        [
-            (*t.shape[:axis], *t.shape[axis + 1 :]) if t.dim() > axis else None
-            for t in tensors_of(batch)
-        ]
-        for batch in (one, other)
+    shapes, others = _sample_shapes(one), _sample_shapes(other)
+    return sample_axis(one) == sample_axis(other) and shapes == others and None not in shapes
+
+
+def _sample_shapes(batch: Any) -> list[tuple[int, ...] | None]:
+    """The tensors' shapes without the samples' axis; None for one that does not count samples."""
+    axis, size = _axis_and_size(batch)
+    return [
+        (*tensor.shape[:axis], *tensor.shape[axis + 1 :])
+        if tensor.dim() > axis and tensor.shape[axis] == size
+        else None
+        for tensor in tensors_of(batch)
     ]
-    return axis == sample_axis(other) and shapes[0] == shapes[1] and None not in shapes[0]
 
 
 def _holds_only_tensors(batch: Any) -> bool:

@@ -99,3 +99,8 @@ def test_texts_in_a_tuple_are_parted_too():
 def test_tensors_of_another_number_do_not_fit():
     with pytest.raises(ValueError, match="2 tensors do not fit a batch of 1"):
         rebuild({"x": X}, [X, Y])
+
+
+def test_batches_with_a_tensor_that_belongs_to_no_sample_stay_apart():
+    batch = {"x": X, "y": Y, "class_weight": torch.ones(7)}
+    assert [len(part["class_weight"]) for part in concatenate([batch, batch], most=8)] == [7, 7]
