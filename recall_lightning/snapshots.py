@@ -21,14 +21,15 @@ def canonical_name(name: str) -> str:
 
 
 def all_finite(tensor: Tensor) -> bool:
-    """Tell whether all values are finite, without a mask of the tensor's size.
+    """Tell whether all values are finite, in one pass and without a mask of the tensor's size.
 
     >>> all_finite(torch.tensor([1.0, float("inf")]))
     False
     """
-    if tensor.numel() == 0:
+    tensor = tensor.detach()
+    if math.isfinite(tensor.sum()):  # by far the fastest reduction, and no NaN or infinity is lost
         return True
-    return math.isfinite(torch.linalg.vector_norm(tensor.detach(), ord=math.inf))
+    return all(bool(part.isfinite().all()) for part in tensor.reshape(-1).split(1 << 18))
 
 
 def named_weights(module: nn.Module) -> dict[str, Tensor]:

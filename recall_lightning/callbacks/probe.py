@@ -44,8 +44,8 @@ class Probe:
         probe_forward: Runs the module on a batch; None works the inputs out.
 
     Attributes:
-        snapshot_states: Block name to the snapshot's states on the typical samples, (samples,
-            hidden) float32; empty until they are chosen.
+        snapshot_states: For each snapshot, oldest first, block name to its states on the typical
+            samples, (samples, hidden) float32; empty until they are chosen.
 
     Raises:
         ValueError: From every method, for samples, inputs or states that are of no use.
@@ -62,7 +62,7 @@ class Probe:
         self.pool_size = pool_size
         self.seed = seed
         self.probe_forward = probe_forward
-        self.snapshot_states: dict[str, Tensor] = {}
+        self.snapshot_states: list[dict[str, Tensor]] = []
         self._blocks: Sequence[Block] = []
         self._candidates: list[Any] = []
         self._typical: list[Any] = []
@@ -82,11 +82,11 @@ class Probe:
         self,
         trainer: Trainer,
         pl_module: LightningModule,
-        snapshot: Snapshot,
+        snapshots: Sequence[Snapshot],
         blocks: Sequence[Block],
     ) -> None:
         """Forget the last task's samples and choose this one's, if its dataset can be read."""
-        self._blocks, self.snapshot_states = blocks, {}
+        self._blocks, self.snapshot_states = blocks, []
         self._candidates, self._typical, self._restored = [], [], []
         available = training_samples(trainer.train_dataloader)
         if available is not None and available < self.typical_samples:
@@ -102,10 +102,14 @@ class Probe:
                 batch = trainer.strategy.batch_to_device(batch, dataloader_idx=0)
                 self._candidates.append(batch)
         if self._candidates:
-            self.choose(trainer, pl_module, snapshot)
+            self.choose(trainer, pl_module, snapshots)
 
     def observe(
-        self, trainer: Trainer, pl_module: LightningModule, snapshot: Snapshot, batch: Any
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        snapshots: Sequence[Snapshot],
+        batch: Any,
     ) -> None:
         """Take a training batch's samples as candidates, while typical samples are lacking."""
         if self._restored and None not in self._restored:
@@ -115,25 +119,30 @@ class Probe:
         if not self.has_typical_samples:
             self._candidates.append(detached(batch))  # a training_step may change its batch
             if self.candidate_count >= self.pool_size:
-                self.choose(trainer, pl_module, snapshot)
+                self.choose(trainer, pl_module, snapshots)
 
-    def choose(self, trainer: Trainer, pl_module: LightningModule, snapshot: Snapshot) -> None:
-        """Choose typical samples among the candidates and measure the snapshot on them."""
+    def choose(
+        self, trainer: Trainer, pl_module: LightningModule, snapshots: Sequence[Snapshot]
+    ) -> None:
+        """Choose typical samples under the newest snapshot, and measure all snapshots on them."""
         count = min(self.typical_samples, self.candidate_count)
-        with snapshot.applied_to(pl_module):
+        with snapshots[-1].applied_to(pl_module):
             deepest = self._measure(trainer, pl_module, self._candidates, self._blocks[-1:])
-            chosen = choose_typical_samples(next(iter(deepest.values())), count, self.seed)
-            parts, first = [], 0
-            for batch in self._candidates:
-                size = batch_size(batch)
-                inside = chosen[(chosen >= first) & (chosen < first + size)] - first
-                first += size
-                if len(inside):
-                    parts.append(select_samples(batch, inside))
-            # no more at a time than training computes at a time
-            typical = concatenate(parts, most=max(map(batch_size, self._candidates)))
-            states = self._measure(trainer, pl_module, typical, self._blocks)
-        for name, state in states.items():
+        chosen = choose_typical_samples(next(iter(deepest.values())), count, self.seed)
+        parts, first = [], 0
+        for batch in self._candidates:
+            size = batch_size(batch)
+            inside = chosen[(chosen >= first) & (chosen < first + size)] - first
+            first += size
+            if len(inside):
+                parts.append(select_samples(batch, inside))
+        # no more at a time than training computes at a time
+        typical = concatenate(parts, most=max(map(batch_size, self._candidates)))
+        states = []
+        for snapshot in snapshots:
+            with snapshot.applied_to(pl_module):
+                states.append(self._measure(trainer, pl_module, typical, self._blocks))
+        for name, state in ((n, s) for measured in states for n, s in measured.items()):
             if not torch.isfinite(state).all():
                 raise ValueError(
                     f"the snapshot's hidden states of block {name} hold NaN or infinite values on "

@@ -1,7 +1,8 @@
 """RECALL inside training: merge snapshot and live weights, block by block."""
 
+import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from numbers import Integral, Real
@@ -14,10 +15,18 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
+from recall_lightning.callbacks.kept_snapshots import KeptSnapshots
 from recall_lightning.callbacks.loggers import log_figure, log_scalars
 from recall_lightning.callbacks.probe import Probe
 from recall_lightning.callbacks.task_aware import TaskAwareCallback
-from recall_lightning.merging.kernels import lerp_, relative_drift
+from recall_lightning.merging.adapters import LoraPair, find_lora_pairs
+from recall_lightning.merging.block_settings import Setting
+from recall_lightning.merging.blockwise import (
+    Drift,
+    mean_by_block,
+    merge_snapshots_,
+    weights_of_names,
+)
 from recall_lightning.merging.rules import MergeInputs, MergeRule, rule_by_name
 from recall_lightning.representations.blocks import Block, find_blocks, format_blocks
 from recall_lightning.representations.forward import ProbeForward
@@ -25,6 +34,9 @@ from recall_lightning.snapshots import Snapshot, named_weights
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+
+_BY_BLOCK = ("similarity", "coefficient", "drift", "discarded_energy")
 
 
 class RecallCallback(TaskAwareCallback):
@@ -46,10 +58,16 @@ class RecallCallback(TaskAwareCallback):
     What happened is in these attributes. ``history`` is a list with a dict a merge: ``task``
     (counted from 0), ``step`` (optimizer steps so far, over all fits), ``similarity``,
     ``coefficient`` and ``drift`` (block name to float; drift is ‖θ − θ_snapshot‖ / ‖θ_snapshot‖
-    before the merge), ``probe_seconds`` and ``merge_seconds``. ``blocks`` is the table of blocks
-    once the first task has started, a list of
-    :class:`~recall_lightning.representations.blocks.Block`, and ``snapshot`` the current task's
-    snapshot.
+    before the merge), ``probe_seconds`` and ``merge_seconds``; with LoRA also
+    ``discarded_energy`` (block name to the fraction of ‖ΔW‖² that merged factors lost on their way
+    back to their rank), with several snapshots ``earlier`` (a list of dicts with the ``task``,
+    ``similarity`` and ``coefficient`` of each but the newest, which the other entries are about).
+    ``blocks`` is the table of blocks once the first task has started, a list of
+    :class:`~recall_lightning.representations.blocks.Block`, and ``snapshots`` what is merged,
+    oldest first: the last was taken when the current task started.
+
+    A PEFT model's adapter is merged as what it adds to the base, ΔW = scale · BA, not factor by
+    factor, and brought back to its rank. The base is frozen, so neither copied nor merged.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -67,7 +85,8 @@ class RecallCallback(TaskAwareCallback):
             the live model: less forgetting prevented, more learned.
         sigma: Width of the RBF kernel in units of the hidden states; ``"median"`` takes it from
             the snapshot's own states, block by block.
-        strength: The snapshot's weight in [0, 1] under ``rule="uniform"``.
+        strength: The snapshot's weight in [0, 1] under ``rule="uniform"``: a number, a list that is
+            interpolated from the first block to the last, or a dict of name patterns to either.
         typical_samples: How many typical samples to measure on, per process. More make the
             measure steadier and a probe slower.
         pool_size: How many candidates they are chosen from, by k-means.
@@ -79,7 +98,10 @@ class RecallCallback(TaskAwareCallback):
             needed where the inputs can't be worked out from ``forward``'s parameters.
         blocks: Shell-style patterns of the module names to take as blocks, such as
             ``["model.layers.*"]``; by default they are found.
-        snapshot_device: Where the snapshot lives, for example ``"cpu"``; by default beside the
+        snapshots: How many tasks' snapshots to keep and merge at once, the softmax running over all
+            of them and the live model; ``"all"`` keeps every one. Each costs a copy of the
+            trainable weights.
+        snapshot_device: Where snapshots live, for example ``"cpu"``; by default beside the
             weights.
         seed: Seed of the choice of typical samples.
 
@@ -95,18 +117,19 @@ class RecallCallback(TaskAwareCallback):
         rule: str | MergeRule = "rbf",
         temperature: float = 1.0,
         sigma: float | Literal["median"] = "median",
-        strength: float = 0.3,
+        strength: Setting = 0.3,
         typical_samples: int = 32,
         pool_size: int = 256,
         task_epochs: int | list[int] | None = None,
         merge_first_task: bool = True,
         probe_forward: ProbeForward | None = None,
         blocks: list[str] | None = None,
+        snapshots: int | Literal["all"] = 1,
         snapshot_device: str | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__(task_epochs)
-        _check_arguments(every, typical_samples, pool_size)
+        _check_arguments(every, typical_samples, pool_size, snapshots)
         if not isinstance(rule, (str, MergeRule)):
             raise MisconfigurationException(
                 f"rule={rule!r} must be the name of a rule or a MergeRule object"
@@ -116,14 +139,27 @@ class RecallCallback(TaskAwareCallback):
             self.rule = (
                 rule_by_name(rule, temperature, sigma, strength) if isinstance(rule, str) else rule
             )
+        decides_jointly = type(self.rule).joint_coefficients is not MergeRule.joint_coefficients
+        if snapshots != 1 and not decides_jointly:
+            raise MisconfigurationException(
+                f"snapshots={snapshots!r} needs a rule that decides about several: use "
+                f"snapshots=1, or define joint_coefficients of {type(self.rule).__name__}"
+            )
         self.every = every
         self.at_task_end = at_task_end
         self.merge_first_task = merge_first_task
         self.block_patterns = [blocks] if isinstance(blocks, str) else blocks
         self.blocks: list[Block] = []
         self.history: list[dict[str, Any]] = []
-        self.snapshot: Snapshot | None = None
+        self._kept = KeptSnapshots(snapshots, self.snapshot_device)
+        self._drift: Drift | None = None
+        self._lora_pairs: list[LoraPair] = []
         self._probe = Probe(typical_samples, pool_size, seed, probe_forward)
+
+    @property
+    def snapshots(self) -> list[Snapshot]:
+        """The snapshots that are merged, oldest first."""
+        return self._kept.snapshots
 
     def should_merge(self, step_in_task: int, task_steps: int | None) -> bool:
         """Decide whether to merge after an optimizer step; override it for a policy of your own.
@@ -171,17 +207,19 @@ class RecallCallback(TaskAwareCallback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """After a resume, bring what the checkpoint held to the device."""
         super().on_train_start(trainer, pl_module)
-        if self.snapshot is None:
+        if not self._merges_this_task:
             return
         with _misconfiguration():
             self.blocks = find_blocks(pl_module, self.block_patterns)
-        if self.snapshot_device is None:
-            self.snapshot = self.snapshot.to_devices_of(named_weights(pl_module))
+            self._lora_pairs = find_lora_pairs(pl_module)
+        self._kept.to_devices_of(pl_module)
+        self._drift = Drift(self.snapshots[-1])
         self._probe.resume(pl_module, self.blocks)
 
     def on_task_start(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:
         """Take the snapshot and gather candidates for typical samples."""
-        self.snapshot = None  # frees the last task's before the next is taken
+        self._drift = None
+        self._kept.make_room(task)
         self.history = [record for record in self.history if record["task"] < task]
         if self.task_steps is None and not isinstance(self.every, Integral):
             self._refuse_unknown_length()
@@ -193,18 +231,20 @@ class RecallCallback(TaskAwareCallback):
         if task == 0 and not self.merge_first_task:
             return
         with _misconfiguration():
-            self.snapshot = Snapshot.take(pl_module, self.snapshot_device)
+            self._kept.take(pl_module, task)
+            self._drift = Drift(self.snapshots[-1])
+            self._lora_pairs = find_lora_pairs(pl_module)
             if self.rule.uses_representations:
-                self._probe.start_task(trainer, pl_module, self.snapshot, self.blocks)
+                self._probe.start_task(trainer, pl_module, self.snapshots, self.blocks)
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Collect candidates from training itself, where its dataset can't be read apart."""
         super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
-        if self.snapshot is not None and self.rule.uses_representations:
+        if self._merges_this_task and self.rule.uses_representations:
             with _misconfiguration():
-                self._probe.observe(trainer, pl_module, self.snapshot, batch)
+                self._probe.observe(trainer, pl_module, self.snapshots, batch)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """End the task; say so where the last validation and checkpoint came before its merge."""
@@ -239,11 +279,11 @@ class RecallCallback(TaskAwareCallback):
         return {"merge": [record["step"] for record in self.history]}
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the task's snapshot, typical samples and their states, and the history."""
+        """Return snapshots, the task's typical samples and their states, and the history."""
         return {
             **super().state_dict(),
             "history": self.history,
-            "snapshot": None if self.snapshot is None else dict(self.snapshot),
+            "snapshots": self._kept.state_dict(),
             "probe": self._probe.state_dict(),
         }
 
@@ -251,8 +291,7 @@ class RecallCallback(TaskAwareCallback):
         """Restore what :meth:`state_dict` returned."""
         super().load_state_dict(state_dict)
         self.history = list(state_dict["history"])
-        snapshot = state_dict["snapshot"]
-        self.snapshot = None if snapshot is None else Snapshot(snapshot)
+        self._kept.load_state_dict(state_dict["snapshots"])
         self._probe.load_state_dict(state_dict["probe"])
 
     # How the hooks do it.
@@ -273,8 +312,12 @@ class RecallCallback(TaskAwareCallback):
         steps = [record["step"] for record in records]
         return coefficients_figure(values, names, steps, "merge coefficient")
 
+    @property
+    def _merges_this_task(self) -> bool:
+        return self.task in self._kept.tasks
+
     def _merge_if_ready(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.snapshot is None:
+        if not self._merges_this_task:
             return
         probe = self._probe
         if self.rule.uses_representations and not probe.has_typical_samples:
@@ -286,54 +329,73 @@ class RecallCallback(TaskAwareCallback):
                     f"typical_samples={probe.typical_samples} from; all of them are used"
                 )
             with _misconfiguration():
-                probe.choose(trainer, pl_module, self.snapshot)
-        self._merge(trainer, pl_module, self.snapshot)
+                probe.choose(trainer, pl_module, self.snapshots)
+        self._merge(trainer, pl_module)
 
-    def _merge(self, trainer: Trainer, pl_module: LightningModule, snapshot: Snapshot) -> None:
+    def _merge(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure, compute and check everything, then write; or refuse and write nothing."""
+        assert self._drift is not None
         live = named_weights(pl_module)
         started = time.perf_counter()
         with _misconfiguration():
-            snapshot.check_matches(live)
+            for snapshot in self.snapshots:
+                snapshot.check_matches(live)
             similarity = self._similarity(trainer, pl_module)
             probed = time.perf_counter()
-            inputs = MergeInputs(self.blocks, similarity, live, snapshot)
-            coefficient = _checked(self.rule.coefficients(inputs), self.blocks)
-        # weights that were frozen when the snapshot was taken are not in it
-        copied = {b.name: tuple(w for w in b.weights if w in snapshot) for b in self.blocks}
-        drift = {name: relative_drift(live, snapshot, names) for name, names in copied.items()}
+            given = self.rule.joint_coefficients(
+                [
+                    MergeInputs(self.blocks, measured, live, snapshot)
+                    for measured, snapshot in zip(similarity, self.snapshots, strict=True)
+                ]
+            )
+            weights = [weights_of_names(c, self.blocks, self.snapshots[-1]) for c in given]
+        drift = self._drift.by_block(live, self.blocks)
+        # the drift has read every weight: where it is finite, they all are
+        finite = all(map(math.isfinite, drift.values()))
+        pairs = [pair for pair in self._lora_pairs if {pair.a, pair.b} <= self.snapshots[-1].keys()]
         try:
-            lerp_(live, snapshot, {w: coefficient[n] for n, names in copied.items() for w in names})
+            discarded = merge_snapshots_(live, self.snapshots, weights, pairs, not finite)
         except ValueError as error:
             rank_zero_warn(f"merge refused at step {trainer.global_step}, weights kept: {error}")
             return
-        record = {
+        coefficient = [mean_by_block(by_name, self.blocks, live) for by_name in weights]
+        record: dict[str, Any] = {
             "task": self.task,
             "step": self.steps_trained(trainer),
-            "similarity": similarity,
-            "coefficient": coefficient,
+            "similarity": similarity[-1],
+            "coefficient": coefficient[-1],
             "drift": drift,
             "probe_seconds": probed - started,
             "merge_seconds": time.perf_counter() - probed,
         }
+        if discarded:
+            by_factor = {pair.a: discarded[pair.module] for pair in pairs}
+            record["discarded_energy"] = mean_by_block(by_factor, self.blocks, live)
+        if self._kept.most != 1:
+            columns = zip(self._kept.tasks, similarity, coefficient, strict=True)
+            record["earlier"] = [
+                {"task": task, "similarity": s, "coefficient": c} for task, s, c in columns
+            ][:-1]
         self.history.append(record)
         log_scalars(trainer, _as_scalars(record))
 
-    def _similarity(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, float]:
-        """Measure each block's similarity, averaged over processes."""
+    def _similarity(self, trainer: Trainer, pl_module: LightningModule) -> list[dict[str, float]]:
+        """Measure each block's similarity to each snapshot, averaged over processes."""
         if not self.rule.uses_representations:
-            return {}
+            return [{} for _ in self.snapshots]
         states, then = self._probe.measure(trainer, pl_module), self._probe.snapshot_states
         local = torch.tensor(
-            [self.rule.similarity(then[name], states[name]) for name in states],
+            [[self.rule.similarity(old[name], states[name]) for name in states] for old in then],
             device=pl_module.device,
         )
         mean = trainer.strategy.reduce(local, reduce_op="mean")
         assert isinstance(mean, Tensor)
-        return dict(zip(states, mean.tolist(), strict=True))
+        return [dict(zip(states, row, strict=True)) for row in mean.tolist()]
 
 
-def _check_arguments(every: object, typical_samples: int, pool_size: int) -> None:
+def _check_arguments(
+    every: object, typical_samples: int, pool_size: int, snapshots: object
+) -> None:
     steps = isinstance(every, Integral) and not isinstance(every, bool) and int(every) > 0
     fraction = isinstance(every, Real) and not isinstance(every, Integral) and 0 < float(every) <= 1
     if not steps and not fraction:
@@ -350,22 +412,10 @@ def _check_arguments(every: object, typical_samples: int, pool_size: int) -> Non
             f"pool_size={pool_size} must be at least typical_samples={typical_samples}, which are "
             "chosen from the pool"
         )
-
-
-def _checked(coefficients: Mapping[str, float], blocks: list[Block]) -> dict[str, float]:
-    """Check what a rule returned; NaN passes, for the kernel to refuse the merge."""
-    names = [block.name for block in blocks]
-    if not isinstance(coefficients, Mapping):
-        raise ValueError(f"the rule gave no mapping of block names, but {coefficients!r}")
-    for name in names:
-        if name not in coefficients:
-            raise ValueError(f"the rule gave no coefficient for block {name}")
-        if coefficients[name] < 0 or coefficients[name] > 1:
-            raise ValueError(
-                f"the rule gave block {name} the coefficient {float(coefficients[name])}: the "
-                "snapshot's weight lies in [0, 1]"
-            )
-    return {name: float(coefficients[name]) for name in names}
+    if snapshots != "all" and (not isinstance(snapshots, Integral) or snapshots < 1):
+        raise MisconfigurationException(
+            f"snapshots={snapshots!r} must be 'all' or how many to keep, 1 or more"
+        )
 
 
 def _device(name: str) -> torch.device:
@@ -376,10 +426,14 @@ def _device(name: str) -> torch.device:
 
 
 def _as_scalars(record: dict[str, Any]) -> dict[str, float]:
+    groups = [("recall", name, record.get(name, {})) for name in _BY_BLOCK]
+    for old in record.get("earlier", []):
+        folder = f"recall/snapshot_{old['task']}"
+        groups += [(folder, name, old[name]) for name in ("similarity", "coefficient")]
     scalars = {
-        f"recall/{what}/{block}": value
-        for what in ("similarity", "coefficient", "drift")
-        for block, value in record[what].items()
+        f"{folder}/{name}/{block}": value
+        for folder, name, values in groups
+        for block, value in values.items()
     }
     return scalars | {f"recall/{what}": record[what] for what in ("probe_seconds", "merge_seconds")}
 

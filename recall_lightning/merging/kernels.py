@@ -1,35 +1,48 @@
 """In-place arithmetic on named weights: everything is checked before anything is written."""
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from recall_lightning.snapshots import all_finite
 
-_CHUNK = 1 << 18  # elements computed in float32 at a time for half-precision weights
+Weights = float | Mapping[str, float | Tensor]
+
+# elements computed at a time: buffers stay in a CPU's cache, launches stay few on a GPU
+_CHUNK = {"cpu": 1 << 18}
+_CHUNK_ELSEWHERE = 1 << 24
+# explicit bits of the mantissa and the least normal exponent
+_HALF_PRECISIONS = {torch.bfloat16: (7, -126), torch.float16: (10, -14)}
 
 
 def lerp_(
     live: Mapping[str, Tensor],
     snapshot: Mapping[str, Tensor],
-    weights: float | Mapping[str, float | Tensor],
+    weights: Weights,
+    check_finite: bool = True,
 ) -> None:
     """Merge in place: live ← live + w · (snapshot − live), for every name in ``snapshot``.
 
-    float32 and float64 are computed in their own precision; half precisions in float32, in chunks,
-    rounded once. Weights that equal their copy stay equal bit for bit. A live weight without a
-    copy is left alone.
+    One pass over memory. float32 and float64 are computed in their own precision, half precisions
+    in float32 and rounded once; weights that equal their copy stay equal bit for bit. Where
+    ``snapshot`` lies on another device it is streamed in chunks, without waiting for each if it is
+    pinned. Of a DTensor each process merges its local shard. Tied names are written once, integer
+    and bool entries never, and a live weight without a copy is left alone.
 
     Args:
         live: Name to the tensor that is written.
         snapshot: Name to the tensor of the same shape, on any device.
         weights: The snapshot's weight in [0, 1]: one for all, or by name (a float, or a tensor that
-            broadcasts to the weight's shape).
+            broadcasts to the weight's shape). Of tied names the first one's counts.
+        check_finite: Whether to look for NaN and infinities first, which costs as long as merging.
+            False where it is known.
 
     Raises:
-        ValueError: If a name is unknown, a shape differs, a weight is not in [0, 1], or live
-            weights or snapshot hold a NaN or an infinity. Nothing has been written then.
+        ValueError: If a name is unknown, a shape, kind of dtype or sharding differs, a weight is
+            not in [0, 1], or a weight to be merged holds a NaN or an infinity. Nothing has been
+            written then.
 
     Example:
         >>> live = {"w": torch.tensor([0.0, 4.0])}
@@ -40,42 +53,263 @@ def lerp_(
     for name, copy in snapshot.items():
         if name not in live:
             raise ValueError(f"the snapshot's weight {name!r} has no live weight of that name")
-        if live[name].shape != copy.shape:
+        _check_alike(name, live[name], copy)
+        low, high = _range_of_weight(name, weights)
+        if not (low >= 0 and high <= 1):  # also false for NaN
             raise ValueError(
-                f"the weight {name!r} has the shape {tuple(live[name].shape)} and its copy "
-                f"{tuple(copy.shape)}"
+                f"the merge weight of {name!r} must lie in [0, 1], not in [{low:g}, {high:g}]"
             )
-        _check_weight(name, _weight_of(name, weights))
-        for side, tensor in (("live", live[name]), ("snapshot", copy)):
-            if not all_finite(tensor):
-                raise ValueError(f"the {side} weight {name!r} holds NaN or infinite values")
+    names = _averaged_once(live, snapshot)
+    if check_finite:
+        for name in names:
+            _check_finite(f"the live weight {name!r}", live[name])
+            _check_finite(f"the snapshot weight {name!r}", snapshot[name])
     with torch.no_grad():
-        for name, copy in snapshot.items():
-            _lerp_one_(live[name], copy, _weight_of(name, weights))
+        for name in names:
+            weight = _weight_of(name, weights)
+            _lerp_one_(_local(live[name]), _local(snapshot[name]), _local(weight))
 
 
-def relative_drift(
-    live: Mapping[str, Tensor], snapshot: Mapping[str, Tensor], names: tuple[str, ...]
-) -> float:
-    """Return ‖live − snapshot‖ / ‖snapshot‖ over the weights ``names``, in float32 chunks.
+def weighted_sum_(
+    out: Mapping[str, Tensor],
+    models: Sequence[Mapping[str, Tensor]],
+    weights: Sequence[Weights],
+    check_finite: bool = True,
+) -> None:
+    """Write out ← Σᵢ wᵢ · modelᵢ for every name in ``out``, without stacking the models.
 
-    Where the snapshot is all zero the result is 0 for unmoved weights and infinite for others.
+    Sums are accumulated in float64, in chunks, and rounded once to ``out``'s dtype (to nearest,
+    ties to even), so bfloat16, float16 and float32 results are off by half a unit in the last place
+    at most, the order of models does not matter, and models that are equal come back bit for bit
+    where their weights sum to 1. ``out`` may be one of the models. Tied names are written once;
+    integer and bool entries are not averaged but copied from the first model; of a DTensor each
+    process sums its local shard.
+
+    Args:
+        out: Name to the tensor that is written.
+        models: Of each model, name to a tensor of the same shape, on any device.
+        weights: Of each model, its weight: one for all names, or by name (a float, or a tensor that
+            broadcasts to the weight's shape). Any finite numbers.
+        check_finite: Whether to look for NaN and infinities first.
+
+    Raises:
+        ValueError: If models and weights differ in number, a model lacks a name, a shape, kind of
+            dtype or sharding differs, or a weight or a model's entry is not finite. Nothing has
+            been written then.
 
     Example:
-        >>> relative_drift({"w": torch.tensor([3.0, 5.0])}, {"w": torch.tensor([3.0, 4.0])}, ("w",))
-        0.2
+        >>> out = {"w": torch.zeros(2)}
+        >>> first, second = {"w": torch.tensor([1.0, 2.0])}, {"w": torch.tensor([3.0, 4.0])}
+        >>> weighted_sum_(out, [first, second], [0.5, 0.5])
+        >>> out["w"]
+        tensor([2., 3.])
     """
-    moved = size = 0.0
+    if not models or len(models) != len(weights):
+        raise ValueError(f"{len(models)} models cannot be summed with {len(weights)} weights")
+    for i, (model, weight) in enumerate(zip(models, weights, strict=True)):
+        for name, tensor in out.items():
+            if name not in model:
+                raise ValueError(f"model {i} has no weight {name!r}")
+            _check_alike(name, tensor, model[name])
+            low, high = _range_of_weight(name, weight)
+            if not (math.isfinite(low) and math.isfinite(high)):
+                raise ValueError(f"model {i}'s merge weight of {name!r} is not finite")
+            if check_finite:
+                _check_finite(f"model {i}'s weight {name!r}", model[name])
+    averaged = _averaged_once(out, out)
+    with torch.no_grad():
+        for name, tensor in out.items():
+            if not tensor.is_floating_point():
+                tensor.copy_(models[0][name])
+        for name in averaged:
+            target = _local(out[name])
+            own = [_local(_weight_of(name, weight)) for weight in weights]
+            parts = [_local(model[name]) for model in models]
+            if not target.is_contiguous():  # its flattened chunks would not be views
+                dense = torch.empty_like(target, memory_format=torch.contiguous_format)
+                _sum_one_(dense, parts, own)
+                target.copy_(dense)
+            else:
+                _sum_one_(target, parts, own)
+
+
+def weighted_sum_chunks(
+    models: Sequence[Tensor],
+    weights: Sequence[float | Tensor],
+    dtype: torch.dtype,
+    device: torch.device | None = None,
+) -> Iterator[Tensor]:
+    """Yield Σᵢ wᵢ · modelᵢ as flat chunks in order, rounded once to ``dtype``.
+
+    The arithmetic of :func:`weighted_sum_` for what is written elsewhere than to a tensor. Nothing
+    is checked, and a chunk is valid until the next is asked for.
+
+    Args:
+        models: Tensors of one shape, on any devices.
+        weights: A finite weight, or a tensor that broadcasts to the shape, for each.
+        dtype: The chunks' dtype, floating point.
+        device: Where it is computed, and the chunks lie; None is the first model's.
+
+    Example:
+        >>> chunks = weighted_sum_chunks([torch.ones(3), torch.zeros(3)], [0.5, 0.5], torch.float16)
+        >>> [chunk.tolist() for chunk in chunks]
+        [[0.5, 0.5, 0.5]]
+    """
+    shape, device = models[0].shape, device or models[0].device
+    flat = [model.detach().reshape(-1) for model in models]
+    factors = [w.expand(shape).reshape(-1) if isinstance(w, Tensor) else w for w in weights]
+    size = _CHUNK.get(device.type, _CHUNK_ELSEWHERE)
+    total = torch.empty(min(size, flat[0].numel()), dtype=torch.float64, device=device)
+    grid = torch.empty_like(total) if dtype in _HALF_PRECISIONS else None
+    rounded = torch.empty_like(total, dtype=dtype)
+    exact = torch.float64 not in (dtype, *(model.dtype for model in models))
+    for start in range(0, flat[0].numel(), size):
+        part = slice(start, min(start + size, flat[0].numel()))
+        terms = [
+            (model[part].to(device), f[part].to(device) if isinstance(f, Tensor) else f)
+            for model, f in zip(flat, factors, strict=True)
+        ]
+        sums = total[: part.stop - part.start]
+        (_accumulate_ if exact else _accumulate_anchored_)(sums, terms)
+        if grid is not None:
+            _round_to_half_precision_(sums, grid[: len(sums)], dtype)
+        yield rounded[: len(sums)].copy_(sums)
+
+
+def squared_distance(
+    first: Mapping[str, Tensor], second: Mapping[str, Tensor] | None, names: Sequence[str]
+) -> float:
+    """Return Σ ‖first − second‖² over the weights ``names``; of ``first`` alone if None.
+
+    Computed in float32 chunks. A NaN or an infinity anywhere makes it so.
+
+    Example:
+        >>> squared_distance({"w": torch.tensor([3.0, 5.0])}, {"w": torch.tensor([3.0, 4.0])}, "w")
+        1.0
+    """
+    total = 0.0
     for name in names:
-        for part, copy in _chunks(live[name], snapshot[name]):
-            moved += float((part.float() - copy.float()).square().sum())
-            size += float(copy.float().square().sum())
-    if size == 0:
-        return 0.0 if moved == 0 else float("inf")
-    return (moved / size) ** 0.5
+        tensor = _local(first[name]).detach().reshape(-1)
+        other = None if second is None else _local(second[name]).detach().reshape(-1)
+        size = _CHUNK.get(tensor.device.type, _CHUNK_ELSEWHERE)
+        buffer = tensor.new_empty(min(size, tensor.numel()), dtype=torch.float32)
+        for start in range(0, tensor.numel(), size):
+            part = tensor[start : start + size]
+            moved = buffer[: len(part)].copy_(part)
+            if other is not None:
+                moved -= other[start : start + size].to(tensor.device)
+            total += float(torch.dot(moved, moved))
+    return total
 
 
-def _weight_of(name: str, weights: float | Mapping[str, float | Tensor]) -> float | Tensor:
+def _lerp_one_(live: Tensor, copy: Tensor, weight: float | Tensor) -> None:
+    if live.device == copy.device and live.dtype == copy.dtype and not isinstance(weight, Tensor):
+        live.lerp_(copy, weight)  # computes half precisions in float32
+        return
+    compute = torch.promote_types(torch.promote_types(live.dtype, copy.dtype), torch.float32)
+    if isinstance(weight, Tensor):
+        weight = weight.to(live.device, compute).expand(live.shape)
+    if not live.is_contiguous():  # flattening would copy, and a write be lost
+        merged = live.to(compute).lerp_(copy.to(live.device, compute), weight)
+        live.copy_(merged)
+        return
+    flat, other = live.view(-1), copy.reshape(-1)
+    size = _CHUNK.get(live.device.type, _CHUNK_ELSEWHERE)
+    for start in range(0, flat.numel(), size):
+        part = slice(start, start + size)
+        arrived = other[part].to(live.device, non_blocking=True).to(compute)
+        factor = weight.reshape(-1)[part] if isinstance(weight, Tensor) else weight
+        flat[part] = flat[part].to(compute).lerp_(arrived, factor)
+
+
+def _sum_one_(out: Tensor, models: Sequence[Tensor], weights: Sequence[float | Tensor]) -> None:
+    flat, done = out.view(-1), 0
+    for chunk in weighted_sum_chunks(models, weights, out.dtype, out.device):
+        flat[done : done + len(chunk)] = chunk
+        done += len(chunk)
+
+
+def _accumulate_(total: Tensor, terms: Sequence[tuple[Tensor, float | Tensor]]) -> None:
+    """Add up, models of equal weight first: the order in which they are given must not matter.
+
+    Decimal weights make many sums fall next to the middle between two results, where float64's
+    last bit decides.
+    """
+    total.zero_()
+    groups: dict[float, list[Tensor]] = {}
+    for model, weight in terms:
+        if isinstance(weight, Tensor):
+            total.addcmul_(model.double(), weight.double())
+        elif weight != 0:
+            groups.setdefault(weight, []).append(model)
+    for weight in sorted(groups):
+        first, *others = groups[weight]
+        if others:
+            first = first.double()  # a copy: what float64 computes otherwise
+            for model in others:
+                first += model
+        total.add_(first, alpha=weight)
+
+
+def _accumulate_anchored_(total: Tensor, terms: Sequence[tuple[Tensor, float | Tensor]]) -> None:
+    """Add up differences from the first model: in float64 only that returns equal models."""
+    anchor = terms[0][0].double()
+    weights = [weight for _, weight in terms]
+    if any(isinstance(weight, Tensor) for weight in weights):
+        share = sum(weights)
+    else:
+        share = math.fsum(weights)
+    torch.mul(anchor, share, out=total)
+    for model, weight in terms[1:]:
+        total.addcmul_(model.double() - anchor, torch.as_tensor(weight).to(total))
+
+
+def _round_to_half_precision_(values: Tensor, grid: Tensor, dtype: torch.dtype) -> None:
+    """Round float64 to the grid of ``dtype``, once: torch's cast rounds to float32 in between.
+
+    Adding 1.5 · 2^52 spacings of the grid pushes all finer bits out of the mantissa.
+    """
+    mantissa, least = _HALF_PRECISIONS[dtype]
+    powers = grid.view(torch.int64)
+    torch.bitwise_and(values.view(torch.int64), 0x7FF0000000000000, out=powers)
+    grid.clamp_(2.0**least, 2.0**128)  # an infinity or NaN must not become a grid
+    values.add_(grid, alpha=1.5 * 2.0 ** (52 - mantissa))
+    values.sub_(grid, alpha=1.5 * 2.0 ** (52 - mantissa))
+
+
+def _check_alike(name: str, tensor: Tensor, other: Tensor) -> None:
+    if tensor.shape != other.shape:
+        raise ValueError(
+            f"the weight {name!r} has the shape {tuple(tensor.shape)} and its copy "
+            f"{tuple(other.shape)}"
+        )
+    if tensor.is_floating_point() != other.is_floating_point():
+        raise ValueError(f"the weight {name!r} is {tensor.dtype} and its copy {other.dtype}")
+    sharding = [
+        (getattr(t, "device_mesh", None), getattr(t, "placements", ())) for t in (tensor, other)
+    ]
+    if sharding[0] != sharding[1]:
+        raise ValueError(
+            f"the weight {name!r} is sharded as {sharding[0][1]} and its copy as {sharding[1][1]}"
+        )
+
+
+def _averaged_once(written: Mapping[str, Tensor], names: Mapping[str, Tensor]) -> list[str]:
+    """Return the floating-point names, of those that share their storage only the first."""
+    seen: set[tuple[object, ...]] = set()
+    averaged = []
+    for name in names:
+        tensor = _local(written[name])
+        where = tensor.untyped_storage().data_ptr(), tensor.storage_offset()
+        key = (tensor.device, *where, tuple(tensor.shape), tensor.stride())
+        if not tensor.is_floating_point() or (where[0] and key in seen):
+            continue
+        seen.add(key)
+        averaged.append(name)
+    return averaged
+
+
+def _weight_of(name: str, weights: Weights) -> float | Tensor:
     if not isinstance(weights, Mapping):
         return weights
     if name not in weights:
@@ -83,32 +317,19 @@ def _weight_of(name: str, weights: float | Mapping[str, float | Tensor]) -> floa
     return weights[name]
 
 
-def _check_weight(name: str, weight: float | Tensor) -> None:
-    low, high = weight.aminmax() if isinstance(weight, Tensor) else (weight, weight)
-    if not (low >= 0 and high <= 1):  # also false for NaN
-        raise ValueError(
-            f"the merge weight of {name!r} must lie in [0, 1], not in [{low:g}, {high:g}]"
-        )
+def _range_of_weight(name: str, weights: Weights) -> tuple[float, float]:
+    weight = _weight_of(name, weights)
+    if not isinstance(weight, Tensor):
+        return weight, weight
+    low, high = weight.aminmax()
+    return float(low), float(high)
 
 
-def _lerp_one_(live: Tensor, copy: Tensor, weight: float | Tensor) -> None:
-    if live.dtype in (torch.float32, torch.float64):
-        if isinstance(weight, Tensor):
-            weight = weight.to(live)
-        live.lerp_(copy.to(live), weight)
-        return
-    if isinstance(weight, Tensor):
-        merged = live.float().lerp_(copy.to(live.device).float(), weight.to(live.device).float())
-        live.copy_(merged)
-        return
-    for part, other in _chunks(live, copy):
-        part.copy_(part.float().lerp_(other.to(live.device).float(), weight))
+def _check_finite(what: str, tensor: Tensor) -> None:
+    if tensor.is_floating_point() and not all_finite(_local(tensor)):
+        raise ValueError(f"{what} holds NaN or infinite values")
 
 
-def _chunks(tensor: Tensor, other: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Cut two tensors of one shape alike; the parts of ``tensor`` are views of it."""
-    tensor, other = tensor.detach(), other.detach().to(tensor.device)
-    if not tensor.is_contiguous():  # flattening would copy, and a write be lost
-        yield tensor, other
-        return
-    yield from zip(tensor.view(-1).split(_CHUNK), other.reshape(-1).split(_CHUNK), strict=True)
+def _local(tensor: Tensor | float) -> Tensor:
+    """Return this process's shard of a DTensor, and anything else as it is."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor  # type: ignore[return-value]

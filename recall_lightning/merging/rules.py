@@ -3,10 +3,12 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Literal
 
 from torch import Tensor
 
+from recall_lightning.merging.block_settings import Setting, numbers_of, setting_by_weight
 from recall_lightning.merging.coefficients import softmax_coefficients
 from recall_lightning.representations.blocks import Block
 from recall_lightning.representations.similarity import (
@@ -68,7 +70,29 @@ class MergeRule(ABC):
 
     @abstractmethod
     def coefficients(self, inputs: MergeInputs) -> Mapping[str, float]:
-        """Return the snapshot's weight in [0, 1] for every block, by block name."""
+        """Return the snapshot's weight in [0, 1] for every block, by block name.
+
+        A weight's own name may be a key too; its value then counts instead of its block's.
+        """
+
+    def joint_coefficients(self, inputs: Sequence[MergeInputs]) -> list[Mapping[str, float]]:
+        """Return each snapshot's weights where several are merged at once.
+
+        Args:
+            inputs: One for each snapshot, oldest first.
+
+        Returns:
+            What :meth:`coefficients` returns, for each snapshot; a block's sum to 1 at most.
+
+        Raises:
+            ValueError: If there are several snapshots and the rule decides about one only.
+        """
+        if len(inputs) > 1:
+            raise ValueError(
+                f"{type(self).__name__} decides about one snapshot: use snapshots=1, or define its "
+                "joint_coefficients"
+            )
+        return [self.coefficients(inputs[0])]
 
 
 class SimilarityRule(MergeRule):
@@ -116,38 +140,59 @@ class SimilarityRule(MergeRule):
 
     def coefficients(self, inputs: MergeInputs) -> dict[str, float]:
         """Turn similarities into weights by a softmax."""
-        return softmax_coefficients(inputs.similarity, self.temperature)
+        return self.joint_coefficients([inputs])[0]
+
+    def joint_coefficients(self, inputs: Sequence[MergeInputs]) -> list[dict[str, float]]:  # type: ignore[override]
+        """Take the softmax over all snapshots and the live model, as the paper does."""
+        similarity = {
+            block: [given.similarity[block] for given in inputs] for block in inputs[0].similarity
+        }
+        weights = softmax_coefficients(similarity, self.temperature)
+        return [{block: w[i] for block, w in weights.items()} for i in range(len(inputs))]
 
 
 class UniformRule(MergeRule):
-    """The same weight for every block: sequential fine-tuning averaging (arXiv 2501.05559).
+    """Weights given beforehand; one for every block is sequential fine-tuning averaging.
+
+    Source: SFA (arXiv 2501.05559).
 
     Args:
-        strength: The snapshot's weight in [0, 1].
+        strength: The snapshot's weight in [0, 1]: a number, a list that is interpolated over depth,
+            or a mapping of name patterns to either (see
+            :func:`~recall_lightning.merging.block_settings.setting_by_weight`). Several snapshots
+            share it equally.
 
     Raises:
         ValueError: If ``strength`` lies outside.
 
     Example:
-        >>> block = Block("layer", 1, 1.0, "layer", ("layer.weight",))
-        >>> UniformRule(0.3).coefficients(MergeInputs([block]))
-        {'layer': 0.3}
+        >>> blocks = [Block(name, 1, 0.5, name, (f"{name}.weight",)) for name in ("0", "1")]
+        >>> UniformRule([0.5, 0.3]).coefficients(MergeInputs(blocks))
+        {'0.weight': 0.5, '1.weight': 0.3}
     """
 
     uses_representations = False
 
-    def __init__(self, strength: float = 0.3) -> None:
-        if not 0 <= strength <= 1:
-            raise ValueError(f"strength={strength!r} must lie in [0, 1]: the snapshot's weight")
+    def __init__(self, strength: Setting = 0.3) -> None:
+        for value in numbers_of(strength):
+            if not 0 <= value <= 1:
+                raise ValueError(f"strength={value!r} must lie in [0, 1]: the snapshot's weight")
         self.strength = strength
 
     def coefficients(self, inputs: MergeInputs) -> dict[str, float]:
-        """Return ``strength`` for every block."""
-        return {block.name: self.strength for block in inputs.blocks}
+        """Return ``strength``: by block where it is a number, else by weight."""
+        if isinstance(self.strength, Real):
+            return {block.name: float(self.strength) for block in inputs.blocks}
+        return setting_by_weight(self.strength, inputs.blocks)
+
+    def joint_coefficients(self, inputs: Sequence[MergeInputs]) -> list[dict[str, float]]:  # type: ignore[override]
+        """Share ``strength`` equally."""
+        shared = {n: w / len(inputs) for n, w in self.coefficients(inputs[0]).items()}
+        return [shared] * len(inputs)
 
 
 def rule_by_name(
-    name: str, temperature: float, sigma: float | Literal["median"], strength: float
+    name: str, temperature: float, sigma: float | Literal["median"], strength: Setting
 ) -> MergeRule:
     """Build one of the rules that ship.
 

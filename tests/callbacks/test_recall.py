@@ -40,9 +40,9 @@ class Fixed(MergeRule):
 
 def test_every_block_is_merged_with_its_own_coefficient():
     class Spy(RecallCallback):
-        def _merge(self, trainer, pl_module, snapshot):
-            self.live, self.then = weights_of(pl_module), dict(snapshot)
-            super()._merge(trainer, pl_module, snapshot)
+        def _merge(self, trainer, pl_module):
+            self.live, self.then = weights_of(pl_module), dict(self.snapshots[-1])
+            super()._merge(trainer, pl_module)
             self.merged = weights_of(pl_module)
 
     spy = Spy(every=1.0, **SMALL)
@@ -122,7 +122,7 @@ def test_the_snapshot_is_the_weights_at_the_boundary():
     quiet_trainer(callback).fit(model, loader(0))
     boundary = weights_of(model)
     quiet_trainer(callback).fit(model, loader(1))
-    assert same(dict(callback.snapshot), boundary)
+    assert same(dict(callback.snapshots[-1]), boundary)
 
 
 def test_history_is_plain_and_complete():
@@ -179,11 +179,11 @@ def test_candidates_from_training_are_measured_under_the_snapshots_weights():
     callback, model = recall(every=8), Plain()
     before = Snapshot.take(model)
     quiet_trainer(callback).fit(model, stream)
-    assert same(dict(callback.snapshot), dict(before))
+    assert same(dict(callback.snapshots[-1]), dict(before))
     probe = callback._probe
     with before.applied_to(model):
         states = model.net[:2](probe._typical[0][0])
-    torch.testing.assert_close(probe.snapshot_states["net.0"], states)
+    torch.testing.assert_close(probe.snapshot_states[0]["net.0"], states)
 
 
 class BatchNormCNN(nn.Module):
@@ -381,7 +381,7 @@ def test_a_new_model_is_never_merged_with_the_last_ones_snapshot():
         quiet_trainer(callback).fit(Fails(), loader(0))
     before = weights_of(model)
     quiet_trainer(callback).fit(model, loader(0))
-    assert same(dict(callback.snapshot), before)
+    assert same(dict(callback.snapshots[-1]), before)
 
 
 def test_a_transfer_hook_that_augments_does_not_break_bit_identity():

@@ -1,9 +1,12 @@
+import math
+from fractions import Fraction
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recall_lightning.merging.kernels import lerp_, relative_drift
+from recall_lightning.merging.kernels import lerp_, squared_distance, weighted_sum_
 
 
 def weights(seed, dtype=torch.float32, size=50):
@@ -87,11 +90,136 @@ def test_whatever_is_wrong_nothing_is_written(change, message):
     assert torch.equal(live["a"], before)
 
 
-def test_relative_drift_is_a_ratio_of_norms_over_all_named_weights():
-    live, snapshot = weights(0), weights(1)
-    moved = torch.cat([(live[n] - snapshot[n]).flatten() for n in ("a", "b")]).norm()
-    size = torch.cat([snapshot[n].flatten() for n in ("a", "b")]).norm()
-    assert relative_drift(live, snapshot, ("a", "b")) == pytest.approx(float(moved / size))
-    zero = {"a": torch.zeros(3)}
-    assert relative_drift(zero, zero, ("a",)) == 0
-    assert relative_drift({"a": torch.ones(3)}, zero, ("a",)) == float("inf")
+def test_squared_distance_is_over_all_named_weights():
+    live, snapshot = weights(0), weights(1, torch.bfloat16)
+    moved = torch.cat([(live[n] - snapshot[n].float()).flatten() for n in ("a", "b")]).norm() ** 2
+    assert squared_distance(live, snapshot, ("a", "b")) == pytest.approx(float(moved))
+    assert squared_distance(live, None, ("b",)) == pytest.approx(float(live["b"].norm() ** 2))
+    assert math.isnan(squared_distance({"w": torch.tensor([math.nan])}, None, ("w",)))
+
+
+def test_tied_storage_is_merged_once():
+    shared = torch.zeros(4)
+    live, copy = {"head": shared, "embedding": shared}, torch.ones(4)
+    lerp_(live, {"head": copy, "embedding": copy}, 0.5)
+    assert shared.tolist() == [0.5] * 4
+    weighted_sum_(live, [live, {"head": copy, "embedding": copy}], [0.5, 0.5])
+    assert shared.tolist() == [0.75] * 4
+
+
+def test_integers_and_booleans_are_never_averaged():
+    live = {"steps": torch.tensor(3), "mask": torch.tensor([True, False])}
+    other = {"steps": torch.tensor(8), "mask": torch.tensor([False, False])}
+    lerp_(live, other, 0.5)
+    assert live["steps"] == 3
+    assert live["mask"].tolist() == [True, False]
+    weighted_sum_(live, [other, live], [0.5, 0.5])
+    assert live["steps"] == 8
+    assert live["mask"].tolist() == [False, False]
+
+
+def test_a_snapshot_in_another_precision_is_merged_in_the_finer_one():
+    live = {"w": torch.ones(3, dtype=torch.bfloat16)}
+    lerp_(live, {"w": torch.full((3,), 1.01)}, 0.5)  # 1.01 in bfloat16 is 1.0078
+    assert torch.equal(live["w"], torch.full((3,), 1.005).bfloat16())
+
+
+def nearest(exact, mantissa, least):
+    """Round a fraction to the grid of a floating-point format, ties to even."""
+    exponent = math.frexp(float(exact))[1] - 1 if exact else 0
+    spacing = Fraction(2) ** (max(exponent, least) - mantissa)
+    return float(round(exact / spacing) * spacing)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "mantissa", "least", "tiny"),
+    [(torch.bfloat16, 7, -126, 1e-38), (torch.float16, 10, -14, 1e-7)],
+)
+@pytest.mark.parametrize("share", [0.5, 0.25, 0.61803398875, 0.5000001])
+def test_half_precision_sums_are_rounded_correctly(dtype, mantissa, least, tiny, share):
+    for scale in (1, tiny):
+        first = (torch.randn(2000) * scale).to(dtype)
+        second = (first.float() * (1 + 0.01 * torch.randn(2000))).to(dtype)
+        out = {"w": torch.empty_like(first)}
+        weighted_sum_(out, [{"w": first}, {"w": second}], [share, 1 - share])
+        exact = [
+            Fraction(share) * Fraction(a) + Fraction(1 - share) * Fraction(b)
+            for a, b in zip(first.tolist(), second.tolist(), strict=True)
+        ]
+        assert out["w"].tolist() == [nearest(value, mantissa, least) for value in exact]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shares", [[0.6, 0.4], [0.1] * 10, [1 / 3] * 3, [1.7, -0.7]])
+def test_equal_models_come_back_bit_for_bit(dtype, shares):
+    model, out = weights(0, dtype, size=300), weights(1, dtype, size=300)
+    weighted_sum_(out, [model] * len(shares), shares)
+    assert all(torch.equal(out[name], model[name]) for name in model)
+
+
+@given(order=st.permutations([0, 1, 2]), seed=st.integers(0, 50))
+@settings(max_examples=20, deadline=None)
+def test_the_order_of_models_does_not_matter(order, seed):
+    models, shares = [weights(seed + i) for i in range(3)], [0.2, 0.5, 0.3]
+    out, permuted = weights(0), weights(0)
+    weighted_sum_(out, models, shares)
+    weighted_sum_(permuted, [models[i] for i in order], [shares[i] for i in order])
+    assert all(torch.equal(out[name], permuted[name]) for name in out)
+
+
+def test_a_model_with_all_the_weight_is_returned_and_may_be_the_output():
+    models = [weights(0), weights(1)]
+    kept = {name: tensor.clone() for name, tensor in models[1].items()}
+    weighted_sum_(models[0], models, [0.0, 1.0])
+    assert all(torch.equal(models[0][name], kept[name]) for name in kept)
+
+
+def test_weights_of_a_sum_may_be_by_name_and_by_element():
+    models = [{"a": torch.ones(2), "b": torch.ones(2)}, {"a": torch.zeros(2), "b": torch.zeros(2)}]
+    out = {"a": torch.empty(2), "b": torch.empty(2, 1).expand(2, 2).clone().t()[0]}
+    weighted_sum_(out, models, [{"a": 0.25, "b": torch.tensor([0.0, 2.0])}, 1.0])
+    assert out["a"].tolist() == [0.25, 0.25]
+    assert out["b"].tolist() == [0.0, 2.0]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda models, shares: models.pop(), "1 models cannot be summed with 2 weights"),
+        (lambda models, shares: models[1].pop("b"), "model 1 has no weight 'b'"),
+        (lambda models, shares: models[1].update(b=torch.ones(2)), r"'b' has the shape \(7,\)"),
+        (
+            lambda models, shares: models[1].update(b=torch.ones(7).int()),
+            "'b' is torch.float32 and",
+        ),
+        (
+            lambda models, shares: shares.append(math.inf) or shares.pop(0),
+            "weight of 'a' is not fin",
+        ),
+        (lambda models, shares: models[0]["b"].fill_(math.nan), "model 0's weight 'b' holds NaN"),
+    ],
+)
+def test_whatever_is_wrong_no_sum_is_written(change, message):
+    models, shares, out = [weights(0), weights(1)], [0.5, 0.5], weights(2)
+    change(models, shares)
+    with pytest.raises(ValueError, match=message):
+        weighted_sum_(out, models, shares)
+    assert all(torch.equal(tensor, weights(2)[name]) for name, tensor in out.items())
+
+
+def test_each_process_merges_its_shard_of_a_dtensor(tmp_path):
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1
+    )
+    try:
+        mesh = torch.distributed.init_device_mesh("cpu", (1,))
+        shard = [torch.distributed.tensor.Shard(0)]
+        live = {"w": torch.distributed.tensor.distribute_tensor(torch.zeros(4), mesh, shard)}
+        copy = {"w": torch.distributed.tensor.distribute_tensor(torch.ones(4), mesh, shard)}
+        lerp_(live, copy, 0.25)
+        weighted_sum_(live, [live, copy], [0.5, 0.5])
+        assert live["w"].full_tensor().tolist() == [0.625] * 4
+        with pytest.raises(ValueError, match="'w' is sharded as"):
+            lerp_(live, {"w": torch.ones(4)}, 0.5)
+    finally:
+        torch.distributed.destroy_process_group()

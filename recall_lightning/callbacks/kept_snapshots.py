@@ -1,0 +1,72 @@
+"""The snapshots that a callback keeps from task to task."""
+
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+
+from recall_lightning.snapshots import Snapshot, named_weights
+
+
+class KeptSnapshots:
+    """The last few tasks' snapshots, oldest first.
+
+    Args:
+        most: How many to keep, or ``"all"``.
+        device: Where they live; None keeps each copy beside its weight.
+
+    Attributes:
+        snapshots: The snapshots.
+        tasks: The task at whose start each was taken.
+    """
+
+    def __init__(self, most: int | Literal["all"], device: torch.device | None) -> None:
+        self.most = most
+        self.device = device
+        self.snapshots: list[Snapshot] = []
+        self.tasks: list[int] = []
+
+    def make_room(self, task: int) -> None:
+        """Forget what will not be merged in ``task``, before its snapshot is taken.
+
+        Those of this task or a later one are of another run.
+        """
+        earlier = sum(taken < task for taken in self.tasks)
+        room = earlier if self.most == "all" else self.most - 1
+        kept = slice(max(earlier - room, 0), earlier)
+        self.snapshots, self.tasks = self.snapshots[kept], self.tasks[kept]
+
+    def take(self, pl_module: LightningModule, task: int) -> None:
+        """Take the snapshot of a task's start.
+
+        Earlier ones are dropped, with a warning, if other weights are trained since.
+
+        Raises:
+            ValueError: If there is nothing to copy, or it is not finite.
+        """
+        newest = Snapshot.take(pl_module, self.device)
+        shapes = {name: tensor.shape for name, tensor in newest.items()}
+        if any({n: t.shape for n, t in old.items()} != shapes for old in self.snapshots):
+            rank_zero_warn(
+                f"the trainable weights changed before task {task}: snapshots of earlier tasks no "
+                "longer match them and are dropped"
+            )
+            self.snapshots, self.tasks = [], []
+        self.snapshots.append(newest)
+        self.tasks.append(task)
+
+    def to_devices_of(self, pl_module: LightningModule) -> None:
+        """After a resume, move the copies beside their weights, unless a device was named."""
+        if self.device is None:
+            live = named_weights(pl_module)
+            self.snapshots = [snapshot.to_devices_of(live) for snapshot in self.snapshots]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return plain dictionaries of tensors, and the tasks."""
+        return {"tensors": [dict(snapshot) for snapshot in self.snapshots], "tasks": self.tasks}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned."""
+        self.snapshots = [Snapshot(tensors) for tensors in state_dict["tensors"]]
+        self.tasks = list(state_dict["tasks"])

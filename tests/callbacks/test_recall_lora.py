@@ -1,0 +1,89 @@
+import peft
+import pytest
+import torch
+import transformers
+from conftest import quiet_trainer
+from lightning.pytorch import LightningModule
+from torch.utils.data import DataLoader
+
+from recall_lightning import RecallCallback
+from recall_lightning.merging.adapters import find_lora_pairs
+from recall_lightning.snapshots import named_weights
+
+
+class LoraModule(LightningModule):
+    """A tiny Llama whose base is frozen, with adapters of rank 4."""
+
+    def __init__(self, **lora):
+        super().__init__()
+        config = transformers.LlamaConfig(
+            vocab_size=32, hidden_size=16, intermediate_size=32, num_hidden_layers=2,
+            num_attention_heads=2, num_key_value_heads=2,
+        )  # fmt: skip
+        adapter = peft.LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"], **lora)
+        self.model = peft.get_peft_model(transformers.LlamaForCausalLM(config), adapter)
+
+    def training_step(self, batch, batch_idx):
+        return self.model(**batch).loss
+
+    def configure_optimizers(self):
+        return torch.optim.AdamW((p for p in self.parameters() if p.requires_grad), lr=1e-2)
+
+
+def batches(seed):
+    ids = torch.randint(0, 32, (32, 8), generator=torch.Generator().manual_seed(seed))
+    return DataLoader([{"input_ids": row, "labels": row} for row in ids], batch_size=4)
+
+
+def updates(tensors, pairs):
+    tensors = {name: tensor.detach().clone() for name, tensor in tensors.items()}
+    factors = {pair.module: pair.factors(tensors) for pair in pairs}
+    return {module: f.scale * f.b @ f.a for module, f in factors.items()}
+
+
+class Spy(RecallCallback):
+    def _merge(self, trainer, pl_module):
+        pairs = find_lora_pairs(pl_module)
+        self.live = updates(named_weights(pl_module), pairs)
+        self.then = updates(self.snapshots[-1], pairs)
+        super()._merge(trainer, pl_module)
+        self.merged = updates(named_weights(pl_module), pairs)
+
+
+def test_an_adapter_is_merged_as_the_product_of_its_factors():
+    spy, model = Spy(every=1.0, typical_samples=4, pool_size=16), LoraModule()
+    for task in range(2):
+        quiet_trainer(spy).fit(model, batches(task))
+    record = spy.history[-1]
+    for module in spy.live:
+        block = next(b.name for b in spy.blocks if module.startswith(b.name))
+        w = record["coefficient"][block]
+        u, s, v = torch.linalg.svd((1 - w) * spy.live[module] + w * spy.then[module])
+        best = u[:, :4] * s[:4] @ v[:4]
+        torch.testing.assert_close(spy.merged[module], best, rtol=1e-3, atol=1e-5)
+    assert all(0 <= lost < 0.5 for lost in record["discarded_energy"].values())
+
+
+def test_snapshot_is_of_the_adapter_and_not_of_its_base():
+    callback, model = RecallCallback(every=1.0, typical_samples=4, pool_size=16), LoraModule()
+    base = {n: p.clone() for n, p in model.named_parameters() if not p.requires_grad}
+    quiet_trainer(callback).fit(model, batches(0))
+    adapter = sum(p.numel() * 4 for p in model.parameters() if p.requires_grad)
+    assert callback.snapshots[0].nbytes == adapter
+    assert all(torch.equal(p, base[n]) for n, p in model.named_parameters() if n in base)
+
+
+def test_a_fresh_adapter_still_learns_after_a_merge():
+    """B starts at zero: a merge must not leave directions that get no gradient."""
+    callback = RecallCallback(every=1, rule="uniform", strength=0.9)
+    model = LoraModule()
+    quiet_trainer(callback, max_epochs=1).fit(model, batches(0))
+    for pair in find_lora_pairs(model):
+        a = named_weights(model)[pair.a]
+        assert (a.norm(dim=1) > 1e-3).all()
+        assert named_weights(model)[pair.b].abs().max() > 0
+
+
+def test_what_cannot_be_merged_as_a_product_is_refused_by_name():
+    with pytest.raises(Exception, match="DoRA layer, not plain LoRA"):
+        quiet_trainer(RecallCallback()).fit(LoraModule(use_dora=True), batches(0))

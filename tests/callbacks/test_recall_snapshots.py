@@ -1,0 +1,110 @@
+import math
+
+import pytest
+import torch
+from conftest import Plain, loader, quiet_trainer
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from recall_lightning import MergeRule, RecallCallback
+from recall_lightning.snapshots import named_weights
+
+SMALL = {"typical_samples": 8, "pool_size": 32}
+
+
+class Spy(RecallCallback):
+    """Keeps what a merge had before it and left behind."""
+
+    def _merge(self, trainer, pl_module):
+        self.live = {n: t.detach().clone() for n, t in named_weights(pl_module).items()}
+        super()._merge(trainer, pl_module)
+        self.merged = {n: t.detach().clone() for n, t in named_weights(pl_module).items()}
+
+
+def trained(callback, tasks=3, model=None):
+    model = model or Plain()
+    for task in range(tasks):
+        quiet_trainer(callback).fit(model, loader(task))
+    return model
+
+
+@pytest.mark.parametrize(("keep", "tasks"), [(1, [2]), (2, [1, 2]), ("all", [0, 1, 2])])
+def test_the_last_few_tasks_snapshots_are_kept(keep, tasks):
+    callback = RecallCallback(every=1.0, snapshots=keep, **SMALL)
+    trained(callback)
+    assert len(callback.snapshots) == len(tasks)
+    earlier = [old["task"] for old in callback.history[-1].get("earlier", [])]
+    assert [*earlier, callback.history[-1]["task"]] == tasks
+
+
+def test_all_kept_snapshots_and_the_live_model_share_one_softmax_and_one_sum():
+    spy = Spy(every=1.0, snapshots="all", **SMALL)
+    trained(spy)
+    record = spy.history[-1]
+    columns = [*record["earlier"], record]
+    for block in spy.blocks:
+        powers = [math.exp(column["similarity"][block.name]) for column in columns]
+        shares = [power / (sum(powers) + math.e) for power in powers]
+        assert [c["coefficient"][block.name] for c in columns] == pytest.approx(shares, rel=1e-6)
+        for name in block.weights:
+            expected = (1 - sum(shares)) * spy.live[name] + sum(
+                w * snapshot[name] for w, snapshot in zip(shares, spy.snapshots, strict=True)
+            )
+            torch.testing.assert_close(spy.merged[name], expected)
+
+
+def test_what_a_checkpoint_holds_of_several_snapshots_comes_back():
+    callback = RecallCallback(every=1.0, snapshots=2, **SMALL)
+    trained(callback)
+    restored = RecallCallback(every=1.0, snapshots=2, **SMALL)
+    restored.load_state_dict(callback.state_dict())
+    for kept, back in zip(callback.snapshots, restored.snapshots, strict=True):
+        assert all(torch.equal(kept[name], back[name]) for name in kept)
+
+
+def test_snapshots_of_a_model_that_trained_other_weights_are_dropped_with_a_warning():
+    callback, model = RecallCallback(every=1.0, snapshots="all", **SMALL), Plain()
+    trained(callback, 2, model)
+    model.net[0].requires_grad_(False)
+    with pytest.warns(UserWarning, match="trainable weights changed before task 2"):
+        quiet_trainer(callback).fit(model, loader(2))
+    assert len(callback.snapshots) == 1
+
+
+def test_uniform_strength_is_shared_by_snapshots_and_may_differ_over_depth():
+    spy = Spy(every=1.0, rule="uniform", strength=[0.8, 0.4], snapshots=2, **SMALL)
+    trained(spy)
+    assert spy.history[-1]["coefficient"] == pytest.approx(
+        {"net.0": 0.4, "net.2": 0.3, "net.4": 0.2}
+    )
+    assert spy.history[-1]["earlier"][0]["coefficient"] == spy.history[-1]["coefficient"]
+
+
+def test_strength_by_pattern_merges_weight_by_weight():
+    spy = Spy(every=1.0, rule="uniform", strength={"*.bias": 0.0, "*": 0.5})
+    trained(spy, 1)
+    assert torch.equal(spy.merged["net.0.bias"], spy.live["net.0.bias"])
+    middle = (spy.live["net.0.weight"] + spy.snapshots[0]["net.0.weight"]) / 2
+    torch.testing.assert_close(spy.merged["net.0.weight"], middle)
+
+
+class OneOnly(MergeRule):
+    uses_representations = False
+
+    def coefficients(self, inputs):
+        return {block.name: 0.5 for block in inputs.blocks}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"snapshots": 0}, "snapshots=0 must be 'all' or how many"),
+        ({"snapshots": "every"}, "snapshots='every' must be 'all'"),
+        (
+            {"snapshots": 2, "rule": OneOnly()},
+            "snapshots=2 needs a rule that decides about several",
+        ),
+    ],
+)
+def test_bad_arguments_are_refused(arguments, message):
+    with pytest.raises(MisconfigurationException, match=message):
+        RecallCallback(**arguments)
