@@ -1,0 +1,357 @@
+"""Safetensors folders as Hugging Face lays them out, written tensor by tensor as they come."""
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path, PurePath
+from types import TracebackType
+
+import torch
+from huggingface_hub import split_state_dict_into_shards_factory
+from torch import Tensor
+
+from recall_lightning.merging.files.atomic import atomic_folder
+from recall_lightning.merging.files.reading import SAFETENSORS_DTYPES
+
+_CHUNK = 1 << 18  # elements of a whole tensor that are written at a time
+_CODES = {dtype: code for code, dtype in SAFETENSORS_DTYPES.items()}
+_RANKS = {dtype: rank for rank, dtype in enumerate(SAFETENSORS_DTYPES.values())}
+_COMPANIONS = (
+    "config.json",
+    "generation_config.json",
+    "*processor_config.json",
+    "*tokenizer*.json",
+    "tokenizer.model*",
+    "*.model",
+    "*.spm",
+    "*.tiktoken",
+    "tekken.json",
+    "vocab*.json",
+    "vocab*.txt",
+    "merges.txt",
+    "bpe.codes",
+    "normalizer.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template*",
+    "*.py",
+    "license*",
+    "licence*",
+    "copying*",
+    "notice*",
+    "use_policy*",
+)
+_TEMPLATES = "additional_chat_templates"
+
+Plan = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a tensor's bytes lie."""
+
+    file: str
+    offset: int
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def count(self) -> int:
+        return torch.Size(self.shape).numel()
+
+    @property
+    def nbytes(self) -> int:
+        return self.count * self.dtype.itemsize
+
+
+class ModelWriter:
+    """Write a model's folder tensor by tensor; it appears whole or not at all.
+
+    Used in a ``with`` statement. On entry the shards are laid out as ``save_pretrained`` does and
+    their space is taken; then each tensor is written once, in any order. At the end all is flushed
+    and renamed to ``out``; after an exception nothing is left of it, and what a killed process
+    leaves is removed by the next, as :mod:`recall_lightning.merging.files.atomic` says.
+
+    Args:
+        out: The folder to make; it must not exist, or be empty.
+        plan: Name to dtype and shape of every tensor, in the order in which shards are filled.
+        shard_size: The most bytes of tensors in a file, as a number or such as ``"5GB"``. A larger
+            tensor gets a file of its own.
+        metadata: Text for every file's header, besides ``{"format": "pt"}``.
+        file_stem: ``"model"``, or ``"adapter_model"`` for a PEFT adapter.
+
+    Raises:
+        ValueError: On construction for an empty plan, a dtype that safetensors lacks or a bad
+            shard size; on entry if ``out`` exists or cannot be made; at any moment if the disk is
+            full; at the end if a tensor was not written.
+
+    Example:
+        >>> import tempfile
+        >>> from safetensors.torch import load_file
+        >>> with tempfile.TemporaryDirectory() as parent:
+        ...     with ModelWriter(Path(parent, "out"), {"w": (torch.float32, (2, 2))}) as writer:
+        ...         writer.write("w", iter([torch.zeros(3), torch.ones(1)]))
+        ...     load_file(f"{parent}/out/model.safetensors")["w"]
+        tensor([[0., 0.],
+                [0., 1.]])
+    """
+
+    def __init__(
+        self,
+        out: str | Path,
+        plan: Plan,
+        shard_size: int | str = "5GB",
+        metadata: Mapping[str, str] | None = None,
+        file_stem: str = "model",
+    ) -> None:
+        self.out = Path(out)
+        self._stem = file_stem
+        self._shards = _split(plan, shard_size, file_stem)
+        self._headers: dict[str, bytes] = {}
+        self._sizes: dict[str, int] = {}
+        self._places: dict[str, _Place] = {}
+        for file, names in self._shards.items():
+            self._headers[file], places = _layout(file, names, plan, metadata or {})
+            self._places |= places
+            data = sum(place.nbytes for place in places.values())
+            self._sizes[file] = len(self._headers[file]) + data
+        self._written: set[str] = set()
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of all weight files."""
+        return sum(self._sizes.values())
+
+    def __enter__(self) -> "ModelWriter":
+        with ExitStack() as stack:
+            stack.enter_context(_full_disk_is_named(self.out, self.nbytes))
+            self._folder = stack.enter_context(atomic_folder(self.out))
+            for file, size in self._sizes.items():
+                _reserve(self._folder / file, size)
+            for file, header in self._headers.items():
+                _overwrite(self._folder / file, 0, [memoryview(header)])
+            if len(self._shards) > 1:
+                self.write_file(f"{self._stem}.safetensors.index.json", self._index())
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if error is not None:
+            self._stack.__exit__(kind, error, trace)
+            return
+        with self._stack:
+            missing = [name for name in self._places if name not in self._written]
+            if missing:
+                raise ValueError(
+                    f"{self.out} was not made because {len(missing)} of its tensors were not "
+                    f"written, {missing[0]!r} first: write every tensor of the plan"
+                )
+
+    def write(self, name: str, chunks: Tensor | Iterable[Tensor]) -> None:
+        """Write one tensor, whole or as consecutive pieces of it flattened.
+
+        Args:
+            name: A name of the plan that was not written yet.
+            chunks: The tensor, or pieces of any shape in row-major order, on any device.
+
+        Raises:
+            ValueError: If the name is not in the plan or written already, the dtype is not the
+                planned one, or there are fewer or more elements than planned.
+        """
+        if name not in self._places:
+            raise ValueError(f"the tensor {name!r} is not in the plan for {self.out}: add it")
+        if name in self._written:
+            raise ValueError(f"the tensor {name!r} of {self.out} is written already: write it once")
+        place = self._places[name]
+        if isinstance(chunks, Tensor):
+            if chunks.shape != place.shape:
+                raise ValueError(
+                    f"the tensor {name!r} of {self.out} is planned with the shape {place.shape}, "
+                    f"not {tuple(chunks.shape)}: write the planned shape"
+                )
+            chunks = chunks.detach().reshape(-1).split(_CHUNK)
+        buffers = self._checked(name, place, chunks)
+        _overwrite(self._folder / place.file, place.offset, buffers)
+        self._written.add(name)
+
+    def write_file(self, name: str | PurePath, content: bytes | str) -> None:
+        """Write a small file into the folder, such as a model card; text as UTF-8.
+
+        Raises:
+            ValueError: If the name is absolute or leads out of the folder, or the file is there.
+        """
+        path = self._free(name)
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+
+    def copy_file(self, source: Path, name: str | PurePath | None = None) -> None:
+        """Copy a file into the folder, under its own name or ``name``.
+
+        Raises:
+            ValueError: As :meth:`write_file`.
+        """
+        shutil.copyfile(source, self._free(name or source.name))
+
+    def _checked(self, name: str, place: _Place, chunks: Iterable[Tensor]) -> Iterator[memoryview]:
+        """Yield the pieces as bytes; nothing is yielded past the tensor's end."""
+        count = 0
+        for chunk in chunks:
+            if chunk.dtype != place.dtype:
+                raise ValueError(
+                    f"the tensor {name!r} of {self.out} is planned as {place.dtype}, not "
+                    f"{chunk.dtype}: convert it first"
+                )
+            count += chunk.numel()
+            if count > place.count:
+                break
+            if chunk.numel():
+                flat = chunk.detach().cpu().reshape(-1)
+                yield flat.view(torch.uint8).numpy().data
+        if count != place.count:
+            raise ValueError(
+                f"the tensor {name!r} of {self.out} is planned with {place.count} elements and got "
+                f"{'more' if count > place.count else count}: write the planned shape"
+            )
+
+    def _free(self, name: str | PurePath) -> Path:
+        path = PurePath(name)
+        if path.is_absolute() or ".." in path.parts or not path.parts:
+            raise ValueError(f"{str(name)!r} is no file name inside {self.out}: use a relative one")
+        target = self._folder / path
+        if target.exists():
+            raise ValueError(f"{name} is in {self.out} already: write it once")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        return target
+
+    def _index(self) -> str:
+        places = self._places.items()
+        index = {
+            "metadata": {
+                "total_parameters": sum(place.count for _, place in places),
+                "total_size": sum(place.nbytes for _, place in places),
+            },
+            "weight_map": {name: place.file for name, place in places},
+        }
+        return json.dumps(index, indent=2, sort_keys=True) + "\n"
+
+
+def companion_files(folder: Path) -> list[Path]:
+    """Return the files that make weights a usable model, sorted.
+
+    These are config and generation config, tokenizer and processor files, chat templates, custom
+    code and licences; neither weights and their index, nor training state, nor the README, nor an
+    adapter's config.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     for name in ("config.json", "tokenizer.json", "README.md", "model.safetensors"):
+        ...         Path(folder, name).touch()
+        ...     [path.name for path in companion_files(Path(folder))]
+        ['config.json', 'tokenizer.json']
+    """
+    files = [
+        path
+        for path in folder.iterdir()
+        if any(fnmatchcase(path.name.lower(), pattern) for pattern in _COMPANIONS)
+    ]
+    files += (folder / _TEMPLATES).glob("*.jinja")
+    return sorted(path for path in files if path.is_file())
+
+
+def _split(plan: Plan, shard_size: int | str, stem: str) -> dict[str, list[str]]:
+    """Return file name to tensor names: shards filled greedily in the plan's order."""
+    if not plan:
+        raise ValueError("the plan names no tensor: a model needs at least one")
+    for name, (dtype, _) in plan.items():
+        if dtype not in _CODES:
+            raise ValueError(f"the tensor {name!r} cannot be written as {dtype}: use another dtype")
+    if isinstance(shard_size, int) and shard_size < 1:
+        raise ValueError(f"shard_size={shard_size} must be positive: the bytes of a file")
+    try:
+        split = split_state_dict_into_shards_factory(
+            {name: _nbytes(*tensor) for name, tensor in plan.items()},
+            get_storage_size=lambda nbytes: nbytes,
+            filename_pattern=stem + "{suffix}.safetensors",
+            max_shard_size=shard_size,
+        )
+    except ValueError as error:
+        raise ValueError(
+            f"shard_size={shard_size!r} is no size: use bytes, or a number with KB, MB, GB or TB"
+        ) from error
+    return split.filename_to_tensors
+
+
+def _layout(
+    file: str, names: list[str], plan: Plan, metadata: Mapping[str, str]
+) -> tuple[bytes, dict[str, _Place]]:
+    """Return a file's header and where its tensors lie, ordered as safetensors orders them.
+
+    The format: eight bytes of the header's length, the header as JSON padded to a multiple of
+    eight, the tensors' bytes without gaps. Wide dtypes come first, so all are aligned.
+    """
+    header: dict[str, object] = {"__metadata__": {"format": "pt", **metadata}}
+    ordered = sorted(names, key=lambda name: (_RANKS[plan[name][0]], name))
+    starts = {}
+    end = 0
+    for name in ordered:
+        dtype, shape = plan[name]
+        starts[name] = end
+        end += _nbytes(dtype, shape)
+        offsets = [starts[name], end]
+        header[name] = {"dtype": _CODES[dtype], "shape": list(shape), "data_offsets": offsets}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    encoded = len(text).to_bytes(8, "little") + text
+    return encoded, {
+        name: _Place(file, len(encoded) + starts[name], plan[name][0], tuple(plan[name][1]))
+        for name in ordered
+    }
+
+
+def _nbytes(dtype: torch.dtype, shape: tuple[int, ...]) -> int:
+    return dtype.itemsize * torch.Size(shape).numel()
+
+
+def _reserve(path: Path, size: int) -> None:
+    """Make a file of that size, its blocks taken where the system can."""
+    with path.open("xb") as file:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, size)
+        else:
+            file.truncate(size)
+
+
+def _overwrite(path: Path, offset: int, buffers: Iterable[memoryview]) -> None:
+    descriptor = os.open(path, os.O_WRONLY)
+    try:
+        for buffer in buffers:
+            while buffer:  # one call may write less than it is given
+                written = os.pwrite(descriptor, buffer, offset)
+                buffer, offset = buffer[written:], offset + written
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _full_disk_is_named(out: Path, needed: int) -> Iterator[None]:
+    """Turn a full disk, whenever it shows, into a sentence with the bytes needed and free."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        place = next(folder for folder in Path(os.path.abspath(out)).parents if folder.is_dir())
+        raise ValueError(
+            f"{out} was not made because the disk is full: its weights need {needed:,} bytes and "
+            f"{shutil.disk_usage(place).free:,} are free, so make room or choose another folder"
+        ) from error
