@@ -91,7 +91,8 @@ class Snapshot(Mapping[str, Tensor]):
 
         Args:
             module: The live module.
-            device: Where the copies live; None keeps each beside its parameter.
+            device: Where the copies live; None keeps each beside its parameter. The CPU's copies
+                of a GPU's weights lie in pinned memory, from which a merge streams them.
 
         Raises:
             ValueError: If the module has no trainable weight, or one holds a NaN or an infinity.
@@ -103,6 +104,7 @@ class Snapshot(Mapping[str, Tensor]):
             name: weight.detach().to(device, copy=True) if device else weight.detach().clone()
             for name, weight in live.items()
         }
+        tensors = {name: _pinned_for(tensor, live[name]) for name, tensor in tensors.items()}
         for name, tensor in tensors.items():
             if not all_finite(tensor):
                 raise ValueError(
@@ -146,9 +148,18 @@ class Snapshot(Mapping[str, Tensor]):
                 "model's architecture or freeze parameters only at a task boundary"
             )
 
-    def to_devices_of(self, live: Mapping[str, Tensor]) -> "Snapshot":
-        """Return the snapshot with each copy on the device of its live weight."""
-        return Snapshot({n: t.to(live[n].device) if n in live else t for n, t in self.items()})
+    def to_devices_of(
+        self, live: Mapping[str, Tensor], device: torch.device | None = None
+    ) -> "Snapshot":
+        """Return the snapshot with each copy on ``device``, or on that of its live weight."""
+        return Snapshot(
+            {
+                name: _pinned_for(tensor.to(device or live[name].device), live[name])
+                if name in live
+                else tensor
+                for name, tensor in self.items()
+            }
+        )
 
     @contextmanager
     def applied_to(self, module: nn.Module) -> Iterator[None]:
@@ -168,3 +179,7 @@ class Snapshot(Mapping[str, Tensor]):
             with torch.no_grad():
                 for name in self:
                     live[name].copy_(kept[name])
+
+
+def _pinned_for(copy: Tensor, live: Tensor) -> Tensor:
+    return copy.pin_memory() if live.is_cuda and copy.device.type == "cpu" else copy

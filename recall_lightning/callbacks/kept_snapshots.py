@@ -57,10 +57,9 @@ class KeptSnapshots:
         self.tasks.append(task)
 
     def to_devices_of(self, pl_module: LightningModule) -> None:
-        """After a resume, move the copies beside their weights, unless a device was named."""
-        if self.device is None:
-            live = named_weights(pl_module)
-            self.snapshots = [snapshot.to_devices_of(live) for snapshot in self.snapshots]
+        """After a resume, move the copies to the device named, or beside their weights."""
+        live = named_weights(pl_module)
+        self.snapshots = [snapshot.to_devices_of(live, self.device) for snapshot in self.snapshots]
 
     def state_dict(self) -> dict[str, Any]:
         """Return plain dictionaries of tensors, and the tasks."""

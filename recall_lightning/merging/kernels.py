@@ -12,7 +12,7 @@ Weights = float | Mapping[str, float | Tensor]
 
 # elements computed at a time: buffers stay in a CPU's cache, launches stay few on a GPU
 _CHUNK = {"cpu": 1 << 18}
-_CHUNK_ELSEWHERE = 1 << 24
+_CHUNK_ELSEWHERE = 1 << 22
 # explicit bits of the mantissa and the least normal exponent
 _HALF_PRECISIONS = {torch.bfloat16: (7, -126), torch.float16: (10, -14)}
 
@@ -235,20 +235,25 @@ def _accumulate_(total: Tensor, terms: Sequence[tuple[Tensor, float | Tensor]]) 
     Decimal weights make many sums fall next to the middle between two results, where float64's
     last bit decides.
     """
-    total.zero_()
     groups: dict[float, list[Tensor]] = {}
     for model, weight in terms:
-        if isinstance(weight, Tensor):
-            total.addcmul_(model.double(), weight.double())
-        elif weight != 0:
+        if not isinstance(weight, Tensor):
             groups.setdefault(weight, []).append(model)
-    for weight in sorted(groups):
+    for number, weight in enumerate(sorted(groups)):
         first, *others = groups[weight]
         if others:
             first = first.double()  # a copy: what float64 computes otherwise
             for model in others:
                 first += model
-        total.add_(first, alpha=weight)
+        if number == 0:
+            total.copy_(first).mul_(weight)
+        else:
+            total.add_(first, alpha=weight)
+    if not groups:
+        total.zero_()
+    for model, weight in terms:
+        if isinstance(weight, Tensor):
+            total.addcmul_(model.double(), weight.double())
 
 
 def _accumulate_anchored_(total: Tensor, terms: Sequence[tuple[Tensor, float | Tensor]]) -> None:

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -133,8 +134,9 @@ class ModelWriter:
             self._folder = stack.enter_context(atomic_folder(self.out))
             for file, size in self._sizes.items():
                 _reserve(self._folder / file, size)
+            self._background = stack.enter_context(ThreadPoolExecutor(1))
             for file, header in self._headers.items():
-                _overwrite(self._folder / file, 0, [memoryview(header)])
+                _overwrite(self._folder / file, 0, [memoryview(header)], self._background)
             if len(self._shards) > 1:
                 self.write_file(f"{self._stem}.safetensors.index.json", self._index())
             self._stack = stack.pop_all()
@@ -181,7 +183,7 @@ class ModelWriter:
                 )
             chunks = chunks.detach().reshape(-1).split(_CHUNK)
         buffers = self._checked(name, place, chunks)
-        _overwrite(self._folder / place.file, place.offset, buffers)
+        _overwrite(self._folder / place.file, place.offset, buffers, self._background)
         self._written.add(name)
 
     def write_file(self, name: str | PurePath, content: bytes | str) -> None:
@@ -331,15 +333,34 @@ def _reserve(path: Path, size: int) -> None:
             file.truncate(size)
 
 
-def _overwrite(path: Path, offset: int, buffers: Iterable[memoryview]) -> None:
+def _overwrite(
+    path: Path, offset: int, buffers: Iterable[memoryview], background: ThreadPoolExecutor
+) -> None:
+    """Write buffers one after the other, each in the background while the next is computed."""
     descriptor = os.open(path, os.O_WRONLY)
+    writing: Future[None] | None = None
+    copies = bytearray(), bytearray()  # what computes the next buffer may reuse this one's memory
     try:
-        for buffer in buffers:
-            while buffer:  # one call may write less than it is given
-                written = os.pwrite(descriptor, buffer, offset)
-                buffer, offset = buffer[written:], offset + written
+        for number, buffer in enumerate(buffers):
+            copy = copies[number % 2]
+            copy[:] = buffer
+            if writing is not None:
+                writing.result()
+            writing = background.submit(_write_all, descriptor, copy, offset)
+            offset += len(buffer)
     finally:
+        if writing is not None:
+            wait([writing])
         os.close(descriptor)
+    if writing is not None:
+        writing.result()
+
+
+def _write_all(descriptor: int, content: bytearray, offset: int) -> None:
+    buffer = memoryview(content)
+    while buffer:  # one call may write less than it is given
+        written = os.pwrite(descriptor, buffer, offset)
+        buffer, offset = buffer[written:], offset + written
 
 
 @contextmanager

@@ -1,0 +1,114 @@
+import math
+
+import pytest
+import torch
+
+from recall_lightning.merging.adapters import LoraPair
+from recall_lightning.merging.blockwise import (
+    Drift,
+    mean_by_block,
+    merge_snapshots_,
+    weights_of_names,
+)
+from recall_lightning.representations.blocks import Block
+from recall_lightning.snapshots import Snapshot
+
+BLOCKS = [
+    Block("shallow", 9, 0.6, "shallow", ("shallow.weight", "shallow.bias")),
+    Block("deep", 6, 0.4, "deep", ("deep.weight",)),
+]
+
+
+def tensors(seed):
+    generator = torch.Generator().manual_seed(seed)
+    shapes = {"shallow.weight": (2, 3), "shallow.bias": (3,), "deep.weight": (2, 3)}
+    return {n: torch.randn(shape, generator=generator) for n, shape in shapes.items()}
+
+
+def test_a_weights_own_coefficient_goes_before_its_blocks():
+    given = {"shallow": 0.5, "deep": 0.3, "shallow.bias": 0.1}
+    expected = {"shallow.weight": 0.5, "shallow.bias": 0.1, "deep.weight": 0.3}
+    assert weights_of_names(given, BLOCKS, tensors(0)) == expected
+
+
+def test_what_became_trainable_after_the_snapshot_has_no_weight():
+    copies = {"deep.weight": torch.zeros(2, 3)}
+    assert weights_of_names({"shallow": 0.5, "deep": 0.3}, BLOCKS, copies) == {"deep.weight": 0.3}
+
+
+def test_the_mean_of_a_block_counts_elements():
+    values = {"shallow.weight": 0.5, "shallow.bias": 0.2, "deep.weight": 0.3}
+    assert mean_by_block(values, BLOCKS, tensors(0)) == pytest.approx({"shallow": 0.4, "deep": 0.3})
+
+
+def test_drift_is_a_ratio_of_norms_over_a_block():
+    then, now = tensors(0), tensors(1)
+    drift = Drift(Snapshot(then)).by_block(now, BLOCKS)
+    sides = [torch.cat([side[n].flatten() for n in BLOCKS[0].weights]) for side in (then, now)]
+    assert drift["shallow"] == pytest.approx(float((sides[1] - sides[0]).norm() / sides[0].norm()))
+
+
+def test_drift_from_zeros_is_zero_or_infinite_and_from_nan_it_is_nan():
+    block = [Block("0", 3, 1.0, "0", ("w",))]
+    drift = Drift(Snapshot({"w": torch.zeros(3)}))
+    assert drift.by_block({"w": torch.zeros(3)}, block) == {"0": 0.0}
+    assert drift.by_block({"w": torch.ones(3)}, block) == {"0": math.inf}
+    moved = Drift(Snapshot({"w": torch.ones(3)})).by_block({"w": torch.full((3,), math.nan)}, block)
+    assert math.isnan(moved["0"])
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_the_live_weights_keep_what_the_snapshots_leave(count):
+    live, snapshots = tensors(0), [tensors(i + 1) for i in range(count)]
+    weights = [dict.fromkeys(live, 0.2 + 0.05 * i) for i in range(count)]
+    rest = 1 - sum(given["deep.weight"] for given in weights)
+    expected = {
+        n: rest * live[n] + sum(w[n] * s[n] for w, s in zip(weights, snapshots, strict=True))
+        for n in live
+    }
+    assert merge_snapshots_(live, snapshots, weights) == {}
+    for name in live:
+        torch.testing.assert_close(live[name], expected[name])
+
+
+def test_factors_are_merged_by_their_product_and_other_weights_by_themselves():
+    def adapter(seed):
+        generator = torch.Generator().manual_seed(seed)
+        return {
+            "a": torch.randn(2, 5, generator=generator),
+            "b": torch.randn(4, 2, generator=generator),
+            "norm": torch.randn(4, generator=generator),
+        }
+
+    live, then = adapter(0), adapter(1)
+    middle = (live["b"] @ live["a"] + then["b"] @ then["a"]) / 2
+    norm = (live["norm"] + then["norm"]) / 2
+    u, s, v = torch.linalg.svd(middle)
+    lost = merge_snapshots_(
+        live, [then], [dict.fromkeys(live, 0.5)], [LoraPair("layer", "a", "b", 1.0, 2)]
+    )
+    torch.testing.assert_close(
+        live["b"] @ live["a"], u[:, :2] * s[:2] @ v[:2], rtol=1e-4, atol=1e-5
+    )
+    torch.testing.assert_close(live["norm"], norm)
+    assert lost["layer"] == pytest.approx(float(s[2:].square().sum() / s.square().sum()), rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda live, weights: live["deep.weight"].fill_(math.nan),
+            "live weight 'deep.weight' holds",
+        ),
+        (lambda live, weights: weights[0].update({"deep.weight": 0.7}), "must be parts of 1"),
+        (lambda live, weights: weights[0].update({"deep.weight": math.nan}), "must be parts of 1"),
+    ],
+)
+def test_whatever_is_wrong_nothing_is_written(change, message):
+    live = tensors(0)
+    weights = [dict.fromkeys(live, 0.5), dict.fromkeys(live, 0.5)]
+    change(live, weights)
+    with pytest.raises(ValueError, match=message):
+        merge_snapshots_(live, [tensors(1), tensors(2)], weights)
+    assert torch.equal(live["shallow.weight"], tensors(0)["shallow.weight"])
