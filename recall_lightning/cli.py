@@ -19,6 +19,9 @@ from recall_lightning.data import TaskStream
 Method = Literal["recall", "finetune"]
 
 
+_EPILOG = "Models on disk are merged by: recall-lightning merge MODEL MODEL… --out FOLDER"
+
+
 class SaveRunConfig(SaveConfigCallback):
     """Save ``config.yaml`` beside the run's other files, and nowhere if the run has no folder."""
 
@@ -88,13 +91,17 @@ def main(args: Sequence[str] | None = None) -> None:
     # Lightning 2.6 warns of its own use of torch's pytree at every validation
     warnings.filterwarnings("ignore", ".*LeafSpec.*is deprecated")
     given = sys.argv[1:] if args is None else list(args)
+    if given[:1] == ["merge"]:
+        from recall_lightning.merge_command import main as merge
+
+        return merge(given[1:])
     defaults = {"default_config_files": _defaults_beside(given)}
     try:
         RecallCLI(
             args=None if args is None else given,
             save_config_callback=SaveRunConfig,
             seed_everything_default=0,
-            parser_kwargs=dict.fromkeys(RecallCLI.subcommands(), defaults),
+            parser_kwargs={"epilog": _EPILOG} | dict.fromkeys(RecallCLI.subcommands(), defaults),
         )
     except (MisconfigurationException, FileNotFoundError) as error:
         print(f"recall-lightning: error: {error}", file=sys.stderr)

@@ -59,19 +59,23 @@ class AdapterConfig:
             where: What an error calls it.
 
         Raises:
-            ValueError: If rank or alpha is missing or no positive number, or the adapter is no
-                plain LoRA adapter: it names the setting and why its updates cannot be merged.
+            ValueError: If rank or alpha is missing or no positive number, patterns or names of
+                modules are none, or the adapter is no plain LoRA adapter: it names the setting and
+                why its updates cannot be merged.
         """
         settings = _as_json(config)
         _refuse_variants(settings, where)
-        ranks = dict(settings.get("rank_pattern") or {})
+        ranks = _patterns(settings, "rank_pattern", where)
         for value in (settings.get("r"), *ranks.values()):
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{where}: the rank r={value!r} must be a positive integer")
-        alphas = dict(settings.get("alpha_pattern") or {})
+        alphas = _patterns(settings, "alpha_pattern", where)
         for value in (settings.get("lora_alpha"), *alphas.values()):
             if not isinstance(value, int | float):
                 raise ValueError(f"{where}: lora_alpha={value!r} must be a number")
+        saved = settings.get("modules_to_save") or []
+        if not isinstance(saved, list) or not all(isinstance(name, str) for name in saved):
+            raise ValueError(f"{where}: modules_to_save={saved!r} must be a list of names")
         rslora = bool(settings.get("use_rslora"))
         return cls(settings["r"], settings["lora_alpha"], rslora, ranks, alphas)
 
@@ -139,8 +143,20 @@ def _as_json(config: Any) -> dict[str, Any]:
     settings = dict(config) if isinstance(config, Mapping) else config.to_dict()
     for key in ("target_modules", "exclude_modules", "modules_to_save"):
         if isinstance(settings.get(key), list | set | tuple):
-            settings[key] = sorted(settings[key])
+            settings[key] = sorted(settings[key], key=str)
     return settings
+
+
+def _patterns(settings: Mapping[str, Any], name: str, where: str) -> dict[str, Any]:
+    patterns = settings.get(name) or {}
+    try:
+        for pattern in dict(patterns):
+            re.compile(pattern)
+    except (re.error, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{where}: {name}={patterns!r} must map patterns of module names to numbers"
+        ) from error
+    return dict(patterns)
 
 
 def _refuse_variants(settings: Mapping[str, Any], where: str) -> None:

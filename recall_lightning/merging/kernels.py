@@ -13,6 +13,7 @@ Weights = float | Mapping[str, float | Tensor]
 # elements computed at a time: buffers stay in a CPU's cache, launches stay few on a GPU
 _CHUNK = {"cpu": 1 << 18}
 _CHUNK_ELSEWHERE = 1 << 22
+_ROW = 64  # elements that are computed anew together where a quick result is in doubt
 # explicit bits of the mantissa and the least normal exponent
 _HALF_PRECISIONS = {torch.bfloat16: (7, -126), torch.float16: (10, -14)}
 
@@ -142,7 +143,8 @@ def weighted_sum_chunks(
     """Yield Σᵢ wᵢ · modelᵢ as flat chunks in order, rounded once to ``dtype``.
 
     The arithmetic of :func:`weighted_sum_` for what is written elsewhere than to a tensor. Nothing
-    is checked, and a chunk is valid until the next is asked for.
+    is checked. A chunk is valid until the one after the next is asked for, so that it can be
+    written while the next is computed.
 
     Args:
         models: Tensors of one shape, on any devices.
@@ -158,22 +160,22 @@ def weighted_sum_chunks(
     shape, device = models[0].shape, device or models[0].device
     flat = [model.detach().reshape(-1) for model in models]
     factors = [w.expand(shape).reshape(-1) if isinstance(w, Tensor) else w for w in weights]
-    size = _CHUNK.get(device.type, _CHUNK_ELSEWHERE)
-    total = torch.empty(min(size, flat[0].numel()), dtype=torch.float64, device=device)
-    grid = torch.empty_like(total) if dtype in _HALF_PRECISIONS else None
-    rounded = torch.empty_like(total, dtype=dtype)
-    exact = torch.float64 not in (dtype, *(model.dtype for model in models))
-    for start in range(0, flat[0].numel(), size):
-        part = slice(start, min(start + size, flat[0].numel()))
+    count = flat[0].numel()
+    size = min(_CHUNK.get(device.type, _CHUNK_ELSEWHERE), count)
+    rounded = [torch.empty(size, dtype=dtype, device=device) for _ in range(2)]
+    chunks = _ChunkSums(size, dtype, device)
+    between = _place_between(flat, factors, dtype)
+    for number, start in enumerate(range(0, count, max(size, 1))):
+        part = slice(start, min(start + size, count))
+        out = rounded[number % 2][: part.stop - part.start]
         terms = [
             (model[part].to(device), f[part].to(device) if isinstance(f, Tensor) else f)
             for model, f in zip(flat, factors, strict=True)
         ]
-        sums = total[: part.stop - part.start]
-        (_accumulate_ if exact else _accumulate_anchored_)(sums, terms)
-        if grid is not None:
-            _round_to_half_precision_(sums, grid[: len(sums)], dtype)
-        yield rounded[: len(sums)].copy_(sums)
+        if between is None or not chunks.lerp_(out, terms, between):
+            between = None  # where much is in doubt, it is so everywhere
+            chunks.sum_(out, terms)
+        yield out
 
 
 def squared_distance(
@@ -227,6 +229,66 @@ def _sum_one_(out: Tensor, models: Sequence[Tensor], weights: Sequence[float | T
     for chunk in weighted_sum_chunks(models, weights, out.dtype, out.device):
         flat[done : done + len(chunk)] = chunk
         done += len(chunk)
+
+
+def _place_between(
+    models: Sequence[Tensor], weights: Sequence[float | Tensor], dtype: torch.dtype
+) -> float | None:
+    """Return w if the sum is first + w · (second − first) in half precision, else None."""
+    if len(models) != 2 or {model.dtype for model in models} != {dtype}:
+        return None
+    first, second = weights
+    if isinstance(first, Tensor) or isinstance(second, Tensor) or dtype not in _HALF_PRECISIONS:
+        return None
+    return second if 0 < second < 1 and abs(first + second - 1) < 1e-12 else None
+
+
+class _ChunkSums:
+    """Sums chunks of models, in memory that is taken once: fresh pages cost more than sums do."""
+
+    def __init__(self, size: int, dtype: torch.dtype, device: torch.device) -> None:
+        self._dtype = dtype
+        self._total = torch.empty(size, dtype=torch.float64, device=device)
+        self._grid = torch.empty_like(self._total)
+        self._above = torch.empty(size, dtype=dtype, device=device)
+
+    def sum_(self, out: Tensor, terms: Sequence[tuple[Tensor, float | Tensor]]) -> None:
+        """Write the sum, accumulated in float64 and rounded once."""
+        total = self._total[: len(out)]
+        exact = torch.float64 not in (self._dtype, *(model.dtype for model, _ in terms))
+        (_accumulate_ if exact else _accumulate_anchored_)(total, terms)
+        if self._dtype in _HALF_PRECISIONS:
+            _round_to_half_precision_(total, self._grid[: len(out)], self._dtype)
+        out.copy_(total)
+
+    def lerp_(
+        self, out: Tensor, terms: Sequence[tuple[Tensor, float | Tensor]], place: float
+    ) -> bool:
+        """Write the same sum of two for half precision, mostly by arithmetic in float32.
+
+        Rounding is monotone: where weights a little below and above give one result, it is that of
+        the exact sum. The margin exceeds float32's error, as two numbers of half precision that
+        differ do so by a spacing of their grid at least. Rows with other elements are summed anew;
+        with too many of them nothing is gained, and False is returned.
+        """
+        first, second = (model for model, _ in terms)
+        margin = 2.0 ** -(22 - _HALF_PRECISIONS[self._dtype][0])
+        above = self._above[: len(out)]
+        torch.lerp(first, second, place - margin, out=out)
+        torch.lerp(first, second, place + margin, out=above)
+        whole = len(out) // _ROW * _ROW
+        differing = above[:whole].view(torch.int16).bitwise_xor_(out[:whole].view(torch.int16))
+        lanes = differing.view(torch.int32).view(-1, _ROW // 2)
+        rows = (lanes.amax(dim=1) | lanes.amin(dim=1)).nonzero().flatten()
+        if 4 * len(rows) > len(lanes):
+            return False
+        if len(rows):
+            anew = above[: len(rows) * _ROW]
+            self.sum_(anew, [(m[:whole].view(-1, _ROW)[rows].flatten(), w) for m, w in terms])
+            out[:whole].view(-1, _ROW)[rows] = anew.view(-1, _ROW)
+        if whole < len(out):
+            self.sum_(out[whole:], [(model[whole:], weight) for model, weight in terms])
+        return True
 
 
 def _accumulate_(total: Tensor, terms: Sequence[tuple[Tensor, float | Tensor]]) -> None:

@@ -164,7 +164,8 @@ class ModelWriter:
 
         Args:
             name: A name of the plan that was not written yet.
-            chunks: The tensor, or pieces of any shape in row-major order, on any device.
+            chunks: The tensor, or pieces of any shape in row-major order, on any device. A piece is
+                written while the next is made, so it must last until the one after is asked for.
 
         Raises:
             ValueError: If the name is not in the plan or written already, the dtype is not the
@@ -339,25 +340,21 @@ def _overwrite(
     """Write buffers one after the other, each in the background while the next is computed."""
     descriptor = os.open(path, os.O_WRONLY)
     writing: Future[None] | None = None
-    copies = bytearray(), bytearray()  # what computes the next buffer may reuse this one's memory
     try:
-        for number, buffer in enumerate(buffers):
-            copy = copies[number % 2]
-            copy[:] = buffer
+        for buffer in buffers:
             if writing is not None:
-                writing.result()
-            writing = background.submit(_write_all, descriptor, copy, offset)
+                writing.result()  # what is computed next may take the memory of what is written
+            writing = background.submit(_write_all, descriptor, buffer, offset)
             offset += len(buffer)
+        if writing is not None:
+            writing.result()
     finally:
         if writing is not None:
             wait([writing])
         os.close(descriptor)
-    if writing is not None:
-        writing.result()
 
 
-def _write_all(descriptor: int, content: bytearray, offset: int) -> None:
-    buffer = memoryview(content)
+def _write_all(descriptor: int, buffer: memoryview, offset: int) -> None:
     while buffer:  # one call may write less than it is given
         written = os.pwrite(descriptor, buffer, offset)
         buffer, offset = buffer[written:], offset + written

@@ -1,0 +1,221 @@
+"""The command ``recall-lightning merge``: models on disk in, a model folder out."""
+
+import sys
+from argparse import ArgumentParser
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+import yaml
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+from rich.table import Table
+
+from recall_lightning.merging.files.merge import merge_files
+from recall_lightning.merging.files.settings import MergeReport, MergeSettings
+from recall_lightning.merging.methods import METHODS, options_of
+
+_BRIEF = 40  # blocks that the terminal shows
+
+
+class _Parser(ArgumentParser):
+    """A parser that raises instead of printing its usage."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(message)
+
+
+def merge_parser() -> ArgumentParser:
+    """Build the command's parser; what is not given is None, for a YAML file to say.
+
+    Example:
+        >>> merge_parser().parse_args(["a", "b", "--out", "c", "--density", "0.2"]).density
+        0.2
+    """
+    parser = _Parser(
+        prog="recall-lightning merge",
+        description="Merge models of one architecture, file to file. Weights are read lazily, and "
+        "the output folder appears whole or not at all.",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add(
+        "models",
+        nargs="*",
+        metavar="MODEL",
+        help="Hugging Face folders, PEFT adapter folders, .safetensors files or Lightning .ckpt "
+        "files; for recall the newest last.",
+    )
+    add("--config", metavar="YAML", help="File with any of these; the command line goes first.")
+    add("--out", metavar="DIR", help="Folder to make; it must not exist.")
+    add("--method", help=f"One of {', '.join(METHODS)} (linear).")
+    add(
+        "--weights",
+        type=_value,
+        help="One a model, in their order: 0.6,0.4; in YAML each may be a number, a list that is "
+        "interpolated over depth, or a mapping of name patterns to either.",
+    )
+    add("--base", help="What task vectors are differences from; what adapters adapt.")
+    add(
+        "--donor",
+        help="Folder to copy config and tokenizer from (the first Hugging Face folder).",
+    )
+    add(
+        "--statistics",
+        nargs="+",
+        metavar="FILE",
+        help="For importance and subspace: one safetensors file a model, under the weights' names.",
+    )
+    add("--probe", metavar="FILE", help="For recall: JSON lines with a 'text', or plain lines.")
+    add("--measure", help="For recall: rbf, cka or cosine (rbf).")
+    add("--typical-samples", type=int, help="For recall: how many to measure on (32).")
+    add("--pool-size", type=int, help="For recall: how many to choose them from (256).")
+    add("--max-length", type=int, help="For recall: tokens of a text at most (512).")
+    add("--normalize", type=_value, help="For linear: divide weights by their sum (true).")
+    for option, methods in _options().items():
+        add(f"--{option.replace('_', '-')}", type=_value, help=f"For {', '.join(methods)}.")
+    add("--rank", type=_value, help="Of merged adapters: a number, or 'sum', which is exact.")
+    add("--dtype", help="To compute in: float32 or float64 (float32).")
+    add("--out-dtype", help="To write (the first model's).")
+    add("--shard-size", type=_value, help="Most bytes of a weight file (5GB).")
+    add("--device", help="Where to compute (cpu).")
+    return parser
+
+
+def main(args: Sequence[str]) -> None:
+    """Run the command; whatever is wrong is one line on stderr and exit code 2 (130 for Ctrl-C).
+
+    Args:
+        args: The command line after ``merge``.
+    """
+    try:
+        settings = _settings(args)
+        report = _merged(settings)
+    except ValueError as error:
+        _fail(str(error), error)
+    except KeyboardInterrupt as error:
+        print("recall-lightning merge: interrupted, nothing was written", file=sys.stderr)
+        raise SystemExit(130) from error
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and (
+            "allocate memory" not in str(error)  # how torch says it of the CPU's
+        ):
+            raise
+        _fail("the memory does not suffice: use another --device, or method linear", error)
+    _show(settings, report)
+
+
+def _fail(message: str, error: Exception) -> NoReturn:
+    print("recall-lightning merge: error:", " ".join(message.split()), file=sys.stderr)
+    raise SystemExit(2) from error
+
+
+def _settings(args: Sequence[str]) -> MergeSettings:
+    """Read the command line on top of the YAML file that it names."""
+    parser = merge_parser()
+    parsed = vars(parser.parse_args(args))
+    given = {name: value for name, value in parsed.items() if value is not None and value != []}
+    file = given.pop("config", None)
+    if file is not None:
+        known = [action.dest for action in parser._actions if action.dest not in ("help", "config")]
+        given = _read_config(Path(file), known) | given
+    weights = given.get("weights")
+    if isinstance(weights, str | int | float):
+        given["weights"] = _numbers(str(weights))
+    return MergeSettings.from_flat(given)
+
+
+def _read_config(file: Path, known: Sequence[str]) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"{file} cannot be read as YAML ({error}): mend it") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{file} holds no settings: write them as 'name: value'")
+    for name in content:
+        if name not in known:
+            raise ValueError(f"{file} has the unknown setting {name!r}: use {', '.join(known)}")
+    return content
+
+
+def _options() -> dict[str, list[str]]:
+    """Return every method's options, and the methods that have each."""
+    found: dict[str, list[str]] = {}
+    for method in METHODS:
+        for option in options_of(method):
+            found.setdefault(option, []).append(method)
+    found.setdefault("seed", []).append("recall")
+    return found
+
+
+def _value(text: str) -> Any:
+    """Read a number, a truth value, or a list or mapping as in YAML; all else stays text."""
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+
+
+def _numbers(text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise ValueError(
+            f"weights={text!r} must be numbers with commas between, such as 0.6,0.4"
+        ) from error
+
+
+def _merged(settings: MergeSettings) -> MergeReport:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    progress = Progress(*columns, console=Console(stderr=True))
+    task = progress.add_task("merging", total=None)
+
+    def show(done: int, total: int) -> None:
+        progress.start()  # only now: everything was checked, and models have been measured
+        progress.update(task, advance=done, total=total)
+
+    try:
+        return merge_files(settings, show)
+    finally:
+        if progress.live.is_started:
+            progress.stop()
+
+
+def _show(settings: MergeSettings, report: MergeReport) -> None:
+    console = Console()
+    names = [str(i) for i, _ in enumerate(settings.models, start=1)]
+    table = Table("block", *(f"weight {name}" for name in names), title=settings.method)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for block in report.blocks[:_BRIEF]:
+        values = [given.get(block.name) for given in report.weights]
+        table.add_row(escape(block.name), *("–" if v is None else f"{v:.4f}" for v in values))
+    console.print(table)
+    if len(report.blocks) > _BRIEF:
+        console.print(f"and {len(report.blocks) - _BRIEF} more blocks, in coefficients.json")
+    if report.discarded_energy:
+        worst = max(report.discarded_energy.values())
+        console.print(f"rank: at most {worst:.2%} of a module's squared norm was discarded")
+    speed = report.nbytes / report.seconds / 1e9
+    size = f"{report.nbytes / 1e9:.3f} GB in {report.seconds:.1f} s ({speed:.2f} GB/s)"
+    console.print(f"{settings.out}: {size}", markup=False, soft_wrap=True)
