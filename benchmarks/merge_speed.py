@@ -2,11 +2,11 @@
 
     python benchmarks/merge_speed.py
 
-In memory, a Llama's weights are merged with a snapshot of them; file to file, two models are
-merged linearly, by this library and in the way that stacks, multiplies and sums whole tensors and
-holds an output shard in memory until it is full. Files lie in memory (/dev/shm), or the disk would
-be measured. Every figure is a median; extra memory is the peak of anonymous memory (RssAnon) over
-what it was before.
+In memory, a Llama's weights are merged with a snapshot of them. File to file, two fine-tunes of it
+are merged linearly, by this library and in the way that stacks, multiplies and sums whole tensors
+and holds an output shard in memory until it is full; of the input it either reads whole shards into
+memory or maps them. Files lie in memory (/dev/shm), or the disk would be measured. Every figure is
+a median; extra memory is the peak of anonymous memory (RssAnon) over what it was before.
 """
 
 import argparse
@@ -27,8 +27,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from rich.table import Table
-from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load, load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from recall_lightning.merging.files.merge import merge_files
@@ -39,6 +38,11 @@ Weights = dict[str, torch.Tensor]
 # hidden size, layers: about so many million parameters
 LLAMAS = {30: (384, 8), 75: (512, 16), 150: (768, 14), 300: (1024, 18), 600: (1536, 17)}
 WEIGHTS = (0.6, 0.4)
+WAYS = {
+    "whole shards": "stack, multiply, sum, whole shards",
+    "mapped shards": "stack, multiply, sum, mapped shards",
+    "streamed": "recall_lightning",
+}
 
 
 def main() -> None:
@@ -105,13 +109,10 @@ def from_files(folder: Path, size: int, repeats: int, threads: int) -> Table:
     )
     for dtype in (torch.float32, torch.bfloat16):
         paths = save_llamas(folder / str(dtype)[6:], size, dtype)
-        stacked = worker("stacked", paths, repeats, threads)
-        streamed = worker("streamed", paths, repeats, threads)
-        for label, (seconds, extra) in (
-            ("stack, multiply, sum", stacked),
-            ("recall_lightning", streamed),
-        ):
-            faster = f"{stacked[0] / seconds:.2f}"
+        measured = {way: worker(way, paths, repeats, threads) for way in WAYS}
+        for way, label in WAYS.items():
+            seconds, extra = measured[way]
+            faster = f"{measured['whole shards'][0] / seconds:.2f}"
             row = f"{label}, {str(dtype)[6:]}", f"{seconds:.2f}", faster, f"{extra:.0f}"
             table.add_row(*row)
         table.add_section()
@@ -146,18 +147,20 @@ def measured_merge(way: str, first: str, second: str) -> tuple[float, float]:
         if way == "streamed":
             merge_files(settings)
         else:
-            stack_multiply_sum([Path(first), Path(second)], out)
+            stack_multiply_sum([Path(first), Path(second)], out, mapped=way == "mapped shards")
         seconds = time.perf_counter() - started
     return seconds, extra[0]
 
 
-def stack_multiply_sum(models: list[Path], out: Path, shard_size: float = 5e9) -> None:
+def stack_multiply_sum(
+    models: list[Path], out: Path, mapped: bool, shard_size: float = 5e9
+) -> None:
     """Merge whole tensors by stacking, and collect them until a shard of the output is full."""
     out.mkdir()
-    opened = [safe_open(model, "pt") for model in models]
+    opened = [load_file(model) if mapped else load(model.read_bytes()) for model in models]
     shard: Weights = {}
-    for name in opened[0].keys():  # noqa: SIM118  # safe_open is no mapping
-        stacked = torch.stack([file.get_tensor(name) for file in opened])
+    for name in opened[0]:
+        stacked = torch.stack([tensors[name] for tensors in opened])
         factors = torch.tensor(WEIGHTS, dtype=stacked.dtype)
         factors = factors.reshape(-1, *[1] * (stacked.dim() - 1))
         shard[name] = (stacked * factors).sum(dim=0) / factors.sum(dim=0)

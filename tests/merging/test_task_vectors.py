@@ -68,7 +68,7 @@ def test_dare_agrees_with_peft_given_its_masks(elect, seed, density):
 @few
 def test_ties_with_weighted_election_is_the_formula_spelt_out(seed, density, normalize):
     models, weights, base, deltas = setting(seed)
-    weights[0] = -weights[0]
+    weights[0] = -0.05  # others are larger: no sum is near zero
     weighted = [
         merge_utils.prune(delta, density, "magnitude") * weight
         for delta, weight in zip(deltas, weights, strict=True)

@@ -8,10 +8,10 @@ from torch import Tensor
 
 from recall_lightning.merging.adapter_config import AdapterConfig, merged_adapter_config
 from recall_lightning.merging.adapters import LoraPair, adapter_pairs
+from recall_lightning.merging.files.checked_sums import CheckedSums
 from recall_lightning.merging.files.inputs import check_dtypes, check_shapes, refuse_infinite
 from recall_lightning.merging.files.reading import ModelFiles
 from recall_lightning.merging.files.settings import MergeSettings
-from recall_lightning.merging.kernels import weighted_sum_chunks
 from recall_lightning.merging.low_rank import LoraFactors, merge_lora
 from recall_lightning.snapshots import all_finite
 
@@ -48,6 +48,7 @@ class AdapterMerge:
         self._models = models
         self._dtype = None if settings.out_dtype is None else getattr(torch, settings.out_dtype)
         self._device = settings.device
+        self._sums = CheckedSums(models, settings.device)
         read = [_read_adapter(model) for model in models]
         self._pairs = [pairs for pairs, _ in read]
         self._plain = read[0][1]
@@ -90,7 +91,8 @@ class AdapterMerge:
                 yield name, tensor.to(dtype)
         for name in self._plain:
             if name in self.shapes:
-                yield name, self._sum(name, [given[name] for given in weights])
+                shares = [given[name] for given in weights]
+                yield name, self._sums.chunks(name, shares, self.plan[name][0])
             else:
                 yield name, self._models[0][name]
 
@@ -100,13 +102,6 @@ class AdapterMerge:
             return pair.factors({n: model[n].to(self._device) for n in (pair.a, pair.b)})
         except ValueError as error:
             raise ValueError(f"{model.path}: {error}") from error
-
-    def _sum(self, name: str, shares: Sequence[float]) -> Iterator[Tensor]:
-        tensors, dtype = [model[name] for model in self._models], self.plan[name][0]
-        for chunk in weighted_sum_chunks(tensors, shares, dtype, torch.device(self._device)):
-            if not all_finite(chunk):
-                refuse_infinite(self._models, name, dtype)
-            yield chunk
 
     def _rank(self, module: str, wanted: int | str | None) -> int:
         pairs = [

@@ -16,6 +16,7 @@ from recall_lightning.merging.blockwise import mean_by_block
 from recall_lightning.merging.coefficients import softmax_weights
 from recall_lightning.merging.files.adapters import AdapterMerge
 from recall_lightning.merging.files.atomic import refuse_existing
+from recall_lightning.merging.files.checked_sums import CheckedSums
 from recall_lightning.merging.files.inputs import (
     infinite,
     open_models,
@@ -29,7 +30,6 @@ from recall_lightning.merging.files.probing import similarity_to_newest
 from recall_lightning.merging.files.reading import ModelFiles, open_model
 from recall_lightning.merging.files.settings import MergeReport, MergeSettings
 from recall_lightning.merging.files.writing import ModelWriter, Plan
-from recall_lightning.merging.kernels import weighted_sum_chunks
 from recall_lightning.merging.methods import inputs_of, method_named, options_of
 from recall_lightning.representations.blocks import Block
 from recall_lightning.snapshots import all_finite
@@ -207,6 +207,7 @@ class _ModelMerge:
         if not self.shapes:
             raise ValueError(f"{first.path} holds no floating-point tensor: nothing can be merged")
         self._tied = {name: to for name, to in tied_names(first).items() if name in self.shapes}
+        self._sums = CheckedSums(models, settings.device)
         self._statistics = [open_model(path) for path in settings.statistics]
         self._check_statistics()
         self._options = self._options_by_name()
@@ -220,7 +221,7 @@ class _ModelMerge:
             if name not in self.shapes:
                 yield name, self.models[0][name]
             elif self._is_sum(once):
-                yield name, self._sum(once, [given[once] for given in weights], dtype)
+                yield name, self._sums.chunks(once, [given[once] for given in weights], dtype)
             else:
                 yield name, self._merge(once, [given[once] for given in weights], dtype)
 
@@ -229,16 +230,6 @@ class _ModelMerge:
         return method in ("linear", "recall") or (
             method == "subspace" and name not in self._statistics[0]
         )
-
-    def _sum(self, name: str, shares: Sequence[float], dtype: torch.dtype) -> Iterator[Tensor]:
-        used = [(m, share) for m, share in zip(self.models, shares, strict=True) if share != 0]
-        used = used or [(self.models[0], 0.0)]
-        tensors = [model[name] for model, _ in used]
-        device = torch.device(self.settings.device)
-        for chunk in weighted_sum_chunks(tensors, [share for _, share in used], dtype, device):
-            if not all_finite(chunk):
-                refuse_infinite([model for model, _ in used], name, dtype)
-            yield chunk
 
     def _merge(self, name: str, shares: list[float], dtype: torch.dtype) -> Tensor:
         method = self.settings.method

@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -74,9 +74,9 @@ class ModelWriter:
     """Write a model's folder tensor by tensor; it appears whole or not at all.
 
     Used in a ``with`` statement. On entry the shards are laid out as ``save_pretrained`` does and
-    their space is taken; then each tensor is written once, in any order. At the end all is flushed
-    and renamed to ``out``; after an exception nothing is left of it, and what a killed process
-    leaves is removed by the next, as :mod:`recall_lightning.merging.files.atomic` says.
+    the disk's space is checked; then each tensor is written once, in any order. At the end all is
+    flushed and renamed to ``out``. After an exception nothing is left of it, and what a killed
+    process leaves the next one removes: see :mod:`recall_lightning.merging.files.atomic`.
 
     Args:
         out: The folder to make; it must not exist, or be empty.
@@ -122,6 +122,8 @@ class ModelWriter:
             data = sum(place.nbytes for place in places.values())
             self._sizes[file] = len(self._headers[file]) + data
         self._written: set[str] = set()
+        self._descriptors: dict[str, int] = {}
+        self._writing: Future[None] | None = None
 
     @property
     def nbytes(self) -> int:
@@ -131,12 +133,16 @@ class ModelWriter:
     def __enter__(self) -> "ModelWriter":
         with ExitStack() as stack:
             stack.enter_context(_full_disk_is_named(self.out, self.nbytes))
+            _check_space(self.out, self.nbytes)
             self._folder = stack.enter_context(atomic_folder(self.out))
-            for file, size in self._sizes.items():
-                _reserve(self._folder / file, size)
             self._background = stack.enter_context(ThreadPoolExecutor(1))
+            for file in self._shards:
+                path, flags = self._folder / file, os.O_WRONLY | os.O_CREAT | os.O_EXCL
+                self._descriptors[file] = os.open(path, flags, 0o666)
+                stack.callback(os.close, self._descriptors[file])
+            stack.callback(self._finish)
             for file, header in self._headers.items():
-                _overwrite(self._folder / file, 0, [memoryview(header)], self._background)
+                self._pass_on(self._descriptors[file], memoryview(header), 0)
             if len(self._shards) > 1:
                 self.write_file(f"{self._stem}.safetensors.index.json", self._index())
             self._stack = stack.pop_all()
@@ -165,7 +171,8 @@ class ModelWriter:
         Args:
             name: A name of the plan that was not written yet.
             chunks: The tensor, or pieces of any shape in row-major order, on any device. A piece is
-                written while the next is made, so it must last until the one after is asked for.
+                written while the next is made: it must last until that one, which may be of
+                another tensor, is handed over.
 
         Raises:
             ValueError: If the name is not in the plan or written already, the dtype is not the
@@ -183,8 +190,10 @@ class ModelWriter:
                     f"not {tuple(chunks.shape)}: write the planned shape"
                 )
             chunks = chunks.detach().reshape(-1).split(_CHUNK)
-        buffers = self._checked(name, place, chunks)
-        _overwrite(self._folder / place.file, place.offset, buffers, self._background)
+        offset = place.offset
+        for buffer in self._checked(name, place, chunks):
+            self._pass_on(self._descriptors[place.file], buffer, offset)
+            offset += len(buffer)
         self._written.add(name)
 
     def write_file(self, name: str | PurePath, content: bytes | str) -> None:
@@ -203,6 +212,16 @@ class ModelWriter:
             ValueError: As :meth:`write_file`.
         """
         shutil.copyfile(source, self._free(name or source.name))
+
+    def _pass_on(self, descriptor: int, buffer: memoryview, offset: int) -> None:
+        """Have bytes written in the background, once those before them are."""
+        self._finish()
+        self._writing = self._background.submit(_write_all, descriptor, buffer, offset)
+
+    def _finish(self) -> None:
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
 
     def _checked(self, name: str, place: _Place, chunks: Iterable[Tensor]) -> Iterator[memoryview]:
         """Yield the pieces as bytes; nothing is yielded past the tensor's end."""
@@ -325,33 +344,10 @@ def _nbytes(dtype: torch.dtype, shape: tuple[int, ...]) -> int:
     return dtype.itemsize * torch.Size(shape).numel()
 
 
-def _reserve(path: Path, size: int) -> None:
-    """Make a file of that size, its blocks taken where the system can."""
-    with path.open("xb") as file:
-        if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(file.fileno(), 0, size)
-        else:
-            file.truncate(size)
-
-
-def _overwrite(
-    path: Path, offset: int, buffers: Iterable[memoryview], background: ThreadPoolExecutor
-) -> None:
-    """Write buffers one after the other, each in the background while the next is computed."""
-    descriptor = os.open(path, os.O_WRONLY)
-    writing: Future[None] | None = None
-    try:
-        for buffer in buffers:
-            if writing is not None:
-                writing.result()  # what is computed next may take the memory of what is written
-            writing = background.submit(_write_all, descriptor, buffer, offset)
-            offset += len(buffer)
-        if writing is not None:
-            writing.result()
-    finally:
-        if writing is not None:
-            wait([writing])
-        os.close(descriptor)
+def _check_space(out: Path, needed: int) -> None:
+    """Tell a full disk before any work; that it fills up meanwhile shows when it does."""
+    if shutil.disk_usage(_existing_parent(out)).free < needed:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def _write_all(descriptor: int, buffer: memoryview, offset: int) -> None:
@@ -368,8 +364,12 @@ def _full_disk_is_named(out: Path, needed: int) -> Iterator[None]:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        place = next(folder for folder in Path(os.path.abspath(out)).parents if folder.is_dir())
+        free = shutil.disk_usage(_existing_parent(out)).free
         raise ValueError(
             f"{out} was not made because the disk is full: its weights need {needed:,} bytes and "
-            f"{shutil.disk_usage(place).free:,} are free, so make room or choose another folder"
+            f"{free:,} are free, so make room or choose another folder"
         ) from error
+
+
+def _existing_parent(out: Path) -> Path:
+    return next(folder for folder in Path(os.path.abspath(out)).parents if folder.is_dir())

@@ -15,6 +15,7 @@ from recall_lightning.merging.files import merge as merge_module
 from recall_lightning.merging.files.merge import merge_files
 from recall_lightning.merging.files.reading import open_model
 from recall_lightning.merging.files.settings import MergeSettings
+from recall_lightning.merging.sums import WeightedSums
 
 
 @pytest.fixture(scope="module")
@@ -325,14 +326,14 @@ def test_dare_drops_entries_of_each_model_apart_where_only_their_ends_differ(tmp
 
 
 def test_linear_is_computed_from_mapped_tensors_in_chunks(models, tmp_path, monkeypatch):
-    fed, chunks = [], merge_module.weighted_sum_chunks
+    fed, chunks = [], WeightedSums.chunks
     paths = of(models, "a", "b")
 
-    def spy(given, *args):
+    def spy(self, given, weights):
         fed.extend(given)
-        return chunks(given, *args)
+        return chunks(self, given, weights)
 
-    monkeypatch.setattr(merge_module, "weighted_sum_chunks", spy)
+    monkeypatch.setattr(WeightedSums, "chunks", spy)
     monkeypatch.setattr(merge_module, "method_named", None)
     merged(tmp_path / "out", paths)
     maps = Path("/proc/self/maps").read_text().splitlines()
@@ -392,7 +393,7 @@ def test_what_float16_cannot_hold_is_refused(models, tmp_path, method):
     refused(tmp_path, match, [big, big], method=method, base=base, out_dtype="float16")
 
 
-@pytest.mark.parametrize("call", ["posix_fallocate", "pwrite"])
+@pytest.mark.parametrize("call", ["fsync", "pwrite"])
 def test_a_full_disk_is_named(models, tmp_path, monkeypatch, call):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
