@@ -38,6 +38,7 @@ Weights = dict[str, torch.Tensor]
 # hidden size, layers: about so many million parameters
 LLAMAS = {30: (384, 8), 75: (512, 16), 150: (768, 14), 300: (1024, 18), 600: (1536, 17)}
 WEIGHTS = (0.6, 0.4)
+PARTS = ("memory", "files", "growth")
 WAYS = {
     "whole shards": "stack, multiply, sum, whole shards",
     "mapped shards": "stack, multiply, sum, mapped shards",
@@ -50,7 +51,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5, help="each figure is their median")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--size", type=int, default=300, choices=LLAMAS, help="million parameters")
-    parser.add_argument("--growth", type=int, nargs="*", default=list(LLAMAS), choices=LLAMAS)
+    parser.add_argument("--parts", nargs="+", default=PARTS, choices=PARTS)
     parser.add_argument(
         "--wait", type=float, default=300, help="seconds to wait for an idle machine"
     )
@@ -66,11 +67,14 @@ def main() -> None:
         f"{args.threads} threads, torch {torch.__version__}, load {os.getloadavg()[0]:.2f}, "
         f"medians of {args.repeats}"
     )
-    console.print(in_memory(args.size, args.repeats))
+    if "memory" in args.parts:
+        console.print(in_memory(args.size, args.repeats))
     memory = Path("/dev/shm") if Path("/dev/shm").is_dir() else None
     with tempfile.TemporaryDirectory(dir=memory) as folder:
-        console.print(from_files(Path(folder), args.size, args.repeats, args.threads))
-        console.print(growth(Path(folder), args.growth, args.repeats, args.threads))
+        if "files" in args.parts:
+            console.print(from_files(Path(folder), args.size, args.repeats, args.threads))
+        if "growth" in args.parts:
+            console.print(growth(Path(folder), args.repeats, args.threads))
 
 
 def in_memory(size: int, repeats: int) -> Table:
@@ -120,10 +124,10 @@ def from_files(folder: Path, size: int, repeats: int, threads: int) -> Table:
     return table
 
 
-def growth(folder: Path, sizes: list[int], repeats: int, threads: int) -> Table:
+def growth(folder: Path, repeats: int, threads: int) -> Table:
     """Merge models of growing size from file to file, in bfloat16."""
     table = Table("million parameters", "GB read", "seconds", "GB/s", "extra MiB", title="growth")
-    for size in sizes:
+    for size in LLAMAS:
         paths = save_llamas(folder / str(size), size, torch.bfloat16)
         gigabytes = sum(path.stat().st_size for path in paths) / 1e9
         seconds, extra = worker("streamed", paths, repeats, threads)

@@ -1,5 +1,4 @@
 import math
-from fractions import Fraction
 
 import pytest
 import torch
@@ -122,31 +121,6 @@ def test_a_snapshot_in_another_precision_is_merged_in_the_finer_one():
     live = {"w": torch.ones(3, dtype=torch.bfloat16)}
     lerp_(live, {"w": torch.full((3,), 1.01)}, 0.5)  # 1.01 in bfloat16 is 1.0078
     assert torch.equal(live["w"], torch.full((3,), 1.005).bfloat16())
-
-
-def nearest(exact, mantissa, least):
-    """Round a fraction to the grid of a floating-point format, ties to even."""
-    exponent = math.frexp(float(exact))[1] - 1 if exact else 0
-    spacing = Fraction(2) ** (max(exponent, least) - mantissa)
-    return float(round(exact / spacing) * spacing)
-
-
-@pytest.mark.parametrize(
-    ("dtype", "mantissa", "least", "tiny"),
-    [(torch.bfloat16, 7, -126, 1e-38), (torch.float16, 10, -14, 1e-7)],
-)
-@pytest.mark.parametrize("share", [0.5, 0.25, 0.61803398875, 0.5000001])
-def test_half_precision_sums_are_rounded_correctly(dtype, mantissa, least, tiny, share):
-    for scale in (1, tiny):
-        first = (torch.randn(2000) * scale).to(dtype)
-        second = (first.float() * (1 + 0.01 * torch.randn(2000))).to(dtype)
-        out = {"w": torch.empty_like(first)}
-        weighted_sum_(out, [{"w": first}, {"w": second}], [share, 1 - share])
-        exact = [
-            Fraction(share) * Fraction(a) + Fraction(1 - share) * Fraction(b)
-            for a, b in zip(first.tolist(), second.tolist(), strict=True)
-        ]
-        assert out["w"].tolist() == [nearest(value, mantissa, least) for value in exact]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])

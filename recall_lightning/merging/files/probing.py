@@ -80,23 +80,27 @@ def read_texts(file: Path, most: int) -> Iterator[str]:
     Raises:
         ValueError: If the file cannot be read as text, or a line of a ``.jsonl`` is no JSON.
     """
+    found = 0
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        with file.open(encoding="utf-8") as lines:
+            for number, line in enumerate(lines, start=1):
+                text = line.strip()
+                if text and file.suffix in (".jsonl", ".json"):
+                    text = _text_of(_parsed(text, f"line {number} of {file}"))
+                if text:
+                    yield text
+                    found += 1
+                if found == most:
+                    return
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{file} cannot be read as text ({error}): name a probe file") from error
-    count = 0
-    for number, line in enumerate(lines, start=1):
-        text = line.strip()
-        if text and file.suffix in (".jsonl", ".json"):
-            try:
-                text = _text_of(json.loads(text))
-            except json.JSONDecodeError as error:
-                raise ValueError(
-                    f"line {number} of {file} is no JSON ({error}): mend it"
-                ) from error
-        if text and count < most:
-            count += 1
-            yield text
+
+
+def _parsed(line: str, where: str) -> Any:
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{where} is no JSON ({error}): mend it") from error
 
 
 def _text_of(entry: Any) -> str:
