@@ -3,9 +3,11 @@
 import sys
 from argparse import ArgumentParser
 from collections.abc import Sequence
+from inspect import Parameter
 from pathlib import Path
 from typing import Any, NoReturn
 
+import docstring_parser
 import torch
 import yaml
 from rich.console import Console
@@ -82,7 +84,7 @@ def merge_parser() -> ArgumentParser:
     add("--max-length", type=int, help="For recall: tokens of a text at most (512).")
     add("--normalize", type=_value, help="For linear: divide weights by their sum (true).")
     for option, methods in _options().items():
-        add(f"--{option.replace('_', '-')}", type=_value, help=f"For {', '.join(methods)}.")
+        add(f"--{option.replace('_', '-')}", type=_value, help=_help_of(option, methods))
     add("--rank", type=_value, help="Of merged adapters: a number, or 'sum', which is exact.")
     add("--dtype", help="To compute in: float32 or float64 (float32).")
     add("--out-dtype", help="To write (the first model's).")
@@ -153,8 +155,18 @@ def _options() -> dict[str, list[str]]:
     for method in METHODS:
         for option in options_of(method):
             found.setdefault(option, []).append(method)
-    found.setdefault("seed", []).append("recall")
     return found
+
+
+def _help_of(option: str, methods: Sequence[str]) -> str:
+    """Say what a method's docstring says of its option, and its default."""
+    described = docstring_parser.parse(METHODS[methods[0]].__doc__ or "").params
+    text = next(param.description for param in described if param.arg_name == option) or ""
+    text = " ".join(text.replace("``", "").split())
+    default = options_of(methods[0])[option].default
+    also = ", recall" if option == "seed" else ""  # whose k-means has one too
+    shown = "" if default is Parameter.empty else f" ({default})"
+    return f"For {', '.join(methods)}{also}: {text}{shown}".replace("%", "%%")
 
 
 def _value(text: str) -> Any:
