@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from hashlib import blake2b
 
 import torch
 from torch import Tensor, nn
@@ -32,12 +33,25 @@ def all_finite(tensor: Tensor) -> bool:
     return all(bool(part.isfinite().all()) for part in tensor.reshape(-1).split(1 << 18))
 
 
+def memory_of(tensor: Tensor) -> object:
+    """Identify the memory that a tensor's elements lie in; that of a DTensor's own shard.
+
+    >>> weight = torch.zeros(2, 3)
+    >>> memory_of(weight) == memory_of(weight.T), memory_of(weight) == memory_of(weight[:1])
+    (True, False)
+    """
+    local = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+    start = local.data_ptr() if local.device.type != "meta" else 0
+    return (local.device, start, local.numel()) if start else id(tensor)
+
+
 def named_weights(module: nn.Module) -> dict[str, Tensor]:
     """Name the tensors that a snapshot holds and a merge writes.
 
     These are the trainable floating-point parameters, a tied one once, and the running mean and
     variance of normalisation layers, which describe the activations that those parameters make.
-    Frozen parameters cannot drift and are left out.
+    Frozen parameters cannot drift and are left out. Tied are also two parameters of one memory,
+    such as a weight and its transpose.
 
     Args:
         module: Any module; names are free of wrapper prefixes.
@@ -50,7 +64,7 @@ def named_weights(module: nn.Module) -> dict[str, Tensor]:
         ['0.weight', '1.weight', '1.bias', '1.running_mean', '1.running_var']
     """
     weights: dict[str, Tensor] = {}
-    seen: set[int] = set()
+    seen: set[object] = set()
     for module_name, child in module.named_modules():
         tensors: list[tuple[str, Tensor | None]] = [
             (name, parameter)
@@ -60,11 +74,31 @@ def named_weights(module: nn.Module) -> dict[str, Tensor]:
         if isinstance(child, _NormBase):
             tensors += [("running_mean", child.running_mean), ("running_var", child.running_var)]
         for name, tensor in tensors:
-            if tensor is None or not tensor.is_floating_point() or id(tensor) in seen:
+            if tensor is None or not tensor.is_floating_point() or memory_of(tensor) in seen:
                 continue
-            seen.add(id(tensor))
+            seen.add(memory_of(tensor))
             weights[canonical_name(f"{module_name}.{name}".lstrip("."))] = tensor
     return weights
+
+
+def frozen_digest(module: nn.Module) -> str:
+    """Identify what a snapshot leaves out, the frozen parameters, by a sample of their values.
+
+    Example:
+        >>> layer = nn.Linear(2, 2).requires_grad_(False)
+        >>> before = frozen_digest(layer)
+        >>> _ = layer.weight.add_(1)
+        >>> before == frozen_digest(layer)
+        False
+    """
+    digest, copied = blake2b(digest_size=16), set(map(id, named_weights(module).values()))
+    for name, parameter in module.named_parameters():
+        local = parameter.to_local() if hasattr(parameter, "to_local") else parameter
+        if id(parameter) not in copied and local.numel() and local.device.type != "meta":
+            flat = local.detach().reshape(-1)
+            sample = flat[:: max(1, len(flat) // 256)].contiguous().view(torch.uint8)
+            digest.update(canonical_name(name).encode() + sample.cpu().numpy().tobytes())
+    return digest.hexdigest()
 
 
 class Snapshot(Mapping[str, Tensor]):

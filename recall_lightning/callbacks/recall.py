@@ -231,9 +231,9 @@ class RecallCallback(TaskAwareCallback):
         if task == 0 and not self.merge_first_task:
             return
         with _misconfiguration():
-            self._kept.take(pl_module, task)
-            self._drift = Drift(self.snapshots[-1])
             self._lora_pairs = find_lora_pairs(pl_module)
+            self._kept.take(pl_module, task, self._lora_pairs)
+            self._drift = Drift(self.snapshots[-1])
             if self.rule.uses_representations:
                 self._probe.start_task(trainer, pl_module, self.snapshots, self.blocks)
 
@@ -348,11 +348,17 @@ class RecallCallback(TaskAwareCallback):
                     for measured, snapshot in zip(similarity, self.snapshots, strict=True)
                 ]
             )
-            weights = [weights_of_names(c, self.blocks, self.snapshots[-1]) for c in given]
+            if len(given) != len(self.snapshots):
+                raise ValueError(
+                    f"the rule gave coefficients of {len(given)} models for {len(self.snapshots)} "
+                    "snapshot(s): give each one's; the live model has the rest"
+                )
+            newest = self.snapshots[-1]
+            pairs = [pair for pair in self._lora_pairs if {pair.a, pair.b} <= newest.keys()]
+            weights = [weights_of_names(c, self.blocks, newest, pairs) for c in given]
         drift = self._drift.by_block(live, self.blocks)
         # the drift has read every weight: where it is finite, they all are
         finite = all(map(math.isfinite, drift.values()))
-        pairs = [pair for pair in self._lora_pairs if {pair.a, pair.b} <= self.snapshots[-1].keys()]
         try:
             discarded = merge_snapshots_(live, self.snapshots, weights, pairs, not finite)
         except ValueError as error:

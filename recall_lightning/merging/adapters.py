@@ -2,6 +2,7 @@
 
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from recall_lightning.merging.adapter_config import AdapterConfig
 from recall_lightning.merging.low_rank import LoraFactors, merge_lora
-from recall_lightning.snapshots import all_finite, canonical_name, named_weights
+from recall_lightning.snapshots import all_finite, canonical_name, memory_of, named_weights
 
 _PLAIN_LAYERS = ("Linear", "Embedding", "Conv1d", "Conv2d", "Conv3d", "MultiheadAttention")
 _PLAIN_LAYERS_HOME = "peft.tuners.lora.layer"
@@ -103,16 +104,18 @@ def find_lora_pairs(module: nn.Module) -> list[LoraPair]:
         return []
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    names = {id(weight): name for name, weight in named_weights(module).items()}
+    names = {memory_of(weight): name for name, weight in named_weights(module).items()}
     pairs = []
     for name, layer in module.named_modules():
-        if isinstance(layer, BaseTunerLayer) and any(id(p) in names for p in _own_weights(layer)):
+        if isinstance(layer, BaseTunerLayer) and any(
+            memory_of(p) in names for p in _own_weights(layer)
+        ):
             _refuse_layer(canonical_name(name), layer)
             pair = _pair_of(canonical_name(name), layer, names)
             pairs += [pair] if pair else []
     if pairs:
         _refuse_trained_biases(module)
-        _refuse_shared(module, pairs)
+        _refuse_shared(pairs)
     return pairs
 
 
@@ -126,8 +129,8 @@ def lerp_adapters_(
 
     Averaging A and B apart is not averaging B A: each sum of updates is brought back to the live
     rank, exactly where that suffices and else as its best approximation, in factors that continue
-    the live ones (:func:`~recall_lightning.merging.low_rank.merge_lora`). Half precisions are
-    computed in float32 and rounded once. Sharded factors are gathered; every process must call.
+    the live ones (:func:`~recall_lightning.merging.low_rank.merge_lora`). It is computed in
+    float64 and rounded once. Sharded factors are gathered; every process must call.
 
     Args:
         live: Name to the tensor that is written; others than the pairs' are left alone.
@@ -256,17 +259,19 @@ def _refuse_layer(name: str, layer: Any) -> None:
         raise ValueError(f"{what} cannot be merged: lora_bias=True is no part of B A")
 
 
-def _pair_of(name: str, layer: Any, names: Mapping[int, str]) -> LoraPair | None:
+def _pair_of(name: str, layer: Any, names: Mapping[object, str]) -> LoraPair | None:
     adapter = next(key for key in layer.active_adapters if key in layer.scaling)
     embedding = adapter in layer.lora_embedding_A
     if embedding:
         a, b = layer.lora_embedding_A[adapter], layer.lora_embedding_B[adapter]
     else:
         a, b = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
-    if id(a) not in names or id(b) not in names:
+    if memory_of(a) not in names or memory_of(b) not in names:
         return None
     scale = float(layer.scaling[adapter])
-    return LoraPair(name, names[id(a)], names[id(b)], scale, layer.r[adapter], embedding)
+    return LoraPair(
+        name, names[memory_of(a)], names[memory_of(b)], scale, layer.r[adapter], embedding
+    )
 
 
 def _refuse_trained_biases(module: nn.Module) -> None:
@@ -280,19 +285,10 @@ def _refuse_trained_biases(module: nn.Module) -> None:
                 )
 
 
-def _refuse_shared(module: nn.Module, pairs: Sequence[LoraPair]) -> None:
-    live = named_weights(module)
-    seen: dict[Any, str] = {}
-    for name in (name for pair in pairs for name in (pair.a, pair.b)):
-        storage = _local_storage(live[name])
-        if storage in seen:
-            raise ValueError(
-                f"the factors {seen[storage]!r} and {name!r} are one tensor: tied adapters cannot "
-                "be merged"
-            )
-        seen[storage] = name
-
-
-def _local_storage(tensor: Tensor) -> Any:
-    local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
-    return local.device, local.data_ptr()
+def _refuse_shared(pairs: Sequence[LoraPair]) -> None:
+    names = Counter(name for pair in pairs for name in (pair.a, pair.b))
+    name, count = names.most_common(1)[0]
+    if count > 1:
+        raise ValueError(
+            f"the factor {name!r} is one tensor for {count} modules: tied adapters cannot be merged"
+        )

@@ -6,13 +6,16 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 
 from recall_lightning.merging.adapters import LoraPair, lerp_adapters_
-from recall_lightning.merging.kernels import lerp_, squared_distance, weighted_sum_
+from recall_lightning.merging.kernels import check_alike, lerp_, squared_distance, weighted_sum_
 from recall_lightning.representations.blocks import Block
 from recall_lightning.snapshots import Snapshot, all_finite
 
 
 def weights_of_names(
-    coefficients: Mapping[str, float], blocks: Sequence[Block], snapshot: Mapping[str, Tensor]
+    coefficients: Mapping[str, float],
+    blocks: Sequence[Block],
+    snapshot: Mapping[str, Tensor],
+    lora_pairs: Sequence[LoraPair] = (),
 ) -> dict[str, float]:
     """Spread what a rule returned over the weights that ``snapshot`` holds.
 
@@ -21,9 +24,10 @@ def weights_of_names(
             the merge to be refused.
         blocks: Shallow to deep.
         snapshot: By weight name; one that became trainable after it was taken has no copy.
+        lora_pairs: Factors that are merged as one update.
 
     Raises:
-        ValueError: If a weight has no coefficient, or one outside [0, 1].
+        ValueError: If a weight has no coefficient, or one outside [0, 1], or a pair's two differ.
 
     Example:
         >>> blocks = [Block("0", 2, 1.0, "0", ("0.weight", "0.bias"))]
@@ -39,15 +43,26 @@ def weights_of_names(
             key = name if name in coefficients else block.name
             if key not in coefficients:
                 raise ValueError(f"the rule gave no coefficient for block {block.name}")
-            value = float(coefficients[key])
-            if value < 0 or value > 1:
-                raise ValueError(
-                    f"the rule gave {'block ' if key == block.name else ''}{key} the coefficient "
-                    f"{value}: the snapshot's weight lies in [0, 1]"
-                )
             if name in snapshot:
-                weights[name] = value
+                weights[name] = _coefficient(coefficients[key], key, block)
+    for pair in lora_pairs:
+        if weights[pair.a] != weights[pair.b]:
+            raise ValueError(
+                f"{pair.a} and {pair.b} are merged as one update and have the coefficients "
+                f"{weights[pair.a]} and {weights[pair.b]}: give them the same"
+            )
     return weights
+
+
+def _coefficient(given: object, key: str, block: Block) -> float:
+    what = f"the rule gave {'block ' if key == block.name else ''}{key} the coefficient {given}"
+    try:
+        value = float(given)  # type: ignore[arg-type]
+    except (TypeError, ValueError, RuntimeError) as error:  # the last is a tensor's
+        raise ValueError(f"{what}, which is no number") from error
+    if value < 0 or value > 1:
+        raise ValueError(f"{what}: the snapshot's weight lies in [0, 1]")
+    return value
 
 
 def mean_by_block(
@@ -129,8 +144,8 @@ def merge_snapshots_(
         The fraction of ‖ΔW‖² that the return to the rank discarded, by module.
 
     Raises:
-        ValueError: If a weight is not in its range or something to be merged is not finite. Nothing
-            has been written then.
+        ValueError: If a weight is not in its range, shapes differ, or something to be merged is not
+            finite. Nothing has been written then.
 
     Example:
         >>> import torch
@@ -143,6 +158,7 @@ def merge_snapshots_(
     names = list(snapshots[0])
     for name in names:
         for what, model in [("live", live), *(("snapshot", copy) for copy in snapshots)]:
+            check_alike(name, live[name], model[name])
             if check_finite and not all_finite(model[name]):
                 raise ValueError(f"the {what} weight {name!r} holds NaN or infinite values")
         shares = [given[name] for given in weights]

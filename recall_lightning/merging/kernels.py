@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from recall_lightning.merging.sums import WeightedSums, chunk_size
-from recall_lightning.snapshots import all_finite
+from recall_lightning.snapshots import all_finite, memory_of
 
 Weights = float | Mapping[str, float | Tensor]
 
@@ -48,8 +48,8 @@ def lerp_(
     for name, copy in snapshot.items():
         if name not in live:
             raise ValueError(f"the snapshot's weight {name!r} has no live weight of that name")
-        _check_alike(name, live[name], copy)
-        low, high = _range_of_weight(name, weights)
+        check_alike(name, live[name], copy)
+        low, high = _range_of_weight(name, weights, copy)
         if not (low >= 0 and high <= 1):  # also false for NaN
             raise ValueError(
                 f"the merge weight of {name!r} must lie in [0, 1], not in [{low:g}, {high:g}]"
@@ -78,7 +78,7 @@ def weighted_sum_(
     at most, the order of models does not matter, and models that are equal come back bit for bit
     where their weights sum to 1. ``out`` may be one of the models. Tied names are written once;
     integer and bool entries are not averaged but copied from the first model; of a DTensor each
-    process sums its local shard.
+    process sums its local shard. What exceeds ``out``'s dtype becomes infinite.
 
     Args:
         out: Name to the tensor that is written.
@@ -105,8 +105,8 @@ def weighted_sum_(
         for name, tensor in out.items():
             if name not in model:
                 raise ValueError(f"model {i} has no weight {name!r}")
-            _check_alike(name, tensor, model[name])
-            low, high = _range_of_weight(name, weight)
+            check_alike(name, tensor, model[name])
+            low, high = _range_of_weight(name, weight, tensor)
             if not (math.isfinite(low) and math.isfinite(high)):
                 raise ValueError(f"model {i}'s merge weight of {name!r} is not finite")
             if check_finite:
@@ -190,7 +190,13 @@ def _by_kind(
     return kinds
 
 
-def _check_alike(name: str, tensor: Tensor, other: Tensor) -> None:
+def check_alike(name: str, tensor: Tensor, other: Tensor) -> None:
+    """Check that a weight can be merged with its copy.
+
+    Raises:
+        ValueError: If shapes or shardings differ, or only one of the two holds floating-point
+            numbers.
+    """
     if tensor.shape != other.shape:
         raise ValueError(
             f"the weight {name!r} has the shape {tuple(tensor.shape)} and its copy "
@@ -208,17 +214,14 @@ def _check_alike(name: str, tensor: Tensor, other: Tensor) -> None:
 
 
 def _averaged_once(written: Mapping[str, Tensor], names: Mapping[str, Tensor]) -> list[str]:
-    """Return the floating-point names, of those that share their storage only the first."""
-    seen: set[tuple[object, ...]] = set()
+    """Return the floating-point names, of those that share their memory only the first."""
+    seen: set[object] = set()
     averaged = []
     for name in names:
-        tensor = _local(written[name])
-        where = tensor.untyped_storage().data_ptr(), tensor.storage_offset()
-        key = (tensor.device, *where, tuple(tensor.shape), tensor.stride())
-        if not tensor.is_floating_point() or (where[0] and key in seen):
-            continue
-        seen.add(key)
-        averaged.append(name)
+        memory = memory_of(written[name])
+        if written[name].is_floating_point() and memory not in seen:
+            seen.add(memory)
+            averaged.append(name)
     return averaged
 
 
@@ -230,10 +233,18 @@ def _weight_of(name: str, weights: Weights) -> float | Tensor:
     return weights[name]
 
 
-def _range_of_weight(name: str, weights: Weights) -> tuple[float, float]:
+def _range_of_weight(name: str, weights: Weights, merged: Tensor) -> tuple[float, float]:
     weight = _weight_of(name, weights)
     if not isinstance(weight, Tensor):
         return weight, weight
+    sizes = zip(reversed(weight.shape), reversed(merged.shape), strict=False)
+    if weight.dim() > merged.dim() or any(size not in (1, own) for size, own in sizes):
+        raise ValueError(
+            f"the merge weight of {name!r} has the shape {tuple(weight.shape)}, which does not "
+            f"broadcast to the weight's {tuple(merged.shape)}"
+        )
+    if not weight.numel():
+        return 0.0, 0.0
     low, high = weight.aminmax()
     return float(low), float(high)
 

@@ -67,7 +67,7 @@ def merge_lora(
 
     The factors are stacked, both stacks reduced by QR, and the small core between the triangles
     decomposed: its truncated SVD is that of the sum (Eckart and Young 1936), and no (out, in)
-    matrix is formed. float64 is computed as such, all else in float32.
+    matrix is formed. Computed in float64: the matrices are thin, and updates may be tiny.
 
     ΔW = B A leaves an invertible matrix between B and A free. Without ``like`` the singular values
     are split evenly, with zeros where the sum has fewer ranks than asked for. With ``like`` the
@@ -81,11 +81,12 @@ def merge_lora(
         like: Factors under training, whose rank, scale, device and choice of basis are kept.
 
     Returns:
-        Factors in the computing precision, on the device of ``like`` or of the first factor; their
-        scale is that of ``like``, or else 1.
+        Factors in float32, in float64 where an input is, on the device of ``like`` or of the first
+        factor; their scale is that of ``like``, or else 1.
 
     Raises:
-        ValueError: If lengths, shapes, rank, weights or scale do not fit, or values are not finite.
+        ValueError: If lengths, shapes, rank, weights or scale do not fit, values are not finite, or
+            the decomposition does not converge.
 
     Example:
         >>> one = LoraFactors(torch.tensor([[1.0, 0.0]]), torch.tensor([[4.0], [0.0]]))
@@ -98,26 +99,36 @@ def merge_lora(
     rank = _check(factors, weights, rank, like)
     members = [*factors, like] if like else list(factors)
     dtype = torch.float64 if any(f.b.dtype == torch.float64 for f in members) else torch.float32
-    device = members[-1 if like else 0].a.device
+    device = (like or factors[0]).a.device
     used = [(f, w) for f, w in zip(factors, weights, strict=True) if w != 0]
     if like and used and _all_equal(like, used):
         return MergedLora(like.a.detach().to(dtype), like.b.detach().to(dtype), like.scale)
 
-    cast = [(_to(f, dtype, device), w) for f, w in used or [(factors[0], 0.0)]]
+    cast = [(_to(f, device), w) for f, w in used or [(factors[0], 0.0)]]
+    try:
+        merged = _merged(cast, rank, _to(like, device) if like else None)
+    except torch.linalg.LinAlgError as error:
+        raise ValueError(f"the low-rank updates cannot be decomposed: {error}") from error
+    a, b = merged.a.to(dtype), merged.b.to(dtype)
+    return MergedLora(a, b, merged.scale, merged.discarded_energy)
+
+
+def _merged(
+    cast: Sequence[tuple[LoraFactors, float]], rank: int, live: LoraFactors | None
+) -> MergedLora:
     u, s, v = _svd_of_sum(cast)
     energy = [value * value for value in s.tolist()]
     discarded = sum(energy[rank:]) / sum(energy) if any(energy[rank:]) else 0.0
     u, s, v = u[:, :rank], s[:rank], v[:, :rank]
-    if like is None:
+    if live is None:
         return MergedLora(*_balanced_factors(u, s, v, rank), 1.0, discarded)
-    live = _to(like, dtype, device)
     alive = s > 0
     largest_b = max(
-        abs(f.scale / like.scale) * float(torch.linalg.norm(f.b))
+        abs(f.scale / live.scale) * float(torch.linalg.norm(f.b))
         for f in [live, *(f for f, _ in cast)]
     )
     a, b = _continue_factors(live, u[:, alive], s[alive], v[:, alive], largest_b)
-    return MergedLora(a, b, like.scale, discarded)
+    return MergedLora(a, b, live.scale, discarded)
 
 
 def _check(
@@ -147,8 +158,8 @@ def _check(
     return rank
 
 
-def _to(factors: LoraFactors, dtype: torch.dtype, device: torch.device) -> LoraFactors:
-    a, b = (t.detach().to(device=device, dtype=dtype) for t in (factors.a, factors.b))
+def _to(factors: LoraFactors, device: torch.device) -> LoraFactors:
+    a, b = (t.detach().to(device=device, dtype=torch.float64) for t in (factors.a, factors.b))
     return LoraFactors(a, b, factors.scale)
 
 

@@ -118,7 +118,7 @@ class WeightedSums:
         the exact sum. The margin exceeds float32's error: two numbers of half precision differ by
         their spacing at least, 2^-m of the larger one's power of two with m bits of mantissa, and
         float32 errs by 2^-24 of that power. Rows with other elements are summed anew; with too many
-        of them nothing is gained, and False is returned.
+        of them nothing is gained, and False is returned, as where float32 does not suffice.
         """
         first, second = (tensor for tensor, _ in terms)
         margin = 2.0 ** -(23 - _HALF_PRECISIONS[self._dtype][0])
@@ -137,7 +137,7 @@ class WeightedSums:
             out[:whole].view(-1, _ROW)[rows] = anew.view(-1, _ROW)
         if whole < len(out):
             self._sum_(out[whole:], [(tensor[whole:], weight) for tensor, weight in terms])
-        return True
+        return math.isfinite(out.sum())  # second − first may exceed float32 where no sum does
 
 
 def _part(weight: float | Tensor, part: slice, device: torch.device) -> float | Tensor:

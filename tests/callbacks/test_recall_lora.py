@@ -4,6 +4,7 @@ import torch
 import transformers
 from conftest import quiet_trainer
 from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.utils.data import DataLoader
 
 from recall_lightning import RecallCallback
@@ -87,3 +88,24 @@ def test_a_fresh_adapter_still_learns_after_a_merge():
 def test_what_cannot_be_merged_as_a_product_is_refused_by_name():
     with pytest.raises(Exception, match="DoRA layer, not plain LoRA"):
         quiet_trainer(RecallCallback()).fit(LoraModule(use_dora=True), batches(0))
+
+
+def test_factors_of_one_update_cannot_have_coefficients_of_their_own():
+    callback = RecallCallback(every=1.0, rule="uniform", strength={"*lora_B*": 0.9, "*": 0.1})
+    with pytest.raises(MisconfigurationException, match="are merged as one update"):
+        quiet_trainer(callback).fit(LoraModule(), batches(0))
+
+
+def test_an_update_that_merges_shrink_to_nothing_does_not_end_training():
+    class Frozen(LoraModule):
+        def configure_optimizers(self):
+            schedule = torch.optim.lr_scheduler.LambdaLR(
+                optimizer := super().configure_optimizers(), lambda step: float(step < 2)
+            )
+            return [optimizer], [{"scheduler": schedule, "interval": "step"}]
+
+    callback, model = RecallCallback(every=1, rule="uniform", strength=0.99), Frozen()
+    quiet_trainer(callback, max_epochs=6).fit(model, batches(0))
+    assert all(torch.isfinite(p).all() for p in model.parameters())
+    for pair in find_lora_pairs(model):
+        assert (named_weights(model)[pair.a].norm(dim=1) > 1e-3).all()

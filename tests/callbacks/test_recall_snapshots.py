@@ -108,3 +108,26 @@ class OneOnly(MergeRule):
 def test_bad_arguments_are_refused(arguments, message):
     with pytest.raises(MisconfigurationException, match=message):
         RecallCallback(**arguments)
+
+
+def test_snapshots_of_an_adapter_whose_base_has_changed_are_dropped_with_a_warning():
+    """One that was merged into it and replaced by a fresh one has the same names and shapes."""
+    callback, model = RecallCallback(every=1.0, snapshots=2, **SMALL), Plain()
+    model.net[0].requires_grad_(False)
+    trained(callback, 1, model)
+    with torch.no_grad():
+        model.net[0].weight += 0.1
+    with pytest.warns(UserWarning, match="frozen weights or LoRA scales changed before task 1"):
+        quiet_trainer(callback).fit(model, loader(1))
+    assert len(callback.snapshots) == 1
+
+
+class CountsTheLiveModelToo(OneOnly):
+    def joint_coefficients(self, inputs):
+        return [self.coefficients(given) for given in inputs] * 2
+
+
+def test_a_rule_that_gives_the_live_models_share_too_is_refused():
+    callback = RecallCallback(every=1.0, rule=CountsTheLiveModelToo())
+    with pytest.raises(MisconfigurationException, match="coefficients of 2 models for 1 snapshot"):
+        trained(callback, 1)

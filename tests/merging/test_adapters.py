@@ -399,7 +399,7 @@ def spoil(model, how):
         ("two active", "active adapters .'default', 'other'."),
         ("quantised", "quantised to torch.float8_e4m3fn"),
         ("quantised layer", r"\(Linear4bit\) .* base is quantised"),
-        ("tied", "layers.1.self_attn.q_proj.lora_A.default.weight' are one tensor"),
+        ("tied", "layers.0.self_attn.q_proj.lora_A.default.weight' is one tensor for 2 modules"),
     ],
 )
 def test_refuses_layers_by_name(how, message):

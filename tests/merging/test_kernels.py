@@ -77,6 +77,10 @@ def broken(change):
         (lambda live, snap, w: w.pop("b"), "no merge weight for 'b'"),
         (lambda live, snap, w: w.update(b=float("nan")), "'b' must lie in"),
         (lambda live, snap, w: w.update(b=1.1), "'b' must lie in"),
+        (
+            lambda live, snap, w: w.update(b=torch.ones(3)),
+            r"'b' has the shape \(3,\), which does not",
+        ),
         (lambda live, snap, w: live["b"].fill_(float("inf")), "live weight 'b' holds NaN or inf"),
         (lambda live, snap, w: snap["b"].fill_(float("nan")), "snapshot weight 'b' holds NaN"),
     ],
@@ -104,6 +108,12 @@ def test_tied_storage_is_merged_once():
     assert shared.tolist() == [0.5] * 4
     weighted_sum_(live, [live, {"head": copy, "embedding": copy}], [0.5, 0.5])
     assert shared.tolist() == [0.75] * 4
+
+
+def test_a_weight_and_its_transpose_are_one():
+    shared = torch.zeros(3, 4)
+    lerp_({"e": shared, "d": shared.T}, {"e": torch.ones(3, 4), "d": torch.ones(4, 3)}, 0.5)
+    assert shared.unique().tolist() == [0.5]
 
 
 def test_integers_and_booleans_are_never_averaged():

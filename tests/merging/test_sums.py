@@ -91,3 +91,9 @@ def test_a_weight_may_be_a_tensor():
 def test_equal_tensors_of_float64_come_back_bit_for_bit():
     tensor = torch.randn(1000, dtype=torch.float64)
     assert torch.equal(summed([tensor] * 3, [0.1, 0.2, 0.7], torch.float64), tensor)
+
+
+def test_a_difference_beyond_float32_is_no_infinite_sum():
+    first = torch.full((128,), 3e38, dtype=torch.bfloat16)
+    found = summed([first, -first], [0.7, 0.3], torch.bfloat16)
+    assert torch.equal(found, (first.double() * 0.4).bfloat16())
