@@ -111,7 +111,7 @@ def main(args: Sequence[str] | None = None) -> None:
 def _defaults_beside(args: Sequence[str]) -> list[str]:
     """Return the ``defaults.yaml`` of each recipe's folder."""
     found: list[str] = []
-    for option, value in zip(args, [*args[1:], ""], strict=True):
+    for option, value in zip(args, [*args[1:], ""], strict=False):
         if option.startswith(("--config=", "-c=")):
             option, value = option.split("=", 1)
         if option in ("-c", "--config"):

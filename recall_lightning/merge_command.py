@@ -11,6 +11,7 @@ import docstring_parser
 import torch
 import yaml
 from rich.console import Console
+from rich.filesize import decimal
 from rich.markup import escape
 from rich.progress import (
     BarColumn,
@@ -23,8 +24,8 @@ from rich.progress import (
 from rich.table import Table
 
 from recall_lightning.merging.files.merge import merge_files
-from recall_lightning.merging.files.settings import MergeReport, MergeSettings
-from recall_lightning.merging.methods import METHODS, options_of
+from recall_lightning.merging.files.settings import OUT_DTYPES, MergeReport, MergeSettings
+from recall_lightning.merging.methods import METHODS, inputs_of, options_of
 
 _BRIEF = 40  # blocks that the terminal shows
 
@@ -33,6 +34,8 @@ class _Parser(ArgumentParser):
     """A parser that raises instead of printing its usage."""
 
     def error(self, message: str) -> NoReturn:
+        if message.startswith("unrecognized"):
+            message += " (several numbers are joined by commas, as in --weights 0.6,0.4)"
         raise ValueError(message)
 
 
@@ -66,7 +69,11 @@ def merge_parser() -> ArgumentParser:
         help="One a model, in their order: 0.6,0.4; in YAML each may be a number, a list that is "
         "interpolated over depth, or a mapping of name patterns to either.",
     )
-    add("--base", help="What task vectors are differences from; what adapters adapt.")
+    add(
+        "--base",
+        help=f"What all come from, needed for {', '.join(_of_task_vectors())}; for adapters, what "
+        "they adapt.",
+    )
     add(
         "--donor",
         help="Folder to copy config and tokenizer from (the first Hugging Face folder).",
@@ -87,7 +94,7 @@ def merge_parser() -> ArgumentParser:
         add(f"--{option.replace('_', '-')}", type=_value, help=_help_of(option, methods))
     add("--rank", type=_value, help="Of merged adapters: a number, or 'sum', which is exact.")
     add("--dtype", help="To compute in: float32 or float64 (float32).")
-    add("--out-dtype", help="To write (the first model's).")
+    add("--out-dtype", help=f"To write: {', '.join(OUT_DTYPES)} (the first model's).")
     add("--shard-size", type=_value, help="Most bytes of a weight file (5GB).")
     add("--device", help="Where to compute (cpu).")
     return parser
@@ -139,6 +146,8 @@ def _settings(args: Sequence[str]) -> MergeSettings:
 def _read_config(file: Path, known: Sequence[str]) -> dict[str, Any]:
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ValueError(f"{file} does not exist: name a YAML file") from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ValueError(f"{file} cannot be read as YAML ({error}): mend it") from error
     if not isinstance(content, dict):
@@ -147,6 +156,10 @@ def _read_config(file: Path, known: Sequence[str]) -> dict[str, Any]:
         if name not in known:
             raise ValueError(f"{file} has the unknown setting {name!r}: use {', '.join(known)}")
     return content
+
+
+def _of_task_vectors() -> list[str]:
+    return [method for method in METHODS if "base" in inputs_of(method)]
 
 
 def _options() -> dict[str, list[str]]:
@@ -165,7 +178,7 @@ def _help_of(option: str, methods: Sequence[str]) -> str:
     text = " ".join(text.replace("``", "").split())
     default = options_of(methods[0])[option].default
     also = ", recall" if option == "seed" else ""  # whose k-means has one too
-    shown = "" if default is Parameter.empty else f" ({default})"
+    shown = " (required)" if default is Parameter.empty else f" ({default})"
     return f"For {', '.join(methods)}{also}: {text}{shown}".replace("%", "%%")
 
 
@@ -215,19 +228,27 @@ def _merged(settings: MergeSettings) -> MergeReport:
 
 def _show(settings: MergeSettings, report: MergeReport) -> None:
     console = Console()
-    names = [str(i) for i, _ in enumerate(settings.models, start=1)]
-    table = Table("block", *(f"weight {name}" for name in names), title=settings.method)
+    names = [f"{i}: {Path(path).name}" for i, path in enumerate(settings.models, start=1)]
+    rows = [
+        [f"{given[block.name]:.4f}" if block.name in given else "–" for given in report.weights]
+        for block in report.blocks
+    ]
+    table = Table("block", *map(escape, names), title=f"weights by {settings.method}")
     for column in table.columns[1:]:
         column.justify = "right"
-    for block in report.blocks[:_BRIEF]:
-        values = [given.get(block.name) for given in report.weights]
-        table.add_row(escape(block.name), *("–" if v is None else f"{v:.4f}" for v in values))
+    if all(row == rows[0] for row in rows):
+        table.add_row(f"all {len(rows)}", *rows[0])
+    else:
+        for block, row in list(zip(report.blocks, rows, strict=True))[:_BRIEF]:
+            table.add_row(escape(block.name), *row)
     console.print(table)
-    if len(report.blocks) > _BRIEF:
-        console.print(f"and {len(report.blocks) - _BRIEF} more blocks, in coefficients.json")
-    if report.discarded_energy:
-        worst = max(report.discarded_energy.values())
-        console.print(f"rank: at most {worst:.2%} of a module's squared norm was discarded")
-    speed = report.nbytes / report.seconds / 1e9
-    size = f"{report.nbytes / 1e9:.3f} GB in {report.seconds:.1f} s ({speed:.2f} GB/s)"
+    if table.row_count == _BRIEF < len(rows):
+        console.print(f"and {len(rows) - _BRIEF} more blocks, in coefficients.json")
+    worst = max(report.discarded_energy.values(), default=0.0)
+    if worst > 0:
+        console.print(f"the rank could not hold up to {worst:.2%} of a module's ‖ΔW‖²")
+    if not report.loads:
+        console.print("no config.json came along: name a Hugging Face folder as --donor for one")
+    speed = decimal(int(report.nbytes / report.seconds))
+    size = f"{decimal(report.nbytes)} in {report.seconds:.1f} s ({speed}/s)"
     console.print(f"{settings.out}: {size}", markup=False, soft_wrap=True)

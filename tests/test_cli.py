@@ -118,3 +118,15 @@ def test_a_checkpoint_that_is_not_there_is_one_sentence(tmp_path, capsys):
     with pytest.raises(SystemExit):
         fit(tmp_path, "digits_rotated", "--ckpt_path=none.ckpt")
     assert "recall-lightning: error:" in capsys.readouterr().err.strip().split("\n")[-1]
+
+
+def test_without_a_subcommand_it_says_what_there_is(capsys):
+    with pytest.raises(SystemExit):
+        main([])
+    assert "fit,validate" in capsys.readouterr().err
+
+
+def test_merging_is_a_command_of_its_own(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main(["merge", "a", "b", "0.5", "--wieghts", "1", "--out", str(tmp_path / "out")])
+    assert "joined by commas" in capsys.readouterr().err

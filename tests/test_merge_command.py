@@ -34,9 +34,10 @@ def config(tmp_path, **settings):
 def test_it_says_what_it_did(models, tmp_path, capsys):
     main([*models[:2], "--out", str(tmp_path / "out"), "--weights", "0.75,0.25"])
     out, err = capsys.readouterr()
-    assert "layers.0" in out
+    assert "all 2" in out  # blocks have one weight
     assert "0.7500" in out
-    assert "GB/s" in out
+    assert "kB/s" in out
+    assert "no config.json came along" in out
     assert "merging" in err
     first, second = (load_file(path) for path in models[:2])
     expected = 0.75 * first["layers.0.w"].double() + 0.25 * second["layers.0.w"].double()
@@ -45,15 +46,17 @@ def test_it_says_what_it_did(models, tmp_path, capsys):
 
 def test_many_blocks_are_shown_in_part(tmp_path, capsys):
     save_file({f"h.{i}.w": torch.ones(2) for i in range(50)}, tmp_path / "a.safetensors")
-    main([str(tmp_path / "a.safetensors")] * 2 + ["--out", str(tmp_path / "out")])
+    file = config(tmp_path, weights=[[0.1, 0.9], 1.0])
+    main([str(tmp_path / "a.safetensors")] * 2 + ["--out", str(tmp_path / "out"), "--config", file])
     out = capsys.readouterr().out
     assert "and 10 more blocks" in out
     assert "h.45" not in out
 
 
 def test_names_that_look_like_markup_are_shown(tmp_path, capsys):
-    save_file({"[/b].w": torch.ones(2)}, tmp_path / "a.safetensors")
-    main([str(tmp_path / "a.safetensors")] * 2 + ["--out", str(tmp_path / "o[/c]")])
+    save_file({"[/b].w": torch.ones(2), "[/d].w": torch.ones(2)}, tmp_path / "a.safetensors")
+    file = config(tmp_path, weights=[[0.1, 0.9], 1.0], out=str(tmp_path / "o[/c]"))
+    main([str(tmp_path / "a.safetensors")] * 2 + ["--config", file])
     out = capsys.readouterr().out
     assert "[/b]" in out
     assert "o[/c]: " in out
@@ -143,9 +146,9 @@ def refused(capsys, tmp_path, args, match):
         (["A", "B", "--out", "OUT", "--donor", "nowhere"], "nowhere does not exist"),
         (
             ["A", "B", "--out", "OUT", "--method", "recall", "--probe", "nowhere"],
-            "nowhere cannot be read",
+            "nowhere does not exist",
         ),
-        (["--config", "nowhere.yaml"], "nowhere.yaml cannot be read"),
+        (["--config", "nowhere.yaml"], "nowhere.yaml does not exist"),
     ],
 )
 def test_what_is_wrong_is_one_line_and_exit_code_two(models, tmp_path, capsys, args, match):

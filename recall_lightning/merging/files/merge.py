@@ -92,6 +92,8 @@ def _merge_files(settings: MergeSettings, progress: Progress | None) -> MergeRep
         for name, chunks in work.tensors(weights):
             writer.write(name, _counted(chunks, progress, total, len(models)))
         sizes = {name: torch.empty(shape, device="meta") for name, shape in work.shapes.items()}
+        opened = models if base is None else [*models, base]
+        donor = reference_of(opened) if settings.donor is None else open_model(settings.donor)
         report = MergeReport(
             blocks,
             [mean_by_block(given, blocks, sizes) for given in weights],
@@ -99,19 +101,26 @@ def _merge_files(settings: MergeSettings, progress: Progress | None) -> MergeRep
             work.discarded_energy,
             writer.nbytes,
             time.perf_counter() - started,
+            bool(donor.config or work.config),
         )
-        opened = models if base is None else [*models, base]
-        donor = reference_of(opened) if settings.donor is None else open_model(settings.donor)
         write_companions(writer, donor, settings, report, work.config, _main_dtype(work.plan))
     return report
 
 
 def _opened(settings: MergeSettings) -> tuple[list[ModelFiles], ModelFiles | None]:
     """Open the models and, where task vectors are differences from it, their base."""
-    if settings.base is None or "base" not in inputs_of(settings.method):
-        return open_models(settings.models, settings.donor), None
-    *models, base = open_models([*settings.models, settings.base], settings.donor)
-    return models, base
+    models = open_models(settings.models, settings.donor)
+    if settings.base is None or models[0].kind == "adapter":
+        return models, None
+    if "base" in inputs_of(settings.method):
+        *models, base = open_models([*settings.models, settings.base], settings.donor)
+        return models, base
+    if settings.probe is None:
+        raise ValueError(
+            f"{settings.method} uses no base: leave it out, or choose a method of task vectors, "
+            "such as task_arithmetic or ties"
+        )
+    return models, None
 
 
 def _blocks(

@@ -60,10 +60,14 @@ def _coefficients(report: MergeReport) -> dict[str, Any]:
 
 def _card(settings: MergeSettings, report: MergeReport, adapter: bool) -> str:
     names = [Path(path).name for path in settings.models]
-    front = ["---", f"library_name: {'peft' if adapter else 'transformers'}", "tags:", "- merge"]
-    front += ["- recall" if settings.method == "recall" else f"- {settings.method}"]
+    library = [f"library_name: {'peft' if adapter else 'transformers'}"] if report.loads else []
+    base = [f"| base | `{settings.base}` |"] if settings.base else []
     lines = [
-        *front,
+        "---",
+        *library,
+        "tags:",
+        "- merge",
+        f"- {settings.method}",
         "---",
         "",
         f"# {Path(settings.out).name}",
@@ -74,8 +78,12 @@ def _card(settings: MergeSettings, report: MergeReport, adapter: bool) -> str:
         "| | model |",
         "|---|---|",
         *(f"| {i} | `{path}` |" for i, path in enumerate(settings.models, start=1)),
+        *base,
         "",
         "## Weights",
+        "",
+        "Means over each block's tensors. Embeddings count to the first block, final norm and head "
+        "to the last.",
         "",
         *_table(report, len(names)),
     ]
@@ -83,8 +91,8 @@ def _card(settings: MergeSettings, report: MergeReport, adapter: bool) -> str:
         worst = max(report.discarded_energy.values())
         lines += [
             "",
-            f"Bringing the merged updates back to their rank discarded {worst:.2%} of a module's "
-            "squared norm at most; `coefficients.json` has every module's.",
+            f"Bringing the merged updates ΔW back to their rank discarded up to {worst:.2%} of a "
+            "module's ‖ΔW‖²; `coefficients.json` has every module's.",
         ]
     lines += ["", "## Settings", "", "```yaml"]
     lines += [yaml.safe_dump(settings.flat(), sort_keys=False) + "```", ""]

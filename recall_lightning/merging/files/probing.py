@@ -92,6 +92,8 @@ def read_texts(file: Path, most: int) -> Iterator[str]:
                     found += 1
                 if found == most:
                     return
+    except FileNotFoundError as error:
+        raise ValueError(f"{file} does not exist: name a probe file") from error
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{file} cannot be read as text ({error}): name a probe file") from error
 

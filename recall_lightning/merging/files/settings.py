@@ -12,7 +12,7 @@ from recall_lightning.representations.blocks import Block
 # weights of these methods matter relative to one another only
 _RELATIVE = ("slerp", "importance", "subspace", "recall")
 _DTYPES = ("float32", "float64")
-_OUT_DTYPES = ("float64", "float32", "bfloat16", "float16")
+OUT_DTYPES = ("float64", "float32", "bfloat16", "float16")
 _LARGEST = 1e100  # sums of such numbers are finite too
 _MEASURES = ("rbf", "cka", "cosine")
 
@@ -111,7 +111,7 @@ class MergeSettings:
         self._check_options()
         _check_choice("dtype", self.dtype, _DTYPES)
         if self.out_dtype is not None:
-            _check_choice("out_dtype", self.out_dtype, _OUT_DTYPES)
+            _check_choice("out_dtype", self.out_dtype, OUT_DTYPES)
         if self.rank not in (None, "sum"):
             _check_whole("rank", self.rank, 1, " or 'sum'")
         if not isinstance(self.shard_size, str):
@@ -143,17 +143,18 @@ class MergeSettings:
         return cls(own.pop("models", []), own.pop("out"), **own, options=rest)
 
     def flat(self) -> dict[str, Any]:
-        """Return what differs from the defaults but ``out``, as :meth:`from_flat` reads it."""
+        """Return all but ``out`` that is set or has an effect, as :meth:`from_flat` reads it."""
         flat: dict[str, Any] = {"models": [str(path) for path in self.models]}
         flat["method"] = self.method
-        for part in (self, self.probe) if self.probe else (self,):
-            for f in fields(part):
-                value = getattr(part, f.name)
-                if f.name not in ("models", "out", "options", "probe", "file", "method"):
-                    flat |= {} if value == f.default else {f.name: _plain(value)}
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if f.name not in ("models", "out", "options", "probe", "method") and value != f.default:
+                flat[f.name] = _plain(value)
         if self.probe:
             flat["probe"] = str(self.probe.file)
-        return flat | {name: _plain(value) for name, value in self.options.items()}
+            flat |= {f.name: getattr(self.probe, f.name) for f in fields(self.probe)[1:]}
+        own = {name: p.default for name, p in options_of(self.method).items()} | dict(self.options)
+        return flat | {name: _plain(value) for name, value in own.items()}
 
     @property
     def normalizes(self) -> bool:
@@ -237,6 +238,7 @@ class MergeReport:
         discarded_energy: Of merged adapters, module to the part of ‖ΔW‖² that its rank lost.
         nbytes: Bytes of the weights written.
         seconds: Wall time, without measuring similarities.
+        loads: Whether a config says what the model is, so that ``from_pretrained`` loads it.
     """
 
     blocks: Sequence[Block]
@@ -245,6 +247,7 @@ class MergeReport:
     discarded_energy: Mapping[str, float]
     nbytes: int
     seconds: float
+    loads: bool
 
 
 def _check_path(label: str, path: Any) -> None:

@@ -160,7 +160,7 @@ def refused(tmp_path, match, paths, file, **settings):
         ("", r"probe.jsonl has 0 usable lines, and two"),
         ('{"text": "one"}\n{"other": 1}\n', r"probe.jsonl has 1 usable line, and two"),
         ('{"text": "a"}\n{"text": \n', r"line 2 of .*probe.jsonl is no JSON"),
-        (None, r"probe.jsonl cannot be read"),
+        (None, r"probe.jsonl does not exist"),
         (b"\xff\xfe\xff", r"probe.jsonl cannot be read as text"),
     ],
 )
