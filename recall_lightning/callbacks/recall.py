@@ -17,6 +17,7 @@ from torch import Tensor
 
 from recall_lightning.callbacks.kept_snapshots import KeptSnapshots
 from recall_lightning.callbacks.loggers import log_figure, log_scalars
+from recall_lightning.callbacks.merge_records import record_scalars, records_figure
 from recall_lightning.callbacks.probe import Probe
 from recall_lightning.callbacks.task_aware import TaskAwareCallback
 from recall_lightning.merging.adapters import LoraPair, find_lora_pairs
@@ -33,10 +34,7 @@ from recall_lightning.representations.forward import ProbeForward
 from recall_lightning.snapshots import Snapshot, named_weights
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-
-_BY_BLOCK = ("similarity", "coefficient", "drift", "discarded_energy")
+    pass
 
 
 class RecallCallback(TaskAwareCallback):
@@ -265,9 +263,10 @@ class RecallCallback(TaskAwareCallback):
         """Merge at the last step, and log the task's coefficients as a heatmap."""
         if self.should_merge(self.step_in_task, self.step_in_task):
             self._merge_if_ready(trainer, pl_module)
-        if any(record["task"] == task for record in self.history):
+        records = [record for record in self.history if record["task"] == task]
+        if records:
             key = f"recall/coefficients/{self.task_name(trainer, task)}"
-            log_figure(trainer, key, partial(self._coefficients_figure, task))
+            log_figure(trainer, key, partial(records_figure, records))
 
     def progress_bar_items(self, trainer: Trainer) -> dict[str, int | str]:
         """Show the task's name and the number of merges so far."""
@@ -302,15 +301,6 @@ class RecallCallback(TaskAwareCallback):
             "every as a number of optimizer steps, or set Trainer(max_epochs=…, "
             "limit_train_batches=…) or Trainer(max_steps=…)"
         )
-
-    def _coefficients_figure(self, task: int) -> "Figure":
-        from recall_lightning.figures import coefficients_figure
-
-        records = [record for record in self.history if record["task"] == task]
-        names = list(records[0]["coefficient"])
-        values = torch.tensor([[r["coefficient"][n] for r in records] for n in names])
-        steps = [record["step"] for record in records]
-        return coefficients_figure(values, names, steps, "merge coefficient")
 
     @property
     def _merges_this_task(self) -> bool:
@@ -383,7 +373,7 @@ class RecallCallback(TaskAwareCallback):
                 {"task": task, "similarity": s, "coefficient": c} for task, s, c in columns
             ][:-1]
         self.history.append(record)
-        log_scalars(trainer, _as_scalars(record))
+        log_scalars(trainer, record_scalars(record))
 
     def _similarity(self, trainer: Trainer, pl_module: LightningModule) -> list[dict[str, float]]:
         """Measure each block's similarity to each snapshot, averaged over processes."""
@@ -429,19 +419,6 @@ def _device(name: str) -> torch.device:
         return torch.device(name)
     except RuntimeError as error:
         raise ValueError(f"snapshot_device={name!r} is no device: {error}") from error
-
-
-def _as_scalars(record: dict[str, Any]) -> dict[str, float]:
-    groups = [("recall", name, record.get(name, {})) for name in _BY_BLOCK]
-    for old in record.get("earlier", []):
-        folder = f"recall/snapshot_{old['task']}"
-        groups += [(folder, name, old[name]) for name in ("similarity", "coefficient")]
-    scalars = {
-        f"{folder}/{name}/{block}": value
-        for folder, name, values in groups
-        for block, value in values.items()
-    }
-    return scalars | {f"recall/{what}": record[what] for what in ("probe_seconds", "merge_seconds")}
 
 
 @contextmanager
