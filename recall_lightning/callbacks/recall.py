@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from numbers import Integral, Real
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -32,9 +32,6 @@ from recall_lightning.merging.rules import MergeInputs, MergeRule, rule_by_name
 from recall_lightning.representations.blocks import Block, find_blocks, format_blocks
 from recall_lightning.representations.forward import ProbeForward
 from recall_lightning.snapshots import Snapshot, named_weights
-
-if TYPE_CHECKING:
-    pass
 
 
 class RecallCallback(TaskAwareCallback):

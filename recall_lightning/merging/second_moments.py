@@ -12,9 +12,8 @@ from recall_lightning.merging.operands import (
     check_shares,
     rounded,
 )
+from recall_lightning.merging.sums import chunk_size
 from recall_lightning.snapshots import all_finite
-
-_CHUNK = 1 << 18  # elements computed in float64 at a time
 
 
 def importance(
@@ -50,9 +49,10 @@ def importance(
         if bool((tensor < 0).any()):
             raise ValueError(f"importances[{index}] holds negative values: give squared gradients")
     device = models[0].device
-    parts = [t.detach().to(device).reshape(-1).split(_CHUNK) for t in (*models, *importances)]
+    size = chunk_size(device)
+    parts = [t.detach().to(device).reshape(-1).split(size) for t in (*models, *importances)]
     merged = torch.empty(models[0].shape, dtype=models[0].dtype, device=device)
-    for out, *chunks in zip(merged.view(-1).split(_CHUNK), *parts, strict=True):
+    for out, *chunks in zip(merged.view(-1).split(size), *parts, strict=True):
         values, shares = chunks[: len(models)], chunks[len(models) :]
         out.copy_(_weighted_average(values, shares, weights))
     return rounded(merged, models[0])

@@ -31,6 +31,7 @@ from recall_lightning.merging.files.reading import ModelFiles, open_model
 from recall_lightning.merging.files.settings import MergeReport, MergeSettings
 from recall_lightning.merging.files.writing import ModelWriter, Plan
 from recall_lightning.merging.methods import inputs_of, method_named, options_of
+from recall_lightning.merging.sums import chunk_size
 from recall_lightning.representations.blocks import Block
 from recall_lightning.snapshots import all_finite
 
@@ -109,13 +110,12 @@ def _merge_files(settings: MergeSettings, progress: Progress | None) -> MergeRep
 
 def _opened(settings: MergeSettings) -> tuple[list[ModelFiles], ModelFiles | None]:
     """Open the models and, where task vectors are differences from it, their base."""
+    base, of_task_vectors = settings.base, "base" in inputs_of(settings.method)
+    if base is not None and of_task_vectors and open_model(settings.models[0]).kind != "adapter":
+        *models, opened = open_models([*settings.models, base], settings.donor)
+        return models, opened
     models = open_models(settings.models, settings.donor)
-    if settings.base is None or models[0].kind == "adapter":
-        return models, None
-    if "base" in inputs_of(settings.method):
-        *models, base = open_models([*settings.models, settings.base], settings.donor)
-        return models, base
-    if settings.probe is None:
+    if base is not None and models[0].kind != "adapter" and settings.probe is None:
         raise ValueError(
             f"{settings.method} uses no base: leave it out, or choose a method of task vectors, "
             "such as task_arithmetic or ties"
@@ -346,13 +346,15 @@ def _system_errors_are_named(out: str | Path) -> Iterator[None]:
 
 def _counted(
     chunks: Tensor | Iterable[Tensor], progress: Progress | None, total: int, models: int
-) -> Tensor | Iterator[Tensor]:
+) -> Tensor | Iterable[Tensor]:
     """Report what is read for what is written: as many bytes of each model."""
     if progress is None:
-        return chunks if isinstance(chunks, Tensor) else iter(chunks)
+        return chunks
 
     def reported() -> Iterator[Tensor]:
-        parts = chunks.reshape(-1).split(1 << 18) if isinstance(chunks, Tensor) else chunks
+        parts: Iterable[Tensor] = chunks
+        if isinstance(chunks, Tensor):
+            parts = chunks.reshape(-1).split(chunk_size(chunks.device))
         for chunk in parts:
             progress(chunk.numel() * chunk.element_size() * models, total)
             yield chunk

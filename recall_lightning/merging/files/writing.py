@@ -18,8 +18,8 @@ from torch import Tensor
 
 from recall_lightning.merging.files.atomic import atomic_folder
 from recall_lightning.merging.files.reading import SAFETENSORS_DTYPES
+from recall_lightning.merging.sums import chunk_size
 
-_CHUNK = 1 << 18  # elements of a whole tensor that are written at a time
 _CODES = {dtype: code for code, dtype in SAFETENSORS_DTYPES.items()}
 _RANKS = {dtype: rank for rank, dtype in enumerate(SAFETENSORS_DTYPES.values())}
 _COMPANIONS = (
@@ -189,7 +189,7 @@ class ModelWriter:
                     f"the tensor {name!r} of {self.out} is planned with the shape {place.shape}, "
                     f"not {tuple(chunks.shape)}: write the planned shape"
                 )
-            chunks = chunks.detach().reshape(-1).split(_CHUNK)
+            chunks = chunks.detach().reshape(-1).split(chunk_size(chunks.device))
         offset = place.offset
         for buffer in self._checked(name, place, chunks):
             self._pass_on(self._descriptors[place.file], buffer, offset)
