@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import Dataset, TensorDataset
 
-from recall_lightning.data.stream import TaskStream, mix_seed
+from recall_lightning.data.sampling import mix_seed
+from recall_lightning.data.stream import TaskStream
 
 _NUM_CLASSES = 10
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence, Sized
+from collections.abc import Callable, Sequence, Sized
 from itertools import accumulate
 from typing import Any
 
@@ -12,7 +12,11 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
-from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, random_split
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset
+
+from recall_lightning.data.held_out import with_validation
+from recall_lightning.data.replay import ReplayBuffer, StoredSamples
+from recall_lightning.data.sampling import ReplaySampler, SeededSampler, draw_jointly, mix_seed
 
 
 class TaskStream(LightningDataModule, ABC):
@@ -37,6 +41,9 @@ class TaskStream(LightningDataModule, ABC):
         With a distributed strategy, Lightning puts a ``DistributedSampler`` in the place of the
         stream's own; order then depends on the seed of ``seed_everything`` and the epoch.
 
+        Continual training reads no data of earlier tasks. ``joint`` and ``replay`` do: they are
+        what it is compared with.
+
     Example::
 
         >>> from lightning.pytorch import Trainer
@@ -60,9 +67,15 @@ class TaskStream(LightningDataModule, ABC):
         seed: Seed of the order of samples, and of whatever a subclass draws.
         collate_fn: How samples become a batch. Defaults to that of ``DataLoader``.
         drop_last: Whether to leave out the last training batch where it is smaller than the rest.
+        joint: Whether every epoch trains on all tasks at once: on a random sample, without
+            replacement and another one each epoch, of all training sets together. It is as large as
+            the epoch's own task, so there are as many optimizer steps as in sequential training.
+        replay: Samples of earlier tasks to store and to train on with each batch of the current
+            one: experience replay.
 
     Raises:
-        MisconfigurationException: If ``epochs_per_task`` or a batch size is not a positive integer.
+        MisconfigurationException: If ``epochs_per_task`` or a batch size is not a positive integer,
+            or both ``joint`` and ``replay`` are asked for.
     """
 
     def __init__(
@@ -75,6 +88,8 @@ class TaskStream(LightningDataModule, ABC):
         seed: int = 0,
         collate_fn: Callable[[list[Any]], Any] | None = None,
         drop_last: bool = False,
+        joint: bool = False,
+        replay: ReplayBuffer | None = None,
     ) -> None:
         super().__init__()
         for name, size in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
@@ -93,6 +108,10 @@ class TaskStream(LightningDataModule, ABC):
         self.seed = seed
         self.collate_fn = collate_fn
         self.drop_last = drop_last
+        self.joint = joint
+        self.replay = replay
+        self._check_joint_or_replay()
+        self._stored: tuple[ReplayBuffer, int, StoredSamples] | None = None
         self._datasets: dict[tuple[str, int], Dataset[Any]] = {}
 
     # --- what a subclass provides ---------------------------------------------------------------
@@ -169,11 +188,22 @@ class TaskStream(LightningDataModule, ABC):
 
         Raises:
             MisconfigurationException: If the trainer would serve the wrong task, or stop before the
-                stream's end.
+                stream's end, or ``joint`` or ``replay`` cannot be done.
         """
         total = self.total_epochs  # names and epochs are checked at every stage
-        if stage != "fit" or self.trainer is None:
+        if stage != "fit":
             return
+        self._check_joint_or_replay()
+        if self.joint or self.replay is not None:
+            for task in range(self.num_tasks):
+                self._sized_dataset(task)
+        if self.trainer is None:
+            return
+        if self.replay is not None and self.trainer.world_size > 1:
+            raise MisconfigurationException(
+                f"replay composes its batches in one process, and the Trainer has"
+                f" {self.trainer.world_size}: set Trainer(devices=1)."
+            )
         reload = self.trainer.reload_dataloaders_every_n_epochs  # type: ignore[attr-defined]
         if reload != 1:
             raise MisconfigurationException(
@@ -201,11 +231,49 @@ class TaskStream(LightningDataModule, ABC):
         """The loader of the current epoch's task. Before there is a trainer, that is epoch 0."""
         # Lightning may call this with a stale epoch when it resumes, so nothing is remembered here.
         epoch = 0 if self.trainer is None else self.trainer.current_epoch
-        dataset = self._dataset("train", self.task_at(epoch))
-        seed = mix_seed(self.seed, epoch)
-        sampler = None if isinstance(dataset, IterableDataset) else _SeededSampler(dataset, seed)  # type: ignore[arg-type]
+        task, seed = self.task_at(epoch), mix_seed(self.seed, epoch)
+        self._check_joint_or_replay()
+        if self.replay is not None and task > 0:
+            return self._replaying_loader(task, seed)
+        dataset = self._dataset("train", task)
+        if self.joint:
+            datasets = [self._sized_dataset(each) for each in range(self.num_tasks)]
+            # another seed than the sampler's, or one permutation would be applied twice
+            dataset = draw_jointly(datasets, len(datasets[task]), mix_seed(self.seed, -1 - epoch))  # type: ignore[arg-type]
+        sampler = None if isinstance(dataset, IterableDataset) else SeededSampler(dataset, seed)  # type: ignore[arg-type]
         return self._loader(
             dataset, seed, batch_size=self.batch_size, sampler=sampler, drop_last=self.drop_last
+        )
+
+    def stored_samples(self, task: int) -> StoredSamples | None:
+        """What the replay buffer holds while ``task`` is trained: samples of earlier tasks.
+
+        Args:
+            task: Index of the task; the number of tasks stands for the time after the last one.
+
+        Returns:
+            The samples, or None where nothing is replayed: in the first task, or without
+            ``replay``.
+        """
+        if self.replay is None or task == 0:
+            return None
+        if self._stored is None or self._stored[:2] != (self.replay, task):
+            earlier = [self._sized_dataset(each) for each in range(task)]
+            self._stored = self.replay, task, self.replay.after(earlier, self.seed)
+        return self._stored[2]
+
+    def _replaying_loader(self, task: int, seed: int) -> DataLoader[Any]:
+        stored, new = self.stored_samples(task), self._sized_dataset(task)
+        assert self.replay is not None
+        assert stored is not None
+        replayed = min(self.replay.batch_size or self.batch_size, len(stored))
+        # The new samples come first: indices into them stay what they are in the task's dataset.
+        return self._loader(
+            ConcatDataset([new, stored]),
+            seed,
+            batch_size=self.batch_size + replayed,
+            sampler=ReplaySampler(new, stored, self.batch_size, replayed, seed),  # type: ignore[arg-type]
+            drop_last=self.drop_last,
         )
 
     def val_dataloader(self) -> list[DataLoader[Any]]:
@@ -230,6 +298,25 @@ class TaskStream(LightningDataModule, ABC):
             build = self.train_dataset if split == "train" else self.val_dataset
             self._datasets[split, task] = build(task)
         return self._datasets[split, task]
+
+    def _sized_dataset(self, task: int) -> Dataset[Any]:
+        """The training set of a task, of which samples can be drawn."""
+        dataset = self._dataset("train", task)
+        if isinstance(dataset, IterableDataset) or not isinstance(dataset, Sized):
+            option = "joint=True" if self.joint else "replay"
+            raise MisconfigurationException(
+                f"{option} draws samples by their index, and the training set of the task"
+                f" '{self.task_names[task]}', {type(dataset).__name__}, has no length or no order:"
+                " give it a map-style dataset."
+            )
+        return dataset
+
+    def _check_joint_or_replay(self) -> None:
+        if self.joint and self.replay is not None:
+            raise MisconfigurationException(
+                f"joint=True and replay={self.replay} exclude each other: joint training has all"
+                " samples of all tasks already."
+            )
 
     @classmethod
     def from_datasets(  # type: ignore[override]  # a stream cannot do with one training set
@@ -260,7 +347,7 @@ class TaskStream(LightningDataModule, ABC):
             )
         seed = kwargs.get("seed", 0)
         return _DatasetStream(
-            names, [_with_validation(entry, val_fraction, seed) for entry in datasets], **kwargs
+            names, [with_validation(entry, val_fraction, seed) for entry in datasets], **kwargs
         )
 
 
@@ -286,55 +373,5 @@ class _DatasetStream(TaskStream):
         return self._pairs[task][1]
 
 
-class _SeededSampler(RandomSampler):
-    """A random order that is the same at every ``iter()``.
-
-    It is a ``RandomSampler`` so that Lightning knows it may replace it by a ``DistributedSampler``.
-    Its seed is its own, because Lightning calls ``iter()`` on a new loader twice, and a generator
-    would have moved on by the second time.
-    """
-
-    def __init__(self, data_source: Sized, seed: int) -> None:
-        super().__init__(data_source)
-        self.seed = seed
-
-    def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(self.seed)
-        return iter(torch.randperm(len(self.data_source), generator=generator).tolist())
-
-
-def mix_seed(seed: int, index: int) -> int:
-    """A seed for each pair of seed and epoch or task, in the 32 bits that a CPU generator reads."""
-    # Not seed + index: epoch 1 of seed 0 would have the order of epoch 0 of seed 1.
-    return (seed * 1_000_003 + index) % 2**32
-
-
 def _is_positive_int(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
-
-
-def _with_validation(
-    entry: Dataset[Any] | tuple[Dataset[Any], Dataset[Any]], val_fraction: float, seed: int
-) -> tuple[Dataset[Any], Dataset[Any]]:
-    """A ``(train, validation)`` pair of what was given for one task."""
-    if isinstance(entry, tuple):
-        if len(entry) != 2 or None in entry:
-            raise MisconfigurationException(
-                f"A tuple of {len(entry)} was given for a task; it must be two datasets,"
-                " (train, validation)."
-            )
-        return entry
-    if isinstance(entry, IterableDataset) or not isinstance(entry, Sized):
-        raise MisconfigurationException(
-            f"Nothing can be held out of {type(entry).__name__}, which has no length:"
-            " pass a (train, validation) tuple."
-        )
-    held_out = round(len(entry) * val_fraction)
-    if not 0 < held_out < len(entry):
-        raise MisconfigurationException(
-            f"val_fraction={val_fraction} holds {held_out} of {len(entry)} samples out: both"
-            " training and validation need at least one."
-        )
-    generator = torch.Generator().manual_seed(seed)
-    train, val = random_split(entry, [len(entry) - held_out, held_out], generator)
-    return train, val
