@@ -13,6 +13,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from recall_lightning.merging.adapter_config import AdapterConfig
 from recall_lightning.merging.low_rank import LoraFactors, merge_lora
+from recall_lightning.merging.map_coefficients import MapCoefficient
 from recall_lightning.snapshots import all_finite, canonical_name, memory_of, named_weights
 
 _PLAIN_LAYERS = ("Linear", "Embedding", "Conv1d", "Conv2d", "Conv3d", "MultiheadAttention")
@@ -122,7 +123,7 @@ def find_lora_pairs(module: nn.Module) -> list[LoraPair]:
 def lerp_adapters_(
     live: Mapping[str, Tensor],
     snapshots: Sequence[Mapping[str, Tensor]],
-    weights: Sequence[Mapping[str, float]],
+    weights: Sequence[Mapping[str, Any]],
     pairs: Sequence[LoraPair],
 ) -> dict[str, float]:
     """Merge updates in place: ΔW ← (1 − Σ wᵢ) ΔW + Σ wᵢ ΔW of snapshot i, at the live rank.
@@ -135,7 +136,8 @@ def lerp_adapters_(
     Args:
         live: Name to the tensor that is written; others than the pairs' are left alone.
         snapshots: Name to the tensor, of any rank and on any device, one mapping a snapshot.
-        weights: One mapping a snapshot: the name of a pair's A to the snapshot's weight in [0, 1].
+        weights: One mapping a snapshot: the name of a pair's A to the snapshot's weight in [0, 1],
+            or of one snapshot to the matrix of the update as a linear map.
         pairs: Which tensors are factors of one update.
 
     Returns:
@@ -149,11 +151,11 @@ def lerp_adapters_(
     merged: dict[str, Tensor] = {}
     discarded = {}
     for pair in pairs:
-        shares = _shares(pair, weights)
         like = pair.factors(live)
         old = [pair.factors(snapshot) for snapshot in snapshots]
+        updates, shares = _parts(pair, like, old, weights)
         try:
-            result = merge_lora([like, *old], [1 - sum(shares), *shares], like=like)
+            result = merge_lora(updates, shares, like=like)
         except ValueError as error:
             raise ValueError(f"the adapter of {pair.module!r}: {error}") from error
         for name, tensor in pair.tensors(result, live).items():
@@ -218,16 +220,30 @@ def _whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def _shares(pair: LoraPair, weights: Sequence[Mapping[str, float]]) -> list[float]:
+def _parts(
+    pair: LoraPair,
+    live: LoraFactors,
+    old: Sequence[LoraFactors],
+    weights: Sequence[Mapping[str, Any]],
+) -> tuple[list[LoraFactors], list[float]]:
+    """Return the updates whose weighted sum is the merge, and their weights."""
     for given in weights:
         if pair.a not in given:
             raise ValueError(f"there is no merge weight for {pair.a!r}")
+    taken = weights[0][pair.a]
+    if isinstance(taken, MapCoefficient):
+        # ΔW + (ΔW_old − ΔW) M = B (A − A M) + B_old A_old M
+        kept = live.a.double() - taken.pull(live.a.double())
+        pulled = taken.pull(old[0].a.double().to(kept.device))
+        parts = [LoraFactors(kept, live.b, live.scale), LoraFactors(pulled, old[0].b, old[0].scale)]
+        return parts, [1.0, 1.0]
+    for given in weights:
         if torch.as_tensor(given[pair.a]).numel() != 1:
             raise ValueError(f"the factor {pair.a!r} needs one merge weight, not one an element")
     shares = [float(given[pair.a]) for given in weights]
     if not (all(share >= 0 for share in shares) and sum(shares) <= 1 + 1e-9):  # also for NaN
         raise ValueError(f"the merge weights of {pair.a!r} must be parts of 1, not {shares}")
-    return shares
+    return [live, *old], [1 - sum(shares), *shares]
 
 
 def _own_weights(layer: Any) -> list[Tensor]:

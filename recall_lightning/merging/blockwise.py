@@ -3,20 +3,24 @@
 import math
 from collections.abc import Mapping, Sequence
 
+import torch
 from torch import Tensor
 
 from recall_lightning.merging.adapters import LoraPair, lerp_adapters_
+from recall_lightning.merging.block_settings import Setting, setting_by_weight
 from recall_lightning.merging.kernels import check_alike, lerp_, squared_distance, weighted_sum_
+from recall_lightning.merging.map_coefficients import MapCoefficient, merge_maps_
+from recall_lightning.merging.rules.base import Coefficient
 from recall_lightning.representations.blocks import Block
 from recall_lightning.snapshots import Snapshot, all_finite
 
 
 def weights_of_names(
-    coefficients: Mapping[str, float],
+    coefficients: Mapping[str, Coefficient],
     blocks: Sequence[Block],
     snapshot: Mapping[str, Tensor],
     lora_pairs: Sequence[LoraPair] = (),
-) -> dict[str, float]:
+) -> dict[str, Coefficient]:
     """Spread what a rule returned over the weights that ``snapshot`` holds.
 
     Args:
@@ -37,25 +41,36 @@ def weights_of_names(
     """
     if not isinstance(coefficients, Mapping):
         raise ValueError(f"the rule gave no mapping of block names, but {coefficients!r}")
-    weights: dict[str, float] = {}
+    weights: dict[str, Coefficient] = {}
     for block in blocks:
         for name in block.weights:
             key = name if name in coefficients else block.name
             if key not in coefficients:
                 raise ValueError(f"the rule gave no coefficient for block {block.name}")
             if name in snapshot:
-                weights[name] = _coefficient(coefficients[key], key, block)
-    for pair in lora_pairs:
-        if weights[pair.a] != weights[pair.b]:
-            raise ValueError(
-                f"{pair.a} and {pair.b} are merged as one update and have the coefficients "
-                f"{weights[pair.a]} and {weights[pair.b]}: give them the same"
-            )
+                weights[name] = _coefficient(coefficients[key], key, block, snapshot[name])
+    _check_pairs(weights, lora_pairs)
     return weights
 
 
-def _coefficient(given: object, key: str, block: Block) -> float:
+def _check_pairs(weights: Mapping[str, Coefficient], lora_pairs: Sequence[LoraPair]) -> None:
+    for pair in lora_pairs:
+        first, second = weights[pair.a], weights[pair.b]
+        if first is second:
+            continue
+        if not (isinstance(first, float) and isinstance(second, float)) or first != second:
+            raise ValueError(
+                f"{pair.a} and {pair.b} are merged as one update and have the coefficients "
+                f"{first} and {second}: give them the same number"
+            )
+
+
+def _coefficient(given: object, key: str, block: Block, copy: Tensor | None) -> Coefficient:
     what = f"the rule gave {'block ' if key == block.name else ''}{key} the coefficient {given}"
+    if isinstance(given, MapCoefficient):
+        return given
+    if isinstance(given, Tensor) and given.numel() != 1:
+        return _elementwise(given, key, copy)
     try:
         value = float(given)  # type: ignore[arg-type]
     except (TypeError, ValueError, RuntimeError) as error:  # the last is a tensor's
@@ -65,8 +80,71 @@ def _coefficient(given: object, key: str, block: Block) -> float:
     return value
 
 
+def _elementwise(given: Tensor, key: str, copy: Tensor | None) -> Tensor:
+    shape = () if copy is None else copy.shape
+    try:
+        fits = torch.broadcast_shapes(given.shape, shape) == shape
+    except RuntimeError:
+        fits = False
+    if not fits:
+        raise ValueError(
+            f"the rule gave {key} coefficients of the shape {tuple(given.shape)}, which does not "
+            f"fit the weight's {tuple(shape)}"
+        )
+    if float(given.min()) < 0 or float(given.max()) > 1:
+        raise ValueError(
+            f"the rule gave {key} coefficients from {float(given.min())} to {float(given.max())}: "
+            "the snapshot's weight lies in [0, 1]"
+        )
+    return given
+
+
+def scaled_by(
+    weights: Mapping[str, Coefficient],
+    strength: Setting,
+    blocks: Sequence[Block],
+    lora_pairs: Sequence[LoraPair] = (),
+) -> dict[str, Coefficient]:
+    """Multiply coefficients by ``strength``, which may differ from weight to weight.
+
+    A linear map's bias goes with its weight.
+
+    Raises:
+        ValueError: If ``strength`` does not fit the blocks, or parts what is merged as one.
+
+    Example:
+        >>> scaled_by({"w": 0.5}, 0.5, [Block("0", 1, 1.0, "0", ("w",))])
+        {'w': 0.25}
+    """
+    factors = setting_by_weight(strength, blocks)
+    if all(factor == 1 for factor in factors.values()):
+        return dict(weights)
+    done: dict[int, MapCoefficient] = {}
+    scaled: dict[str, Coefficient] = {}
+    for name, weight in weights.items():
+        if isinstance(weight, MapCoefficient):
+            of_map = factors[weight.linear_map.weight]
+            scaled[name] = done.setdefault(id(weight), weight.scaled(of_map))
+        else:
+            scaled[name] = weight * factors[name]
+    _check_pairs(scaled, lora_pairs)
+    return scaled
+
+
+def mean_of(weight: Coefficient) -> float:
+    """Return the number that a coefficient is on average.
+
+    >>> import torch
+    >>> mean_of(torch.tensor([0.25, 0.75]))
+    0.5
+    """
+    if isinstance(weight, MapCoefficient):
+        return weight.mean
+    return float(weight.float().mean()) if isinstance(weight, Tensor) else weight
+
+
 def mean_by_block(
-    values: Mapping[str, float], blocks: Sequence[Block], sizes: Mapping[str, Tensor]
+    values: Mapping[str, Coefficient], blocks: Sequence[Block], sizes: Mapping[str, Tensor]
 ) -> dict[str, float]:
     """Average values by weight over each block that has any, weighted by numbers of elements.
 
@@ -78,13 +156,26 @@ def mean_by_block(
     """
     means = {}
     for block in blocks:
-        held = [(values[name], sizes[name].numel()) for name in block.weights if name in values]
+        held = [(mean_of(values[n]), sizes[n].numel()) for n in block.weights if n in values]
         if held and len({value for value, _ in held}) == 1:
             means[block.name] = held[0][0]
         elif held:
             total = sum(size for _, size in held)
             means[block.name] = sum(value * size for value, size in held) / total
     return means
+
+
+def worst_condition(
+    weights: Mapping[str, Coefficient], blocks: Sequence[Block]
+) -> dict[str, float]:
+    """Return the largest condition number of each block that has linear maps with matrices."""
+    worst: dict[str, float] = {}
+    for block in blocks:
+        of_maps = [weights[name] for name in block.weights if name in weights]
+        conditions = [m.condition for m in of_maps if isinstance(m, MapCoefficient)]
+        if conditions:
+            worst[block.name] = max(conditions)
+    return worst
 
 
 class Drift:
@@ -126,7 +217,7 @@ class Drift:
 def merge_snapshots_(
     live: Mapping[str, Tensor],
     snapshots: Sequence[Mapping[str, Tensor]],
-    weights: Sequence[Mapping[str, float]],
+    weights: Sequence[Mapping[str, Coefficient]],
     lora_pairs: Sequence[LoraPair] = (),
     check_finite: bool = True,
 ) -> dict[str, float]:
@@ -135,7 +226,8 @@ def merge_snapshots_(
     Args:
         live: Name to the tensor that is written.
         snapshots: Of each, name to tensor; the same names in all.
-        weights: Of each, name to weight in [0, 1]; a name's sum to 1 at most.
+        weights: Of each, name to weight in [0, 1], a number or one an element, or a linear map's
+            matrix; a name's sum to 1 at most. Of several snapshots numbers only.
         lora_pairs: The factors among the names, which are merged as ΔW = scale · BA with the weight
             of their A and brought back to their rank.
         check_finite: Whether to look for NaN and infinities first.
@@ -161,17 +253,31 @@ def merge_snapshots_(
             check_alike(name, live[name], model[name])
             if check_finite and not all_finite(model[name]):
                 raise ValueError(f"the {what} weight {name!r} holds NaN or infinite values")
-        shares = [given[name] for given in weights]
-        if not (min(shares) >= 0 and sum(shares) <= 1 + 1e-9):  # also false for NaN
-            raise ValueError(f"the merge weights of {name!r} must be parts of 1, not {shares}")
+        _check_shares(name, [given[name] for given in weights])
     discarded = lerp_adapters_(live, snapshots, weights, lora_pairs) if lora_pairs else {}
     factors = {name for pair in lora_pairs for name in (pair.a, pair.b)}
     plain = [name for name in names if name not in factors]
     if len(snapshots) == 1:
-        copies = {name: snapshots[0][name] for name in plain}
-        lerp_(live, copies, weights[0], check_finite=False)
+        given = {name: weights[0][name] for name in plain}
+        of_maps = {id(w): w for w in given.values() if isinstance(w, MapCoefficient)}
+        others = {n: w for n, w in given.items() if not isinstance(w, MapCoefficient)}
+        merge_maps_(live, snapshots[0], list(of_maps.values()))
+        lerp_(live, {n: snapshots[0][n] for n in others}, others, check_finite=False)
     else:
-        rest = {name: 1 - math.fsum(given[name] for given in weights) for name in plain}
+        numbers = [{name: mean_of(given[name]) for name in plain} for given in weights]
+        rest = {name: 1 - math.fsum(given[name] for given in numbers) for name in plain}
         out = {name: live[name] for name in plain}
-        weighted_sum_(out, [out, *snapshots], [rest, *weights], check_finite=False)
+        weighted_sum_(out, [out, *snapshots], [rest, *numbers], check_finite=False)
     return discarded
+
+
+def _check_shares(name: str, shares: Sequence[Coefficient]) -> None:
+    if len(shares) > 1 and not all(isinstance(share, float) for share in shares):
+        raise ValueError(f"of several snapshots {name!r} needs a number each")
+    numbers = [share for share in shares if isinstance(share, float)]
+    if numbers and not (min(numbers) >= 0 and sum(numbers) <= 1 + 1e-9):  # also false for NaN
+        raise ValueError(f"the merge weights of {name!r} must be parts of 1, not {numbers}")
+    for share in shares:
+        condition = share.condition if isinstance(share, MapCoefficient) else 1.0
+        if not (math.isfinite(mean_of(share)) and math.isfinite(condition)):
+            raise ValueError(f"the merge weight of {name!r} is not finite")

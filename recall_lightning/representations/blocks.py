@@ -1,9 +1,10 @@
 """The blocks of a model: found by its structure, or named by patterns."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from types import MappingProxyType
 
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
@@ -240,8 +241,12 @@ def _join(parent: str, child: str) -> str:
     return f"{parent}.{child}" if parent else child
 
 
-def format_blocks(blocks: Sequence[Block]) -> str:
+def format_blocks(blocks: Sequence[Block], others: Mapping[str, str] = MappingProxyType({})) -> str:
     """Return the table of blocks as text: name, number of parameters, share of all.
+
+    Args:
+        blocks: The blocks.
+        others: Weights that are treated otherwise, and why: a line each, below the table.
 
     Example:
         >>> print(format_blocks(find_blocks(nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 2)))))
@@ -253,4 +258,5 @@ def format_blocks(blocks: Sequence[Block]) -> str:
     rows = [
         f"{block.name:<{width}}  {block.parameters:>10,}  {block.share:>6.1%}" for block in blocks
     ]
-    return "\n".join([f"{'block':<{width}}  parameters   share", *rows])
+    notes = [f"{name}: merged by one number, as {reason}" for name, reason in others.items()]
+    return "\n".join([f"{'block':<{width}}  parameters   share", *rows, *notes])

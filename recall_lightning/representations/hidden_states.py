@@ -15,6 +15,7 @@ from torchmetrics import Metric
 
 from recall_lightning.representations.batches import batch_size
 from recall_lightning.representations.blocks import Block
+from recall_lightning.representations.masks import token_mask
 from recall_lightning.snapshots import canonical_name
 
 
@@ -174,7 +175,7 @@ class _Probe:
                 raise ValueError(f"the block {name} puts out no tensor but {type(output).__name__}")
             mask = _padding_free(kwargs)
             if mask is None:
-                mask = _token_mask(self._batch, decoder=self._two_stacks and "decoder" in name)
+                mask = token_mask(self._batch, decoder=self._two_stacks and "decoder" in name)
             samples = self._samples
             pooled = _pool(states, mask, block, samples)
             if len(pooled) % samples:
@@ -209,19 +210,6 @@ def _padding_free(kwargs: Mapping[str, Any]) -> Tensor | None:
         if isinstance(mask, Tensor):
             return ~mask if mask.dtype is torch.bool else mask == 0
     return None
-
-
-def _token_mask(batch: Any, decoder: bool) -> Tensor | None:
-    if isinstance(batch, (tuple, list)) and batch:
-        batch = batch[0]
-    if not isinstance(batch, Mapping):
-        return None
-    if decoder and "decoder_attention_mask" in batch:
-        return batch["decoder_attention_mask"] != 0
-    if decoder and "labels" in batch:
-        return batch["labels"] != -100
-    mask = batch.get("attention_mask")
-    return mask != 0 if isinstance(mask, Tensor) else None
 
 
 def _pool(states: Tensor, mask: Tensor | None, block: nn.Module, samples: int) -> Tensor:

@@ -7,10 +7,16 @@ from recall_lightning.merging.adapters import LoraPair
 from recall_lightning.merging.blockwise import (
     Drift,
     mean_by_block,
+    mean_of,
     merge_snapshots_,
+    scaled_by,
     weights_of_names,
+    worst_condition,
 )
+from recall_lightning.merging.map_coefficients import Balance, FullCoefficient
 from recall_lightning.representations.blocks import Block
+from recall_lightning.representations.linear_maps import LinearMap
+from recall_lightning.representations.moments import FullMoments
 from recall_lightning.snapshots import Snapshot
 
 BLOCKS = [
@@ -112,3 +118,83 @@ def test_whatever_is_wrong_nothing_is_written(change, message):
     with pytest.raises(ValueError, match=message):
         merge_snapshots_(live, [tensors(1), tensors(2)], weights)
     assert torch.equal(live["shallow.weight"], tensors(0)["shallow.weight"])
+
+
+def test_a_weight_may_have_a_coefficient_an_element():
+    live, then = tensors(0), tensors(1)
+    own = {"shallow": 0.5, "deep": torch.rand(2, 3)}
+    weights = weights_of_names(own | {"shallow.bias": torch.tensor(0.25)}, BLOCKS, then)
+    assert weights["shallow.bias"] == 0.25
+    expected = live["deep.weight"] + own["deep"] * (then["deep.weight"] - live["deep.weight"])
+    merge_snapshots_(live, [then], [weights])
+    torch.testing.assert_close(live["deep.weight"], expected)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"deep": torch.rand(3, 2)}, r"deep coefficients of the shape \(3, 2\)"),
+        ({"deep": torch.full((2, 3), 1.5)}, "coefficients from 1.5 to 1.5"),
+        ({"deep": -0.1}, "block deep the coefficient -0.1"),
+        ({"deep": "half"}, "block deep the coefficient half, which is no number"),
+        ({}, "no coefficient for block deep"),
+    ],
+)
+def test_coefficients_that_do_not_fit_are_refused(given, message):
+    with pytest.raises(ValueError, match=message):
+        weights_of_names({"shallow": 0.5} | given, BLOCKS, tensors(0))
+
+
+def test_elements_that_are_not_finite_refuse_the_merge_before_anything_is_written():
+    live = tensors(0)
+    weights = dict.fromkeys(live, 0.5) | {"deep.weight": torch.full((2, 3), math.nan)}
+    with pytest.raises(ValueError, match=r"merge weight of 'deep\.weight' is not finite"):
+        merge_snapshots_(live, [tensors(1)], [weights])
+    assert torch.equal(live["shallow.weight"], tensors(0)["shallow.weight"])
+
+
+def half_matrix():
+    moments = FullMoments(torch.eye(4), torch.tensor(1.0))
+    linear_map = LinearMap("shallow.weight", "shallow.bias", "linear", ("shallow",), 4)
+    return FullCoefficient.solve(linear_map, moments, moments, Balance(1.0, 1e-9, 0.0))
+
+
+def test_a_matrix_is_of_a_weight_and_its_bias_and_is_merged_once():
+    live = {"shallow.weight": torch.zeros(2, 3), "shallow.bias": torch.zeros(2)}
+    then = {name: torch.ones_like(tensor) for name, tensor in live.items()}
+    matrix = half_matrix()
+    merge_snapshots_(live, [then], [dict.fromkeys(live, matrix)])
+    for tensor in live.values():
+        torch.testing.assert_close(tensor, torch.full_like(tensor, 0.5))
+    live = dict.fromkeys(live, torch.zeros(2))
+    with pytest.raises(ValueError, match=r"of several snapshots 'shallow.weight' needs a number"):
+        merge_snapshots_(live, [live, live], [dict.fromkeys(live, matrix)] * 2)
+
+
+def test_strength_multiplies_numbers_elements_and_matrices_and_a_bias_goes_with_its_map():
+    matrix, elements = half_matrix(), torch.rand(2, 3)
+    weights = {"shallow.weight": matrix, "shallow.bias": matrix, "deep.weight": elements}
+    scaled = scaled_by(weights, {"*.bias": 0.0, "shallow.*": 0.5, "*": 0.1}, BLOCKS)
+    assert scaled["shallow.bias"] is scaled["shallow.weight"]
+    assert scaled["shallow.weight"].mean == pytest.approx(0.25)
+    torch.testing.assert_close(scaled["deep.weight"], 0.1 * elements)
+    assert scaled_by({"deep.weight": 0.5}, 0.5, BLOCKS) == {"deep.weight": 0.25}
+
+
+def test_strength_may_not_part_the_factors_of_an_update():
+    pair = LoraPair("deep", "shallow.weight", "deep.weight", 1.0, 2)
+    with pytest.raises(ValueError, match="are merged as one update"):
+        scaled_by(dict.fromkeys(tensors(0), 0.5), {"deep.*": 0.1, "*": 0.5}, BLOCKS, [pair])
+
+
+def test_a_block_is_as_badly_conditioned_as_its_worst_map():
+    one, worse = half_matrix(), half_matrix()
+    worse.condition = 7.0
+    weights = {"shallow.weight": one, "shallow.bias": worse, "deep.weight": 0.5}
+    assert worst_condition(weights, BLOCKS) == {"shallow": 7.0}
+
+
+def test_a_coefficient_counts_as_its_mean():
+    assert mean_of(0.25) == 0.25
+    assert mean_of(torch.tensor([[0.0], [1.0]])) == 0.5
+    assert mean_of(half_matrix()) == pytest.approx(0.5)

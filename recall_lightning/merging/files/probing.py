@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from recall_lightning.merging.files.reading import ModelFiles
 from recall_lightning.merging.files.settings import MergeSettings
-from recall_lightning.merging.rules import SimilarityRule
+from recall_lightning.merging.rules.similarity import SimilarityRule
 from recall_lightning.representations.blocks import Block, find_blocks
 from recall_lightning.representations.hidden_states import hidden_states
 from recall_lightning.representations.typical_samples import choose_typical_samples

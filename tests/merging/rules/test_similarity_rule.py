@@ -1,13 +1,9 @@
+import math
+
 import pytest
 import torch
 
-from recall_lightning.merging.rules import (
-    RULE_NAMES,
-    MergeInputs,
-    SimilarityRule,
-    UniformRule,
-    rule_by_name,
-)
+from recall_lightning.merging.rules import MergeInputs, SimilarityRule
 from recall_lightning.representations.blocks import Block
 from recall_lightning.representations.similarity import cosine, linear_cka
 
@@ -16,7 +12,7 @@ THEN, NOW = torch.randn(2, 8, 4, generator=torch.Generator().manual_seed(0))
 
 
 def test_blocks_that_moved_differently_get_different_coefficients():
-    rule = rule_by_name("rbf", temperature=1.0, sigma="median", strength=0.3)
+    rule = SimilarityRule("rbf")
     moved = {"shallow": THEN + 0.1 * NOW, "deep": THEN + NOW}
     similarity = {name: rule.similarity(THEN, states) for name, states in moved.items()}
     coefficients = rule.coefficients(MergeInputs(BLOCKS, similarity))
@@ -31,31 +27,18 @@ def test_a_fixed_sigma_of_one_on_wide_states_is_uniform_which_is_why_it_is_not_t
 
 @pytest.mark.parametrize(("name", "measure"), [("cka", linear_cka), ("cosine", cosine)])
 def test_other_rules_exchange_the_measure_alone(name, measure):
-    rule = rule_by_name(name, temperature=0.5, sigma="median", strength=0.3)
+    rule = SimilarityRule(name, temperature=0.5)
     assert rule.similarity(THEN, NOW) == measure(THEN, NOW)
     assert rule.coefficients(MergeInputs(BLOCKS, {"deep": 1.0})) == {"deep": 0.5}
 
 
-def test_uniform_needs_no_measure():
-    rule = rule_by_name("uniform", temperature=1.0, sigma="median", strength=0.2)
-    assert isinstance(rule, UniformRule)
-    assert not rule.uses_representations
-    assert rule.coefficients(MergeInputs(BLOCKS)) == {"shallow": 0.2, "deep": 0.2}
+def test_several_snapshots_share_a_softmax_with_the_live_model():
+    given = [MergeInputs(BLOCKS, {"deep": value}) for value in (0.2, 0.8)]
+    powers = [math.exp(value / 0.5) for value in (0.2, 0.8, 1.0)]
+    found = [w["deep"] for w in SimilarityRule(temperature=0.5).joint_coefficients(given)]
+    assert found == pytest.approx([power / sum(powers) for power in powers[:2]])
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (
-            ("mean", 1.0, "median", 0.3),
-            "rule='mean' is unknown: use one of " + ", ".join(RULE_NAMES),
-        ),
-        (("rbf", 0.0, "median", 0.3), "temperature=0.0 must be a positive"),
-        (("rbf", 1.0, "mean", 0.3), "sigma='mean' must be a positive number or 'median'"),
-        (("rbf", 1.0, -1.0, 0.3), "sigma=-1.0"),
-        (("uniform", 1.0, "median", 1.5), r"strength=1.5 must lie in \[0, 1\]"),
-    ],
-)
-def test_bad_arguments_are_refused(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        rule_by_name(*arguments)
+def test_an_unknown_measure_is_refused():
+    with pytest.raises(ValueError, match="measure='mean' is unknown"):
+        SimilarityRule("mean")

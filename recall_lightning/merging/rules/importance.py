@@ -1,0 +1,56 @@
+"""Coefficients by how much earlier tasks depend on each parameter."""
+
+import math
+
+from torch import Tensor
+
+from recall_lightning.merging.rules.base import MergeInputs, MergeRule
+
+
+class ImportanceRule(MergeRule):
+    """Element by element w = λF / (1 + λF), with F the importance to earlier tasks, of mean 1.
+
+    This is the proximal step of a quadratic penalty λF/2 · (θ − θ_snapshot)². The two factors of a
+    LoRA update, which is merged as their product, share their mean. What has no importance, such as
+    running statistics, has F = 1. Source: Fisher merging (arXiv 2111.09832) and elastic weight
+    consolidation (arXiv 1612.00796), with the diagonal of the empirical Fisher information.
+
+    Args:
+        scale: λ > 0.
+
+    Raises:
+        ValueError: If ``scale`` is not positive.
+
+    Example:
+        >>> import torch
+        >>> from recall_lightning.representations.blocks import Block
+        >>> inputs = MergeInputs(
+        ...     [Block("0", 2, 1.0, "0", ("0.weight",))],
+        ...     importance={"0.weight": torch.tensor([0.0, 2.0])},
+        ... )
+        >>> ImportanceRule(0.5).coefficients(inputs)
+        {'0.weight': tensor([0.0000, 0.5000])}
+    """
+
+    uses_representations = False
+    uses_importance = True
+
+    def __init__(self, scale: float = 0.3) -> None:
+        if not 0 < scale < math.inf:
+            raise ValueError(f"importance_scale={scale!r} must be a positive number")
+        self.scale = scale
+
+    def coefficients(self, inputs: MergeInputs) -> dict[str, float | Tensor]:
+        """Return a tensor of its shape for every weight, or a number where it has no importance."""
+        shared: dict[str, float] = {}
+        for pair in inputs.lora_pairs:
+            factors = [inputs.importance[n] for n in (pair.a, pair.b) if n in inputs.importance]
+            size = sum(factor.numel() for factor in factors)
+            mean = float(sum(factor.sum() for factor in factors)) / size if size else 1.0
+            shared |= {pair.a: mean, pair.b: mean}
+        weights: dict[str, float | Tensor] = {}
+        for name in (name for block in inputs.blocks for name in block.weights):
+            given = shared.get(name, inputs.importance.get(name, 1.0))
+            weighted = self.scale * given
+            weights[name] = weighted / (1 + weighted)
+        return weights

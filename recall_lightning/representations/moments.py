@@ -1,0 +1,243 @@
+"""Second moments of what a linear map is given: full, low-rank plus diagonal, or by row."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class Moments(ABC):
+    """A sum over inputs that can be scaled to a mean and added to another.
+
+    Attributes:
+        count: How many inputs went in, as a tensor ``()`` so that processes can add theirs.
+    """
+
+    count: Tensor
+
+    @property
+    @abstractmethod
+    def width(self) -> int:
+        """How many entries an input has; an embedding's rows."""
+
+    @abstractmethod
+    def update(self, inputs: Tensor) -> None:
+        """Add inputs: (inputs, width) of any floating dtype, for an embedding its indices."""
+
+    @abstractmethod
+    def scaled(self, factor: float) -> Moments:
+        """Return these moments and their count times ``factor`` ≥ 0."""
+
+    @abstractmethod
+    def plus(self, other: Moments) -> Moments:
+        """Return the sum with moments of the same kind and width."""
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the tensors by name."""
+
+    def mean(self) -> Moments:
+        """Return the mean over the inputs, which counts as one."""
+        return self.scaled(1 / max(float(self.count), 1.0))
+
+
+class FullMoments(Moments):
+    """Σ xxᵀ as a matrix.
+
+    Args:
+        matrix: (width, width), float32 or wider.
+        count: Inputs in it.
+
+    Example:
+        >>> moments = FullMoments.empty(2)
+        >>> moments.update(torch.tensor([[1.0, 2.0], [3.0, 0.0]]))
+        >>> moments.mean().matrix
+        tensor([[5., 1.],
+                [1., 2.]])
+    """
+
+    def __init__(self, matrix: Tensor, count: Tensor) -> None:
+        self.matrix = matrix
+        self.count = count
+
+    @classmethod
+    def empty(cls, width: int, device: torch.device | None = None) -> FullMoments:
+        """Return the moments of no input."""
+        zeros = torch.zeros(width, width, dtype=torch.float32, device=device)
+        return cls(zeros, zeros.new_zeros(()))
+
+    @property
+    def width(self) -> int:
+        """How many entries an input has."""
+        return len(self.matrix)
+
+    def update(self, inputs: Tensor) -> None:
+        """Add inputs, (inputs, width)."""
+        inputs = inputs.to(self.matrix.dtype)
+        self.matrix.addmm_(inputs.T, inputs)
+        self.count += len(inputs)
+
+    def scaled(self, factor: float) -> FullMoments:
+        """Return these moments times ``factor``."""
+        return FullMoments(self.matrix * factor, self.count * factor)
+
+    def plus(self, other: Moments) -> FullMoments:
+        """Return the sum."""
+        assert isinstance(other, FullMoments)
+        return FullMoments(self.matrix + other.matrix, self.count + other.count)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the matrix and the count."""
+        return {"matrix": self.matrix, "count": self.count}
+
+
+class LowRankMoments(Moments):
+    """Σ xxᵀ as BᵀB plus a diagonal: the leading directions, and what the others add to each entry.
+
+    The diagonal of the whole is exact; BᵀB never exceeds what was summed, so the rest is no less
+    than 0. Directions are kept as inputs arrive, by incremental principal components (Ross et al.
+    2008, without the mean).
+
+    Args:
+        factor: B, (at most rank, width) float32.
+        diagonal: The diagonal of all of Σ xxᵀ, (width).
+        count: Inputs in it.
+        rank: How many directions are kept.
+
+    Example:
+        >>> moments = LowRankMoments.empty(3, rank=1)
+        >>> moments.update(torch.tensor([[0.0, 3.0, 0.0], [1.0, 0.0, 0.0]]))
+        >>> moments.factor.square(), moments.rest
+        (tensor([[0., 9., 0.]]), tensor([1., 0., 0.]))
+    """
+
+    def __init__(self, factor: Tensor, diagonal: Tensor, count: Tensor, rank: int) -> None:
+        self.factor = factor
+        self.diagonal = diagonal
+        self.count = count
+        self.rank = rank
+
+    @classmethod
+    def empty(cls, width: int, rank: int, device: torch.device | None = None) -> LowRankMoments:
+        """Return the moments of no input."""
+        zeros = torch.zeros(width, dtype=torch.float32, device=device)
+        return cls(zeros.new_zeros(0, width), zeros, zeros.new_zeros(()), rank)
+
+    @property
+    def width(self) -> int:
+        """How many entries an input has."""
+        return len(self.diagonal)
+
+    @property
+    def rest(self) -> Tensor:
+        """The diagonal of what B leaves out, (width), ≥ 0."""
+        return (self.diagonal - self.factor.square().sum(0)).clamp(min=0)
+
+    def update(self, inputs: Tensor) -> None:
+        """Add inputs, (inputs, width)."""
+        inputs = inputs.to(self.diagonal.dtype)
+        self.diagonal = self.diagonal + inputs.square().sum(0)
+        self.count = self.count + len(inputs)
+        for part in inputs.split(max(self.rank, 256)):
+            self.factor = _leading(torch.cat([self.factor, part]), self.rank)
+
+    def scaled(self, factor: float) -> LowRankMoments:
+        """Return these moments times ``factor``."""
+        return LowRankMoments(
+            self.factor * factor**0.5, self.diagonal * factor, self.count * factor, self.rank
+        )
+
+    def plus(self, other: Moments) -> LowRankMoments:
+        """Return the sum, brought back to the rank."""
+        assert isinstance(other, LowRankMoments)
+        factor = _leading(torch.cat([self.factor, other.factor]), self.rank)
+        return LowRankMoments(
+            factor, self.diagonal + other.diagonal, self.count + other.count, self.rank
+        )
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the factor, the diagonal and the count."""
+        rank = torch.tensor(self.rank)
+        return {
+            "factor": self.factor,
+            "diagonal": self.diagonal,
+            "count": self.count,
+            "rank": rank,
+        }
+
+
+class RowCounts(Moments):
+    """How often each row of an embedding was looked up: the diagonal moments of one-hot inputs.
+
+    Args:
+        counts: (rows,).
+        count: Lookups in all.
+
+    Example:
+        >>> counts = RowCounts.empty(3)
+        >>> counts.update(torch.tensor([2, 0, 2]))
+        >>> counts.mean().counts
+        tensor([0.3333, 0.0000, 0.6667])
+    """
+
+    def __init__(self, counts: Tensor, count: Tensor) -> None:
+        self.counts = counts
+        self.count = count
+
+    @classmethod
+    def empty(cls, rows: int, device: torch.device | None = None) -> RowCounts:
+        """Return the counts of no lookup."""
+        zeros = torch.zeros(rows, dtype=torch.float32, device=device)
+        return cls(zeros, zeros.new_zeros(()))
+
+    @property
+    def width(self) -> int:
+        """How many rows the embedding has."""
+        return len(self.counts)
+
+    def update(self, inputs: Tensor) -> None:
+        """Add lookups, integers (lookups,)."""
+        self.counts += torch.bincount(inputs, minlength=len(self.counts)).to(self.counts.dtype)
+        self.count += len(inputs)
+
+    def scaled(self, factor: float) -> RowCounts:
+        """Return these counts times ``factor``."""
+        return RowCounts(self.counts * factor, self.count * factor)
+
+    def plus(self, other: Moments) -> RowCounts:
+        """Return the sum."""
+        assert isinstance(other, RowCounts)
+        return RowCounts(self.counts + other.counts, self.count + other.count)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the counts, by row and in all."""
+        return {"counts": self.counts, "count": self.count}
+
+
+def moments_from(state: Mapping[str, Any]) -> Moments:
+    """Build what ``state_dict`` returned.
+
+    Example:
+        >>> moments_from(RowCounts.empty(3).state_dict()).counts
+        tensor([0., 0., 0.])
+    """
+    if "matrix" in state:
+        return FullMoments(state["matrix"], state["count"])
+    if "counts" in state:
+        return RowCounts(state["counts"], state["count"])
+    return LowRankMoments(state["factor"], state["diagonal"], state["count"], int(state["rank"]))
+
+
+def _leading(rows: Tensor, rank: int) -> Tensor:
+    """Return (rank, width) rows with the leading part of rowsᵀrows; the rows themselves if few."""
+    if len(rows) <= rank:
+        return rows
+    products = (rows @ rows.T).double()
+    if not bool(products.isfinite().all()):  # eigh would raise; who uses the moments will refuse
+        return torch.full_like(rows[:rank], torch.nan)
+    _, vectors = torch.linalg.eigh(products)
+    return vectors[:, -rank:].T.to(rows) @ rows
