@@ -8,7 +8,7 @@ import torch
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_BY_BLOCK = ("similarity", "coefficient", "drift", "discarded_energy")
+_BY_BLOCK = ("similarity", "coefficient", "drift", "condition", "discarded_energy")
 _SECONDS = ("probe_seconds", "merge_seconds")
 
 

@@ -1,14 +1,14 @@
 """A task's typical samples, and what a model under training makes of them."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import torch
 from lightning.fabric.utilities.apply_func import move_data_to_device
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
+from recall_lightning.callbacks.probe_run import ProbeRun
 from recall_lightning.representations.batches import (
     batch_size,
     concatenate,
@@ -19,7 +19,6 @@ from recall_lightning.representations.batches import (
 )
 from recall_lightning.representations.blocks import Block
 from recall_lightning.representations.candidates import draw_candidates, training_samples
-from recall_lightning.representations.forward import ProbeForward, default_forward
 from recall_lightning.representations.hidden_states import (
     cuda_devices,
     hidden_states,
@@ -40,8 +39,9 @@ class Probe:
     Args:
         typical_samples: How many samples to choose.
         pool_size: How many candidates to choose from.
+        run: How the model is run on a batch; it knows the blocks.
         seed: Seed of the draw and of k-means.
-        probe_forward: Runs the module on a batch; None works the inputs out.
+        sampling: How to choose: by k-means over hidden states, or at random.
 
     Attributes:
         snapshot_states: For each snapshot, oldest first, block name to its states on the typical
@@ -55,15 +55,16 @@ class Probe:
         self,
         typical_samples: int,
         pool_size: int,
+        run: ProbeRun,
         seed: int = 0,
-        probe_forward: ProbeForward | None = None,
+        sampling: Literal["k-means", "random"] = "k-means",
     ) -> None:
         self.typical_samples = typical_samples
         self.pool_size = pool_size
         self.seed = seed
-        self.probe_forward = probe_forward
+        self.sampling = sampling
+        self._run = run
         self.snapshot_states: list[dict[str, Tensor]] = []
-        self._blocks: Sequence[Block] = []
         self._candidates: list[Any] = []
         self._typical: list[Any] = []
         self._restored: list[list[Tensor] | None] = []
@@ -83,10 +84,9 @@ class Probe:
         trainer: Trainer,
         pl_module: LightningModule,
         snapshots: Sequence[Snapshot],
-        blocks: Sequence[Block],
     ) -> None:
         """Forget the last task's samples and choose this one's, if its dataset can be read."""
-        self._blocks, self.snapshot_states = blocks, []
+        self.snapshot_states = []
         self._candidates, self._typical, self._restored = [], [], []
         available = training_samples(trainer.train_dataloader)
         if available is not None and available < self.typical_samples:
@@ -126,9 +126,14 @@ class Probe:
     ) -> None:
         """Choose typical samples under the newest snapshot, and measure all snapshots on them."""
         count = min(self.typical_samples, self.candidate_count)
-        with snapshots[-1].applied_to(pl_module):
-            deepest = self._measure(trainer, pl_module, self._candidates, self._blocks[-1:])
-        chosen = choose_typical_samples(next(iter(deepest.values())), count, self.seed)
+        if self.sampling == "random":
+            generator = torch.Generator().manual_seed(self.seed)
+            chosen = torch.randperm(self.candidate_count, generator=generator)[:count].sort().values
+        else:
+            last_block = self._run.blocks[-1:]
+            with snapshots[-1].applied_to(pl_module):
+                deepest = self._measure(trainer, pl_module, self._candidates, last_block)
+            chosen = choose_typical_samples(next(iter(deepest.values())), count, self.seed)
         parts, first = [], 0
         for batch in self._candidates:
             size = batch_size(batch)
@@ -141,7 +146,7 @@ class Probe:
         states = []
         for snapshot in snapshots:
             with snapshot.applied_to(pl_module):
-                states.append(self._measure(trainer, pl_module, typical, self._blocks))
+                states.append(self._measure(trainer, pl_module, typical, self._run.blocks))
         for name, state in ((n, s) for measured in states for n, s in measured.items()):
             if not torch.isfinite(state).all():
                 raise ValueError(
@@ -152,7 +157,7 @@ class Probe:
 
     def measure(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Tensor]:
         """Return the live model's hidden states on the typical samples, by block name."""
-        return self._measure(trainer, pl_module, self._typical, self._blocks)
+        return self._measure(trainer, pl_module, self._typical, self._run.blocks)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the typical samples, where they are tensors, and the snapshot's states."""
@@ -166,9 +171,8 @@ class Probe:
         self.snapshot_states = state_dict["snapshot_states"]
         self._restored = state_dict["typical"]
 
-    def resume(self, pl_module: LightningModule, blocks: Sequence[Block]) -> None:
+    def resume(self, pl_module: LightningModule) -> None:
         """Make what a checkpoint held usable again on the module's device."""
-        self._blocks = blocks
         self.snapshot_states = move_data_to_device(self.snapshot_states, pl_module.device)
 
     def _measure(
@@ -178,31 +182,5 @@ class Probe:
         batches: Sequence[Any],
         blocks: Sequence[Block],
     ) -> dict[str, Tensor]:
-        def forward(module: torch.nn.Module, batch: Any) -> None:
-            try:
-                if self.probe_forward is not None:
-                    self.probe_forward(module, batch)
-                else:
-                    default_forward(module, self._blocks, batch)
-            except Exception as error:
-                own = self.probe_forward is not None
-                ran = "your probe_forward" if own else type(module).__name__
-                advice = "" if own else ": pass probe_forward=lambda module, batch: module(…)"
-                entries = f" with entries {', '.join(batch)}" if isinstance(batch, Mapping) else ""
-                raise ValueError(
-                    f"{ran} could not be run on a training batch ({type(batch).__name__}{entries}) "
-                    f"to measure hidden states{advice}; {type(error).__name__}: {error}"
-                ) from error
-
-        with trainer.precision_plugin.forward_context(), _silent(pl_module):
+        with self._run.ready(trainer, pl_module) as forward:
             return hidden_states(pl_module, blocks, batches, forward)
-
-
-@contextmanager
-def _silent(pl_module: LightningModule) -> Iterator[None]:
-    """Keep what a forward logs out of the loggers."""
-    vars(pl_module).update(log=lambda *_, **__: None, log_dict=lambda *_, **__: None)
-    try:
-        yield
-    finally:
-        del vars(pl_module)["log"], vars(pl_module)["log_dict"]

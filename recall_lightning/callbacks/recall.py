@@ -14,21 +14,28 @@ from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleD
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
+from torch.optim import Optimizer
 
+from recall_lightning.callbacks.importance import Importance
+from recall_lightning.callbacks.input_moments import InputMoments
 from recall_lightning.callbacks.kept_snapshots import KeptSnapshots
 from recall_lightning.callbacks.loggers import log_figure, log_scalars
 from recall_lightning.callbacks.merge_records import record_scalars, records_figure
 from recall_lightning.callbacks.probe import Probe
+from recall_lightning.callbacks.probe_run import ProbeRun
+from recall_lightning.callbacks.rule_statistics import RuleStatistics
 from recall_lightning.callbacks.task_aware import TaskAwareCallback
 from recall_lightning.merging.adapters import LoraPair, find_lora_pairs
-from recall_lightning.merging.block_settings import Setting
+from recall_lightning.merging.block_settings import Setting, numbers_of
 from recall_lightning.merging.blockwise import (
     Drift,
     mean_by_block,
     merge_snapshots_,
+    scaled_by,
     weights_of_names,
+    worst_condition,
 )
-from recall_lightning.merging.rules import MergeInputs, MergeRule, rule_by_name
+from recall_lightning.merging.rules import MergeRule, RuleOptions, rule_by_name
 from recall_lightning.representations.blocks import Block, find_blocks, format_blocks
 from recall_lightning.representations.forward import ProbeForward
 from recall_lightning.snapshots import Snapshot, named_weights
@@ -52,8 +59,10 @@ class RecallCallback(TaskAwareCallback):
 
     What happened is in these attributes. ``history`` is a list with a dict a merge: ``task``
     (counted from 0), ``step`` (optimizer steps so far, over all fits), ``similarity``,
-    ``coefficient`` and ``drift`` (block name to float; drift is ‖θ − θ_snapshot‖ / ‖θ_snapshot‖
-    before the merge), ``probe_seconds`` and ``merge_seconds``; with LoRA also
+    ``coefficient`` and ``drift`` (block name to float; a coefficient is the mean over the block's
+    weights, drift is ‖θ − θ_snapshot‖ / ‖θ_snapshot‖ before the merge), ``probe_seconds`` and
+    ``merge_seconds``; with the subspace rule also ``condition`` (block name to the worst condition
+    number of the systems it solved); with LoRA also
     ``discarded_energy`` (block name to the fraction of ‖ΔW‖² that merged factors lost on their way
     back to their rank), with several snapshots ``earlier`` (a list of dicts with the ``task``,
     ``similarity`` and ``coefficient`` of each but the newest, which the other entries are about).
@@ -73,18 +82,40 @@ class RecallCallback(TaskAwareCallback):
             of optimizer steps.
         at_task_end: Whether the task's last step merges; if not, it never does, not even where
             ``every`` falls on it.
-        rule: How coefficients are made: ``"rbf"`` is the paper's method; ``"cka"`` and
-            ``"cosine"`` exchange its similarity; ``"uniform"`` gives every block ``strength``
-            (no probe, no typical samples); or a :class:`~recall_lightning.MergeRule`.
+        rule: How coefficients are made in the loop: ``"rbf"`` is the paper's, by similarity of
+            representations; ``"cka"`` and ``"cosine"`` exchange its similarity; ``"uniform"`` is 1
+            for every block; ``"importance"`` weighs every parameter by its importance to earlier
+            tasks; ``"subspace"`` finds each linear map that keeps its outputs on earlier tasks'
+            inputs; ``"rbf*importance"`` multiplies; or a :class:`~recall_lightning.MergeRule`.
+        end_rule: The same for the merge at a task's end. None takes ``rule`` and ``strength``
+            there too.
+        strength: What multiplies the coefficients of ``rule``, in [0, 1]: a number, a list that is
+            interpolated from the first block to the last, or a dict of name patterns to either.
         temperature: τ of the softmax over similarities, > 0. Smaller leaves drifted blocks more to
             the live model: less forgetting prevented, more learned.
         sigma: Width of the RBF kernel in units of the hidden states; ``"median"`` takes it from
             the snapshot's own states, block by block.
-        strength: The snapshot's weight in [0, 1] under ``rule="uniform"``: a number, a list that is
-            interpolated from the first block to the last, or a dict of name patterns to either.
+        importance_scale: λ > 0 of the importance rule, w = λF / (1 + λF). Larger keeps more.
+        importance_source: ``"optimizer"`` reads importance from Adam's state at a task's end,
+            ``"gradients"`` averages squared gradients over its last ``importance_steps`` steps,
+            ``"auto"`` does so where the optimizer has no such state.
+        importance_steps: How many optimizer steps that is.
+        new_inputs: λ > 0 of the subspace rule: what the current task's inputs count against those
+            of earlier tasks. Larger keeps less.
+        moment_batches: On how many of a task's last batches the subspace rule measures the inputs
+            of linear maps, per process.
+        moment_width: Maps of more inputs than this have their second moments kept as a matrix of
+            rank ``moment_rank`` plus a diagonal.
+        moment_rank: That rank.
+        moment_source: ``"task"``, or ``"generated"`` for sequences that a causal language model
+            writes itself at its task's end, where nothing of the data may be kept, not even
+            moments.
+        optimizer_state: ``"keep"``, or ``"reset"`` to have the optimizer forget its running means
+            of merged weights after every merge.
         typical_samples: How many typical samples to measure on, per process. More make the
             measure steadier and a probe slower.
-        pool_size: How many candidates they are chosen from, by k-means.
+        pool_size: How many candidates they are chosen from.
+        sampling: How: ``"k-means"`` over hidden states, or ``"random"``.
         task_epochs: Only where no datamodule tells the task: epochs a task (int), or each task's
             first epoch (list). Without either, every fit is a task.
         merge_first_task: Whether to merge in the first task too. False for a model that starts from
@@ -109,12 +140,23 @@ class RecallCallback(TaskAwareCallback):
         self,
         every: int | float = 0.25,
         at_task_end: bool = True,
-        rule: str | MergeRule = "rbf",
+        rule: str | MergeRule = "importance",
+        end_rule: str | MergeRule | None = "subspace",
+        strength: Setting = 1.0,
         temperature: float = 1.0,
         sigma: float | Literal["median"] = "median",
-        strength: Setting = 0.3,
+        importance_scale: float = 0.3,
+        importance_source: Literal["auto", "optimizer", "gradients"] = "auto",
+        importance_steps: int = 50,
+        new_inputs: float = 1.0,
+        moment_batches: int = 32,
+        moment_width: int = 1024,
+        moment_rank: int = 128,
+        moment_source: Literal["task", "generated"] = "task",
+        optimizer_state: Literal["keep", "reset"] = "keep",
         typical_samples: int = 32,
         pool_size: int = 256,
+        sampling: Literal["k-means", "random"] = "k-means",
         task_epochs: int | list[int] | None = None,
         merge_first_task: bool = True,
         probe_forward: ProbeForward | None = None,
@@ -125,23 +167,19 @@ class RecallCallback(TaskAwareCallback):
     ) -> None:
         super().__init__(task_epochs)
         _check_arguments(every, typical_samples, pool_size, snapshots)
-        if not isinstance(rule, (str, MergeRule)):
-            raise MisconfigurationException(
-                f"rule={rule!r} must be the name of a rule or a MergeRule object"
-            )
+        _check_names(sampling=sampling, optimizer_state=optimizer_state)
+        options = RuleOptions(temperature, sigma, importance_scale, new_inputs)
         with _misconfiguration():
             self.snapshot_device = None if snapshot_device is None else _device(snapshot_device)
-            self.rule = (
-                rule_by_name(rule, temperature, sigma, strength) if isinstance(rule, str) else rule
-            )
-        decides_jointly = type(self.rule).joint_coefficients is not MergeRule.joint_coefficients
-        if snapshots != 1 and not decides_jointly:
-            raise MisconfigurationException(
-                f"snapshots={snapshots!r} needs a rule that decides about several: use "
-                f"snapshots=1, or define joint_coefficients of {type(self.rule).__name__}"
-            )
+            self.rule = _rule("rule", rule, options)
+            self.end_rule = None if end_rule is None else _rule("end_rule", end_rule, options)
+            _check_strength(strength)
+        for own in self._rules:
+            _check_decides_about(snapshots, own)
         self.every = every
         self.at_task_end = at_task_end
+        self.strength = strength
+        self.optimizer_state = optimizer_state
         self.merge_first_task = merge_first_task
         self.block_patterns = [blocks] if isinstance(blocks, str) else blocks
         self.blocks: list[Block] = []
@@ -149,7 +187,19 @@ class RecallCallback(TaskAwareCallback):
         self._kept = KeptSnapshots(snapshots, self.snapshot_device)
         self._drift: Drift | None = None
         self._lora_pairs: list[LoraPair] = []
-        self._probe = Probe(typical_samples, pool_size, seed, probe_forward)
+        run = ProbeRun(probe_forward)
+        with _misconfiguration():
+            self._statistics = RuleStatistics(
+                self._rules,
+                run,
+                Probe(typical_samples, pool_size, run, seed, sampling),
+                Importance(importance_source, importance_steps),
+                InputMoments(moment_batches, moment_width, moment_rank, moment_source, run, seed),
+            )
+
+    @property
+    def _rules(self) -> list[MergeRule]:
+        return [self.rule] if self.end_rule is None else [self.rule, self.end_rule]
 
     @property
     def snapshots(self) -> list[Snapshot]:
@@ -185,7 +235,7 @@ class RecallCallback(TaskAwareCallback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse what can't work, and import what takes a second before training starts."""
         super().setup(trainer, pl_module, stage)
-        if self.rule.uses_representations:
+        if self._statistics.uses_representations:
             import sklearn.cluster  # noqa: F401
         strategy = trainer.strategy
         if isinstance(strategy, DeepSpeedStrategy) or not isinstance(
@@ -202,14 +252,13 @@ class RecallCallback(TaskAwareCallback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """After a resume, bring what the checkpoint held to the device."""
         super().on_train_start(trainer, pl_module)
-        if not self._merges_this_task:
-            return
-        with _misconfiguration():
-            self.blocks = find_blocks(pl_module, self.block_patterns)
-            self._lora_pairs = find_lora_pairs(pl_module)
-        self._kept.to_devices_of(pl_module)
-        self._drift = Drift(self.snapshots[-1])
-        self._probe.resume(pl_module, self.blocks)
+        if self.task is not None:
+            with _misconfiguration():
+                self._know_model(pl_module)
+            self._statistics.resume(pl_module)
+        if self._merges_this_task:
+            self._kept.to_devices_of(pl_module)
+            self._drift = Drift(self.snapshots[-1])
 
     def on_task_start(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:
         """Take the snapshot and gather candidates for typical samples."""
@@ -220,26 +269,29 @@ class RecallCallback(TaskAwareCallback):
             self._refuse_unknown_length()
         first_table = not self.blocks
         with _misconfiguration():
-            self.blocks = find_blocks(pl_module, self.block_patterns)
-        if first_table:
-            rank_zero_info(format_blocks(self.blocks))
-        if task == 0 and not self.merge_first_task:
-            return
-        with _misconfiguration():
-            self._lora_pairs = find_lora_pairs(pl_module)
-            self._kept.take(pl_module, task, self._lora_pairs)
-            self._drift = Drift(self.snapshots[-1])
-            if self.rule.uses_representations:
-                self._probe.start_task(trainer, pl_module, self.snapshots, self.blocks)
+            others = self._know_model(pl_module)
+            if first_table:
+                rank_zero_info(format_blocks(self.blocks, others))
+            if task > 0 or self.merge_first_task:
+                self._kept.take(pl_module, task, self._lora_pairs)
+                self._drift = Drift(self.snapshots[-1])
+            snapshots = self.snapshots if self._merges_this_task else []
+            self._statistics.start_task(trainer, pl_module, task, snapshots)
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Collect candidates from training itself, where its dataset can't be read apart."""
+        """Let the batch be seen by what rules decide from."""
         super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
-        if self._merges_this_task and self.rule.uses_representations:
-            with _misconfiguration():
-                self._probe.observe(trainer, pl_module, self.snapshots, batch)
+        snapshots = self.snapshots if self._merges_this_task else []
+        with _misconfiguration():
+            self._statistics.observe_batch(trainer, pl_module, snapshots, batch)
+
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
+    ) -> None:
+        """Let the gradients be seen."""
+        self._statistics.observe_gradients(self, optimizer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """End the task; say so where the last validation and checkpoint came before its merge."""
@@ -253,13 +305,24 @@ class RecallCallback(TaskAwareCallback):
 
     def on_task_step(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:
         """Merge, if it is time."""
+        if self.step_in_task == 1:
+            with _misconfiguration():
+                self._statistics.check_optimizers(trainer, pl_module)
+        merges = len(self.history)
         if not self.task_ended and self.should_merge(self.step_in_task, self.task_steps):
             self._merge_if_ready(trainer, pl_module)
+        if len(self.history) > merges:
+            self._reset_optimizers(trainer, pl_module)
 
     def on_task_end(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:
-        """Merge at the last step, and log the task's coefficients as a heatmap."""
+        """Merge at the last step, learn what the task depends on, and log its coefficients."""
+        merges = len(self.history)
         if self.should_merge(self.step_in_task, self.step_in_task):
             self._merge_if_ready(trainer, pl_module)
+        with _misconfiguration():
+            self._statistics.end_task(trainer, pl_module)
+        if len(self.history) > merges:
+            self._reset_optimizers(trainer, pl_module)  # importance has been read from them
         records = [record for record in self.history if record["task"] == task]
         if records:
             key = f"recall/coefficients/{self.task_name(trainer, task)}"
@@ -275,12 +338,12 @@ class RecallCallback(TaskAwareCallback):
         return {"merge": [record["step"] for record in self.history]}
 
     def state_dict(self) -> dict[str, Any]:
-        """Return snapshots, the task's typical samples and their states, and the history."""
+        """Return snapshots, what rules decide from, and the history."""
         return {
             **super().state_dict(),
             "history": self.history,
             "snapshots": self._kept.state_dict(),
-            "probe": self._probe.state_dict(),
+            "statistics": self._statistics.state_dict(),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -288,7 +351,7 @@ class RecallCallback(TaskAwareCallback):
         super().load_state_dict(state_dict)
         self.history = list(state_dict["history"])
         self._kept.load_state_dict(state_dict["snapshots"])
-        self._probe.load_state_dict(state_dict["probe"])
+        self._statistics.load_state_dict(state_dict["statistics"])
 
     # How the hooks do it.
 
@@ -303,46 +366,48 @@ class RecallCallback(TaskAwareCallback):
     def _merges_this_task(self) -> bool:
         return self.task in self._kept.tasks
 
+    def _know_model(self, pl_module: LightningModule) -> dict[str, str]:
+        self.blocks = find_blocks(pl_module, self.block_patterns)
+        self._lora_pairs = find_lora_pairs(pl_module)
+        return self._statistics.know_model(pl_module, self.blocks, self._lora_pairs)
+
+    def _reset_optimizers(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.optimizer_state == "reset":
+            live = named_weights(pl_module)
+            _forget(trainer.optimizers, [live[name] for name in self.snapshots[-1]])
+
     def _merge_if_ready(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        rule = self.end_rule if self.task_ended and self.end_rule is not None else self.rule
         if not self._merges_this_task:
             return
-        probe = self._probe
-        if self.rule.uses_representations and not probe.has_typical_samples:
-            if probe.candidate_count < probe.typical_samples and not self.task_ended:
-                return  # more candidates come with the next batches
-            if probe.candidate_count < probe.typical_samples:
-                rank_zero_warn(
-                    f"task {self.task} had only {probe.candidate_count} samples to choose "
-                    f"typical_samples={probe.typical_samples} from; all of them are used"
-                )
-            with _misconfiguration():
-                probe.choose(trainer, pl_module, self.snapshots)
-        self._merge(trainer, pl_module)
+        with _misconfiguration():
+            ready = self._statistics.ready_for(
+                rule, trainer, pl_module, self.snapshots, last=self.task_ended
+            )
+        if ready:
+            self._merge(trainer, pl_module, rule)
 
-    def _merge(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def _merge(self, trainer: Trainer, pl_module: LightningModule, rule: MergeRule) -> None:
         """Measure, compute and check everything, then write; or refuse and write nothing."""
         assert self._drift is not None
         live = named_weights(pl_module)
+        newest = self.snapshots[-1]
+        pairs = [pair for pair in self._lora_pairs if {pair.a, pair.b} <= newest.keys()]
         started = time.perf_counter()
         with _misconfiguration():
             for snapshot in self.snapshots:
                 snapshot.check_matches(live)
-            similarity = self._similarity(trainer, pl_module)
+            inputs = self._statistics.inputs(rule, trainer, pl_module, live, self.snapshots)
             probed = time.perf_counter()
-            given = self.rule.joint_coefficients(
-                [
-                    MergeInputs(self.blocks, measured, live, snapshot)
-                    for measured, snapshot in zip(similarity, self.snapshots, strict=True)
-                ]
-            )
+            given = rule.joint_coefficients(inputs)
             if len(given) != len(self.snapshots):
                 raise ValueError(
                     f"the rule gave coefficients of {len(given)} models for {len(self.snapshots)} "
                     "snapshot(s): give each one's; the live model has the rest"
                 )
-            newest = self.snapshots[-1]
-            pairs = [pair for pair in self._lora_pairs if {pair.a, pair.b} <= newest.keys()]
             weights = [weights_of_names(c, self.blocks, newest, pairs) for c in given]
+            if self.end_rule is None or not self.task_ended:
+                weights = [scaled_by(own, self.strength, self.blocks, pairs) for own in weights]
         drift = self._drift.by_block(live, self.blocks)
         # the drift has read every weight: where it is finite, they all are
         finite = all(map(math.isfinite, drift.values()))
@@ -355,16 +420,19 @@ class RecallCallback(TaskAwareCallback):
         record: dict[str, Any] = {
             "task": self.task,
             "step": self.steps_trained(trainer),
-            "similarity": similarity[-1],
+            "similarity": dict(inputs[-1].similarity),
             "coefficient": coefficient[-1],
             "drift": drift,
             "probe_seconds": probed - started,
             "merge_seconds": time.perf_counter() - probed,
         }
+        if condition := worst_condition(weights[-1], self.blocks):
+            record["condition"] = condition
         if discarded:
             by_factor = {pair.a: discarded[pair.module] for pair in pairs}
             record["discarded_energy"] = mean_by_block(by_factor, self.blocks, live)
         if self._kept.most != 1:
+            similarity = [dict(each.similarity) for each in inputs]
             columns = zip(self._kept.tasks, similarity, coefficient, strict=True)
             record["earlier"] = [
                 {"task": task, "similarity": s, "coefficient": c} for task, s, c in columns
@@ -372,18 +440,47 @@ class RecallCallback(TaskAwareCallback):
         self.history.append(record)
         log_scalars(trainer, record_scalars(record))
 
-    def _similarity(self, trainer: Trainer, pl_module: LightningModule) -> list[dict[str, float]]:
-        """Measure each block's similarity to each snapshot, averaged over processes."""
-        if not self.rule.uses_representations:
-            return [{} for _ in self.snapshots]
-        states, then = self._probe.measure(trainer, pl_module), self._probe.snapshot_states
-        local = torch.tensor(
-            [[self.rule.similarity(old[name], states[name]) for name in states] for old in then],
-            device=pl_module.device,
+
+def _rule(argument: str, given: object, options: RuleOptions) -> MergeRule:
+    if isinstance(given, str):
+        return rule_by_name(given, options)
+    if not isinstance(given, MergeRule):
+        raise ValueError(f"{argument}={given!r} must be the name of a rule or a MergeRule object")
+    return given
+
+
+def _check_decides_about(snapshots: int | str, rule: MergeRule) -> None:
+    decides_jointly = type(rule).joint_coefficients is not MergeRule.joint_coefficients
+    if snapshots != 1 and not decides_jointly:
+        raise MisconfigurationException(
+            f"snapshots={snapshots!r} needs a rule that decides about several, and end_rule too: "
+            f"use snapshots=1, rule='rbf' with end_rule='rbf', or define joint_coefficients of "
+            f"{type(rule).__name__}"
         )
-        mean = trainer.strategy.reduce(local, reduce_op="mean")
-        assert isinstance(mean, Tensor)
-        return [dict(zip(states, row, strict=True)) for row in mean.tolist()]
+
+
+def _check_strength(strength: Setting) -> None:
+    for value in numbers_of(strength):
+        if not 0 <= value <= 1:
+            raise ValueError(f"strength={value!r} must lie in [0, 1]: it multiplies coefficients")
+
+
+def _check_names(sampling: str, optimizer_state: str) -> None:
+    for name, value, known in [
+        ("sampling", sampling, ("k-means", "random")),
+        ("optimizer_state", optimizer_state, ("keep", "reset")),
+    ]:
+        if value not in known:
+            raise MisconfigurationException(
+                f"{name}={value!r} is unknown: use {' or '.join(map(repr, known))}"
+            )
+
+
+def _forget(optimizers: list[Optimizer], weights: list[Tensor]) -> None:
+    merged = set(map(id, weights))
+    for optimizer in optimizers:
+        for parameter in [p for p in optimizer.state if id(p) in merged]:
+            del optimizer.state[parameter]
 
 
 def _check_arguments(

@@ -12,10 +12,12 @@ from recall_lightning import MergeRule, RecallCallback, TaskStream
 from recall_lightning.snapshots import Snapshot, named_weights
 
 SMALL = {"typical_samples": 8, "pool_size": 32}
+SIMILARITY = {"rule": "rbf", "end_rule": None, "strength": 1.0}
+"""RECALL's own rule, in the loop and at the task's end."""
 
 
 def recall(**kwargs):
-    return RecallCallback(**(SMALL | kwargs))
+    return RecallCallback(**(SMALL | SIMILARITY | kwargs))
 
 
 def weights_of(model):
@@ -40,12 +42,12 @@ class Fixed(MergeRule):
 
 def test_every_block_is_merged_with_its_own_coefficient():
     class Spy(RecallCallback):
-        def _merge(self, trainer, pl_module):
+        def _merge(self, trainer, pl_module, rule):
             self.live, self.then = weights_of(pl_module), dict(self.snapshots[-1])
-            super()._merge(trainer, pl_module)
+            super()._merge(trainer, pl_module, rule)
             self.merged = weights_of(pl_module)
 
-    spy = Spy(every=1.0, **SMALL)
+    spy = Spy(every=1.0, **SMALL, **SIMILARITY)
     quiet_trainer(spy).fit(Plain(), loader(0))
     coefficient = spy.history[-1]["coefficient"]
     assert len(set(coefficient.values())) == 3
@@ -78,7 +80,7 @@ def test_a_run_that_never_merges_is_bit_identical_to_one_without_the_callback():
         quiet_trainer(*callbacks, max_epochs=3).fit(model, loader(0))
         return weights_of(model)
 
-    assert same(train(), train(Never(**SMALL)))
+    assert same(train(), train(Never(**SMALL, rule="rbf", end_rule="subspace")))
     assert not same(train(), train(recall()))
 
 
@@ -180,7 +182,7 @@ def test_candidates_from_training_are_measured_under_the_snapshots_weights():
     before = Snapshot.take(model)
     quiet_trainer(callback).fit(model, stream)
     assert same(dict(callback.snapshots[-1]), dict(before))
-    probe = callback._probe
+    probe = callback._statistics.probe
     with before.applied_to(model):
         states = model.net[:2](probe._typical[0][0])
     torch.testing.assert_close(probe.snapshot_states[0]["net.0"], states)

@@ -12,16 +12,25 @@ from recall_lightning import ForgettingMonitor, RecallCallback
 
 torch.set_num_threads(1)
 torch.manual_seed(0)
-callback, monitor = RecallCallback(typical_samples=8, pool_size=16), ForgettingMonitor("val/acc")
-trainer = quiet_trainer(callback, monitor, strategy="ddp", devices=2)
-model = Plain()
-trainer.fit(model, loader(0), loader(0, 16, shuffle=False))
-content = {{
-    "coefficients": [record["coefficient"] for record in callback.history],
-    "typical": callback._probe._typical[0][0].sum().item(),
-    "weights": [p.double().sum().item() for p in model.parameters()],
-    "matrix": monitor.matrix,
-}}
+similarity = {{"rule": "rbf", "end_rule": "rbf", "typical_samples": 8, "pool_size": 16}}
+statistics = {{"rule": "importance", "end_rule": "subspace"}}
+low_rank = {{"rule": "subspace", "end_rule": None, "moment_width": 9, "moment_rank": 3}}
+content = []
+for arguments in (similarity, statistics, low_rank):
+    callback, monitor = RecallCallback(every=0.25, **arguments), ForgettingMonitor("val/acc")
+    model = Plain()
+    for task in range(2):
+        trainer = quiet_trainer(callback, monitor, strategy="ddp", devices=2)
+        trainer.fit(model, loader(task), [loader(t, 16, shuffle=False) for t in range(2)])
+    moments = callback._statistics.moments.old.values()
+    typical = callback._statistics.probe._typical
+    content.append({{
+        "coefficients": [record["coefficient"] for record in callback.history],
+        "typical": typical[0][0].sum().item() if typical else trainer.global_rank,
+        "weights": [p.double().sum().item() for p in model.parameters()],
+        "moments": [t.double().sum().item() for m in moments for t in m.state_dict().values()],
+        "matrix": monitor.matrix,
+    }})
 open({out!r} + str(trainer.global_rank), "w").write(json.dumps(content))
 """
 
@@ -29,9 +38,10 @@ open({out!r} + str(trainer.global_rank), "w").write(json.dumps(content))
 def test_two_processes_agree_on_coefficients_and_weights_bit_for_bit(tmp_path):
     script, out = tmp_path / "train.py", str(tmp_path / "rank_")
     script.write_text(SCRIPT.format(tests=str(Path(__file__).parents[1]), out=out))
-    subprocess.run([sys.executable, script], check=True, capture_output=True, timeout=120)
-    first, second = (json.loads(Path(f"{out}{rank}").read_text()) for rank in range(2))
-    assert first["typical"] != second["typical"]  # each measures on its own part of the data
-    assert len(first["coefficients"]) == 4
-    for agreed in ("coefficients", "weights", "matrix"):
-        assert first[agreed] == second[agreed]
+    subprocess.run([sys.executable, script], check=True, capture_output=True, timeout=180)
+    ranks = (json.loads(Path(f"{out}{rank}").read_text()) for rank in range(2))
+    for first, second in zip(*ranks, strict=True):
+        assert first["typical"] != second["typical"]  # each measures on its own part of the data
+        assert len(first["coefficients"]) == 8
+        for agreed in ("coefficients", "weights", "moments", "matrix"):
+            assert first[agreed] == second[agreed]

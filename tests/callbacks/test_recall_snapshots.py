@@ -8,15 +8,15 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from recall_lightning import MergeRule, RecallCallback
 from recall_lightning.snapshots import named_weights
 
-SMALL = {"typical_samples": 8, "pool_size": 32}
+SMALL = {"typical_samples": 8, "pool_size": 32, "rule": "rbf", "end_rule": None, "strength": 1.0}
 
 
 class Spy(RecallCallback):
     """Keeps what a merge had before it and left behind."""
 
-    def _merge(self, trainer, pl_module):
+    def _merge(self, trainer, pl_module, rule):
         self.live = {n: t.detach().clone() for n, t in named_weights(pl_module).items()}
-        super()._merge(trainer, pl_module)
+        super()._merge(trainer, pl_module, rule)
         self.merged = {n: t.detach().clone() for n, t in named_weights(pl_module).items()}
 
 
@@ -71,7 +71,7 @@ def test_snapshots_of_a_model_that_trained_other_weights_are_dropped_with_a_warn
 
 
 def test_uniform_strength_is_shared_by_snapshots_and_may_differ_over_depth():
-    spy = Spy(every=1.0, rule="uniform", strength=[0.8, 0.4], snapshots=2, **SMALL)
+    spy = Spy(every=1.0, snapshots=2, **(SMALL | {"rule": "uniform", "strength": [0.8, 0.4]}))
     trained(spy)
     assert spy.history[-1]["coefficient"] == pytest.approx(
         {"net.0": 0.4, "net.2": 0.3, "net.4": 0.2}
@@ -80,7 +80,7 @@ def test_uniform_strength_is_shared_by_snapshots_and_may_differ_over_depth():
 
 
 def test_strength_by_pattern_merges_weight_by_weight():
-    spy = Spy(every=1.0, rule="uniform", strength={"*.bias": 0.0, "*": 0.5})
+    spy = Spy(every=1.0, rule="uniform", end_rule=None, strength={"*.bias": 0.0, "*": 0.5})
     trained(spy, 1)
     assert torch.equal(spy.merged["net.0.bias"], spy.live["net.0.bias"])
     middle = (spy.live["net.0.weight"] + spy.snapshots[0]["net.0.weight"]) / 2
@@ -100,7 +100,7 @@ class OneOnly(MergeRule):
         ({"snapshots": 0}, "snapshots=0 must be 'all' or how many"),
         ({"snapshots": "every"}, "snapshots='every' must be 'all'"),
         (
-            {"snapshots": 2, "rule": OneOnly()},
+            {"snapshots": 2, "rule": OneOnly(), "end_rule": None},
             "snapshots=2 needs a rule that decides about several",
         ),
     ],
@@ -128,6 +128,6 @@ class CountsTheLiveModelToo(OneOnly):
 
 
 def test_a_rule_that_gives_the_live_models_share_too_is_refused():
-    callback = RecallCallback(every=1.0, rule=CountsTheLiveModelToo())
+    callback = RecallCallback(every=1.0, rule=CountsTheLiveModelToo(), end_rule=None)
     with pytest.raises(MisconfigurationException, match="coefficients of 2 models for 1 snapshot"):
         trained(callback, 1)

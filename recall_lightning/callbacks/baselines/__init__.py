@@ -1,0 +1,1 @@
+"""Known ways of forgetting less, one a file, to compare with."""

@@ -1,0 +1,202 @@
+"""What merge rules decide from, gathered while a task is trained."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+from torch import Tensor
+from torch.optim import Optimizer
+
+from recall_lightning.callbacks.importance import Importance
+from recall_lightning.callbacks.input_moments import InputMoments
+from recall_lightning.callbacks.probe import Probe
+from recall_lightning.callbacks.probe_run import ProbeRun
+from recall_lightning.callbacks.task_aware import TaskAwareCallback
+from recall_lightning.merging.adapters import LoraPair
+from recall_lightning.merging.rules import MergeInputs, MergeRule
+from recall_lightning.representations.blocks import Block
+from recall_lightning.snapshots import Snapshot
+
+
+class RuleStatistics:
+    """Gathers what the rules of a schedule use, and nothing else.
+
+    Similarities come from a :class:`Probe`, importance from :class:`Importance`, moments from
+    :class:`InputMoments`.
+
+    Args:
+        rules: Those of the schedule, in the loop and at a task's end.
+        run: How the model is run on a batch.
+        probe: Measures representations.
+        importance: Sums up importance.
+        moments: Sums up moments.
+
+    Raises:
+        ValueError: From every method, where something cannot be measured.
+    """
+
+    def __init__(
+        self,
+        rules: Sequence[MergeRule],
+        run: ProbeRun,
+        probe: Probe,
+        importance: Importance,
+        moments: InputMoments,
+    ) -> None:
+        self.uses_representations = any(rule.uses_representations for rule in rules)
+        self.uses_importance = any(rule.uses_importance for rule in rules)
+        self.uses_moments = any(rule.uses_moments for rule in rules)
+        self.probe = probe
+        self.importance = importance
+        self.moments = moments
+        self._run = run
+        self._pairs: Sequence[LoraPair] = ()
+
+    def know_model(
+        self, pl_module: LightningModule, blocks: Sequence[Block], pairs: list[LoraPair]
+    ) -> dict[str, str]:
+        """Learn the model's structure; return why weight matrices are no linear maps, by name."""
+        self._run.blocks, self._pairs = blocks, pairs
+        return self.moments.find_maps(pl_module, pairs) if self.uses_moments else {}
+
+    def start_task(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        task: int,
+        snapshots: Sequence[Snapshot],
+    ) -> None:
+        """Start a task: with no snapshots one that is not merged, only learned from.
+
+        The first task forgets what another run has left.
+        """
+        self.importance.start_task(task)
+        self.moments.start_task(task)
+        if snapshots and self.uses_importance and not self.importance.by_name:
+            rank_zero_info(
+                "nothing is known of what the model depended on before its first task: every "
+                "parameter has the importance 1"
+            )
+        if snapshots and self.uses_representations:
+            self.probe.start_task(trainer, pl_module, snapshots)
+
+    def observe_batch(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        snapshots: Sequence[Snapshot],
+        batch: Any,
+    ) -> None:
+        """See a batch before it is trained."""
+        if self.uses_moments:
+            self.moments.keep(batch)
+        if snapshots and self.uses_representations:
+            self.probe.observe(trainer, pl_module, snapshots, batch)
+
+    def observe_gradients(
+        self, task: TaskAwareCallback, optimizer: Optimizer, pl_module: LightningModule
+    ) -> None:
+        """See the gradients before an optimizer step."""
+        if self.uses_importance:
+            self.importance.observe(task, optimizer, pl_module)
+
+    def check_optimizers(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """After a task's first step, refuse optimizers that importance cannot be read from."""
+        if self.uses_importance:
+            self.importance.check(trainer, pl_module)
+
+    def end_task(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Add what the task that ends depends on, under its last weights."""
+        if self.uses_importance:
+            self.importance.end_task(trainer, pl_module)
+        if self.uses_moments:
+            self.moments.end_task(trainer, pl_module)
+
+    def ready_for(
+        self,
+        rule: MergeRule,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        snapshots: Sequence[Snapshot],
+        last: bool,
+    ) -> bool:
+        """Tell whether a rule can decide; at the ``last`` merge, with what samples there are."""
+        probe = self.probe
+        if not rule.uses_representations or probe.has_typical_samples:
+            return True
+        if probe.candidate_count < probe.typical_samples:
+            if not last:
+                return False  # more candidates come with the next batches
+            rank_zero_warn(
+                f"the task had only {probe.candidate_count} samples to choose typical_samples="
+                f"{probe.typical_samples} from; all of them are used"
+            )
+        probe.choose(trainer, pl_module, snapshots)
+        return True
+
+    def inputs(
+        self,
+        rule: MergeRule,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        live: Mapping[str, Tensor],
+        snapshots: Sequence[Snapshot],
+    ) -> list[MergeInputs]:
+        """Measure what a rule uses, and return it for each snapshot."""
+        similarity = self._similarity(rule, trainer, pl_module, len(snapshots))
+        given: dict[str, Any] = {"blocks": self._run.blocks, "live": live}
+        given["lora_pairs"] = self._pairs
+        if rule.uses_importance:
+            given |= {
+                "importance": self.importance.by_name,
+                "earlier_tasks": max(1, self.importance.tasks),
+            }
+        if rule.uses_moments:
+            self.moments.measure_unknown(trainer, pl_module, snapshots[-1])
+            given |= {
+                "maps": self.moments.maps,
+                "old_moments": self.moments.old,
+                "new_moments": self.moments.measure(trainer, pl_module),
+                "earlier_tasks": self.moments.tasks,
+            }
+        return [
+            MergeInputs(similarity=measured, snapshot=snapshot, **given)
+            for measured, snapshot in zip(similarity, snapshots, strict=True)
+        ]
+
+    def _similarity(
+        self, rule: MergeRule, trainer: Trainer, pl_module: LightningModule, snapshots: int
+    ) -> list[dict[str, float]]:
+        """Measure each block's similarity to each snapshot, averaged over processes."""
+        if not rule.uses_representations:
+            return [{} for _ in range(snapshots)]
+        states, then = self.probe.measure(trainer, pl_module), self.probe.snapshot_states
+        local = torch.tensor(
+            [[rule.similarity(old[name], states[name]) for name in states] for old in then],
+            device=pl_module.device,
+        )
+        mean = trainer.strategy.reduce(local, reduce_op="mean")
+        assert isinstance(mean, Tensor)
+        return [dict(zip(states, row, strict=True)) for row in mean.tolist()]
+
+    def resume(self, pl_module: LightningModule) -> None:
+        """After a resume, bring what the checkpoint held to the module's device."""
+        self.probe.resume(pl_module)
+        self.importance.to_device(pl_module.device)
+        self.moments.to_device(pl_module.device)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state of all three, in plain Python and tensors."""
+        return {
+            "probe": self.probe.state_dict(),
+            "importance": self.importance.state_dict(),
+            "moments": self.moments.state_dict(),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned."""
+        self.probe.load_state_dict(state_dict["probe"])
+        self.importance.load_state_dict(state_dict["importance"])
+        self.moments.load_state_dict(state_dict["moments"])
