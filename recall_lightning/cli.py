@@ -13,13 +13,17 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 import recall_lightning.models  # noqa: F401  # lets recipes name the modules without their path
 from recall_lightning.callbacks.forgetting import ForgettingMonitor
 from recall_lightning.callbacks.loggers import run_folder
-from recall_lightning.callbacks.recall import RecallCallback
-from recall_lightning.data import TaskStream
+from recall_lightning.data import ReplayBuffer, TaskStream
+from recall_lightning.methods import KEEPS_FIRST, METHODS, give_old_data
 
-Method = Literal["recall", "finetune"]
-
-
-_EPILOG = "Models on disk are merged by: recall-lightning merge MODEL MODEL… --out FOLDER"
+_EPILOG = (
+    "Methods are compared by: recall-lightning compare -c RECIPE --methods finetune,recall --out "
+    "FOLDER. Models on disk are merged by: recall-lightning merge MODEL MODEL… --out FOLDER"
+)
+_METHOD_HELP = "How to train; each method has arguments of its own, --METHOD.*. " + ". ".join(
+    f"{method.name}: {method.summary}{' (needs old data)' if method.needs_old_data else ''}"
+    for method in METHODS.values()
+)
 
 
 class SaveRunConfig(SaveConfigCallback):
@@ -36,7 +40,7 @@ class SaveRunConfig(SaveConfigCallback):
 
 
 class RecallCLI(LightningCLI):
-    """LightningCLI that adds ``--method``, ``--recall.*`` and ``--forgetting.*``.
+    """LightningCLI that adds ``--method``, arguments of each method, and ``--forgetting.*``.
 
     A recipe is read on top of the ``defaults.yaml`` in its own folder, if there is one. Where the
     data is a :class:`~recall_lightning.TaskStream`, ``trainer.max_epochs`` and
@@ -53,11 +57,17 @@ class RecallCLI(LightningCLI):
         """Add the method and the callbacks' arguments."""
         parser.add_argument(
             "--method",
-            type=Method,
+            type=Literal[tuple(METHODS)],
             default="recall",
-            help="How to train: with RecallCallback, or by plain fine-tuning without it.",
+            help=_METHOD_HELP,
         )
-        parser.add_lightning_class_args(RecallCallback, "recall")
+        for method in METHODS.values():
+            if method.callback is not None:
+                parser.add_lightning_class_args(method.callback, method.name)
+        parser.add_class_arguments(ReplayBuffer, "replay")
+        for name, argument in KEEPS_FIRST.items():
+            if name != "recall":
+                parser.link_arguments("recall.merge_first_task", f"{name}.{argument}")
         parser.add_lightning_class_args(ForgettingMonitor, "forgetting")
         parser.set_defaults({"forgetting.monitor": "val/loss"})
 
@@ -67,8 +77,14 @@ class RecallCLI(LightningCLI):
             self.trainer.validate(self.model, self.datamodule, verbose=False)
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
-        if self._get(self.config, "method") == "finetune":
-            callbacks = [c for c in callbacks if not isinstance(c, RecallCallback)]
+        chosen = self._get(self.config, "method")
+        others = {
+            id(self._get(self.config_init, method.name))
+            for method in METHODS.values()
+            if method.callback is not None and method.name != chosen
+        }
+        callbacks = [callback for callback in callbacks if id(callback) not in others]
+        give_old_data(chosen, self.datamodule, self._get(self.config_init, "replay"))
         _follow_stream(config, self.datamodule)
         return super()._instantiate_trainer(config, callbacks)
 
@@ -95,7 +111,11 @@ def main(args: Sequence[str] | None = None) -> None:
         from recall_lightning.merge_command import main as merge
 
         return merge(given[1:])
-    defaults = {"default_config_files": _defaults_beside(given)}
+    if given[:1] == ["compare"]:
+        from recall_lightning.compare.command import main as compare
+
+        return compare(given[1:])
+    defaults = {"default_config_files": defaults_beside(given)}
     try:
         RecallCLI(
             args=None if args is None else given,
@@ -108,7 +128,7 @@ def main(args: Sequence[str] | None = None) -> None:
         raise SystemExit(2) from error
 
 
-def _defaults_beside(args: Sequence[str]) -> list[str]:
+def defaults_beside(args: Sequence[str]) -> list[str]:
     """Return the ``defaults.yaml`` of each recipe's folder."""
     found: list[str] = []
     for option, value in zip(args, [*args[1:], ""], strict=False):

@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from lightning.pytorch import Trainer
 
-from recall_lightning.cli import _defaults_beside, main
+from recall_lightning.cli import RecallCLI, defaults_beside, main
+from recall_lightning.methods import KEEPS_FIRST, METHODS
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 SMALL = ["--trainer.enable_progress_bar=false", "--trainer.accelerator=cpu"]
@@ -19,6 +21,7 @@ def run(*args):
 def fit(tmp_path, recipe="digits_rotated", *args):
     logger = f"--trainer.logger.init_args.save_dir={tmp_path}"
     data = ["--data.init_args.num_tasks=2", "--data.init_args.epochs_per_task=1"]
+    data += ["--trainer.check_val_every_n_epoch=1"]
     run("fit", "-c", RECIPES / f"{recipe}.yaml", logger, *data, *SMALL, *args)
     return tmp_path / recipe / "version_0"
 
@@ -35,7 +38,9 @@ def printed_config(capsys, *args):
     return yaml.safe_load(capsys.readouterr().out)
 
 
-@pytest.mark.parametrize("recipe", ["stdlib_text", "digits_rotated", "digits_split"])
+@pytest.mark.parametrize(
+    "recipe", sorted({path.stem for path in RECIPES.glob("*.yaml")} - {"defaults"})
+)
 def test_every_recipe_is_an_overlay_on_the_defaults(recipe, capsys):
     config = printed_config(capsys, "-c", RECIPES / f"{recipe}.yaml")
     assert config["trainer"]["logger"]["init_args"]["name"] == recipe
@@ -69,7 +74,8 @@ def test_a_run_leaves_its_files_and_resumes_and_validates(tmp_path):
     before = json.loads((folder / "task_matrix.json").read_text())["before"]
     assert len(before) == 2
     recipe = RECIPES / "digits_rotated.yaml"
-    data = ["--data.init_args.num_tasks=2", f"--ckpt_path={checkpoint}"]
+    data = ["--data.init_args.num_tasks=2", "--data.init_args.epochs_per_task=1"]
+    data += [f"--ckpt_path={checkpoint}"]
     run("validate", "-c", recipe, *data, *SMALL, "--trainer.logger=false")
 
 
@@ -78,6 +84,37 @@ def test_fine_tuning_merges_nothing(tmp_path):
     columns = (header / "metrics.csv").read_text().split("\n")[0]
     assert "continual/forgetting" in columns
     assert "recall/" not in columns
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_trains_with_its_own_callback_alone(name, tmp_path, monkeypatch):
+    fits = []
+    real = Trainer.fit
+    monkeypatch.setattr(Trainer, "fit", lambda own, *a, **k: (fits.append(own), real(own, *a, **k)))
+    few = ["--trainer.limit_train_batches=2", "--trainer.limit_val_batches=1"]
+    few += ["--trainer.enable_checkpointing=false"]
+    fit(tmp_path, "digits_split", *few, f"--method={name}", "--trainer.logger=false")
+    (trainer,) = fits
+    of_methods = {method.callback for method in METHODS.values()} - {None}
+    own = METHODS[name].callback
+    found = [type(callback) for callback in trainer.callbacks if type(callback) in of_methods]
+    assert found == ([] if own is None else [own])
+    assert trainer.global_step == 4
+    assert trainer.datamodule.joint == (name == "joint")
+    assert (trainer.datamodule.replay is not None) == (name == "replay")
+
+
+@pytest.mark.parametrize("value", [True, False])
+def test_whether_the_first_task_is_protected_is_told_once_for_all_methods(value, monkeypatch):
+    built = []
+    monkeypatch.setattr(RecallCLI, "_instantiate_trainer", lambda cli, *_: built.append(cli))
+    monkeypatch.setattr(RecallCLI, "_run_subcommand", lambda *_: None)
+    monkeypatch.setattr(RecallCLI, "_add_instantiators", lambda *_: None)
+    recipe = str(RECIPES / "digits_split.yaml")
+    run("fit", "-c", recipe, f"--recall.merge_first_task={str(value).lower()}")
+    (cli,) = built
+    for name, argument in KEEPS_FIRST.items():
+        assert getattr(cli.config_init["fit"][name], argument) is value
 
 
 def test_too_few_epochs_are_one_sentence_and_exit_code_2(tmp_path, capsys):
@@ -91,9 +128,9 @@ def test_too_few_epochs_are_one_sentence_and_exit_code_2(tmp_path, capsys):
 def test_defaults_are_looked_for_beside_the_recipe(tmp_path):
     (tmp_path / "defaults.yaml").touch()
     recipe = str(tmp_path / "mine.yaml")
-    assert _defaults_beside(["fit", "-c", recipe]) == [str(tmp_path / "defaults.yaml")]
-    assert _defaults_beside(["fit", f"--config={recipe}"]) == [str(tmp_path / "defaults.yaml")]
-    assert _defaults_beside(["fit", "-c", str(tmp_path / "none" / "mine.yaml")]) == []
+    assert defaults_beside(["fit", "-c", recipe]) == [str(tmp_path / "defaults.yaml")]
+    assert defaults_beside(["fit", f"--config={recipe}"]) == [str(tmp_path / "defaults.yaml")]
+    assert defaults_beside(["fit", "-c", str(tmp_path / "none" / "mine.yaml")]) == []
 
 
 def test_the_command_is_installed_and_helps():
