@@ -1,7 +1,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
-.PHONY: install demo test clean
+.PHONY: install demo evidence evidence-quick test clean
 
 install: .venv/installed
 
@@ -11,7 +11,13 @@ install: .venv/installed
 	touch $@
 
 demo: install
-	$(BIN)/python benchmarks/forgetting.py --recipe recipes/stdlib_text.yaml --out runs/demo
+	$(BIN)/recall-lightning compare -c recipes/stdlib_text.yaml --methods finetune,recall --seeds 1 --jobs 2 --out runs/demo
+
+evidence: install
+	$(BIN)/python benchmarks/evidence
+
+evidence-quick: install
+	$(BIN)/python benchmarks/evidence --quick --out runs/evidence-quick
 
 test: install
 	$(BIN)/ruff format --check .

@@ -5,11 +5,48 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from recall_lightning.merging.adapters import LoraPair
+from recall_lightning.merging.blockwise import mean_by_block, worst_condition
+from recall_lightning.merging.rules import Coefficient, MergeInputs
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _BY_BLOCK = ("similarity", "coefficient", "drift", "condition", "discarded_energy")
 _SECONDS = ("probe_seconds", "merge_seconds")
+
+
+def block_values(
+    tasks: Sequence[int],
+    inputs: Sequence[MergeInputs],
+    weights: Sequence[Mapping[str, Coefficient]],
+    pairs: Sequence[LoraPair],
+    discarded: Mapping[str, float],
+) -> dict[str, Any]:
+    """Put what a merge measured and decided by block, as an entry of ``history`` has it.
+
+    Args:
+        tasks: At whose start each snapshot was taken, oldest first.
+        inputs: What the rule was given for each.
+        weights: What each got, by weight name.
+        pairs: The LoRA updates among the weights.
+        discarded: Module of a LoRA update to what the return to its rank lost.
+    """
+    blocks, live = inputs[-1].blocks, inputs[-1].live
+    similarity = [dict(each.similarity) for each in inputs]
+    coefficient = [mean_by_block(by_name, blocks, live) for by_name in weights]
+    values: dict[str, Any] = {"similarity": similarity[-1], "coefficient": coefficient[-1]}
+    if condition := worst_condition(weights[-1], blocks):
+        values["condition"] = condition
+    if discarded:
+        by_factor = {pair.a: discarded[pair.module] for pair in pairs}
+        values["discarded_energy"] = mean_by_block(by_factor, blocks, live)
+    if len(tasks) > 1:
+        columns = zip(tasks[:-1], similarity, coefficient, strict=False)
+        values["earlier"] = [
+            {"task": task, "similarity": s, "coefficient": c} for task, s, c in columns
+        ]
+    return values
 
 
 def record_scalars(record: Mapping[str, Any]) -> dict[str, float]:

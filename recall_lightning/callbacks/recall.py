@@ -5,10 +5,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from numbers import Integral, Real
+from numbers import Integral
 from typing import Any, Literal
 
-import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -20,22 +19,28 @@ from recall_lightning.callbacks.importance import Importance
 from recall_lightning.callbacks.input_moments import InputMoments
 from recall_lightning.callbacks.kept_snapshots import KeptSnapshots
 from recall_lightning.callbacks.loggers import log_figure, log_scalars
-from recall_lightning.callbacks.merge_records import record_scalars, records_figure
+from recall_lightning.callbacks.merge_records import block_values, record_scalars, records_figure
 from recall_lightning.callbacks.probe import Probe
 from recall_lightning.callbacks.probe_run import ProbeRun
+from recall_lightning.callbacks.recall_arguments import (
+    check_decides_about,
+    check_names,
+    check_numbers,
+    check_strength,
+    device_of,
+    rule_of,
+)
 from recall_lightning.callbacks.rule_statistics import RuleStatistics
 from recall_lightning.callbacks.task_aware import TaskAwareCallback
 from recall_lightning.merging.adapters import LoraPair, find_lora_pairs
-from recall_lightning.merging.block_settings import Setting, numbers_of
+from recall_lightning.merging.block_settings import Setting
 from recall_lightning.merging.blockwise import (
     Drift,
-    mean_by_block,
     merge_snapshots_,
     scaled_by,
     weights_of_names,
-    worst_condition,
 )
-from recall_lightning.merging.rules import MergeRule, RuleOptions, rule_by_name
+from recall_lightning.merging.rules import MergeRule, RuleOptions
 from recall_lightning.representations.blocks import Block, find_blocks, format_blocks
 from recall_lightning.representations.forward import ProbeForward
 from recall_lightning.snapshots import Snapshot, named_weights
@@ -44,12 +49,16 @@ from recall_lightning.snapshots import Snapshot, named_weights
 class RecallCallback(TaskAwareCallback):
     """Keep what earlier tasks taught a model while it trains on the next.
 
-    When a task starts, the weights are copied (the snapshot) and a few typical samples of the new
-    task's data are chosen. Then, ``every`` so many optimizer steps, one forward pass over these
-    samples measures how far each block's hidden representations have moved since, each block gets
-    a coefficient from that, and snapshot and live weights are merged in place. No data of earlier
-    tasks is read. Source: RECALL (EMNLP 2025, arXiv 2510.20479), which merges once, after training;
-    ``every=1.0`` does that.
+    When a task starts, the weights are copied: the snapshot. ``every`` so many optimizer steps, and
+    at the task's end, snapshot and live weights are merged in place, by a rule for the loop and one
+    for the end. By default the loop gives each parameter back in proportion to its importance to
+    earlier tasks, and the end gives each linear map the least-squares fit to what it put out on
+    earlier tasks' inputs and on this one's. No data of earlier tasks is read, only what was
+    gathered while it was there: one importance a parameter, and second moments of inputs.
+
+    ``RecallCallback(every=1.0, rule="rbf", end_rule="rbf")`` is RECALL as published (EMNLP 2025,
+    arXiv 2510.20479): once, after training, a number a block, from how far its hidden
+    representations of a few typical samples of the new task have moved.
 
     Note:
         Merging again and again towards one snapshot acts as a spring: with the snapshot's weight w
@@ -166,16 +175,16 @@ class RecallCallback(TaskAwareCallback):
         seed: int = 0,
     ) -> None:
         super().__init__(task_epochs)
-        _check_arguments(every, typical_samples, pool_size, snapshots)
-        _check_names(sampling=sampling, optimizer_state=optimizer_state)
         options = RuleOptions(temperature, sigma, importance_scale, new_inputs)
         with _misconfiguration():
-            self.snapshot_device = None if snapshot_device is None else _device(snapshot_device)
-            self.rule = _rule("rule", rule, options)
-            self.end_rule = None if end_rule is None else _rule("end_rule", end_rule, options)
-            _check_strength(strength)
-        for own in self._rules:
-            _check_decides_about(snapshots, own)
+            check_numbers(every, typical_samples, pool_size, snapshots)
+            check_names(sampling, optimizer_state)
+            check_strength(strength)
+            self.snapshot_device = None if snapshot_device is None else device_of(snapshot_device)
+            self.rule = rule_of("rule", rule, options)
+            self.end_rule = None if end_rule is None else rule_of("end_rule", end_rule, options)
+            for own in self._rules:
+                check_decides_about(snapshots, own)
         self.every = every
         self.at_task_end = at_task_end
         self.strength = strength
@@ -416,64 +425,16 @@ class RecallCallback(TaskAwareCallback):
         except ValueError as error:
             rank_zero_warn(f"merge refused at step {trainer.global_step}, weights kept: {error}")
             return
-        coefficient = [mean_by_block(by_name, self.blocks, live) for by_name in weights]
-        record: dict[str, Any] = {
+        record = {
             "task": self.task,
             "step": self.steps_trained(trainer),
-            "similarity": dict(inputs[-1].similarity),
-            "coefficient": coefficient[-1],
+            **block_values(self._kept.tasks, inputs, weights, pairs, discarded),
             "drift": drift,
             "probe_seconds": probed - started,
             "merge_seconds": time.perf_counter() - probed,
         }
-        if condition := worst_condition(weights[-1], self.blocks):
-            record["condition"] = condition
-        if discarded:
-            by_factor = {pair.a: discarded[pair.module] for pair in pairs}
-            record["discarded_energy"] = mean_by_block(by_factor, self.blocks, live)
-        if self._kept.most != 1:
-            similarity = [dict(each.similarity) for each in inputs]
-            columns = zip(self._kept.tasks, similarity, coefficient, strict=True)
-            record["earlier"] = [
-                {"task": task, "similarity": s, "coefficient": c} for task, s, c in columns
-            ][:-1]
         self.history.append(record)
         log_scalars(trainer, record_scalars(record))
-
-
-def _rule(argument: str, given: object, options: RuleOptions) -> MergeRule:
-    if isinstance(given, str):
-        return rule_by_name(given, options)
-    if not isinstance(given, MergeRule):
-        raise ValueError(f"{argument}={given!r} must be the name of a rule or a MergeRule object")
-    return given
-
-
-def _check_decides_about(snapshots: int | str, rule: MergeRule) -> None:
-    decides_jointly = type(rule).joint_coefficients is not MergeRule.joint_coefficients
-    if snapshots != 1 and not decides_jointly:
-        raise MisconfigurationException(
-            f"snapshots={snapshots!r} needs a rule that decides about several, and end_rule too: "
-            f"use snapshots=1, rule='rbf' with end_rule='rbf', or define joint_coefficients of "
-            f"{type(rule).__name__}"
-        )
-
-
-def _check_strength(strength: Setting) -> None:
-    for value in numbers_of(strength):
-        if not 0 <= value <= 1:
-            raise ValueError(f"strength={value!r} must lie in [0, 1]: it multiplies coefficients")
-
-
-def _check_names(sampling: str, optimizer_state: str) -> None:
-    for name, value, known in [
-        ("sampling", sampling, ("k-means", "random")),
-        ("optimizer_state", optimizer_state, ("keep", "reset")),
-    ]:
-        if value not in known:
-            raise MisconfigurationException(
-                f"{name}={value!r} is unknown: use {' or '.join(map(repr, known))}"
-            )
 
 
 def _forget(optimizers: list[Optimizer], weights: list[Tensor]) -> None:
@@ -481,38 +442,6 @@ def _forget(optimizers: list[Optimizer], weights: list[Tensor]) -> None:
     for optimizer in optimizers:
         for parameter in [p for p in optimizer.state if id(p) in merged]:
             del optimizer.state[parameter]
-
-
-def _check_arguments(
-    every: object, typical_samples: int, pool_size: int, snapshots: object
-) -> None:
-    steps = isinstance(every, Integral) and not isinstance(every, bool) and int(every) > 0
-    fraction = isinstance(every, Real) and not isinstance(every, Integral) and 0 < float(every) <= 1
-    if not steps and not fraction:
-        raise MisconfigurationException(
-            f"every={every!r} must be a fraction of the task in (0, 1] (float) or a positive "
-            "number of optimizer steps (int)"
-        )
-    if not isinstance(typical_samples, Integral) or typical_samples < 2:
-        raise MisconfigurationException(
-            f"typical_samples={typical_samples} must be 2 or more: widths come from distances"
-        )
-    if not isinstance(pool_size, Integral) or pool_size < typical_samples:
-        raise MisconfigurationException(
-            f"pool_size={pool_size} must be at least typical_samples={typical_samples}, which are "
-            "chosen from the pool"
-        )
-    if snapshots != "all" and (not isinstance(snapshots, Integral) or snapshots < 1):
-        raise MisconfigurationException(
-            f"snapshots={snapshots!r} must be 'all' or how many to keep, 1 or more"
-        )
-
-
-def _device(name: str) -> torch.device:
-    try:
-        return torch.device(name)
-    except RuntimeError as error:
-        raise ValueError(f"snapshot_device={name!r} is no device: {error}") from error
 
 
 @contextmanager

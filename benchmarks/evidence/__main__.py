@@ -1,0 +1,44 @@
+"""Measure every claim of this project about quality, and write ``benchmarks/RESULTS.md``.
+
+    python benchmarks/evidence [--quick] [--jobs 2] [--out runs/evidence]
+
+Started again it skips the runs that are done. ``--quick`` runs a few batches of each setting, to
+see that everything works, and writes its page into ``--out``.
+"""
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+
+from page import write_page
+from stages import Evidence, ablate, choose, many_tasks, report, tune
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--out", type=Path, default=Path("runs/evidence"), help="folder of runs")
+    parser.add_argument("--jobs", type=int, default=2, help="runs at the same time")
+    parser.add_argument("--quick", action="store_true", help="a few batches of everything")
+    arguments = parser.parse_args()
+    evidence = Evidence(arguments.out, arguments.jobs, arguments.quick)
+    chosen, reports = {}, {}
+    for stream in evidence.streams:
+        chosen[stream.name] = choose(tune(evidence, stream), stream)
+        reports[stream] = report(evidence, stream, chosen[stream.name])
+    page = Path("benchmarks/RESULTS.md")
+    if arguments.quick:
+        page = arguments.out / "RESULTS.md"
+    write_page(
+        page,
+        shlex.join(["python", *sys.argv]),
+        reports,
+        chosen,
+        ablate(evidence),
+        many_tasks(evidence, chosen),
+    )
+    print(f"written: {page}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,186 @@
+"""The protocol of the evidence: streams, methods, trials and seeds, fixed before any run."""
+
+from dataclasses import dataclass
+
+TUNING_SEEDS = (100,)
+REPORT_SEEDS = (0, 1, 2, 3, 4)
+ABLATION_SEEDS = (100, 101, 102)
+PLASTICITY_TOLERANCE = 0.01
+"""Relative: a baseline counts as plastic as RECALL if it is no further below than this."""
+
+
+@dataclass(frozen=True)
+class Stream:
+    """A stream that methods are compared on.
+
+    Attributes:
+        name: Of its recipe in ``recipes/``.
+        title: What it is.
+        domain_incremental: Whether forgetting is compared at matched plasticity there.
+    """
+
+    name: str
+    title: str
+    domain_incremental: bool = True
+
+
+STREAMS = (
+    Stream("digits_permuted", "five permutations of digits' pixels, MLP"),
+    Stream(
+        "digits_split", "five pairs of digits, class-incremental, MLP", domain_incremental=False
+    ),
+    Stream("stdlib_text", "four text domains, tiny Llama; the first is pre-training"),
+    Stream("digits_rotated", "five rotations of digits, tiny ViT; the first is pre-training"),
+)
+
+
+@dataclass(frozen=True)
+class Trials:
+    """What a method is tuned over: one argument, with the same number of values for every method.
+
+    Attributes:
+        argument: Its name in the method's group.
+        values: Four values, in units that its docstring names.
+    """
+
+    argument: str
+    values: tuple[float, ...]
+
+
+QUICK_STREAMS = ("digits_permuted", "digits_split")
+"""What the quick form runs, a few batches each and with the first rows of each ablation."""
+
+TUNED = {
+    "low_lr": Trials("factor", (0.03, 0.1, 0.3, 0.6)),
+    "l2": Trials("strength", (0.01, 0.1, 1.0, 10.0)),
+    "sfa": Trials("strength", (0.1, 0.2, 0.4, 0.6)),
+    "wise_ft": Trials("strength", (0.2, 0.4, 0.6, 0.8)),
+    "ewc": Trials("strength", (1e3, 1e4, 1e5, 1e6)),
+    "lwf": Trials("strength", (0.3, 1.0, 3.0, 10.0)),
+    "hft": Trials("fraction", (0.3, 0.5, 0.8, 0.95)),
+    "adaptive": Trials("strength", (0.1, 0.2, 0.4, 0.6)),
+    "recall_paper": Trials("temperature", (0.1, 0.3, 1.0, 3.0)),
+    "recall_paper_loop": Trials("temperature", (0.1, 0.3, 1.0, 3.0)),
+    "recall": Trials("new_inputs", (0.25, 0.5, 1.0, 2.0)),
+}
+UNTUNED = ("finetune", "joint", "replay")
+"""What has nothing to tune; replay stores 100 samples of each task."""
+
+REPLAY = "--replay.per_task 100"
+COMPARED = ("sfa", "wise_ft", "ewc", "l2", "lwf", "recall_paper")
+"""The baselines that RECALL is measured against at matched plasticity."""
+
+ORDER = (
+    "finetune",
+    "joint",
+    "replay",
+    "low_lr",
+    "l2",
+    "ewc",
+    "lwf",
+    "hft",
+    "sfa",
+    "wise_ft",
+    "adaptive",
+    "recall_paper",
+    "recall_paper_loop",
+    "recall",
+)
+
+ABLATED_STREAM = "digits_permuted"
+_LOOP = "recall_paper_loop:"
+_RECALL = "recall:"
+ABLATIONS: dict[str, dict[str, str]] = {
+    "Interval between merges": {
+        f"every {every}": f"{_RECALL}--recall.every {every}" for every in (1.0, 0.5, 0.25, 0.1)
+    },
+    "What new inputs count (λ of the subspace rule)": {
+        str(value): f"{_RECALL}--recall.new_inputs {value}" for value in (0.25, 0.5, 1.0, 2.0, 4.0)
+    },
+    "Strength in the loop": {
+        str(value): f"{_RECALL}--recall.strength {value}" for value in (0.3, 1.0)
+    },
+    "Rule in the loop, subspace at the end": {
+        "none": f"{_RECALL}--recall.every 1.0",
+        "uniform 0.1": f"{_RECALL}--recall.rule uniform --recall.strength 0.1",
+        "rbf, strength 0.3": f"{_RECALL}--recall.rule rbf --recall.strength 0.3",
+        "importance": f"{_RECALL}--recall.rule importance",
+        "rbf*importance": f"{_RECALL}--recall.rule rbf*importance",
+        "subspace, strength 0.3": f"{_RECALL}--recall.rule subspace --recall.strength 0.3",
+    },
+    "Rule at the end": {
+        "subspace": f"{_RECALL}",
+        "importance": f"{_RECALL}--recall.end_rule importance",
+        "rbf": f"{_RECALL}--recall.end_rule rbf",
+        "uniform": f"{_RECALL}--recall.end_rule uniform",
+        "as in the loop": f"{_RECALL}--recall.end_rule null",
+    },
+    "Last merge": {
+        "on": f"{_RECALL}",
+        "off": f"{_RECALL}--recall.at_task_end false",
+        "rbf loop, on": f"{_LOOP}",
+        "rbf loop, off": (
+            f"{_RECALL}--recall.rule rbf --recall.strength 1.0 --recall.end_rule rbf "
+            "--recall.at_task_end false"
+        ),
+    },
+    "Optimizer state after a merge": {
+        "kept": f"{_RECALL}",
+        "reset": f"{_RECALL}--recall.optimizer_state reset",
+    },
+    "Source of importance": {
+        source: f"{_RECALL}--recall.rule importance --recall.importance_source {source}"
+        for source in ("optimizer", "gradients")
+    },
+    "Batches that moments are measured on": {
+        str(batches): f"{_RECALL}--recall.moment_batches {batches}" for batches in (2, 8, 32)
+    },
+    "Rank of moments": {
+        "full": f"{_RECALL}",
+        **{
+            f"rank {rank} plus diagonal": (
+                f"{_RECALL}--recall.moment_width 8 --recall.moment_rank {rank}"
+            )
+            for rank in (4, 16, 64)
+        },
+    },
+    "Temperature (the paper's rule in the loop)": {
+        f"τ = {tau}": f"{_LOOP}--recall_paper_loop.temperature {tau}"
+        for tau in (0.1, 0.3, 1.0, 3.0)
+    },
+    "Width of the kernel (the paper's rule in the loop)": {
+        f"σ = {sigma}": f"{_LOOP}--recall_paper_loop.sigma {sigma}"
+        for sigma in ("median", 0.3, 1.0, 3.0)
+    },
+    "Number of typical samples (the paper's rule in the loop)": {
+        str(count): f"{_LOOP}--recall_paper_loop.typical_samples {count}" for count in (4, 32, 128)
+    },
+    "Choice of typical samples (the paper's rule in the loop)": {
+        sampling: (
+            f"{_RECALL}--recall.rule rbf --recall.strength 1.0 --recall.end_rule rbf "
+            f"--recall.sampling {sampling}"
+        )
+        for sampling in ("k-means", "random")
+    },
+    "Which layers (the paper's rule in the loop)": {
+        "all": f"{_LOOP}",
+        **{
+            f"{name} only": (
+                f"{_RECALL}--recall.rule rbf --recall.end_rule null --recall.strength "
+                f'\'{{"*{layer}*": 1.0, "*": 0.0}}\''
+            )
+            for name, layer in (("first", "hidden_1"), ("middle", "hidden_2"), ("last", "output"))
+        },
+    },
+}
+
+TEXT_ABLATIONS: dict[str, dict[str, str]] = {
+    "Source of old moments (stdlib_text)": {
+        source: f"{_RECALL}--recall.moment_source {source}" for source in ("task", "generated")
+    },
+}
+
+MANY_TASKS = {"digits_permuted": "MLP", "digits_rotated": "transformer"}
+MANY_TASKS_EPOCHS = {"digits_permuted": "8", "digits_rotated": "[15,5,5,5,5,5,5,5,5,5]"}
+MANY_TASKS_METHODS = ("finetune", "joint", "replay", "ewc", "recall")
+MANY_TASKS_SEEDS = (0, 1, 2)

@@ -1,0 +1,182 @@
+"""What is run: each stage is one ``recall-lightning compare``, which skips what is done."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from choose import best_value, matched_value, rounded
+from protocol import (
+    ABLATED_STREAM,
+    ABLATION_SEEDS,
+    ABLATIONS,
+    COMPARED,
+    MANY_TASKS,
+    MANY_TASKS_EPOCHS,
+    MANY_TASKS_METHODS,
+    MANY_TASKS_SEEDS,
+    ORDER,
+    QUICK_STREAMS,
+    REPLAY,
+    REPORT_SEEDS,
+    STREAMS,
+    TEXT_ABLATIONS,
+    TUNED,
+    TUNING_SEEDS,
+    UNTUNED,
+    Stream,
+)
+
+from recall_lightning.compare.results import Run, confidence_interval, load_runs
+
+MATCHED = " at matched plasticity"
+QUICK = ("--trainer.limit_train_batches", "3", "--trainer.limit_val_batches", "1")
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Where runs go and how many there are.
+
+    Attributes:
+        out: Folder of all runs.
+        jobs: Runs at the same time.
+        quick: Whether to run a few batches of less of everything, to see that it works.
+    """
+
+    out: Path
+    jobs: int
+    quick: bool
+
+    @property
+    def streams(self) -> list[Stream]:
+        """The streams to compare on."""
+        return [s for s in STREAMS if not self.quick or s.name in QUICK_STREAMS]
+
+    def seeds(self, full: Sequence[int]) -> str:
+        """Return seeds as ``compare`` takes them."""
+        return "".join(f"{seed}," for seed in (full[:1] if self.quick else full))
+
+    def compare(
+        self,
+        stream: str,
+        stage: str,
+        variants: Mapping[str, str],
+        seeds: Sequence[int],
+        extra: Sequence[str] = (),
+    ) -> list[Run]:
+        """Run variants (label to ``METHOD:ARGUMENTS``) of a recipe, and return all runs."""
+        folder = self.out / stream / stage
+        command = [sys.executable, "-m", "recall_lightning.cli", "compare"]
+        command += ["-c", f"recipes/{stream}.yaml", "--methods", ""]
+        command += ["--seeds", self.seeds(seeds), "--jobs", str(self.jobs), "--out", str(folder)]
+        for label, arguments in variants.items():
+            command += ["--variant", f"{label}={arguments}"]
+        command += ["--", *_arguments(stream, self.quick), *extra]
+        print(f"{stream}, {stage}: {len(variants)} settings", flush=True)
+        if subprocess.call(command, env={**os.environ, "COLUMNS": "100"}):
+            sys.exit(f"{stream}, {stage}: a run failed; start again to go on from there")
+        wanted = set(seeds)
+        return [run for run in load_runs(folder) if run.label in variants and run.seed in wanted]
+
+
+def _arguments(stream: str, quick: bool) -> tuple[str, ...]:
+    text = stream == "stdlib_text"
+    # the recipe validates four times an epoch, for its figure
+    checked = ("--trainer.val_check_interval", "1.0") if text else ()
+    if not quick:
+        return checked
+    checked = checked or ("--trainer.check_val_every_n_epoch", "1")
+    return (*QUICK, *checked, "--data.init_args.epochs_per_task", "1")
+
+
+def tune(evidence: Evidence, stream: Stream) -> list[Run]:
+    """Run every method's trials on the tuning seeds."""
+    variants = {
+        f"{method} {value:g}": setting(method, value)
+        for method, trials in TUNED.items()
+        for value in trials.values
+    }
+    return evidence.compare(stream.name, "tune", variants, TUNING_SEEDS)
+
+
+def setting(method: str, value: float) -> str:
+    """Return a method with a value of what it is tuned over, as ``compare --variant`` takes it."""
+    return f"{method}:--{method}.{TUNED[method].argument} {rounded(value)}"
+
+
+def _means(tuning: Sequence[Run], method: str, metric: str) -> dict[float, float]:
+    means = {}
+    for value in TUNED[method].values:
+        own = [r.metrics[metric] for r in tuning if r.label == f"{method} {value:g}"]
+        means[value] = confidence_interval(own).mean
+    return means
+
+
+def choose(tuning: Sequence[Run], stream: Stream) -> dict[str, str]:
+    """Choose every method's setting by its average score on the tuning seeds.
+
+    The baselines that RECALL is measured against have a second one, of RECALL's plasticity there.
+
+    Returns:
+        Label to setting; ``recall`` is RecallCallback as it is. What tuning would have chosen is
+        ``recall tuned``, where that is another value.
+    """
+    higher = tuning[0].higher_is_better
+    chosen = {
+        method: setting(method, best_value(_means(tuning, method, "average"), higher))
+        for method in TUNED
+    }
+    labels = {
+        **{method: f"{method}:{REPLAY if method == 'replay' else ''}" for method in UNTUNED},
+        **{method: chosen[method] for method in TUNED if method != "recall"},
+        "recall": "recall:",
+    }
+    ordered = {method: labels[method] for method in ORDER}
+    if chosen["recall"] != setting("recall", DEFAULT_NEW_INPUTS):
+        ordered["recall tuned"] = chosen["recall"]
+    if stream.domain_incremental:
+        default = _means(tuning, "recall", "plasticity")[DEFAULT_NEW_INPUTS]
+        for method in COMPARED:
+            value = matched_value(_means(tuning, method, "plasticity"), default)
+            ordered[method + MATCHED] = setting(method, value)
+    return ordered
+
+
+DEFAULT_NEW_INPUTS = 1.0
+"""RecallCallback's own value, which is among those that it is tuned over."""
+
+
+def report(evidence: Evidence, stream: Stream, chosen: Mapping[str, str]) -> list[Run]:
+    """Run the chosen settings on the seeds that are reported."""
+    return evidence.compare(stream.name, "report", chosen, REPORT_SEEDS)
+
+
+def ablate(evidence: Evidence) -> dict[str, list[Run]]:
+    """Run the ablations on tuning seeds; return the runs of each table."""
+    tables: dict[str, list[Run]] = {}
+    for stream, ablations in ((ABLATED_STREAM, ABLATIONS), ("stdlib_text", TEXT_ABLATIONS)):
+        if evidence.quick and stream not in QUICK_STREAMS:
+            continue
+        variants = {
+            f"{title}: {label}": arguments
+            for title, rows in ablations.items()
+            for label, arguments in list(rows.items())[: 2 if evidence.quick else None]
+        }
+        runs = evidence.compare(stream, "ablations", variants, ABLATION_SEEDS)
+        tables |= {
+            title: [r for r in runs if r.label.startswith(f"{title}: ")] for title in ablations
+        }
+    return tables
+
+
+def many_tasks(evidence: Evidence, chosen: Mapping[str, Mapping[str, str]]) -> dict[str, list[Run]]:
+    """Run ten tasks instead of five, with the settings chosen for five."""
+    runs = {}
+    for stream in [name for name in MANY_TASKS if name in chosen]:
+        variants = {method: chosen[stream][method] for method in MANY_TASKS_METHODS}
+        epochs = "1" if evidence.quick else MANY_TASKS_EPOCHS[stream]
+        extra = ("--data.init_args.num_tasks", "10", "--data.init_args.epochs_per_task", epochs)
+        runs[stream] = evidence.compare(stream, "ten_tasks", variants, MANY_TASKS_SEEDS, extra)
+    return runs

@@ -1,0 +1,75 @@
+"""What the arguments of RecallCallback may be; each function raises a ValueError."""
+
+from numbers import Integral, Real
+
+import torch
+
+from recall_lightning.merging.block_settings import Setting, numbers_of
+from recall_lightning.merging.rules import MergeRule, RuleOptions, rule_by_name
+
+
+def rule_of(argument: str, given: object, options: RuleOptions) -> MergeRule:
+    """Return a rule that was given by name or as an object."""
+    if isinstance(given, str):
+        return rule_by_name(given, options)
+    if not isinstance(given, MergeRule):
+        raise ValueError(f"{argument}={given!r} must be the name of a rule or a MergeRule object")
+    return given
+
+
+def check_decides_about(snapshots: int | str, rule: MergeRule) -> None:
+    """Refuse a rule that cannot decide about as many snapshots as are kept."""
+    decides_jointly = type(rule).joint_coefficients is not MergeRule.joint_coefficients
+    if snapshots != 1 and not decides_jointly:
+        raise ValueError(
+            f"snapshots={snapshots!r} needs a rule that decides about several, and end_rule too: "
+            f"use snapshots=1, rule='rbf' with end_rule='rbf', or define joint_coefficients of "
+            f"{type(rule).__name__}"
+        )
+
+
+def check_strength(strength: Setting) -> None:
+    """Refuse a strength outside [0, 1]."""
+    for value in numbers_of(strength):
+        if not 0 <= value <= 1:
+            raise ValueError(f"strength={value!r} must lie in [0, 1]: it multiplies coefficients")
+
+
+def check_names(sampling: str, optimizer_state: str) -> None:
+    """Refuse names that are none of an argument's."""
+    for name, value, known in [
+        ("sampling", sampling, ("k-means", "random")),
+        ("optimizer_state", optimizer_state, ("keep", "reset")),
+    ]:
+        if value not in known:
+            raise ValueError(f"{name}={value!r} is unknown: use {' or '.join(map(repr, known))}")
+
+
+def check_numbers(every: object, typical_samples: int, pool_size: int, snapshots: object) -> None:
+    """Refuse numbers out of their range."""
+    steps = isinstance(every, Integral) and not isinstance(every, bool) and int(every) > 0
+    fraction = isinstance(every, Real) and not isinstance(every, Integral) and 0 < float(every) <= 1
+    if not steps and not fraction:
+        raise ValueError(
+            f"every={every!r} must be a fraction of the task in (0, 1] (float) or a positive "
+            "number of optimizer steps (int)"
+        )
+    if not isinstance(typical_samples, Integral) or typical_samples < 2:
+        raise ValueError(
+            f"typical_samples={typical_samples} must be 2 or more: widths come from distances"
+        )
+    if not isinstance(pool_size, Integral) or pool_size < typical_samples:
+        raise ValueError(
+            f"pool_size={pool_size} must be at least typical_samples={typical_samples}, which are "
+            "chosen from the pool"
+        )
+    if snapshots != "all" and (not isinstance(snapshots, Integral) or snapshots < 1):
+        raise ValueError(f"snapshots={snapshots!r} must be 'all' or how many to keep, 1 or more")
+
+
+def device_of(name: str) -> torch.device:
+    """Return the device of a name."""
+    try:
+        return torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"snapshot_device={name!r} is no device: {error}") from error
