@@ -1,5 +1,6 @@
 """The page of results, ``benchmarks/RESULTS.md``, and its figures."""
 
+import math
 import os
 import platform
 from collections.abc import Mapping, Sequence
@@ -13,7 +14,6 @@ from protocol import (
     MANY_TASKS,
     MANY_TASKS_METHODS,
     PLASTICITY_TOLERANCE,
-    REPORT_SEEDS,
     Stream,
 )
 from stages import MATCHED
@@ -60,22 +60,27 @@ def write_page(
         tasks_figure(many, figures / "many_tasks.png")
         parts += ["## Ten tasks", _MANY, "![ten tasks](results/many_tasks.png)"]
         for stream_name, runs in many.items():
-            parts += [f"{stream_name} ({MANY_TASKS[stream_name]}):", _scores(runs)]
+            about = f"{stream_name} ({MANY_TASKS[stream_name]}), seeds {_seeds(runs)}:"
+            parts += [about, _scores(runs)]
     if ablations:
         parts += ["## Ablations", _ABLATIONS]
         for title, runs in ablations.items():
-            parts += [f"### {title}", _ablation_table(title, runs)]
+            parts += [f"### {title}", f"Seeds {_seeds(runs)}.", _ablation_table(title, runs)]
     path.write_text("\n\n".join(parts) + "\n")
 
 
 _MANY = (
     "The average score on the tasks seen so far, after each of ten tasks, with the settings chosen "
-    "for fewer; seeds 0, 1, 2."
+    "for fewer."
 )
 _ABLATIONS = (
-    "On tuning seeds (100, 101, 102), so that nothing is chosen by what is reported above; on "
-    "digits_permuted where no other stream is named."
+    "On tuning seeds, so that nothing is chosen by what is reported above; on digits_permuted "
+    "where no other stream is named."
 )
+
+
+def _seeds(runs: Sequence[Run]) -> str:
+    return ", ".join(map(str, sorted({run.seed for run in runs})))
 
 
 def _machine() -> str:
@@ -109,7 +114,9 @@ def _glance(reports: Mapping[Stream, Sequence[Run]]) -> str:
         loop = paired_difference(
             by_seed(runs, "recall_paper_loop", "average"), by_seed(runs, "recall_paper", "average")
         )
-        rows.append([stream.name, gap, tuned, replay, cell(loop, planned, sign="+")])
+        better = "higher" if runs[0].higher_is_better else "lower"
+        difference = f"{cell(loop, planned, sign='+')} ({better} is better)"
+        rows.append([stream.name, gap, tuned, replay, difference])
     heads = [
         "stream",
         "gap closed, %: recall",
@@ -131,7 +138,7 @@ def _stream_part(
     settings = [[label, f"`{text.partition(':')[2]}`"] for label, text in chosen.items()]
     parts = [
         f"## {stream.name}: {stream.title}",
-        f"{first.monitor}, {direction} is better; seeds {', '.join(map(str, REPORT_SEEDS))}.",
+        f"{first.monitor}, {direction} is better; seeds {_seeds(shown)}.",
         _scores(shown),
         f"![stability and plasticity](results/{stream.name}.png)",
         "What it takes:",
@@ -178,14 +185,14 @@ def _matched(runs: Sequence[Run]) -> str:
 
 def _verdict(runs: Sequence[Run], best: tuple[float, str] | None, planned: int) -> str:
     if best is None:
-        return "No baseline is as plastic as recall."
+        return "None of these is as plastic as recall."
     own, theirs = (by_seed(runs, label, "forgetting") for label in ("recall", best[1]))
     difference = paired_difference(own, theirs)
     ratio = confidence_interval(own.values()).mean / best[0] if best[0] else float("nan")
     half = at_most_half(list(own.values()), list(theirs.values()))
     excludes = difference.mean + difference.half_width < 0
     return (
-        f"The least forgetting of a baseline as plastic as recall is that of {best[1]}: recall "
+        f"Of these, the least forgetting at recall's plasticity is that of {best[1]}: recall "
         f"forgets {ratio:.2f} times as much ({'at most' if half else 'more than'} half), paired "
         f"difference {cell(difference, planned, sign='+')}, an interval that "
         f"{'excludes' if excludes else 'does not exclude'} zero."
@@ -229,5 +236,5 @@ def tasks_figure(many: Mapping[str, Sequence[Run]], path: Path) -> None:
 
 
 def _averages(run: Run) -> list[float]:
-    rows = [[score or 0.0 for score in row] for row in run.matrix]
+    rows = [[math.nan if score is None else score for score in row] for row in run.matrix]
     return [sum(row[: i + 1]) / (i + 1) for i, row in enumerate(rows)]

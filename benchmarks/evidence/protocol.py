@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 TUNING_SEEDS = (100,)
 REPORT_SEEDS = (0, 1, 2, 3, 4)
-ABLATION_SEEDS = (100, 101, 102)
-PLASTICITY_TOLERANCE = 0.01
+ABLATION_SEEDS = (100,)
+PLASTICITY_TOLERANCE = 0.02
 """Relative: a baseline counts as plastic as RECALL if it is no further below than this."""
 
 
@@ -17,20 +17,29 @@ class Stream:
         name: Of its recipe in ``recipes/``.
         title: What it is.
         domain_incremental: Whether forgetting is compared at matched plasticity there.
+        left_out: Methods that are not run there, to save time.
     """
 
     name: str
     title: str
     domain_incremental: bool = True
+    left_out: tuple[str, ...] = ()
 
 
+_SLOW = ("low_lr", "hft", "adaptive")
 STREAMS = (
     Stream("digits_permuted", "five permutations of digits' pixels, MLP"),
     Stream(
         "digits_split", "five pairs of digits, class-incremental, MLP", domain_incremental=False
     ),
-    Stream("stdlib_text", "four text domains, tiny Llama; the first is pre-training"),
-    Stream("digits_rotated", "five rotations of digits, tiny ViT; the first is pre-training"),
+    Stream(
+        "stdlib_text", "four text domains, tiny Llama; the first is pre-training", left_out=_SLOW
+    ),
+    Stream(
+        "digits_rotated",
+        "five rotations of digits, tiny ViT; the first is pre-training",
+        left_out=_SLOW,
+    ),
 )
 
 
@@ -55,7 +64,7 @@ TUNED = {
     "l2": Trials("strength", (0.01, 0.1, 1.0, 10.0)),
     "sfa": Trials("strength", (0.1, 0.2, 0.4, 0.6)),
     "wise_ft": Trials("strength", (0.2, 0.4, 0.6, 0.8)),
-    "ewc": Trials("strength", (1e3, 1e4, 1e5, 1e6)),
+    "ewc": Trials("strength", (30.0, 300.0, 3000.0, 30000.0)),
     "lwf": Trials("strength", (0.3, 1.0, 3.0, 10.0)),
     "hft": Trials("fraction", (0.3, 0.5, 0.8, 0.95)),
     "adaptive": Trials("strength", (0.1, 0.2, 0.4, 0.6)),
@@ -110,10 +119,8 @@ ABLATIONS: dict[str, dict[str, str]] = {
     },
     "Rule at the end": {
         "subspace": f"{_RECALL}",
-        "importance": f"{_RECALL}--recall.end_rule importance",
+        "importance, as in the loop": f"{_RECALL}--recall.end_rule null",
         "rbf": f"{_RECALL}--recall.end_rule rbf",
-        "uniform": f"{_RECALL}--recall.end_rule uniform",
-        "as in the loop": f"{_RECALL}--recall.end_rule null",
     },
     "Last merge": {
         "on": f"{_RECALL}",
@@ -145,11 +152,10 @@ ABLATIONS: dict[str, dict[str, str]] = {
         },
     },
     "Temperature (the paper's rule in the loop)": {
-        f"τ = {tau}": f"{_LOOP}--recall_paper_loop.temperature {tau}"
-        for tau in (0.1, 0.3, 1.0, 3.0)
+        f"τ {tau}": f"{_LOOP}--recall_paper_loop.temperature {tau}" for tau in (0.1, 0.3, 1.0, 3.0)
     },
     "Width of the kernel (the paper's rule in the loop)": {
-        f"σ = {sigma}": f"{_LOOP}--recall_paper_loop.sigma {sigma}"
+        f"σ {sigma}": f"{_LOOP}--recall_paper_loop.sigma {sigma}"
         for sigma in ("median", 0.3, 1.0, 3.0)
     },
     "Number of typical samples (the paper's rule in the loop)": {
@@ -169,7 +175,7 @@ ABLATIONS: dict[str, dict[str, str]] = {
                 f"{_RECALL}--recall.rule rbf --recall.end_rule null --recall.strength "
                 f'\'{{"*{layer}*": 1.0, "*": 0.0}}\''
             )
-            for name, layer in (("first", "hidden_1"), ("middle", "hidden_2"), ("last", "output"))
+            for name, layer in (("first", "hidden_1"), ("second", "hidden_2"), ("output", "output"))
         },
     },
 }
@@ -181,6 +187,6 @@ TEXT_ABLATIONS: dict[str, dict[str, str]] = {
 }
 
 MANY_TASKS = {"digits_permuted": "MLP", "digits_rotated": "transformer"}
-MANY_TASKS_EPOCHS = {"digits_permuted": "8", "digits_rotated": "[15,5,5,5,5,5,5,5,5,5]"}
-MANY_TASKS_METHODS = ("finetune", "joint", "replay", "ewc", "recall")
-MANY_TASKS_SEEDS = (0, 1, 2)
+MANY_TASKS_EPOCHS = {"digits_permuted": "8", "digits_rotated": "[9,3,3,3,3,3,3,3,3,3]"}
+MANY_TASKS_METHODS = ("finetune", "joint", "ewc", "recall")
+MANY_TASKS_SEEDS = (0, 1)

@@ -75,10 +75,15 @@ class Evidence:
             command += ["--variant", f"{label}={arguments}"]
         command += ["--", *_arguments(stream, self.quick), *extra]
         print(f"{stream}, {stage}: {len(variants)} settings", flush=True)
-        if subprocess.call(command, env={**os.environ, "COLUMNS": "100"}):
+        code = subprocess.call(command, env={**os.environ, "COLUMNS": "100"})
+        if code == 2:
+            sys.exit(f"{stream}, {stage}: the comparison could not start, see above")
+        if code:
             sys.exit(f"{stream}, {stage}: a run failed; start again to go on from there")
         wanted = set(seeds)
-        return [run for run in load_runs(folder) if run.label in variants and run.seed in wanted]
+        rows = list(variants)
+        found = [run for run in load_runs(folder) if run.label in rows and run.seed in wanted]
+        return sorted(found, key=lambda run: (rows.index(run.label), run.seed))
 
 
 def _arguments(stream: str, quick: bool) -> tuple[str, ...]:
@@ -96,6 +101,7 @@ def tune(evidence: Evidence, stream: Stream) -> list[Run]:
     variants = {
         f"{method} {value:g}": setting(method, value)
         for method, trials in TUNED.items()
+        if method not in stream.left_out
         for value in trials.values
     }
     return evidence.compare(stream.name, "tune", variants, TUNING_SEEDS)
@@ -107,10 +113,12 @@ def setting(method: str, value: float) -> str:
 
 
 def _means(tuning: Sequence[Run], method: str, metric: str) -> dict[float, float]:
+    """Return a metric's mean by trial; without those that diverged, whose metrics are missing."""
     means = {}
     for value in TUNED[method].values:
-        own = [r.metrics[metric] for r in tuning if r.label == f"{method} {value:g}"]
-        means[value] = confidence_interval(own).mean
+        runs = [run for run in tuning if run.label == f"{method} {value:g}"]
+        if all(metric in run.metrics for run in runs):
+            means[value] = confidence_interval(run.metrics[metric] for run in runs).mean
     return means
 
 
@@ -127,13 +135,14 @@ def choose(tuning: Sequence[Run], stream: Stream) -> dict[str, str]:
     chosen = {
         method: setting(method, best_value(_means(tuning, method, "average"), higher))
         for method in TUNED
+        if method not in stream.left_out
     }
     labels = {
         **{method: f"{method}:{REPLAY if method == 'replay' else ''}" for method in UNTUNED},
-        **{method: chosen[method] for method in TUNED if method != "recall"},
+        **chosen,
         "recall": "recall:",
     }
-    ordered = {method: labels[method] for method in ORDER}
+    ordered = {method: labels[method] for method in ORDER if method in labels}
     if chosen["recall"] != setting("recall", DEFAULT_NEW_INPUTS):
         ordered["recall tuned"] = chosen["recall"]
     if stream.domain_incremental:

@@ -6,7 +6,7 @@ from typing import Any, Literal
 import torch
 from lightning.fabric.utilities.apply_func import move_data_to_device
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -18,7 +18,9 @@ from recall_lightning.snapshots import named_weights
 class Importance:
     """The importance of every weight's elements: squared gradients, summed over tasks.
 
-    Of each task it is divided by its mean over the model, so that tasks count alike.
+    Of each task it is divided by its mean over the model, so that tasks count alike. Adam's mean
+    reaches back over the boundary where a task has fewer steps than 1 / (1 − β₂): there
+    ``"gradients"`` tells tasks apart better.
 
     Args:
         source: ``"optimizer"`` reads Adam's running mean of squared gradients, ``exp_avg_sq``, at
@@ -86,12 +88,17 @@ class Importance:
             added = self._gradients.mean()
         total = sum(float(tensor.double().sum()) for tensor in added.values())
         mean = total / max(1, sum(tensor.numel() for tensor in added.values()))
-        if 0 < mean < math.inf:
-            for name, tensor in added.items():
-                own, earlier = tensor.float() / mean, self.by_name.get(name)
-                if earlier is not None and earlier.shape == own.shape:
-                    own += earlier
-                self.by_name[name] = own
+        if not 0 < mean < math.inf:
+            rank_zero_warn(
+                "the task's squared gradients are none, zero or not finite (a fit that stopped "
+                "early?): its importance is left out of later merges"
+            )
+            return
+        for name, tensor in added.items():
+            own, earlier = tensor.float() / mean, self.by_name.get(name)
+            if earlier is not None and earlier.shape == own.shape:
+                own += earlier
+            self.by_name[name] = own
         self.tasks += 1
 
     def state_dict(self) -> dict[str, Any]:
@@ -142,6 +149,7 @@ def optimizer_importance(
     """
     names = {id(weight): name for name, weight in named_weights(pl_module).items()}
     found: dict[str, Tensor] = {}
+    without: list[str] = []
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             for parameter in group["params"]:
@@ -152,14 +160,19 @@ def optimizer_importance(
                     or not isinstance(second, Tensor)
                     or second.shape != parameter.shape
                 ):
+                    # an Adam without any state has not stepped yet
+                    stepped = bool(state) or "betas" not in optimizer.defaults
+                    if name is not None and parameter.grad is not None and stepped:
+                        without.append(name)
                     continue
                 beta, steps = group.get("betas", (0.0, 0.0))[1], float(state.get("step", 0))
                 unbiased = 1 - beta**steps if steps else 1.0
                 found[name] = second.detach().float() / unbiased
-    if not found:
+    if not found or without:
         kinds = ", ".join(type(optimizer).__name__ for optimizer in optimizers)
+        of = f" of {without[0]!r}" if found else ""
         raise ValueError(
             f"the importance of weights is read from Adam's exp_avg_sq, which {kinds} does not "
-            "keep: use importance_source='gradients'"
+            f"keep{of}: use importance_source='gradients'"
         )
     return found

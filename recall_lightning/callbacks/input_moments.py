@@ -99,6 +99,14 @@ class InputMoments:
         self._restored = []
         self._fit_to_maps()
 
+    def check_source(self, pl_module: LightningModule) -> None:
+        """Refuse generated sequences of a model that cannot generate."""
+        if self.source == "generated" and find_generator(pl_module) is None:
+            raise ValueError(
+                "moment_source='generated' needs a causal language model of Hugging Face, which "
+                f"{type(pl_module).__name__} does not hold: use moment_source='task'"
+            )
+
     def keep(self, batch: Any) -> None:
         """Keep a training batch in place of the oldest."""
         if self._restored and None not in self._restored:
@@ -135,11 +143,12 @@ class InputMoments:
 
     def end_task(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Add the inputs of the task that ends, under the merged weights."""
-        generated = self.source == "generated" and find_generator(pl_module) is not None
-        measure = self._measure_generated if generated else self.measure
+        if not self._recent:  # a resume after the task's last batch
+            rank_zero_warn("no batch of the task was seen: later merges know nothing of its inputs")
+            return
+        measure = self._measure_generated if self.source == "generated" else self.measure
         self._add(measure(trainer, pl_module))
         self.tasks += 1
-        self._recent.clear()
 
     def _add(self, measured: Mapping[str, Moments]) -> None:
         unusable = []
@@ -216,7 +225,7 @@ class InputMoments:
         return {
             "old": {name: moments.state_dict() for name, moments in self.old.items()},
             "tasks": self.tasks,
-            "recent": [only_tensors(batch) for batch in self._recent],
+            "recent": self._restored or [only_tensors(batch) for batch in self._recent],
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -117,8 +117,7 @@ class RecallCallback(TaskAwareCallback):
             rank ``moment_rank`` plus a diagonal.
         moment_rank: That rank.
         moment_source: ``"task"``, or ``"generated"`` for sequences that a causal language model
-            writes itself at its task's end, where nothing of the data may be kept, not even
-            moments.
+            writes itself at a task's end, where not even moments of the data may be kept after it.
         optimizer_state: ``"keep"``, or ``"reset"`` to have the optimizer forget its running means
             of merged weights after every merge.
         typical_samples: How many typical samples to measure on, per process. More make the
@@ -179,7 +178,7 @@ class RecallCallback(TaskAwareCallback):
         with _misconfiguration():
             check_numbers(every, typical_samples, pool_size, snapshots)
             check_names(sampling, optimizer_state)
-            check_strength(strength)
+            check_strength(strength, rule)
             self.snapshot_device = None if snapshot_device is None else device_of(snapshot_device)
             self.rule = rule_of("rule", rule, options)
             self.end_rule = None if end_rule is None else rule_of("end_rule", end_rule, options)
@@ -251,8 +250,8 @@ class RecallCallback(TaskAwareCallback):
             strategy, (SingleDeviceStrategy, DDPStrategy)
         ):
             raise MisconfigurationException(
-                f"RecallCallback does not support {type(strategy).__name__}, which shards or hides "
-                "the weights it merges: use Trainer(strategy='ddp') or a single device"
+                f"{type(self).__name__} does not support {type(strategy).__name__}, which shards "
+                "or hides the weights it merges: use Trainer(strategy='ddp') or a single device"
             )
         endless = trainer.max_epochs == -1 and trainer.max_steps == -1
         if stage == "fit" and endless and not isinstance(self.every, Integral):

@@ -10,6 +10,11 @@ from recall_lightning.merging.rules import MergeRule, RuleOptions, rule_by_name
 
 def rule_of(argument: str, given: object, options: RuleOptions) -> MergeRule:
     """Return a rule that was given by name or as an object."""
+    if given == "uniform" and argument == "end_rule":
+        raise ValueError(
+            "end_rule='uniform' has no weight and would undo the whole task: give it one, "
+            "end_rule=UniformRule(0.3), or use end_rule=None for that of the loop"
+        )
     if isinstance(given, str):
         return rule_by_name(given, options)
     if not isinstance(given, MergeRule):
@@ -28,8 +33,13 @@ def check_decides_about(snapshots: int | str, rule: MergeRule) -> None:
         )
 
 
-def check_strength(strength: Setting) -> None:
-    """Refuse a strength outside [0, 1]."""
+def check_strength(strength: Setting, rule: object) -> None:
+    """Refuse a strength outside [0, 1], and one that would undo all training."""
+    if rule == "uniform" and set(numbers_of(strength)) == {1.0}:
+        raise ValueError(
+            "rule='uniform' with strength=1 puts the snapshot back at every merge: give a smaller "
+            "strength, such as 0.2"
+        )
     for value in numbers_of(strength):
         if not 0 <= value <= 1:
             raise ValueError(f"strength={value!r} must lie in [0, 1]: it multiplies coefficients")

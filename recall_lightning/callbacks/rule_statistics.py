@@ -72,6 +72,8 @@ class RuleStatistics:
 
         The first task forgets what another run has left.
         """
+        if self.uses_moments:
+            self.moments.check_source(pl_module)
         self.importance.start_task(task)
         self.moments.start_task(task)
         if snapshots and self.uses_importance and not self.importance.by_name:

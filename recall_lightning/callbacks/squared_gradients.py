@@ -24,6 +24,18 @@ def optimized_weights(optimizer: Optimizer, module: nn.Module) -> dict[str, Tens
     return {name: weight for name, weight in named_weights(module).items() if id(weight) in owned}
 
 
+def amp_scale(optimizer: Optimizer, module: nn.Module) -> float:
+    """Return what AMP has scaled an optimizer's gradients by before its step, 1 where it is undone.
+
+    Under 16-mixed, fused optimizers undo the scale within their step, others before it.
+    """
+    trainer = getattr(module, "_trainer", None)
+    scaler = getattr(getattr(trainer, "precision_plugin", None), "scaler", None)
+    if scaler is None or not getattr(optimizer, "_step_supports_amp_scaling", False):
+        return 1.0
+    return float(scaler.get_scale())
+
+
 class SquaredGradients:
     """The mean of each weight's squared gradient over the last optimizer steps of a task.
 
@@ -85,6 +97,7 @@ class SquaredGradients:
         if task.task_steps is not None and task.task_steps - task.step_in_task > self.steps:
             return
         weights = optimized_weights(optimizer, pl_module)
+        scale = amp_scale(optimizer, pl_module)
         gradients = {n: _dense(w.grad) for n, w in weights.items() if w.grad is not None}
         if not torch.nn.utils.get_total_norm(list(gradients.values())).isfinite():
             return
@@ -97,7 +110,7 @@ class SquaredGradients:
             share = 1 / min(self._counts[name], self.steps)
             mean.mul_(1 - share)
             if name in gradients:
-                gradient = gradients[name].float()
+                gradient = gradients[name].float() / scale
                 mean.addcmul_(gradient, gradient, value=share)
 
     def mean(self) -> dict[str, Tensor]:

@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 from conftest import Plain, loader, quiet_trainer
@@ -145,3 +147,15 @@ def test_the_state_goes_on_in_another_object():
 def test_bad_steps_are_refused(steps):
     with pytest.raises(MisconfigurationException, match="steps="):
         SquaredGradients(steps)
+
+
+def test_what_amp_has_scaled_a_fused_optimizers_gradients_by_is_undone():
+    """A stand-in for 16-mixed, which needs a GPU: fused optimizers get scaled gradients."""
+    net = nn.Linear(1, 1, bias=False)
+    net._trainer = SimpleNamespace(precision_plugin=SimpleNamespace(scaler=SimpleNamespace()))
+    net._trainer.precision_plugin.scaler.get_scale = lambda: 8.0
+    for fused, expected in ((True, 1.0), (False, 64.0)):
+        optimizer, squares = torch.optim.AdamW(net.parameters(), fused=fused), SquaredGradients(1)
+        net.weight.grad = torch.full((1, 1), 8.0)
+        squares.observe(TaskAwareCallback(), optimizer, net)
+        assert squares.mean()["weight"].item() == expected

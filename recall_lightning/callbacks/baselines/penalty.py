@@ -14,7 +14,7 @@ from recall_lightning.callbacks.baselines.protecting import (
     ProtectingCallback,
     refuse_sharded_weights,
 )
-from recall_lightning.callbacks.squared_gradients import optimized_weights
+from recall_lightning.callbacks.squared_gradients import amp_scale, optimized_weights
 from recall_lightning.snapshots import Snapshot, named_weights
 
 
@@ -80,10 +80,11 @@ class QuadraticPenalty(ProtectingCallback):
         """Add the penalty's gradient."""
         if self.anchor is None:
             return
+        strength = self.strength * amp_scale(optimizer, pl_module)
         for name, weight in optimized_weights(optimizer, pl_module).items():
             if weight.grad is None or name not in self.anchor:
                 continue
-            pull = self.strength * self.importance(name) * (weight - self.anchor[name])
+            pull = strength * self.importance(name) * (weight - self.anchor[name])
             if weight.grad.is_sparse:
                 rows = weight.grad.coalesce()
                 weight.grad = rows + pull.to(rows.dtype).sparse_mask(rows)

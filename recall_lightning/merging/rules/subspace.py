@@ -16,7 +16,7 @@ class SubspaceRule(MergeRule):
     :class:`~recall_lightning.merging.map_coefficients.FullCoefficient`, of an embedding the same
     row by row with lookup counts as moments, (c_old + r·s) / (c_old + λ·c_new + r). All other
     weights (norms, positions, matrices that are no linear map) get the number that this is for an
-    input seen alike in all tasks: (k + ε·s) / (k + λ + ε) after k tasks. Source: RegMean (arXiv
+    input of 1 in all tasks: (k + ε·s) / (k + λ + ε) after k tasks. Source: RegMean (arXiv
     2212.09849), eq. 2; old moments are sums over tasks.
 
     Args:
