@@ -1,1 +1,1 @@
-"""What is handed to a Trainer."""
+"""What is handed to a Trainer, and the parts that it is made of; baselines have a folder."""

@@ -3,7 +3,9 @@
 - :mod:`~recall_lightning.merging.kernels`: arithmetic on named weights, in place or in chunks;
 - :mod:`~recall_lightning.merging.methods`: the merge methods, functions of one tensor a model;
 - :mod:`~recall_lightning.merging.adapters`: LoRA adapters, merged as the updates they stand for;
-- :mod:`~recall_lightning.merging.rules`: how a block's coefficient follows from its similarity;
+- :mod:`~recall_lightning.merging.rules`: how coefficients follow from what was measured, one rule
+  a module;
+- :mod:`~recall_lightning.merging.map_coefficients`: coefficients of linear maps, which are matrices;
 - :mod:`~recall_lightning.merging.blockwise`: snapshots merged into live weights, block by block;
 - :mod:`~recall_lightning.merging.block_settings`: numbers that differ over depth or by name;
 - :mod:`~recall_lightning.merging.files.merge`: models on disk.

@@ -1,1 +1,6 @@
-"""What a model knows: its blocks, their hidden states, typical samples, similarity."""
+"""What a model knows: its blocks, their hidden states, typical samples, similarity.
+
+Also what its linear maps are given (:mod:`~recall_lightning.representations.linear_maps`, with
+:mod:`~recall_lightning.representations.moments`), and sequences that a language model writes itself
+(:mod:`~recall_lightning.representations.generation`).
+"""
