@@ -195,3 +195,29 @@ def test_an_optimizer_forgets_the_weights_that_were_merged_and_no_others(every):
         assert bool(known) == (batch % every != 0)
     assert not model.optimizers().optimizer.state
     assert callback._statistics.importance.tasks == 1
+
+
+def test_an_optimizer_that_knows_some_weights_only_is_refused_or_gradients_are_averaged():
+    class AdamAndSgd(Plain):
+        def __init__(self):
+            super().__init__()
+            self.automatic_optimization = False
+
+        def training_step(self, batch, batch_idx):
+            for optimizer in self.optimizers():
+                optimizer.zero_grad()
+            self.manual_backward(super().training_step(batch, batch_idx))
+            for optimizer in self.optimizers():
+                optimizer.step()
+
+        def configure_optimizers(self):
+            first, *others = self.parameters()
+            return torch.optim.AdamW([first]), torch.optim.SGD(others, lr=0.01)
+
+    with pytest.raises(MisconfigurationException, match="SGD does not keep of"):
+        quiet_trainer(RecallCallback(**IMPORTANCE, importance_source="optimizer")).fit(
+            AdamAndSgd(), loader(0)
+        )
+    callback, model = RecallCallback(**IMPORTANCE, importance_source="auto"), AdamAndSgd()
+    quiet_trainer(callback).fit(model, loader(0))
+    assert set(callback._statistics.importance.by_name) == {n for n, _ in model.named_parameters()}

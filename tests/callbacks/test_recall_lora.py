@@ -131,7 +131,7 @@ def test_an_update_is_merged_by_a_matrix_as_the_dense_formula_says_up_to_the_ran
             return self.given
 
     rule = Dense(4.0)
-    spy = Spy(every=1.0, rule="uniform", end_rule=rule, merge_first_task=False)
+    spy = Spy(every=1.0, rule="rbf", end_rule=rule, merge_first_task=False)
     model = LoraModule(r=rank)
     for task in range(2):
         quiet_trainer(spy).fit(model, batches(task))

@@ -6,6 +6,7 @@ import warnings
 import pytest
 import torch
 from conftest import Plain, loader, quiet_trainer, task_data
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from test_recall import CASES, SMALL, Diverges, Fixed, same, weights_of
 from torch import nn
 
@@ -137,7 +138,7 @@ def test_a_matrix_that_could_not_be_solved_for_writes_nothing(monkeypatch):
             before.append({name: tensor.clone() for name, tensor in inputs.live.items()})
             return weights
 
-    callback = RecallCallback(every=1.0, rule="uniform", end_rule=Unsolvable())
+    callback = RecallCallback(every=1.0, rule="importance", end_rule=Unsolvable())
     with pytest.warns(UserWarning, match=r"merge refused.*'net\.4\.weight' is not finite"):
         quiet_trainer(callback).fit(model, loader(0))
     assert same(weights_of(model), before[0])
@@ -247,3 +248,15 @@ def test_gradients_optimizer_and_mode_are_left_alone_by_the_subspace_rule():
 
     quiet_trainer(Watches(every=4, rule=rule, end_rule=ImportanceRule())).fit(model, loader(0))
     assert state == dict.fromkeys(("optimizer", "rng", "batches", "mode"), True)
+
+
+@pytest.mark.parametrize("arguments", [{"rule": "uniform"}, {"end_rule": "uniform"}])
+def test_averaging_that_would_undo_a_whole_task_is_refused(arguments):
+    with pytest.raises(MisconfigurationException, match="such as 0.2|has no weight"):
+        RecallCallback(**arguments)
+
+
+def test_generated_moments_need_a_model_that_generates():
+    callback = RecallCallback(moment_source="generated")
+    with pytest.raises(MisconfigurationException, match="needs a causal language model"):
+        quiet_trainer(callback).fit(Plain(), loader(0))
