@@ -252,7 +252,7 @@ def test_gradients_optimizer_and_mode_are_left_alone_by_the_subspace_rule():
 
 @pytest.mark.parametrize("arguments", [{"rule": "uniform"}, {"end_rule": "uniform"}])
 def test_averaging_that_would_undo_a_whole_task_is_refused(arguments):
-    with pytest.raises(MisconfigurationException, match="such as 0.2|has no weight"):
+    with pytest.raises(MisconfigurationException, match=r"such as 0\.2|has no weight"):
         RecallCallback(**arguments)
 
 
