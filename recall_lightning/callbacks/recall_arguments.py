@@ -13,10 +13,11 @@ def rule_of(argument: str, given: object, options: RuleOptions) -> MergeRule:
     if given == "uniform" and argument == "end_rule":
         raise ValueError(
             "end_rule='uniform' has no weight and would undo the whole task: give it one, "
-            "end_rule=UniformRule(0.3), or use end_rule=None for that of the loop"
+            "end_rule=UniformRule(0.3) from recall_lightning.merging.rules, or use end_rule=None "
+            "for that of the loop"
         )
     if isinstance(given, str):
-        return rule_by_name(given, options)
+        return rule_by_name(given, options, argument)
     if not isinstance(given, MergeRule):
         raise ValueError(f"{argument}={given!r} must be the name of a rule or a MergeRule object")
     return given

@@ -50,8 +50,15 @@ class RuleOptions:
     mix: float = 0.3
 
 
-def rule_by_name(name: str, options: RuleOptions = RuleOptions()) -> MergeRule:
+def rule_by_name(
+    name: str, options: RuleOptions = RuleOptions(), argument: str = "rule"
+) -> MergeRule:
     """Build one of the rules that ship, or the product of several: ``"rbf*importance"``.
+
+    Args:
+        name: Its name, or several with ``*`` between.
+        options: What rules can be told.
+        argument: What an error calls the name.
 
     Raises:
         ValueError: For an unknown name (it lists the known ones) or a bad argument of the rule.
@@ -61,12 +68,14 @@ def rule_by_name(name: str, options: RuleOptions = RuleOptions()) -> MergeRule:
         'ProductRule'
     """
     if "*" in name:
-        return ProductRule([rule_by_name(part.strip(), options) for part in name.split("*")])
+        return ProductRule(
+            [rule_by_name(part.strip(), options, argument) for part in name.split("*")]
+        )
     if name not in RULE_NAMES:
         known = ", ".join(RULE_NAMES)
         raise ValueError(
-            f"rule={name!r} is unknown: use one of {known}, a product such as rbf*importance, or a "
-            "MergeRule object"
+            f"{argument}={name!r} is unknown: use one of {known}, a product such as rbf*importance, "
+            "or a MergeRule object"
         )
     if name == "uniform":
         return UniformRule()
