@@ -74,7 +74,7 @@ def rule_by_name(
     if name not in RULE_NAMES:
         known = ", ".join(RULE_NAMES)
         raise ValueError(
-            f"{argument}={name!r} is unknown: use one of {known}, a product such as rbf*importance, "
+            f"{argument}={name!r} is unknown: use one of {known}, or a product: rbf*importance, "
             "or a MergeRule object"
         )
     if name == "uniform":
