@@ -102,7 +102,7 @@ def tune(evidence: Evidence, stream: Stream) -> list[Run]:
         f"{method} {value:g}": setting(method, value)
         for method, trials in TUNED.items()
         if method not in stream.left_out
-        for value in trials.values
+        for value in trials.values[-2 if evidence.quick else 0 :]
     }
     return evidence.compare(stream.name, "tune", variants, TUNING_SEEDS)
 
@@ -117,7 +117,7 @@ def _means(tuning: Sequence[Run], method: str, metric: str) -> dict[float, float
     means = {}
     for value in TUNED[method].values:
         runs = [run for run in tuning if run.label == f"{method} {value:g}"]
-        if all(metric in run.metrics for run in runs):
+        if runs and all(metric in run.metrics for run in runs):
             means[value] = confidence_interval(run.metrics[metric] for run in runs).mean
     return means
 
