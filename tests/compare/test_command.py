@@ -260,6 +260,7 @@ def test_after_an_interrupt_it_says_how_to_go_on(
     ran = "save_dir " + str(grid[0]), "save_dir " + str(out)
     for file in out.glob("*/*/run.json"):
         file.write_text(file.read_text().replace(*ran))
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell ignores it
     monkeypatch.setattr(command, "run_all", lambda *_: signal.raise_signal(number))
     with pytest.raises(SystemExit) as stopped:
         main(arguments(recipe, out, *FEW))
