@@ -16,7 +16,6 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from recall_lightning.callbacks.importance import Importance
-from recall_lightning.callbacks.input_moments import InputMoments
 from recall_lightning.callbacks.kept_snapshots import KeptSnapshots
 from recall_lightning.callbacks.loggers import log_figure, log_scalars
 from recall_lightning.callbacks.merge_records import block_values, record_scalars, records_figure
@@ -32,6 +31,7 @@ from recall_lightning.callbacks.recall_arguments import (
 )
 from recall_lightning.callbacks.rule_statistics import RuleStatistics
 from recall_lightning.callbacks.task_aware import TaskAwareCallback
+from recall_lightning.callbacks.task_moments import TaskMoments
 from recall_lightning.merging.adapters import LoraPair, find_lora_pairs
 from recall_lightning.merging.block_settings import Setting
 from recall_lightning.merging.blockwise import (
@@ -202,7 +202,7 @@ class RecallCallback(TaskAwareCallback):
                 run,
                 Probe(typical_samples, pool_size, run, seed, sampling),
                 Importance(importance_source, importance_steps),
-                InputMoments(moment_batches, moment_width, moment_rank, moment_source, run, seed),
+                TaskMoments(moment_batches, moment_width, moment_rank, moment_source, run, seed),
             )
 
     @property

@@ -10,10 +10,10 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from recall_lightning.callbacks.importance import Importance
-from recall_lightning.callbacks.input_moments import InputMoments
 from recall_lightning.callbacks.probe import Probe
 from recall_lightning.callbacks.probe_run import ProbeRun
 from recall_lightning.callbacks.task_aware import TaskAwareCallback
+from recall_lightning.callbacks.task_moments import TaskMoments
 from recall_lightning.merging.adapters import LoraPair
 from recall_lightning.merging.rules import MergeInputs, MergeRule
 from recall_lightning.representations.blocks import Block
@@ -24,7 +24,7 @@ class RuleStatistics:
     """Gathers what the rules of a schedule use, and nothing else.
 
     Similarities come from a :class:`Probe`, importance from :class:`Importance`, moments from
-    :class:`InputMoments`.
+    :class:`TaskMoments`.
 
     Args:
         rules: Those of the schedule, in the loop and at a task's end.
@@ -43,7 +43,7 @@ class RuleStatistics:
         run: ProbeRun,
         probe: Probe,
         importance: Importance,
-        moments: InputMoments,
+        moments: TaskMoments,
     ) -> None:
         self.uses_representations = any(rule.uses_representations for rule in rules)
         self.uses_importance = any(rule.uses_importance for rule in rules)

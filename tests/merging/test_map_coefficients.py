@@ -12,13 +12,8 @@ from recall_lightning.merging.map_coefficients import (
     solve_map,
 )
 from recall_lightning.merging.second_moments import subspace
-from recall_lightning.representations.linear_maps import (
-    LinearMap,
-    as_matrix,
-    empty_moments,
-    find_linear_maps,
-    input_moments,
-)
+from recall_lightning.representations.linear_maps import LinearMap, as_matrix, find_linear_maps
+from recall_lightning.representations.map_moments import empty_moments, input_moments
 from recall_lightning.representations.moments import FullMoments, LowRankMoments
 from recall_lightning.snapshots import named_weights
 

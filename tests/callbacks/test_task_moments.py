@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from recall_lightning import RecallCallback
-from recall_lightning.callbacks import input_moments as module_under_test
+from recall_lightning.callbacks import task_moments as module_under_test
 from recall_lightning.merging.rules import SubspaceRule
 from recall_lightning.representations.moments import FullMoments
 

@@ -18,12 +18,8 @@ from recall_lightning.representations.batches import (
     rebuild,
 )
 from recall_lightning.representations.generation import find_generator, generated_batches
-from recall_lightning.representations.linear_maps import (
-    LinearMap,
-    empty_moments,
-    find_linear_maps,
-    input_moments,
-)
+from recall_lightning.representations.linear_maps import LinearMap, find_linear_maps
+from recall_lightning.representations.map_moments import empty_moments, input_moments
 from recall_lightning.representations.moments import (
     FullMoments,
     LowRankMoments,
@@ -34,7 +30,7 @@ from recall_lightning.representations.moments import (
 from recall_lightning.snapshots import Snapshot
 
 
-class InputMoments:
+class TaskMoments:
     """Mean second moments of each linear map's inputs, summed over tasks.
 
     They are measured by running the model, in evaluation mode, on the last batches that were
