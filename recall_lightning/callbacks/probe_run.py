@@ -28,18 +28,17 @@ class ProbeRun:
     @contextmanager
     def ready(
         self, trainer: Trainer, pl_module: LightningModule
-    ) -> Iterator[Callable[[torch.nn.Module, Any], None]]:
+    ) -> Iterator[Callable[[torch.nn.Module, Any], Any]]:
         """Give what runs the module on a batch; it raises a ValueError where that fails."""
         with trainer.precision_plugin.forward_context(), _silent(pl_module):
             yield self._forward
 
-    def _forward(self, module: torch.nn.Module, batch: Any) -> None:
+    def _forward(self, module: torch.nn.Module, batch: Any) -> Any:
         own = self.probe_forward
         try:
             if own is not None:
-                own(module, batch)
-            else:
-                default_forward(module, self.blocks, batch)
+                return own(module, batch)
+            return default_forward(module, self.blocks, batch)
         except Exception as error:
             ran = type(module).__name__ if own is None else "your probe_forward"
             advice = ": pass probe_forward=lambda module, batch: module(…)" if own is None else ""

@@ -51,10 +51,12 @@ class RecallCallback(TaskAwareCallback):
 
     When a task starts, the weights are copied: the snapshot. ``every`` so many optimizer steps, and
     at the task's end, snapshot and live weights are merged in place, by a rule for the loop and one
-    for the end. By default the loop gives each parameter back in proportion to its importance to
-    earlier tasks, and the end gives each linear map the least-squares fit to what it put out on
-    earlier tasks' inputs and on this one's. No data of earlier tasks is read, only what was
-    gathered while it was there: one importance a parameter, and second moments of inputs.
+    for the end. By default both go by curvature: by how much the predictions on earlier tasks
+    depend on each direction of each linear map's weights. The loop pulls a direction back in
+    proportion to that; the end finds the weights that change least what was predicted of earlier
+    tasks and what has been learned of this one. No data of earlier tasks is read, only what was
+    gathered while it was there: second moments of each map's inputs and of the gradients at its
+    outputs, and one importance a parameter.
 
     ``RecallCallback(every=1.0, rule="rbf", end_rule="rbf")`` is RECALL as published (EMNLP 2025,
     arXiv 2510.20479): once, after training, a number a block, from how far its hidden
@@ -94,8 +96,10 @@ class RecallCallback(TaskAwareCallback):
         rule: How coefficients are made in the loop: ``"rbf"`` is the paper's, by similarity of
             representations; ``"cka"`` and ``"cosine"`` exchange its similarity; ``"uniform"`` is 1
             for every block; ``"importance"`` weighs every parameter by its importance to earlier
-            tasks; ``"subspace"`` finds each linear map that keeps its outputs on earlier tasks'
-            inputs; ``"rbf*importance"`` multiplies; or a :class:`~recall_lightning.MergeRule`.
+            tasks; ``"kfac_importance"`` does so in the directions of a Kronecker-factored
+            curvature; ``"subspace"`` finds each linear map that keeps its outputs on earlier tasks'
+            inputs; ``"kfac_subspace"`` has them count by how much predictions depend on them;
+            ``"rbf*importance"`` multiplies; or a :class:`~recall_lightning.MergeRule`.
         end_rule: The same for the merge at a task's end. None takes ``rule`` and ``strength``
             there too.
         strength: What multiplies the coefficients of ``rule``, in [0, 1]: a number, a list that is
@@ -104,17 +108,18 @@ class RecallCallback(TaskAwareCallback):
             the live model: less forgetting prevented, more learned.
         sigma: Width of the RBF kernel in units of the hidden states; ``"median"`` takes it from
             the snapshot's own states, block by block.
-        importance_scale: λ > 0 of the importance rule, w = λF / (1 + λF). Larger keeps more.
+        importance_scale: λ > 0 of the importance rules, w = λF / (1 + λF). Larger keeps more.
         importance_source: ``"optimizer"`` reads importance from Adam's state at a task's end,
             ``"gradients"`` averages squared gradients over its last ``importance_steps`` steps,
             ``"auto"`` does so where the optimizer has no such state.
         importance_steps: How many optimizer steps that is.
-        new_inputs: λ > 0 of the subspace rule: what the current task's inputs count against those
+        new_inputs: λ > 0 of the subspace rules: what the current task's inputs count against those
             of earlier tasks. Larger keeps less.
-        moment_batches: On how many of a task's last batches the subspace rule measures the inputs
-            of linear maps, per process.
+        moment_batches: On how many of a task's last batches the moments of linear maps are
+            measured, per process.
         moment_width: Maps of more inputs than this have their second moments kept as a matrix of
-            rank ``moment_rank`` plus a diagonal.
+            rank ``moment_rank`` plus a diagonal; of maps wider than this on either side curvature
+            is not kept, and the kfac rules merge them as ``"importance"`` and ``"subspace"`` do.
         moment_rank: That rank.
         moment_source: ``"task"``, or ``"generated"`` for sequences that a causal language model
             writes itself at a task's end, where not even moments of the data may be kept after it.
@@ -128,8 +133,9 @@ class RecallCallback(TaskAwareCallback):
             first epoch (list). Without either, every fit is a task.
         merge_first_task: Whether to merge in the first task too. False for a model that starts from
             random weights: they hold nothing worth keeping, and merging towards them harms.
-        probe_forward: ``probe_forward(pl_module, batch)`` runs the model on a training batch; only
-            needed where the inputs can't be worked out from ``forward``'s parameters.
+        probe_forward: ``probe_forward(pl_module, batch)`` runs the model on a training batch and
+            returns its output; only needed where the inputs can't be worked out from ``forward``'s
+            parameters.
         blocks: Shell-style patterns of the module names to take as blocks, such as
             ``["model.layers.*"]``; by default they are found.
         snapshots: How many tasks' snapshots to keep and merge at once, the softmax running over all
@@ -146,14 +152,14 @@ class RecallCallback(TaskAwareCallback):
 
     def __init__(
         self,
-        every: int | float = 0.25,
+        every: int | float = 0.05,
         at_task_end: bool = True,
-        rule: str | MergeRule = "importance",
-        end_rule: str | MergeRule | None = "subspace",
+        rule: str | MergeRule = "kfac_importance",
+        end_rule: str | MergeRule | None = "kfac_subspace",
         strength: Setting = 1.0,
         temperature: float = 1.0,
         sigma: float | Literal["median"] = "median",
-        importance_scale: float = 0.3,
+        importance_scale: float = 0.1,
         importance_source: Literal["auto", "optimizer", "gradients"] = "auto",
         importance_steps: int = 50,
         new_inputs: float = 1.0,
@@ -202,7 +208,15 @@ class RecallCallback(TaskAwareCallback):
                 run,
                 Probe(typical_samples, pool_size, run, seed, sampling),
                 Importance(importance_source, importance_steps),
-                TaskMoments(moment_batches, moment_width, moment_rank, moment_source, run, seed),
+                TaskMoments(
+                    moment_batches,
+                    moment_width,
+                    moment_rank,
+                    moment_source,
+                    run,
+                    seed,
+                    curvature=any(rule.uses_curvature for rule in self._rules),
+                ),
             )
 
     @property

@@ -17,6 +17,7 @@ from recall_lightning.callbacks.task_moments import TaskMoments
 from recall_lightning.merging.adapters import LoraPair
 from recall_lightning.merging.rules import MergeInputs, MergeRule
 from recall_lightning.representations.blocks import Block
+from recall_lightning.representations.generation import find_generator
 from recall_lightning.snapshots import Snapshot
 
 
@@ -47,7 +48,7 @@ class RuleStatistics:
     ) -> None:
         self.uses_representations = any(rule.uses_representations for rule in rules)
         self.uses_importance = any(rule.uses_importance for rule in rules)
-        self.uses_moments = any(rule.uses_moments for rule in rules)
+        self.uses_moments = any(rule.uses_moments or rule.uses_curvature for rule in rules)
         self.probe = probe
         self.importance = importance
         self.moments = moments
@@ -57,7 +58,7 @@ class RuleStatistics:
     def know_model(
         self, pl_module: LightningModule, blocks: Sequence[Block], pairs: list[LoraPair]
     ) -> dict[str, str]:
-        """Learn the model's structure; return why weight matrices are no linear maps, by name."""
+        """Learn the model's structure; return what is merged in a way of its own, by name."""
         self._run.blocks, self._pairs = blocks, pairs
         return self.moments.find_maps(pl_module, pairs) if self.uses_moments else {}
 
@@ -76,7 +77,8 @@ class RuleStatistics:
             self.moments.check_source(pl_module)
         self.importance.start_task(task)
         self.moments.start_task(task)
-        if snapshots and self.uses_importance and not self.importance.by_name:
+        writes = self.moments.curvature and find_generator(pl_module) is not None
+        if snapshots and self.uses_importance and not self.importance.by_name and not writes:
             rank_zero_info(
                 "nothing is known of what the model depended on before its first task: every "
                 "parameter has the importance 1"
@@ -155,14 +157,18 @@ class RuleStatistics:
                 "importance": self.importance.by_name,
                 "earlier_tasks": max(1, self.importance.tasks),
             }
-        if rule.uses_moments:
-            self.moments.measure_unknown(trainer, pl_module, snapshots[-1])
+        if rule.uses_moments or rule.uses_curvature:
+            own = self.moments
+            own.measure_unknown(trainer, pl_module, snapshots[-1], stand_in=rule.uses_moments)
             given |= {
-                "maps": self.moments.maps,
-                "old_moments": self.moments.old,
-                "new_moments": self.moments.measure(trainer, pl_module),
-                "earlier_tasks": self.moments.tasks,
+                "maps": own.maps,
+                "old_moments": own.old,
+                "old_output_moments": own.old_outputs,
+                "earlier_tasks": max(1, own.tasks),
             }
+        if rule.uses_moments:
+            new = self.moments.measure(trainer, pl_module)
+            given |= {"new_moments": new.inputs, "new_output_moments": new.outputs}
         return [
             MergeInputs(similarity=measured, snapshot=snapshot, **given)
             for measured, snapshot in zip(similarity, snapshots, strict=True)

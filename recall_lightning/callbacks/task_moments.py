@@ -1,7 +1,7 @@
 """What the tasks so far gave to each linear map, and what the current one gives."""
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import torch
@@ -17,6 +17,12 @@ from recall_lightning.representations.batches import (
     only_tensors,
     rebuild,
 )
+from recall_lightning.representations.curvature import (
+    KroneckerFactors,
+    is_factored,
+    kronecker_factors,
+    normalised,
+)
 from recall_lightning.representations.generation import find_generator, generated_batches
 from recall_lightning.representations.linear_maps import LinearMap, find_linear_maps
 from recall_lightning.representations.map_moments import empty_moments, input_moments
@@ -27,14 +33,18 @@ from recall_lightning.representations.moments import (
     RowCounts,
     moments_from,
 )
-from recall_lightning.snapshots import Snapshot
+from recall_lightning.snapshots import Snapshot, named_weights
 
 
 class TaskMoments:
-    """Mean second moments of each linear map's inputs, summed over tasks.
+    """Mean second moments of each linear map's inputs, and at its outputs, summed over tasks.
 
     They are measured by running the model, in evaluation mode, on the last batches that were
-    trained; at a task's end those are added to the old ones. Of what was known before the first
+    trained; at a task's end those are added to the old ones. The moments of the gradients at
+    outputs are measured where a rule uses curvature, and divided so that the curvature, their
+    product with the inputs', has the mean 1 over the model: tasks count alike.
+
+    Of what was known before the first
     task there is no data: there the snapshot writes sequences itself if it is a causal language
     model, else the new task's own batches stand in.
 
@@ -44,10 +54,12 @@ class TaskMoments:
         rank: That rank.
         source: ``"task"``, or ``"generated"`` for sequences of the model's own at every task's end.
         run: How the model is run on a batch.
-        seed: Of generated sequences.
+        seed: Of generated sequences, and of labels drawn from predictions.
+        curvature: Whether to measure the gradients at outputs, too.
 
     Attributes:
         old: Weight name of a map to its moments, summed over tasks.
+        old_outputs: The same of the gradients at its outputs; the count is the number of tasks.
         tasks: How many tasks that is.
         maps: The model's linear maps.
     """
@@ -60,6 +72,7 @@ class TaskMoments:
         source: Literal["task", "generated"],
         run: ProbeRun,
         seed: int,
+        curvature: bool,
     ) -> None:
         for name, value in (
             ("moment_batches", batches),
@@ -71,26 +84,38 @@ class TaskMoments:
         if source not in ("task", "generated"):
             raise ValueError(f"moment_source={source!r} is unknown: use 'task' or 'generated'")
         self.old: dict[str, Moments] = {}
+        self.old_outputs: dict[str, FullMoments] = {}
         self.tasks = 0
         self.maps: list[LinearMap] = []
         self.full_width = full_width
         self.rank = rank
         self.source = source
         self.seed = seed
+        self.curvature = curvature
+        self._told = False  # that predictions are not known
         self._run = run
         self._recent: deque[Any] = deque(maxlen=batches)
         self._restored: list[list[torch.Tensor] | None] = []
 
     def find_maps(self, pl_module: LightningModule, pairs: list[LoraPair]) -> dict[str, str]:
-        """Find the linear maps; return why other weight matrices are none, by name."""
+        """Find the linear maps; return how all else is merged, and why, by name."""
         factors = {pair.a: pair.b for pair in pairs}
         self.maps, others = find_linear_maps(pl_module, factors)
-        return others
+        notes = {name: f"merged by one number, as {reason}" for name, reason in others.items()}
+        weights = named_weights(pl_module)
+        wide = [m.weight for m in self.maps if not is_factored(m, weights, self.full_width)]
+        if self.curvature and wide:
+            more = f" and {len(wide) - 1} more" if len(wide) > 1 else ""
+            notes[wide[0] + more] = (
+                f"merged without curvature, as wider than moment_width={self.full_width} or a LoRA "
+                "update"
+            )
+        return notes
 
     def start_task(self, task: int) -> None:
         """Forget the batches of the last task; before the first one, everything."""
         if task == 0:
-            self.old, self.tasks = {}, 0
+            self.old, self.old_outputs, self.tasks = {}, {}, 0
         self._recent.clear()
         self._restored = []
         self._fit_to_maps()
@@ -110,22 +135,52 @@ class TaskMoments:
         self._restored = []
         self._recent.append(detached(batch))  # a training_step may change its batch
 
-    def measure(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Moments]:
+    def measure(self, trainer: Trainer, pl_module: LightningModule) -> KroneckerFactors:
         """Return the mean moments of the live model on the last batches."""
         with self._run.ready(trainer, pl_module) as forward:
-            moments = input_moments(
-                pl_module, self.maps, list(self._recent), forward, self.full_width, self.rank
+            return self._measure_on(list(self._recent), trainer, pl_module, forward)
+
+    def _measure_on(
+        self,
+        batches: list[Any],
+        trainer: Trainer,
+        pl_module: LightningModule,
+        forward: Callable[[torch.nn.Module, Any], Any],
+    ) -> KroneckerFactors:
+        given = (pl_module, self.maps, batches, forward, self.full_width, self.rank)
+        if self.curvature:
+            measured = kronecker_factors(*given, seed=self.seed + trainer.global_rank)
+        else:
+            measured = KroneckerFactors(input_moments(*given))
+        together = KroneckerFactors(
+            self._reduced(trainer, pl_module, measured.inputs),
+            self._reduced_outputs(trainer, pl_module, measured.outputs),
+        )
+        if self.curvature and not together.outputs and not self._told:
+            self._told = True
+            rank_zero_info(
+                "what the model predicts could not be worked out (no output with integer classes "
+                "or float targets of its shape in the batch): the kfac rules take squared "
+                "gradients and inputs alone, as importance and subspace do"
             )
-        return self._reduced(trainer, pl_module, moments)
+        return normalised(together)
 
     def measure_unknown(
-        self, trainer: Trainer, pl_module: LightningModule, snapshot: Snapshot
+        self, trainer: Trainer, pl_module: LightningModule, snapshot: Snapshot, stand_in: bool
     ) -> None:
-        """Where no task came before, gather what stands for the snapshot's own inputs."""
-        if self.tasks:
+        """Where no task came before, gather what stands for the snapshot's own inputs.
+
+        Args:
+            trainer: The Trainer.
+            pl_module: The model.
+            snapshot: Its weights at the task's start.
+            stand_in: Whether the new task's inputs are used if the model cannot generate.
+        """
+        generates = find_generator(pl_module) is not None
+        if self.tasks or not (generates or stand_in):
             return
         with snapshot.applied_to(pl_module):
-            if find_generator(pl_module) is not None:
+            if generates:
                 self._add(self._measure_generated(trainer, pl_module))
             else:
                 rank_zero_warn(
@@ -146,38 +201,37 @@ class TaskMoments:
         self._add(measure(trainer, pl_module))
         self.tasks += 1
 
-    def _add(self, measured: Mapping[str, Moments]) -> None:
-        unusable = []
-        for name, moments in measured.items():
-            if all(bool(tensor.isfinite().all()) for tensor in moments.state_dict().values()):
+    def _add(self, measured: KroneckerFactors) -> None:
+        unusable = [name for name, moments in measured.inputs.items() if not _is_finite(moments)]
+        for name, moments in measured.inputs.items():
+            if name not in unusable:
                 self.old[name] = self.old[name].plus(moments) if name in self.old else moments
-            else:
-                unusable.append(name)
+        for name, outputs in measured.outputs.items():
+            if name not in unusable and _is_finite(outputs):
+                old = self.old_outputs.get(name)
+                self.old_outputs[name] = outputs if old is None else old.plus(outputs)
         if unusable:
             rank_zero_warn(
                 f"the inputs of {', '.join(unusable[:3])} hold NaN or infinite values: they are "
                 "left out of what later merges keep"
             )
 
-    def _measure_generated(
-        self, trainer: Trainer, pl_module: LightningModule
-    ) -> dict[str, Moments]:
+    def _measure_generated(self, trainer: Trainer, pl_module: LightningModule) -> KroneckerFactors:
         size, length = _shape_of(self._recent[-1])
+        number = self._recent.maxlen
+        assert number is not None
         batches = generated_batches(
-            pl_module, len(self._recent), size, length, self.seed + trainer.global_rank
+            pl_module, number, size, length, self.seed + trainer.global_rank
         )
         rank_zero_info(f"{len(batches) * size} sequences of {length} tokens were generated")
         generator = find_generator(pl_module)
 
-        def forward(_: torch.nn.Module, batch: Mapping[str, torch.Tensor]) -> None:
+        def forward(_: torch.nn.Module, batch: Mapping[str, torch.Tensor]) -> Any:
             assert generator is not None
-            generator(**batch)
+            return generator(**batch)
 
         with trainer.precision_plugin.forward_context():
-            moments = input_moments(
-                pl_module, self.maps, batches, forward, self.full_width, self.rank
-            )
-        return self._reduced(trainer, pl_module, moments)
+            return self._measure_on(list(batches), trainer, pl_module, forward)
 
     def _fit_to_maps(self) -> None:
         """Before a task, leave out moments of inputs that are no longer what they were."""
@@ -193,6 +247,7 @@ class TaskMoments:
             else:
                 changed.append(linear_map.weight)
                 del self.old[linear_map.weight]
+                self.old_outputs.pop(linear_map.weight, None)
         if changed:
             rank_zero_warn(
                 f"the number of inputs of {', '.join(changed[:3])} (with 1 for a trained bias) has "
@@ -201,8 +256,8 @@ class TaskMoments:
             )
 
     def _reduced(
-        self, trainer: Trainer, pl_module: LightningModule, moments: dict[str, Moments]
-    ) -> dict[str, Moments]:
+        self, trainer: Trainer, pl_module: LightningModule, moments: Mapping[str, Moments]
+    ) -> Mapping[str, Moments]:
         """Average over the processes, each of which has run its own batches through a map."""
         if trainer.world_size == 1:
             return moments
@@ -216,10 +271,24 @@ class TaskMoments:
                 together[linear_map.weight] = _averaged(trainer, own).scaled(1 / part)
         return together
 
+    def _reduced_outputs(
+        self, trainer: Trainer, pl_module: LightningModule, moments: Mapping[str, FullMoments]
+    ) -> Mapping[str, FullMoments]:
+        """Average over the processes; a map is left out that not all of them have run."""
+        if trainer.world_size == 1 or not self.curvature:
+            return moments
+        used = torch.tensor([float(one.weight in moments) for one in self.maps])
+        used = _mean(trainer, used.to(pl_module.device))
+        names = [
+            one.weight for one, part in zip(self.maps, used.tolist(), strict=True) if part == 1
+        ]
+        return {n: FullMoments(_mean(trainer, moments[n].matrix), moments[n].count) for n in names}
+
     def state_dict(self) -> dict[str, Any]:
         """Return the old moments' tensors, the number of tasks and, if tensors, the batches."""
         return {
             "old": {name: moments.state_dict() for name, moments in self.old.items()},
+            "old_outputs": {n: moments.state_dict() for n, moments in self.old_outputs.items()},
             "tasks": self.tasks,
             "recent": self._restored or [only_tensors(batch) for batch in self._recent],
         }
@@ -227,6 +296,8 @@ class TaskMoments:
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned."""
         self.old = {name: moments_from(state) for name, state in state_dict["old"].items()}
+        outputs = state_dict["old_outputs"]
+        self.old_outputs = {n: FullMoments(**state) for n, state in outputs.items()}
         self.tasks = state_dict["tasks"]
         self._restored = state_dict["recent"]
 
@@ -234,7 +305,14 @@ class TaskMoments:
         """After a resume, move the tensors to the module's device."""
         for name, moments in self.old.items():
             self.old[name] = moments_from(move_data_to_device(moments.state_dict(), device))
+        for name, outputs in self.old_outputs.items():
+            state = move_data_to_device(outputs.state_dict(), device)
+            self.old_outputs[name] = FullMoments(**state)
         self._restored = move_data_to_device(self._restored, device)
+
+
+def _is_finite(moments: Moments) -> bool:
+    return all(bool(tensor.isfinite().all()) for tensor in moments.state_dict().values())
 
 
 def _shape_of(batch: Any) -> tuple[int, int]:

@@ -44,9 +44,20 @@ class MapCoefficient(ABC):
         self.mean = mean
         self.condition = condition
 
+    takes_all_rows = False
+    """Whether :meth:`pull` needs all rows of the map's matrix at once."""
+
     @abstractmethod
-    def pull(self, difference: Tensor) -> Tensor:
-        """Return what a merge adds, of (rows, width) float64 the same shape."""
+    def pull(self, difference: Tensor, first_row: int = 0) -> Tensor:
+        """Return what a merge adds.
+
+        Args:
+            difference: (rows, width) float64, some rows of the matrix.
+            first_row: Which the first of them is.
+
+        Returns:
+            The same shape and dtype.
+        """
 
     @abstractmethod
     def scaled(self, strength: float) -> MapCoefficient:
@@ -97,7 +108,7 @@ class FullCoefficient(MapCoefficient):
         condition = math.inf if bool(failed) else condition  # has the merge refused
         return cls(linear_map, matrix, float(matrix.diagonal().mean()), condition)
 
-    def pull(self, difference: Tensor) -> Tensor:
+    def pull(self, difference: Tensor, first_row: int = 0) -> Tensor:
         """Return ``difference`` @ A."""
         return difference @ self.matrix
 
@@ -150,7 +161,7 @@ class LowRankCoefficient(MapCoefficient):
         old_diagonal = old_rest + ridge * balance.mix
         return cls(linear_map, old_factor, old_diagonal, 1 / diagonal, whitened, condition)
 
-    def pull(self, difference: Tensor) -> Tensor:
+    def pull(self, difference: Tensor, first_row: int = 0) -> Tensor:
         """Return ``difference`` @ A, at the cost of a few thin products."""
         kept = difference * self._old_diagonal
         kept += (difference @ self._old_factor.T) @ self._old_factor
@@ -234,12 +245,13 @@ def merge_maps_(
             linear_map = coefficient.linear_map
             now, then = as_matrix(linear_map, live), as_matrix(linear_map, snapshot)
             merged = torch.empty_like(now)
-            rows = max(1, _ELEMENTS // linear_map.width)
-            for out, part, old in zip(
-                merged.split(rows), now.split(rows), then.split(rows), strict=True
-            ):
-                wide = part.double()
-                out.copy_(wide + coefficient.pull(old.to(wide) - wide))
+            rows = max(1, _ELEMENTS // now.shape[1])
+            if coefficient.takes_all_rows:
+                rows = len(now)
+            for start in range(0, len(now), rows):
+                part = slice(start, start + rows)
+                wide = now[part].double()
+                merged[part] = wide + coefficient.pull(then[part].to(wide) - wide, start)
             for name, tensor in from_matrix(linear_map, merged, live).items():
                 live[name].copy_(tensor)
 

@@ -246,7 +246,7 @@ def format_blocks(blocks: Sequence[Block], others: Mapping[str, str] = MappingPr
 
     Args:
         blocks: The blocks.
-        others: Weights that are treated otherwise, and why: a line each, below the table.
+        others: Weights that are merged otherwise, to how and why: a line each, below the table.
 
     Example:
         >>> print(format_blocks(find_blocks(nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 2)))))
@@ -258,5 +258,5 @@ def format_blocks(blocks: Sequence[Block], others: Mapping[str, str] = MappingPr
     rows = [
         f"{block.name:<{width}}  {block.parameters:>10,}  {block.share:>6.1%}" for block in blocks
     ]
-    notes = [f"{name}: merged by one number, as {reason}" for name, reason in others.items()]
+    notes = [f"{name}: {how}" for name, how in others.items()]
     return "\n".join([f"{'block':<{width}}  parameters   share", *rows, *notes])

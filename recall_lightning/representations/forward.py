@@ -10,11 +10,11 @@ from recall_lightning.representations.blocks import Block, has_parameters
 from recall_lightning.snapshots import canonical_name
 
 ProbeForward = Callable[[nn.Module, Any], Any]
-"""Runs a module on a batch; what it returns is not used."""
+"""Runs a module on a batch and returns what it puts out."""
 
 
-def default_forward(module: nn.Module, blocks: Sequence[Block], batch: Any) -> None:
-    """Run ``module`` on the inputs found in ``batch``.
+def default_forward(module: nn.Module, blocks: Sequence[Block], batch: Any) -> Any:
+    """Run ``module`` on the inputs found in ``batch`` and return its output.
 
     The module called is ``module`` itself if its class defines ``forward``, otherwise the one child
     that contains all blocks. It gets
@@ -34,11 +34,12 @@ def default_forward(module: nn.Module, blocks: Sequence[Block], batch: Any) -> N
         ValueError: If the child or its inputs cannot be worked out; it says what is missing.
 
     Example:
-        >>> default_forward(nn.Linear(2, 1), [], (Tensor([[1.0, 2.0]]), Tensor([0.0])))
+        >>> default_forward(nn.Linear(2, 1), [], (Tensor([[1.0, 2.0]]), Tensor([0.0]))).shape
+        torch.Size([1, 1])
     """
     target = _callable_module(module, [block.output for block in blocks])
     args, kwargs = _bind(target, batch)
-    target(*args, **kwargs)
+    return target(*args, **kwargs)
 
 
 def _callable_module(module: nn.Module, outputs: Sequence[str]) -> nn.Module:

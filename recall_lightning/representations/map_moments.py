@@ -58,24 +58,66 @@ def input_moments(
         tensor([[0.5000, 0.0000],
                 [0.0000, 0.5000]])
     """
-    sums: dict[str, Moments] = {}
-    current: list[Any] = [None]
-
-    two_stacks = any("encoder" in name for one in maps for name in one.modules)
-
-    def add(linear_map: LinearMap, child: nn.Module, given: Tensor) -> None:
-        if linear_map.weight not in sums:
-            empty = empty_moments(linear_map, given.device, full_width, rank)
-            sums[linear_map.weight] = empty
-        mask = token_mask(current[0], two_stacks and "decoder" in linear_map.modules[0])
-        with torch.autocast(given.device.type, enabled=False):  # sums want float32
-            sums[linear_map.weight].update(_rows(linear_map, child, given, mask))
-
-    with undisturbed(module), _hooked(module, maps, add):
+    sums = InputSums(maps, full_width, rank)
+    with undisturbed(module), sums.gathered_from(module):
         for batch in batches:
-            current[0] = batch
+            sums.batch = batch
             forward(module, copy.copy(batch))  # a forward may pop what it takes
-    return {name: moments.mean() for name, moments in sums.items() if float(moments.count) > 0}
+    return sums.means()
+
+
+class InputSums:
+    """Sums of what linear maps are given while a model runs.
+
+    Args:
+        maps: The maps.
+        full_width: Maps of more inputs than this have moments of low rank plus a diagonal.
+        rank: That rank.
+
+    Attributes:
+        batch: What the model is running on, for its mask; nothing is summed while it is None.
+    """
+
+    def __init__(self, maps: Sequence[LinearMap], full_width: int, rank: int) -> None:
+        self.maps, self.full_width, self.rank = maps, full_width, rank
+        self.batch: Any = None
+        self._sums: dict[str, Moments] = {}
+        self._two_stacks = any("encoder" in name for one in maps for name in one.modules)
+
+    @contextmanager
+    def gathered_from(self, module: nn.Module) -> Iterator[None]:
+        """Gather inside the ``with`` block, by forward hooks."""
+        modules = {canonical_name(name): child for name, child in module.named_modules()}
+        handles = [
+            modules[name].register_forward_pre_hook(self._hook_of(linear_map), with_kwargs=True)
+            for linear_map in self.maps
+            for name in linear_map.modules
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def means(self) -> dict[str, Moments]:
+        """Return weight name to mean moments, of the maps that computed something."""
+        return {name: sums.mean() for name, sums in self._sums.items() if float(sums.count) > 0}
+
+    def _hook_of(self, linear_map: LinearMap) -> Callable[..., None]:
+        def hook(child: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if self.batch is not None:
+                self._add(linear_map, child, args[0] if args else next(iter(kwargs.values())))
+
+        return hook
+
+    @torch.no_grad()
+    def _add(self, linear_map: LinearMap, child: nn.Module, given: Tensor) -> None:
+        if linear_map.weight not in self._sums:
+            empty = empty_moments(linear_map, given.device, self.full_width, self.rank)
+            self._sums[linear_map.weight] = empty
+        mask = token_mask(self.batch, self._two_stacks and "decoder" in linear_map.modules[0])
+        with torch.autocast(given.device.type, enabled=False):  # sums want float32
+            self._sums[linear_map.weight].update(_rows(linear_map, child, given, mask))
 
 
 def empty_moments(
@@ -93,33 +135,6 @@ def empty_moments(
     if linear_map.width > full_width:
         return LowRankMoments.empty(linear_map.width, min(rank, linear_map.width), device)
     return FullMoments.empty(linear_map.width, device)
-
-
-@contextmanager
-def _hooked(
-    module: nn.Module,
-    maps: Sequence[LinearMap],
-    add: Callable[[LinearMap, nn.Module, Tensor], None],
-) -> Iterator[None]:
-    """Call ``add`` with a map, its module and what the module is given, before each computes."""
-    modules = {canonical_name(name): child for name, child in module.named_modules()}
-
-    def hook_of(linear_map: LinearMap) -> Callable[..., None]:
-        def hook(child: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            add(linear_map, child, args[0] if args else next(iter(kwargs.values())))
-
-        return hook
-
-    handles = [
-        modules[name].register_forward_pre_hook(hook_of(linear_map), with_kwargs=True)
-        for linear_map in maps
-        for name in linear_map.modules
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _rows(linear_map: LinearMap, child: nn.Module, given: Tensor, mask: Tensor | None) -> Tensor:

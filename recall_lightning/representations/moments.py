@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -23,6 +24,11 @@ class Moments(ABC):
     @abstractmethod
     def width(self) -> int:
         """How many entries an input has; an embedding's rows."""
+
+    @property
+    @abstractmethod
+    def trace(self) -> Tensor:
+        """The sum of the diagonal, ()."""
 
     @abstractmethod
     def update(self, inputs: Tensor) -> None:
@@ -75,11 +81,29 @@ class FullMoments(Moments):
         """How many entries an input has."""
         return len(self.matrix)
 
+    @property
+    def trace(self) -> Tensor:
+        """The sum of the diagonal, ()."""
+        return self.matrix.diagonal().sum()
+
     def update(self, inputs: Tensor) -> None:
         """Add inputs, (inputs, width)."""
         inputs = inputs.to(self.matrix.dtype)
         self.matrix.addmm_(inputs.T, inputs)
         self.count += len(inputs)
+        self.__dict__.pop("spectrum", None)
+
+    @cached_property
+    def spectrum(self) -> tuple[Tensor, Tensor]:
+        """Eigenvalues ≥ 0 (width) and, in columns, eigenvectors (width, width), float32.
+
+        They are computed once, in float64; NaN of moments that are not finite.
+        """
+        if not bool(self.matrix.isfinite().all()):  # eigh would raise
+            nan = torch.full_like(self.matrix, torch.nan)
+            return nan[0], nan
+        values, vectors = torch.linalg.eigh(self.matrix.double())
+        return values.clamp(min=0).float(), vectors.float()
 
     def scaled(self, factor: float) -> FullMoments:
         """Return these moments times ``factor``."""
@@ -136,6 +160,11 @@ class LowRankMoments(Moments):
     def rest(self) -> Tensor:
         """The diagonal of what B leaves out, (width), ≥ 0."""
         return (self.diagonal - self.factor.square().sum(0)).clamp(min=0)
+
+    @property
+    def trace(self) -> Tensor:
+        """The sum of the diagonal, ()."""
+        return self.diagonal.sum()
 
     def update(self, inputs: Tensor) -> None:
         """Add inputs, (inputs, width)."""
@@ -198,6 +227,11 @@ class RowCounts(Moments):
     def width(self) -> int:
         """How many rows the embedding has."""
         return len(self.counts)
+
+    @property
+    def trace(self) -> Tensor:
+        """The sum of the diagonal, ()."""
+        return self.counts.sum()
 
     def update(self, inputs: Tensor) -> None:
         """Add lookups, integers (lookups,)."""

@@ -104,7 +104,7 @@ def test_the_first_tasks_importance_is_one_and_then_has_mean_one_for_each_task()
         values = torch.cat([tensor.flatten() for tensor in importance.by_name.values()])
         assert float(values.mean()) == pytest.approx(task + 1, rel=1e-4)
     first = [r["coefficient"] for r in callback.history if r["task"] == 0]
-    assert {value for record in first for value in record.values()} == {0.3 / 1.3}
+    assert {value for record in first for value in record.values()} == {0.1 / 1.1}
 
 
 def test_the_merge_takes_by_importance_of_earlier_tasks_alone():

@@ -89,7 +89,7 @@ def test_scaled_matrices_move_weights_by_that_much_less():
 
 
 @pytest.mark.parametrize("rule", [*RULE_NAMES, "rbf*importance", "cosine*subspace"])
-@pytest.mark.parametrize("end_rule", ["subspace", "importance", None])
+@pytest.mark.parametrize("end_rule", ["subspace", "kfac_subspace", "importance", None])
 def test_every_pair_of_rules_merges_a_stream_of_fits(rule, end_rule):
     callback = RecallCallback(every=0.5, rule=rule, end_rule=end_rule, strength=0.5, **SMALL)
     model = Plain()
@@ -100,10 +100,13 @@ def test_every_pair_of_rules_merges_a_stream_of_fits(rule, end_rule):
         assert list(record["coefficient"]) == list(BLOCKS)
         assert all(0 <= value <= 1 for value in record["coefficient"].values())
     at_end = rule if end_rule is None else end_rule
-    assert ("condition" in callback.history[-1]) == ("subspace" in at_end)
+    has_matrices = "subspace" in at_end or "kfac" in at_end
+    assert ("condition" in callback.history[-1]) == has_matrices
 
 
-@pytest.mark.parametrize("rules", [("rbf", "subspace"), ("importance", "subspace")])
+@pytest.mark.parametrize(
+    "rules", [("rbf", "subspace"), ("importance", "subspace"), ("kfac_importance", "kfac_subspace")]
+)
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.filterwarnings("ignore:the subspace rule has no inputs")
 def test_models_of_every_kind_are_merged_by_every_rule(case, rules):

@@ -18,6 +18,11 @@ from recall_lightning.callbacks.baselines.protecting import (
 )
 from recall_lightning.representations.blocks import has_parameters
 from recall_lightning.representations.hidden_states import undisturbed
+from recall_lightning.representations.predictions import (
+    logits_of,
+    positions_that_count,
+    predicts_next_token,
+)
 from recall_lightning.snapshots import Snapshot, named_weights
 
 
@@ -165,7 +170,7 @@ class LearningWithoutForgetting(ProtectingCallback):
     ) -> Tensor:
         """The mean over all samples or tokens of the calls that led to this loss."""
         weights = self._teacher_weights(pl_module, student_module)
-        causal = _predicts_next_token(pl_module)
+        causal = predicts_next_token(pl_module)
         total, count = torch.zeros(2, device=pl_module.device)
         for args, kwargs, student in calls[student_module]:
             with trainer.precision_plugin.forward_context(), undisturbed(pl_module):
@@ -247,52 +252,3 @@ def distillation_loss(student: Tensor, teacher: Tensor, temperature: float) -> T
     teacher_log = functional.log_softmax(teacher.detach().float() / temperature, dim=-1)
     each = functional.kl_div(student_log, teacher_log, reduction="none", log_target=True)
     return temperature**2 * each.sum(-1)
-
-
-def logits_of(output: Any) -> Tensor | None:
-    """Find the logits in an output: itself if it is a tensor of rows, or its ``logits``.
-
-    Example:
-        >>> logits_of(torch.tensor(0.5)) is None, logits_of({"logits": torch.zeros(1, 2)}).shape
-        (True, torch.Size([1, 2]))
-    """
-    if isinstance(output, Mapping):
-        output = output.get("logits")
-    found = getattr(output, "logits", output)
-    return found if isinstance(found, Tensor) and found.dim() >= 2 else None
-
-
-def positions_that_count(inputs: Mapping[str, Any], like: Tensor, causal: bool) -> Tensor:
-    """Tell which samples or tokens are neither padding nor without a label.
-
-    Args:
-        inputs: What the model was given: ``attention_mask`` and ``labels``, if there are any.
-        like: A tensor with one number a position, (batch,) or (batch, tokens).
-        causal: Whether a token's output is about the next token, as the labels are then shifted.
-
-    Returns:
-        bool, of the shape of ``like``.
-
-    Example:
-        >>> inputs = {"labels": torch.tensor([[-100, 5, -100]])}
-        >>> positions_that_count(inputs, torch.zeros(1, 3), causal=True)
-        tensor([[ True, False, False]])
-    """
-    mask = torch.ones_like(like, dtype=torch.bool)
-    attention, labels = inputs.get("attention_mask"), inputs.get("labels")
-    if isinstance(attention, Tensor) and attention.shape == like.shape:
-        mask &= attention != 0
-    if isinstance(labels, Tensor) and labels.shape == like.shape:
-        labelled = labels != -100
-        mask &= functional.pad(labelled[:, 1:], (0, 1)) if causal and like.dim() == 2 else labelled
-    return mask
-
-
-def _predicts_next_token(module: nn.Module) -> bool:
-    """Ask a Hugging Face model which loss it computes; its default is the causal one."""
-    for child in module.modules():
-        if hasattr(child, "loss_type") and hasattr(child, "config"):
-            two_stacks = getattr(child.config, "is_encoder_decoder", False)
-            shifted = child.loss_type in (None, "ForCausalLM", "ForConditionalGeneration")
-            return shifted and not two_stacks
-    return False

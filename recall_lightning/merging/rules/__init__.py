@@ -8,6 +8,7 @@ from typing import Literal
 
 from recall_lightning.merging.rules.base import Coefficient, MergeInputs, MergeRule
 from recall_lightning.merging.rules.importance import ImportanceRule
+from recall_lightning.merging.rules.kfac import KfacImportanceRule, KfacSubspaceRule
 from recall_lightning.merging.rules.product import ProductRule
 from recall_lightning.merging.rules.similarity import SimilarityRule
 from recall_lightning.merging.rules.subspace import SubspaceRule
@@ -16,6 +17,8 @@ from recall_lightning.merging.rules.uniform import UniformRule
 __all__ = [
     "Coefficient",
     "ImportanceRule",
+    "KfacImportanceRule",
+    "KfacSubspaceRule",
     "MergeInputs",
     "MergeRule",
     "ProductRule",
@@ -26,7 +29,16 @@ __all__ = [
     "rule_by_name",
 ]
 
-RULE_NAMES = ("rbf", "cka", "cosine", "uniform", "importance", "subspace")
+RULE_NAMES = (
+    "rbf",
+    "cka",
+    "cosine",
+    "uniform",
+    "importance",
+    "kfac_importance",
+    "subspace",
+    "kfac_subspace",
+)
 
 
 @dataclass(frozen=True)
@@ -36,15 +48,15 @@ class RuleOptions:
     Attributes:
         temperature: Of rbf, cka and cosine.
         sigma: Of rbf.
-        importance_scale: Of importance.
-        new_inputs: Of subspace.
-        ridge: Of subspace.
-        mix: Of subspace.
+        importance_scale: Of importance and kfac_importance.
+        new_inputs: Of subspace and kfac_subspace, as are ridge and mix.
+        ridge: Of the moments of inputs.
+        mix: In directions that no input has.
     """
 
     temperature: float = 1.0
     sigma: float | Literal["median"] = "median"
-    importance_scale: float = 0.3
+    importance_scale: float = 0.1
     new_inputs: float = 1.0
     ridge: float = 0.01
     mix: float = 0.3
@@ -79,8 +91,10 @@ def rule_by_name(
         )
     if name == "uniform":
         return UniformRule()
-    if name == "importance":
-        return ImportanceRule(options.importance_scale)
-    if name == "subspace":
-        return SubspaceRule(options.new_inputs, options.ridge, options.mix)
+    if name in ("importance", "kfac_importance"):
+        by_importance = ImportanceRule if name == "importance" else KfacImportanceRule
+        return by_importance(options.importance_scale)
+    if name in ("subspace", "kfac_subspace"):
+        by_moments = SubspaceRule if name == "subspace" else KfacSubspaceRule
+        return by_moments(options.new_inputs, options.ridge, options.mix)
     return SimilarityRule(name, options.temperature, options.sigma)

@@ -10,7 +10,7 @@ from recall_lightning.merging.adapters import LoraPair
 from recall_lightning.merging.map_coefficients import MapCoefficient
 from recall_lightning.representations.blocks import Block
 from recall_lightning.representations.linear_maps import LinearMap
-from recall_lightning.representations.moments import Moments
+from recall_lightning.representations.moments import FullMoments, Moments
 from recall_lightning.representations.similarity import median_squared_sigma, rbf
 
 Coefficient = float | Tensor | MapCoefficient
@@ -29,9 +29,15 @@ class MergeInputs:
         importance: Name to the importance of each element to earlier tasks, ≥ 0, in the weight's
             shape, of mean 1 over the model for each task and summed over tasks; for a rule that
             sets ``uses_importance``.
-        maps: The model's linear maps; for a rule that sets ``uses_moments``, as are the next three.
-        old_moments: Weight name of a map to its mean input moments, summed over earlier tasks.
-        new_moments: The same of the current task.
+        maps: The model's linear maps; for a rule that sets ``uses_moments`` or ``uses_curvature``.
+        old_moments: Weight name of a map to its mean input moments, summed over earlier tasks; for
+            the same rules.
+        new_moments: The same of the current task; for a rule that sets ``uses_moments``.
+        old_output_moments: Weight name of a map to the moments of the gradients at its outputs, of
+            mean 1 over the model (times those of its inputs) for each task and summed over earlier
+            tasks, whose number is its count; for a rule that sets ``uses_curvature``, as is the
+            next. Missing where a map is too wide or predictions are not known.
+        new_output_moments: The same of the current task, for a rule that sets ``uses_moments`` too.
         earlier_tasks: How many tasks the old moments and the importance sum up.
         lora_pairs: The factors that are merged as one update.
     """
@@ -44,6 +50,8 @@ class MergeInputs:
     maps: Sequence[LinearMap] = ()
     old_moments: Mapping[str, Moments] = field(default_factory=dict)
     new_moments: Mapping[str, Moments] = field(default_factory=dict)
+    old_output_moments: Mapping[str, FullMoments] = field(default_factory=dict)
+    new_output_moments: Mapping[str, FullMoments] = field(default_factory=dict)
     earlier_tasks: int = 1
     lora_pairs: Sequence[LoraPair] = ()
 
@@ -53,7 +61,8 @@ class MergeRule(ABC):
 
     Subclass it for a rule of your own and pass an object of it as ``rule``. What a rule does not
     use is not measured: one that sets ``uses_representations`` to False costs no probe and needs no
-    typical samples, and ``uses_importance`` and ``uses_moments`` are False unless set.
+    typical samples, and ``uses_importance``, ``uses_moments`` and ``uses_curvature`` are False
+    unless set.
 
     Example:
         >>> class HalfOfTheFirst(MergeRule):
@@ -66,6 +75,7 @@ class MergeRule(ABC):
     uses_representations: bool = True
     uses_importance: bool = False
     uses_moments: bool = False
+    uses_curvature: bool = False
 
     def similarity(self, snapshot_states: Tensor, live_states: Tensor) -> float:
         """Compare one block's hidden states on the typical samples.

@@ -2,9 +2,7 @@
 
 import math
 
-from torch import Tensor
-
-from recall_lightning.merging.rules.base import MergeInputs, MergeRule
+from recall_lightning.merging.rules.base import Coefficient, MergeInputs, MergeRule
 
 
 class ImportanceRule(MergeRule):
@@ -35,12 +33,12 @@ class ImportanceRule(MergeRule):
     uses_representations = False
     uses_importance = True
 
-    def __init__(self, scale: float = 0.3) -> None:
+    def __init__(self, scale: float = 0.1) -> None:
         if not 0 < scale < math.inf:
             raise ValueError(f"importance_scale={scale!r} must be a positive number")
         self.scale = scale
 
-    def coefficients(self, inputs: MergeInputs) -> dict[str, float | Tensor]:
+    def coefficients(self, inputs: MergeInputs) -> dict[str, Coefficient]:
         """Return a tensor of its shape for every weight, or a number where it has no importance."""
         shared: dict[str, float] = {}
         for pair in inputs.lora_pairs:
@@ -48,7 +46,7 @@ class ImportanceRule(MergeRule):
             size = sum(factor.numel() for factor in factors)
             mean = float(sum(factor.sum() for factor in factors)) / size if size else 1.0
             shared |= {pair.a: mean, pair.b: mean}
-        weights: dict[str, float | Tensor] = {}
+        weights: dict[str, Coefficient] = {}
         for name in (name for block in inputs.blocks for name in block.weights):
             given = shared.get(name, inputs.importance.get(name, 1.0))
             weighted = self.scale * given

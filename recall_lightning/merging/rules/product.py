@@ -33,17 +33,22 @@ class ProductRule(MergeRule):
         measuring = [rule for rule in rules if rule.uses_representations]
         if len(measuring) > 1:
             raise ValueError("a product of rules can measure one similarity, not two")
-        if any(r.uses_moments for r in rules) and any(r.uses_importance for r in rules):
+        matrices = sum(rule.uses_moments or rule.uses_curvature for rule in rules)
+        if matrices and any(r.uses_importance and not r.uses_curvature for r in rules):
             raise ValueError(
                 "importance and subspace cannot be multiplied: one gives a number an element, the "
                 "other a matrix; use one in the loop and the other as end_rule"
             )
-        if sum(rule.uses_moments for rule in rules) > 1:
-            raise ValueError("subspace cannot be multiplied by itself")
+        if matrices > 1:
+            raise ValueError(
+                "of subspace, kfac_subspace and kfac_importance, which give matrices, only one can "
+                "be in a product"
+            )
         self.rules = list(rules)
         self.uses_representations = bool(measuring)
         self.uses_importance = any(rule.uses_importance for rule in rules)
         self.uses_moments = any(rule.uses_moments for rule in rules)
+        self.uses_curvature = any(rule.uses_curvature for rule in rules)
 
     def similarity(self, snapshot_states: Tensor, live_states: Tensor) -> float:
         """Compare the states as the rule that uses representations does."""

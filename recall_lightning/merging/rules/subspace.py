@@ -2,10 +2,9 @@
 
 import math
 
-from torch import Tensor
-
-from recall_lightning.merging.map_coefficients import Balance, MapCoefficient, solve_map
-from recall_lightning.merging.rules.base import MergeInputs, MergeRule
+from recall_lightning.merging.map_coefficients import Balance, solve_map
+from recall_lightning.merging.rules.base import Coefficient, MergeInputs, MergeRule
+from recall_lightning.representations.linear_maps import LinearMap
 from recall_lightning.representations.moments import RowCounts
 
 
@@ -45,24 +44,31 @@ class SubspaceRule(MergeRule):
             raise ValueError(f"mix={mix!r} must lie in [0, 1]: the snapshot's weight")
         self.balance = Balance(new_inputs, ridge, mix)
 
-    def coefficients(self, inputs: MergeInputs) -> dict[str, float | Tensor | MapCoefficient]:
+    def coefficients(self, inputs: MergeInputs) -> dict[str, Coefficient]:
         """Return a matrix for every linear map, a tensor for embeddings, a number for the rest."""
         new, ridge, mix = self.balance.new, self.balance.ridge, self.balance.mix
         tasks = inputs.earlier_tasks
         plain = (tasks + ridge * mix) / (tasks + new + ridge)
-        weights: dict[str, float | Tensor | MapCoefficient] = {
+        weights: dict[str, Coefficient] = {
             name: plain for block in inputs.blocks for name in block.weights
         }
         for linear_map in inputs.maps:
-            old, now = (m.get(linear_map.weight) for m in (inputs.old_moments, inputs.new_moments))
-            if old is None or now is None:
-                continue  # it computed nothing
-            if isinstance(old, RowCounts) and isinstance(now, RowCounts):
-                r = ridge * old.counts.mean()
-                kept = (old.counts + r * mix) / (old.counts + new * now.counts + r)
-                weights[linear_map.weight] = kept.nan_to_num(0.0)[:, None]
-                continue
-            solved = solve_map(linear_map, old, now, self.balance)
             names = [linear_map.weight, linear_map.bias, linear_map.second_factor]
-            weights |= {n: 0.0 if solved is None else solved for n in names if n is not None}
+            coefficient = self._of_map(linear_map, inputs)
+            if coefficient is not None:
+                weights |= {name: coefficient for name in names if name is not None}
         return weights
+
+    def _of_map(self, linear_map: LinearMap, inputs: MergeInputs) -> Coefficient | None:
+        """Return a map's coefficient; None where it computed nothing."""
+        old, now = (m.get(linear_map.weight) for m in (inputs.old_moments, inputs.new_moments))
+        if old is None or now is None:
+            return None
+        if isinstance(old, RowCounts) and isinstance(now, RowCounts):
+            r = self.balance.ridge * old.counts.mean()
+            kept = old.counts + r * self.balance.mix
+            return (kept / (old.counts + self.balance.new * now.counts + r)).nan_to_num(0.0)[
+                :, None
+            ]
+        solved = solve_map(linear_map, old, now, self.balance)
+        return 0.0 if solved is None else solved

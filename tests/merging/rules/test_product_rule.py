@@ -87,7 +87,9 @@ def test_the_factors_of_a_lora_pair_go_on_sharing_a_matrix():
     [
         ("rbf*cka", "one similarity, not two"),
         ("importance*subspace", "importance and subspace cannot be multiplied"),
-        ("subspace*subspace", "subspace cannot be multiplied by itself"),
+        ("subspace*subspace", "only one can be in a product"),
+        ("kfac_importance*subspace", "only one can be in a product"),
+        ("importance*kfac_importance", "importance and subspace cannot be multiplied"),
     ],
 )
 def test_products_that_mean_nothing_are_refused(name, message):

@@ -1,0 +1,103 @@
+"""Coefficients by curvature: what earlier tasks depend on, in its own coordinates."""
+
+from recall_lightning.merging.kronecker_coefficients import KroneckerCoefficient
+from recall_lightning.merging.rules.base import Coefficient, MergeInputs
+from recall_lightning.merging.rules.importance import ImportanceRule
+from recall_lightning.merging.rules.subspace import SubspaceRule
+from recall_lightning.representations.linear_maps import LinearMap
+
+
+class KfacImportanceRule(ImportanceRule):
+    """w = λF / (1 + λF) as in :class:`ImportanceRule`, with the Fisher information of whole maps.
+
+    F is the Kronecker product of a map's two factors, of mean 1 over the model for each task: the
+    second moments of its inputs, and those of the gradients at its outputs (K-FAC, Martens and
+    Grosse, arXiv 1503.05671). The coefficient is elementwise where that is diagonal: in the
+    eigenbases of both. So a direction is kept, not an entry of a matrix. This is the proximal step
+    of the penalty of Kronecker-factored online Laplace (Ritter et al., arXiv 1805.07810), with the
+    sums over tasks of both factors.
+
+    All other weights, and maps whose curvature is not known (wider than ``moment_width``, LoRA
+    updates, outputs that are no predictions), have what :class:`ImportanceRule` gives them.
+
+    Args:
+        scale: λ > 0.
+
+    Example:
+        >>> rule = KfacImportanceRule(0.5)
+        >>> rule.uses_curvature, rule.uses_importance, rule.uses_moments
+        (True, True, False)
+    """
+
+    uses_curvature = True
+
+    def coefficients(self, inputs: MergeInputs) -> dict[str, Coefficient]:
+        """Return a matrix for every linear map, and what importance gives for the rest."""
+        weights = super().coefficients(inputs)
+        for linear_map in inputs.maps:
+            old = inputs.old_moments.get(linear_map.weight)
+            outputs = inputs.old_output_moments.get(linear_map.weight)
+            if old is not None and outputs is not None:
+                found = KroneckerCoefficient.of_importance(linear_map, old, outputs, self.scale)
+                names = (linear_map.weight, linear_map.bias)
+                weights |= {name: found for name in names if name is not None}
+        return weights
+
+
+class KfacSubspaceRule(SubspaceRule):
+    """Keep what earlier tasks predicted, and what the live model predicts of the current one.
+
+    As :class:`SubspaceRule`, each linear map minimises its error on old inputs plus λ times that on
+    new ones, but errors count by how much predictions depend on them: by the second moments of the
+    gradients at the map's outputs, in the old tasks and in the new. The two quadratic losses are
+    diagonal in common coordinates, so the minimum has a closed form. Source: merging by matching
+    curvature (Tam et al., arXiv 2312.04339), of two models and with K-FAC (Martens and Grosse,
+    arXiv 1503.05671).
+
+    All other weights, and maps whose curvature is not known (wider than ``moment_width``, LoRA
+    updates, outputs that are no predictions), have what :class:`SubspaceRule` gives them.
+
+    Args:
+        new_inputs: λ > 0: what the current task counts against each earlier one. Larger keeps less
+            of the old.
+        ridge: Added to the moments of inputs, relative to the mean of their diagonal.
+        mix: That of :class:`SubspaceRule`.
+        output_ridge: Added to the moments at outputs, likewise.
+
+    Raises:
+        ValueError: If an argument is out of its range.
+
+    Example:
+        >>> rule = KfacSubspaceRule(new_inputs=2.0)
+        >>> rule.uses_curvature, rule.uses_moments, rule.uses_importance
+        (True, True, False)
+    """
+
+    uses_curvature = True
+
+    def __init__(
+        self,
+        new_inputs: float = 1.0,
+        ridge: float = 0.01,
+        mix: float = 0.3,
+        output_ridge: float = 0.1,
+    ) -> None:
+        super().__init__(new_inputs, ridge, mix)
+        if not 0 < output_ridge < float("inf"):
+            raise ValueError(f"output_ridge={output_ridge!r} must be a positive number")
+        self.output_ridge = output_ridge
+
+    def _of_map(self, linear_map: LinearMap, inputs: MergeInputs) -> Coefficient | None:
+        name = linear_map.weight
+        old, new = inputs.old_moments.get(name), inputs.new_moments.get(name)
+        old_outputs = inputs.old_output_moments.get(name)
+        new_outputs = inputs.new_output_moments.get(name)
+        if old is None or new is None or old_outputs is None or new_outputs is None:
+            return super()._of_map(linear_map, inputs)
+        return KroneckerCoefficient.between(
+            linear_map,
+            (old, new),
+            (old_outputs, new_outputs),
+            self.balance.new,
+            (self.balance.ridge, self.output_ridge),
+        )
