@@ -2,8 +2,9 @@
 
     python benchmarks/evidence [--quick] [--jobs 2] [--out runs/evidence]
 
-Started again it skips the runs that are done. ``--quick`` runs a few batches of each setting, to
-see that everything works, and writes its page into ``--out``.
+The page is written anew after each stage. Started again it skips the runs that are done.
+``--quick`` runs a few batches of each setting, to see that everything works, and writes its page
+into ``--out``.
 """
 
 import argparse
@@ -11,7 +12,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from page import write_page
+from page import Results, write_page
 from stages import Evidence, ablate, choose, many_tasks, report, tune
 
 
@@ -22,21 +23,18 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a few batches of everything")
     arguments = parser.parse_args()
     evidence = Evidence(arguments.out, arguments.jobs, arguments.quick)
-    chosen, reports = {}, {}
-    for stream in evidence.streams:
-        chosen[stream.name] = choose(tune(evidence, stream), stream)
-        reports[stream] = report(evidence, stream, chosen[stream.name])
     page = Path("benchmarks/RESULTS.md")
     if arguments.quick:
         page = arguments.out / "RESULTS.md"
-    write_page(
-        page,
-        shlex.join(["python", *sys.argv]),
-        reports,
-        chosen,
-        ablate(evidence),
-        many_tasks(evidence, chosen),
-    )
+    results = Results(shlex.join(["python", *sys.argv]))
+    for stream in evidence.streams:
+        results.chosen[stream.name] = choose(tune(evidence, stream), stream)
+        results.reports[stream] = report(evidence, stream, results.chosen[stream.name])
+        write_page(page, results)
+    results.many = many_tasks(evidence, results.chosen)
+    write_page(page, results)
+    results.ablations = ablate(evidence)
+    write_page(page, results)
     print(f"written: {page}")
 
 

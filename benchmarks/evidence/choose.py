@@ -41,6 +41,21 @@ def matched_value(plasticity: Mapping[float, float], wanted: float) -> float:
     return min(values, key=lambda value: abs(plasticity[value] - wanted))
 
 
+def interpolated(scores: Mapping[float, float], value: float) -> float:
+    """Return a score between two trials, linearly in the logarithm of the value.
+
+    Example:
+        >>> interpolated({1.0: 0.9, 100.0: 0.7}, 10.0)
+        0.8
+    """
+    below = max((v for v in scores if v <= value), default=min(scores))
+    above = min((v for v in scores if v >= value), default=max(scores))
+    if above <= below:
+        return scores[below if value >= below else above]
+    share = math.log(value / below) / math.log(above / below)
+    return scores[below] + share * (scores[above] - scores[below])
+
+
 def rounded(value: float) -> str:
     """Write a hyperparameter with three digits, as it goes on a command line.
 

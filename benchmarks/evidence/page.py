@@ -4,6 +4,7 @@ import math
 import os
 import platform
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import lightning
@@ -41,31 +42,43 @@ Machine: {machine}.
 """
 
 
-def write_page(
-    path: Path,
-    command: str,
-    reports: Mapping[Stream, Sequence[Run]],
-    chosen: Mapping[str, Mapping[str, str]],
-    ablations: Mapping[str, Sequence[Run]],
-    many: Mapping[str, Sequence[Run]],
-) -> None:
+@dataclass
+class Results:
+    """What was run so far.
+
+    Attributes:
+        command: What it was run by.
+        chosen: Stream name to the settings chosen, by row.
+        reports: Stream to its runs on the seeds that are reported.
+        many: Stream name to runs of ten tasks.
+        ablations: Heading of a table to its runs.
+    """
+
+    command: str
+    chosen: dict[str, Mapping[str, str]] = field(default_factory=dict)
+    reports: dict[Stream, Sequence[Run]] = field(default_factory=dict)
+    many: Mapping[str, Sequence[Run]] = field(default_factory=dict)
+    ablations: Mapping[str, Sequence[Run]] = field(default_factory=dict)
+
+
+def write_page(path: Path, results: Results) -> None:
     """Write the page and, into ``results/`` beside it, its figures."""
     figures = path.parent / "results"
     figures.mkdir(parents=True, exist_ok=True)
-    parts = [_INTRODUCTION.format(command=command, machine=_machine())]
-    parts += ["## At a glance", _glance(reports)]
-    for stream, runs in reports.items():
-        parts += _stream_part(stream, runs, chosen[stream.name], figures)
-    if many:
-        tasks_figure(many, figures / "many_tasks.png")
+    parts = [_INTRODUCTION.format(command=results.command, machine=_machine())]
+    parts += ["## At a glance", _glance(results.reports)]
+    for stream, runs in results.reports.items():
+        parts += _stream_part(stream, runs, results.chosen[stream.name], figures)
+    if results.many:
+        tasks_figure(results.many, figures / "many_tasks.png")
         parts += ["## Ten tasks", _MANY, "![ten tasks](results/many_tasks.png)"]
-        for stream_name, runs in many.items():
+        for stream_name, runs in results.many.items():
             about = f"{stream_name} ({MANY_TASKS[stream_name]}), seeds {_seeds(runs)}:"
             parts += [about, _scores(runs)]
-    if ablations:
+    if results.ablations:
         parts += ["## Ablations", _ABLATIONS]
-        for title, runs in ablations.items():
-            parts += [f"### {title}", f"Seeds {_seeds(runs)}.", _ablation_table(title, runs)]
+        for title, runs in results.ablations.items():
+            parts += [f"### {title}", f"Seeds {_seeds(runs)}.", _ablation_table(runs)]
     path.write_text("\n\n".join(parts) + "\n")
 
 
@@ -73,10 +86,7 @@ _MANY = (
     "The average score on the tasks seen so far, after each of ten tasks, with the settings chosen "
     "for fewer."
 )
-_ABLATIONS = (
-    "On tuning seeds, so that nothing is chosen by what is reported above; on digits_permuted "
-    "where no other stream is named."
-)
+_ABLATIONS = "On tuning seeds, so that nothing is chosen by what is reported above."
 
 
 def _seeds(runs: Sequence[Run]) -> str:
@@ -161,7 +171,9 @@ def _matched(runs: Sequence[Run]) -> str:
         ["recall", *(cell(ours.value(m), planned) for m in ("plasticity", "forgetting")), "", ""]
     ]
     best: tuple[float, str] | None = None
-    for label in [n + suffix for n in COMPARED for suffix in ("", MATCHED)]:
+    for label in [
+        n + suffix for n in COMPARED for suffix in ("", MATCHED) if n + suffix in summary
+    ]:
         row = summary[label]
         plasticity, forgetting = row.value("plasticity").mean, row.value("forgetting").mean
         short = (wanted - plasticity) if higher else (plasticity - wanted)
@@ -199,12 +211,12 @@ def _verdict(runs: Sequence[Run], best: tuple[float, str] | None, planned: int) 
     )
 
 
-def _ablation_table(title: str, runs: Sequence[Run]) -> str:
+def _ablation_table(runs: Sequence[Run]) -> str:
     rows = []
     for row in summarise(runs):
         values = [cell(row.value(m), row.runs) for m in ("average", "forgetting", "plasticity")]
         seconds = cell(row.value("hook_share"), row.runs, 1)
-        rows.append([row.label.removeprefix(f"{title}: "), *values, seconds])
+        rows.append([row.label, *values, seconds])
     heads = ["", "average", "forgetting", "plasticity", "time in hooks, %"]
     return _table(heads, rows)
 

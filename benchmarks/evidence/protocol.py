@@ -4,9 +4,11 @@ from dataclasses import dataclass
 
 TUNING_SEEDS = (100,)
 REPORT_SEEDS = (0, 1, 2, 3, 4)
-ABLATION_SEEDS = (100,)
+ABLATION_SEEDS = (100, 101, 102)
 PLASTICITY_TOLERANCE = 0.02
 """Relative: a baseline counts as plastic as RECALL if it is no further below than this."""
+MATCHED_ROWS = 3
+"""How many baselines run once more with RECALL's plasticity: those that forget least there."""
 
 
 @dataclass(frozen=True)
@@ -96,97 +98,112 @@ ORDER = (
     "recall",
 )
 
-ABLATED_STREAM = "digits_permuted"
 _LOOP = "recall_paper_loop:"
 _RECALL = "recall:"
-ABLATIONS: dict[str, dict[str, str]] = {
+_PLAIN = f"{_RECALL}--recall.rule importance --recall.end_rule subspace"
+_PAPER = f"{_RECALL}--recall.rule rbf --recall.end_rule rbf --recall.every 0.25"
+_IN_THE_LOOP = {
+    "none": f"{_RECALL}--recall.every 1.0",
+    "uniform, strength 0.1": f"{_RECALL}--recall.rule uniform --recall.strength 0.1",
+    "rbf, strength 0.1": f"{_RECALL}--recall.rule rbf --recall.strength 0.1",
+    "importance": f"{_RECALL}--recall.rule importance",
+    "kfac_importance": _RECALL,
+    "rbf*kfac_importance": f"{_RECALL}--recall.rule rbf*kfac_importance",
+}
+_AT_THE_END = {
+    "kfac_subspace": _RECALL,
+    "subspace": f"{_RECALL}--recall.end_rule subspace",
+    "kfac_importance, as in the loop": f"{_RECALL}--recall.end_rule null",
+    "rbf": f"{_RECALL}--recall.end_rule rbf",
+}
+_PERMUTED = {
+    "Rule in the loop, kfac_subspace at the end": _IN_THE_LOOP,
+    "Rule at the end, kfac_importance in the loop": _AT_THE_END,
     "Interval between merges": {
-        f"every {every}": f"{_RECALL}--recall.every {every}" for every in (1.0, 0.5, 0.25, 0.1)
+        f"every {every}": f"{_RECALL}--recall.every {every}"
+        for every in (1.0, 0.25, 0.1, 0.05, 0.02)
     },
-    "What new inputs count (λ of the subspace rule)": {
+    "Strength in the loop (λ of kfac_importance)": {
+        str(value): f"{_RECALL}--recall.importance_scale {value}" for value in (0.02, 0.1, 0.5)
+    },
+    "What new inputs count (λ of kfac_subspace)": {
         str(value): f"{_RECALL}--recall.new_inputs {value}" for value in (0.25, 0.5, 1.0, 2.0, 4.0)
     },
-    "Strength in the loop": {
-        str(value): f"{_RECALL}--recall.strength {value}" for value in (0.3, 1.0)
-    },
-    "Rule in the loop, subspace at the end": {
-        "none": f"{_RECALL}--recall.every 1.0",
-        "uniform 0.1": f"{_RECALL}--recall.rule uniform --recall.strength 0.1",
-        "rbf, strength 0.3": f"{_RECALL}--recall.rule rbf --recall.strength 0.3",
-        "importance": f"{_RECALL}--recall.rule importance",
-        "rbf*importance": f"{_RECALL}--recall.rule rbf*importance",
-        "subspace, strength 0.3": f"{_RECALL}--recall.rule subspace --recall.strength 0.3",
-    },
-    "Rule at the end": {
-        "subspace": f"{_RECALL}",
-        "importance, as in the loop": f"{_RECALL}--recall.end_rule null",
-        "rbf": f"{_RECALL}--recall.end_rule rbf",
-    },
     "Last merge": {
-        "on": f"{_RECALL}",
+        "on": _RECALL,
         "off": f"{_RECALL}--recall.at_task_end false",
-        "rbf loop, on": f"{_LOOP}",
-        "rbf loop, off": (
-            f"{_RECALL}--recall.rule rbf --recall.strength 1.0 --recall.end_rule rbf "
-            "--recall.at_task_end false"
-        ),
+        "the paper's loop, on": _PAPER,
+        "the paper's loop, off": f"{_PAPER} --recall.at_task_end false",
     },
     "Optimizer state after a merge": {
-        "kept": f"{_RECALL}",
+        "kept": _RECALL,
         "reset": f"{_RECALL}--recall.optimizer_state reset",
     },
-    "Source of importance": {
-        source: f"{_RECALL}--recall.rule importance --recall.importance_source {source}"
+    "Source of importance (rules importance and subspace)": {
+        source: f"{_PLAIN} --recall.importance_source {source}"
         for source in ("optimizer", "gradients")
     },
     "Batches that moments are measured on": {
         str(batches): f"{_RECALL}--recall.moment_batches {batches}" for batches in (2, 8, 32)
     },
-    "Rank of moments": {
-        "full": f"{_RECALL}",
+    "Rank of moments (rules importance and subspace)": {
+        "full": _PLAIN,
         **{
             f"rank {rank} plus diagonal": (
-                f"{_RECALL}--recall.moment_width 8 --recall.moment_rank {rank}"
+                f"{_PLAIN} --recall.moment_width 8 --recall.moment_rank {rank}"
             )
             for rank in (4, 16, 64)
         },
     },
     "Temperature (the paper's rule in the loop)": {
-        f"τ {tau}": f"{_LOOP}--recall_paper_loop.temperature {tau}" for tau in (0.1, 0.3, 1.0, 3.0)
+        f"τ {tau}": f"{_PAPER} --recall.temperature {tau}" for tau in (0.1, 0.3, 1.0, 3.0)
     },
     "Width of the kernel (the paper's rule in the loop)": {
-        f"σ {sigma}": f"{_LOOP}--recall_paper_loop.sigma {sigma}"
-        for sigma in ("median", 0.3, 1.0, 3.0)
+        f"σ {sigma}": f"{_PAPER} --recall.sigma {sigma}" for sigma in ("median", 0.3, 1.0, 3.0)
     },
     "Number of typical samples (the paper's rule in the loop)": {
-        str(count): f"{_LOOP}--recall_paper_loop.typical_samples {count}" for count in (4, 32, 128)
+        str(count): f"{_PAPER} --recall.typical_samples {count}" for count in (4, 32, 128)
     },
     "Choice of typical samples (the paper's rule in the loop)": {
-        sampling: (
-            f"{_RECALL}--recall.rule rbf --recall.strength 1.0 --recall.end_rule rbf "
-            f"--recall.sampling {sampling}"
-        )
-        for sampling in ("k-means", "random")
+        sampling: f"{_PAPER} --recall.sampling {sampling}" for sampling in ("k-means", "random")
     },
     "Which layers (the paper's rule in the loop)": {
-        "all": f"{_LOOP}",
+        "all": _PAPER,
         **{
             f"{name} only": (
-                f"{_RECALL}--recall.rule rbf --recall.end_rule null --recall.strength "
+                f"{_PAPER} --recall.end_rule null --recall.strength "
                 f'\'{{"*{layer}*": 1.0, "*": 0.0}}\''
             )
             for name, layer in (("first", "hidden_1"), ("second", "hidden_2"), ("output", "output"))
         },
     },
 }
-
-TEXT_ABLATIONS: dict[str, dict[str, str]] = {
-    "Source of old moments (stdlib_text)": {
-        source: f"{_RECALL}--recall.moment_source {source}" for source in ("task", "generated")
+ABLATIONS: dict[str, dict[str, dict[str, str]]] = {
+    "digits_permuted": _PERMUTED,
+    "digits_rotated": {
+        "Rule in the loop, kfac_subspace at the end": {
+            name: _IN_THE_LOOP[name]
+            for name in ("none", "rbf, strength 0.1", "importance", "kfac_importance")
+        },
+        "Rule at the end, kfac_importance in the loop": {
+            name: _AT_THE_END[name] for name in ("kfac_subspace", "subspace")
+        },
+    },
+    "stdlib_text": {
+        "Rule in the loop, kfac_subspace at the end": {
+            name: _IN_THE_LOOP[name] for name in ("none", "rbf, strength 0.1", "kfac_importance")
+        },
+        "Source of old moments": {
+            source: f"{_RECALL}--recall.moment_source {source}"
+            if source == "generated"
+            else _RECALL
+            for source in ("task", "generated")
+        },
     },
 }
+"""By stream and title: what each row of a table runs. Rows of one setting are run once."""
 
 MANY_TASKS = {"digits_permuted": "MLP", "digits_rotated": "transformer"}
 MANY_TASKS_EPOCHS = {"digits_permuted": "8", "digits_rotated": "[9,3,3,3,3,3,3,3,3,3]"}
-MANY_TASKS_METHODS = ("finetune", "joint", "ewc", "recall")
+MANY_TASKS_METHODS = ("finetune", "joint", "replay", "ewc", "recall")
 MANY_TASKS_SEEDS = (0, 1)

@@ -4,12 +4,11 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from choose import best_value, matched_value, rounded
+from choose import best_value, interpolated, matched_value, rounded
 from protocol import (
-    ABLATED_STREAM,
     ABLATION_SEEDS,
     ABLATIONS,
     COMPARED,
@@ -17,12 +16,13 @@ from protocol import (
     MANY_TASKS_EPOCHS,
     MANY_TASKS_METHODS,
     MANY_TASKS_SEEDS,
+    MATCHED_ROWS,
     ORDER,
+    PLASTICITY_TOLERANCE,
     QUICK_STREAMS,
     REPLAY,
     REPORT_SEEDS,
     STREAMS,
-    TEXT_ABLATIONS,
     TUNED,
     TUNING_SEEDS,
     UNTUNED,
@@ -125,7 +125,7 @@ def _means(tuning: Sequence[Run], method: str, metric: str) -> dict[float, float
 def choose(tuning: Sequence[Run], stream: Stream) -> dict[str, str]:
     """Choose every method's setting by its average score on the tuning seeds.
 
-    The baselines that RECALL is measured against have a second one, of RECALL's plasticity there.
+    Some baselines that RECALL is measured against have a second one, of RECALL's plasticity there.
 
     Returns:
         Label to setting; ``recall`` is RecallCallback as it is. What tuning would have chosen is
@@ -146,11 +146,28 @@ def choose(tuning: Sequence[Run], stream: Stream) -> dict[str, str]:
     if chosen["recall"] != setting("recall", DEFAULT_NEW_INPUTS):
         ordered["recall tuned"] = chosen["recall"]
     if stream.domain_incremental:
-        default = _means(tuning, "recall", "plasticity")[DEFAULT_NEW_INPUTS]
-        for method in COMPARED:
-            value = matched_value(_means(tuning, method, "plasticity"), default)
-            ordered[method + MATCHED] = setting(method, value)
+        ordered |= _matched(tuning, chosen)
     return ordered
+
+
+def _matched(tuning: Sequence[Run], chosen: Mapping[str, str]) -> dict[str, str]:
+    """Return the settings at which baselines are as plastic as RECALL on the tuning seeds.
+
+    Of those that forget least there, and not where the chosen setting is as plastic anyway.
+    """
+    wanted = _means(tuning, "recall", "plasticity")[DEFAULT_NEW_INPUTS]
+    found = {}
+    for method in COMPARED:
+        plasticity = _means(tuning, method, "plasticity")
+        value = matched_value(plasticity, wanted)
+        found[method] = (interpolated(_means(tuning, method, "forgetting"), value), value)
+    rows = {}
+    for method in sorted(found, key=lambda method: found[method][0])[:MATCHED_ROWS]:
+        plasticity = _means(tuning, method, "plasticity")
+        reached = next(v for v in plasticity if setting(method, v) == chosen[method])
+        if abs(plasticity[reached] - wanted) > PLASTICITY_TOLERANCE / 2 * abs(wanted):
+            rows[method + MATCHED] = setting(method, found[method][1])
+    return rows
 
 
 DEFAULT_NEW_INPUTS = 1.0
@@ -163,20 +180,22 @@ def report(evidence: Evidence, stream: Stream, chosen: Mapping[str, str]) -> lis
 
 
 def ablate(evidence: Evidence) -> dict[str, list[Run]]:
-    """Run the ablations on tuning seeds; return the runs of each table."""
+    """Run the ablations on tuning seeds; return the runs of each table, by its heading."""
     tables: dict[str, list[Run]] = {}
-    for stream, ablations in ((ABLATED_STREAM, ABLATIONS), ("stdlib_text", TEXT_ABLATIONS)):
-        if evidence.quick and stream not in QUICK_STREAMS:
-            continue
-        variants = {
-            f"{title}: {label}": arguments
-            for title, rows in ablations.items()
-            for label, arguments in list(rows.items())[: 2 if evidence.quick else None]
+    for stream in [name for name in ABLATIONS if not evidence.quick or name in QUICK_STREAMS]:
+        rows = {
+            (title, row): arguments
+            for title, table in ABLATIONS[stream].items()
+            for row, arguments in list(table.items())[: 2 if evidence.quick else None]
         }
+        labels: dict[str, str] = {}  # setting to the label that it runs under
+        for (title, row), arguments in rows.items():
+            labels.setdefault(arguments, f"{title}: {row}")
+        variants = {label: arguments for arguments, label in labels.items()}
         runs = evidence.compare(stream, "ablations", variants, ABLATION_SEEDS)
-        tables |= {
-            title: [r for r in runs if r.label.startswith(f"{title}: ")] for title in ablations
-        }
+        for (title, row), arguments in rows.items():
+            own = [replace(run, label=row) for run in runs if run.label == labels[arguments]]
+            tables.setdefault(f"{title} ({stream})", []).extend(own)
     return tables
 
 

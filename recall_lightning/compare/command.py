@@ -237,7 +237,7 @@ def _claimed(comparison: Comparison) -> Iterator[None]:
 
 
 class _Reporter:
-    """Tells the progress table of runs, and writes the results after each."""
+    """Tells the progress table of runs, and writes the tables of results after each."""
 
     def __init__(self, comparison: Comparison, progress: Progress, jobs: int, command: str) -> None:
         self.comparison, self.progress = comparison, progress
@@ -253,8 +253,8 @@ class _Reporter:
         self.progress.finished(run, load_run(run.folder), seconds)
         self.write()
 
-    def write(self) -> None:
-        """Write the tables and the figure of what is there."""
+    def write(self, figure: bool = False) -> None:
+        """Write the tables of what is there, and the figure, which takes a second or more."""
         rows = [setting.label for setting in self.comparison.settings]
         runs = sorted(self.progress.results, key=lambda run: (rows.index(run.label), run.seed))
         if not runs:
@@ -268,7 +268,9 @@ class _Reporter:
         text = markdown(runs, summaries, self.command, seeds, circumstances)
         write_whole(out / "results.md", text)
         write_whole(out / "results.csv", csv_table(runs))
-        write_pareto(out / "pareto.png", summaries, runs[0].monitor, runs[0].higher_is_better)
+        if figure:
+            first = runs[0]
+            write_pareto(out / "pareto.png", summaries, first.monitor, first.higher_is_better)
 
 
 def _run(
@@ -294,7 +296,7 @@ def _run(
             file=sys.stderr,
         )
         raise SystemExit(130) from error
-    reporter.write()
+    reporter.write(figure=True)
     _show(comparison, progress, console)
     return failures
 
