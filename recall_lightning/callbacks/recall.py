@@ -28,6 +28,7 @@ from recall_lightning.callbacks.recall_arguments import (
     check_strength,
     device_of,
     rule_of,
+    warn_of_unused,
 )
 from recall_lightning.callbacks.rule_statistics import RuleStatistics
 from recall_lightning.callbacks.task_aware import TaskAwareCallback
@@ -179,6 +180,7 @@ class RecallCallback(TaskAwareCallback):
         snapshot_device: str | None = None,
         seed: int = 0,
     ) -> None:
+        given = dict(locals())
         super().__init__(task_epochs)
         options = RuleOptions(temperature, sigma, importance_scale, new_inputs)
         with _misconfiguration():
@@ -190,6 +192,7 @@ class RecallCallback(TaskAwareCallback):
             self.end_rule = None if end_rule is None else rule_of("end_rule", end_rule, options)
             for own in self._rules:
                 check_decides_about(snapshots, own)
+        warn_of_unused(given, RecallCallback.__init__)
         self.every = every
         self.at_task_end = at_task_end
         self.strength = strength

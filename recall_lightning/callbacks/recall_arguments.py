@@ -1,8 +1,12 @@
-"""What the arguments of RecallCallback may be; each function raises a ValueError."""
+"""What the arguments of RecallCallback may be; each check raises a ValueError."""
 
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral, Real
+from typing import Any
 
 import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from recall_lightning.merging.block_settings import Setting, numbers_of
 from recall_lightning.merging.rules import MergeRule, RuleOptions, rule_by_name
@@ -21,6 +25,58 @@ def rule_of(argument: str, given: object, options: RuleOptions) -> MergeRule:
     if not isinstance(given, MergeRule):
         raise ValueError(f"{argument}={given!r} must be the name of a rule or a MergeRule object")
     return given
+
+
+def unused_arguments(given: Mapping[str, object], rules: Sequence[str | MergeRule]) -> list[str]:
+    """Name those arguments that no rule of a schedule uses.
+
+    Args:
+        given: Arguments that are not at their defaults.
+        rules: Names and objects as they were given; an object has arguments of its own.
+
+    Example:
+        >>> unused_arguments({"temperature": 0.3, "new_inputs": 2.0}, ["rbf*importance"])
+        ['new_inputs']
+    """
+    names = {part.strip() for r in rules if isinstance(r, str) for part in r.split("*")}
+    built = [rule_by_name(rule) if isinstance(rule, str) else rule for rule in rules]
+    represented = any(rule.uses_representations for rule in built)
+    important = any(rule.uses_importance for rule in built)
+    moments = any(rule.uses_moments or rule.uses_curvature for rule in built)
+    used = {
+        "temperature": bool(names & {"rbf", "cka", "cosine"}),
+        "sigma": "rbf" in names,
+        "importance_scale": bool(names & {"importance", "kfac_importance"}),
+        "new_inputs": bool(names & {"subspace", "kfac_subspace"}),
+        **dict.fromkeys(("importance_source", "importance_steps"), important),
+        **dict.fromkeys(
+            ("moment_batches", "moment_width", "moment_rank", "moment_source"), moments
+        ),
+        **dict.fromkeys(("typical_samples", "pool_size", "sampling"), represented),
+    }
+    return [name for name in given if not used.get(name, True)]
+
+
+_MOMENTS = ("moment_batches", "moment_width", "moment_rank", "moment_source")
+
+
+def warn_of_unused(given: Mapping[str, Any], function: Callable[..., None]) -> None:
+    """Say which arguments have no effect under the rules that are given.
+
+    Args:
+        given: All arguments, ``rule`` and ``end_rule`` among them.
+        function: Its signature has their defaults.
+    """
+    defaults = inspect.signature(function).parameters
+    own = [name for name in defaults if name in given]
+    changed = {name: given[name] for name in own if given[name] != defaults[name].default}
+    rules = [given[name] for name in ("rule", "end_rule") if given[name] is not None]
+    if unused := unused_arguments(changed, rules):
+        names = [repr(rule) if isinstance(rule, str) else type(rule).__name__ for rule in rules]
+        rank_zero_warn(
+            f"{', '.join(f'{name}={given[name]!r}' for name in unused)} has no effect: no rule of "
+            f"{' and '.join(names)} uses it"
+        )
 
 
 def check_decides_about(snapshots: int | str, rule: MergeRule) -> None:

@@ -43,7 +43,7 @@ def test_the_matrix_holds_the_score_on_every_task_after_every_task():
 
 def test_rows_are_measured_after_the_merge_at_the_tasks_end():
     monitor = ForgettingMonitor("val/acc")
-    recall = RecallCallback(every=1.0, typical_samples=8, pool_size=32)
+    recall = RecallCallback(every=1.0)
     model = fit_stream(recall, monitor)
     assert monitor.matrix[-1] == pytest.approx([accuracy(model, task) for task in range(3)])
 
@@ -85,7 +85,7 @@ def test_the_summary_is_the_metrics_of_the_matrix():
 
 def test_files_of_a_run(tmp_path):
     monitor = ForgettingMonitor("val/acc", folder=str(tmp_path))
-    fit_stream(RecallCallback(typical_samples=8, pool_size=32), monitor)
+    fit_stream(RecallCallback(every=0.25), monitor)
     content = json.loads((tmp_path / "task_matrix.json").read_text())
     assert content["matrix"] == monitor.matrix
     assert content["forgetting_variant"] == "since_trained"
@@ -119,7 +119,7 @@ def test_csv_gets_every_score_against_the_task(tmp_path):
 def test_tensorboard_gets_scalars_and_images(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    recall = RecallCallback(typical_samples=8, pool_size=32)
+    recall = RecallCallback(every=0.25)
     logger = TensorBoardLogger(tmp_path, name="run")
     fit_stream(recall, ForgettingMonitor("val/acc"), logger=logger)
     events = EventAccumulator(logger.log_dir).Reload().Tags()
@@ -131,7 +131,7 @@ def test_wandb_gets_scalars_the_matrix_as_table_and_image_and_the_heatmaps(tmp_p
     import wandb
 
     logger = WandbLogger(project="p", save_dir=tmp_path, offline=True)
-    recall = RecallCallback(typical_samples=8, pool_size=32)
+    recall = RecallCallback(every=0.25)
     fit_stream(recall, ForgettingMonitor("val/acc"), logger=logger)
     summary = dict(logger.experiment.summary)
     logger.experiment.finish()

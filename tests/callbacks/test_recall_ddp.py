@@ -14,15 +14,17 @@ torch.set_num_threads(1)
 torch.manual_seed(0)
 similarity = {{"rule": "rbf", "end_rule": "rbf", "typical_samples": 8, "pool_size": 16}}
 statistics = {{"rule": "importance", "end_rule": "subspace"}}
+curvature = {{"rule": "kfac_importance", "end_rule": "kfac_subspace"}}
 low_rank = {{"rule": "subspace", "end_rule": None, "moment_width": 9, "moment_rank": 3}}
 content = []
-for arguments in (similarity, statistics, low_rank):
+for arguments in (similarity, statistics, curvature, low_rank):
     callback, monitor = RecallCallback(every=0.25, **arguments), ForgettingMonitor("val/acc")
     model = Plain()
     for task in range(2):
         trainer = quiet_trainer(callback, monitor, strategy="ddp", devices=2)
         trainer.fit(model, loader(task), [loader(t, 16, shuffle=False) for t in range(2)])
-    moments = callback._statistics.moments.old.values()
+    moments = callback._statistics.moments
+    moments = [*moments.old.values(), *moments.old_outputs.values()]
     typical = callback._statistics.probe._typical
     content.append({{
         "coefficients": [record["coefficient"] for record in callback.history],

@@ -8,7 +8,8 @@ from test_recall import Fixed, recall
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
-from recall_lightning import MergeRule
+from recall_lightning import MergeRule, RecallCallback
+from recall_lightning.merging.rules import UniformRule
 
 
 @pytest.mark.parametrize(
@@ -28,6 +29,24 @@ from recall_lightning import MergeRule
 def test_bad_arguments_are_refused_at_once(arguments, message):
     with pytest.raises(MisconfigurationException, match=message):
         recall(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"temperature": 0.3}, "temperature=0.3 has no effect: no rule of 'importance'"),
+        ({"sampling": "random", "end_rule": UniformRule(0.1)}, "of 'importance' and UniformRule"),
+        ({"rule": "uniform", "strength": 0.1, "importance_steps": 9}, "importance_steps=9"),
+    ],
+)
+def test_arguments_that_no_rule_uses_are_named(arguments, message):
+    with pytest.warns(UserWarning, match=message):
+        RecallCallback(**({"rule": "importance", "end_rule": None} | arguments))
+
+
+def test_arguments_that_a_rule_uses_are_not(recwarn):
+    RecallCallback(rule="rbf*importance", temperature=0.3, importance_scale=1.0, new_inputs=2.0)
+    assert not recwarn
 
 
 def assert_fails_at_start(module, data, message, **arguments):
