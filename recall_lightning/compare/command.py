@@ -323,14 +323,17 @@ def _show(comparison: Comparison, progress: Progress, console: Console) -> None:
     rows = [setting.label for setting in comparison.settings]
     planned = len(comparison.seeds)
     direction = "higher" if runs[0].higher_is_better else "lower"
-    table = Table(caption=f"{runs[0].monitor}, {direction} is better; mean ± 95 % interval")
-    for head in ("method", "average", "forgetting", "plasticity", "gap closed, %", "time a run"):
-        table.add_column(head, justify="left" if head == "method" else "right")
+    of_seeds = "mean ± 95 % interval" if planned > 1 else f"seed {runs[0].seed}"
+    table = Table(caption=f"{runs[0].monitor}, {direction} is better; {of_seeds}")
     summaries = summarise(runs, joint=comparison.joint)
+    has_gap = any("gap_closed" in row.values for row in summaries)
+    heads = ["method", "average", "forgetting", "plasticity", *["gap closed, %"] * has_gap]
+    for head in (*heads, "time a run"):
+        table.add_column(head, justify="left" if head == "method" else "right")
     for row in sorted(summaries, key=lambda row: rows.index(row.label)):
         scores = [cell(row.value(n), planned) for n in ("average", "forgetting", "plasticity")]
-        gap = cell(row.value("gap_closed"), planned, 1)
-        table.add_row(row.label, *scores, gap, duration(row.value("seconds").mean))
+        gap = [cell(row.value("gap_closed"), planned, 1)] * has_gap
+        table.add_row(row.label, *scores, *gap, duration(row.value("seconds").mean))
     console.print(table)
     console.print(f"{comparison.out}: results.md, results.csv, pareto.png", markup=False)
 
