@@ -1,6 +1,7 @@
 """How much the tasks so far depend on each weight, gathered while they are trained."""
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -55,6 +56,27 @@ class Importance:
             self.by_name, self.tasks = {}, 0
         self._gradients.start_task()
         self._found = self.source
+
+    def fit_to(self, weights: Mapping[str, Tensor]) -> None:
+        """Before a task, give weights that have grown no importance where they are new.
+
+        What is known of weights that have changed their shape otherwise is dropped, with a warning.
+        """
+        changed = []
+        for name, known in list(self.by_name.items()):
+            shape = weights[name].shape if name in weights else known.shape
+            if known.shape == shape:
+                continue
+            if known.dim() == len(shape) and all(map(int.__le__, known.shape, shape)):
+                self.by_name[name] = padded(known, shape)
+            else:
+                changed.append(name)
+                del self.by_name[name]
+        if changed:
+            rank_zero_warn(
+                f"the shape of {', '.join(changed[:3])} has changed: its importance to earlier tasks "
+                "is dropped"
+            )
 
     def observe(
         self, task: TaskAwareCallback, optimizer: Optimizer, pl_module: LightningModule
@@ -119,6 +141,17 @@ class Importance:
     def to_device(self, device: torch.device) -> None:
         """After a resume, move the tensors to the module's device."""
         self.by_name = move_data_to_device(self.by_name, device)
+
+
+def padded(known: Tensor, shape: Sequence[int]) -> Tensor:
+    """Return a tensor of a larger shape, zero behind what is known.
+
+    >>> padded(torch.ones(1, 2), (2, 3)).tolist()
+    [[1.0, 1.0, 0.0], [0.0, 0.0, 0.0]]
+    """
+    grown = known.new_zeros(shape)
+    grown[tuple(map(slice, known.shape))] = known
+    return grown
 
 
 def optimizer_importance(

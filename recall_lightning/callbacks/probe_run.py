@@ -45,7 +45,7 @@ class ProbeRun:
             entries = f" with entries {', '.join(batch)}" if isinstance(batch, Mapping) else ""
             raise ValueError(
                 f"{ran} could not be run on a training batch ({type(batch).__name__}{entries}) "
-                f"to measure hidden states{advice}; {type(error).__name__}: {error}"
+                f"to measure hidden states or moments{advice}; {type(error).__name__}: {error}"
             ) from error
 
 

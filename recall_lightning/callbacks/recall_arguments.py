@@ -49,9 +49,7 @@ def unused_arguments(given: Mapping[str, object], rules: Sequence[str | MergeRul
         "importance_scale": bool(names & {"importance", "kfac_importance"}),
         "new_inputs": bool(names & {"subspace", "kfac_subspace"}),
         **dict.fromkeys(("importance_source", "importance_steps"), important),
-        **dict.fromkeys(
-            ("moment_batches", "moment_width", "moment_rank", "moment_source"), moments
-        ),
+        **dict.fromkeys(_MOMENTS, moments),
         **dict.fromkeys(("typical_samples", "pool_size", "sampling"), represented),
     }
     return [name for name in given if not used.get(name, True)]

@@ -18,7 +18,7 @@ from recall_lightning.merging.adapters import LoraPair
 from recall_lightning.merging.rules import MergeInputs, MergeRule
 from recall_lightning.representations.blocks import Block
 from recall_lightning.representations.generation import find_generator
-from recall_lightning.snapshots import Snapshot
+from recall_lightning.snapshots import Snapshot, named_weights
 
 
 class RuleStatistics:
@@ -75,8 +75,10 @@ class RuleStatistics:
         """
         if self.uses_moments:
             self.moments.check_source(pl_module)
+        weights = named_weights(pl_module)
         self.importance.start_task(task)
-        self.moments.start_task(task)
+        self.importance.fit_to(weights)
+        self.moments.start_task(task, weights)
         writes = self.moments.curvature and find_generator(pl_module) is not None
         if snapshots and self.uses_importance and not self.importance.by_name and not writes:
             rank_zero_info(

@@ -106,19 +106,18 @@ class TaskMoments:
         wide = [m.weight for m in self.maps if not is_factored(m, weights, self.full_width)]
         if self.curvature and wide:
             more = f" and {len(wide) - 1} more" if len(wide) > 1 else ""
-            notes[wide[0] + more] = (
-                f"merged without curvature, as wider than moment_width={self.full_width} or a LoRA "
-                "update"
-            )
+            why = "LoRA updates" if pairs else f"wider than moment_width={self.full_width}"
+            notes[wide[0] + more] = f"merged without curvature, as {why}"
         return notes
 
-    def start_task(self, task: int) -> None:
+    def start_task(self, task: int, weights: Mapping[str, torch.Tensor]) -> None:
         """Forget the batches of the last task; before the first one, everything."""
         if task == 0:
             self.old, self.old_outputs, self.tasks = {}, {}, 0
         self._recent.clear()
         self._restored = []
         self._fit_to_maps()
+        self._fit_to_outputs(weights)
 
     def check_source(self, pl_module: LightningModule) -> None:
         """Refuse generated sequences of a model that cannot generate."""
@@ -156,12 +155,11 @@ class TaskMoments:
             self._reduced(trainer, pl_module, measured.inputs),
             self._reduced_outputs(trainer, pl_module, measured.outputs),
         )
-        if self.curvature and not together.outputs and not self._told:
+        if measured.unknown is not None and not self._told:
             self._told = True
-            rank_zero_info(
-                "what the model predicts could not be worked out (no output with integer classes "
-                "or float targets of its shape in the batch): the kfac rules take squared "
-                "gradients and inputs alone, as importance and subspace do"
+            rank_zero_warn(
+                "curvature cannot be measured, and the kfac rules merge as importance and subspace "
+                f"do: {measured.unknown}"
             )
         return normalised(together)
 
@@ -255,6 +253,19 @@ class TaskMoments:
                 "task merges them by one number"
             )
 
+    def _fit_to_outputs(self, weights: Mapping[str, torch.Tensor]) -> None:
+        """Before a task, fit moments at outputs to a map that has more of them, or fewer."""
+        for linear_map in self.maps:
+            old = self.old_outputs.get(linear_map.weight)
+            if old is None or old.width == linear_map.outputs(weights):
+                continue
+            more = linear_map.outputs(weights) - old.width
+            if more > 0:  # nothing depended on the new ones
+                matrix = torch.nn.functional.pad(old.matrix, (0, more, 0, more))
+                self.old_outputs[linear_map.weight] = FullMoments(matrix, old.count)
+            else:
+                del self.old_outputs[linear_map.weight]
+
     def _reduced(
         self, trainer: Trainer, pl_module: LightningModule, moments: Mapping[str, Moments]
     ) -> Mapping[str, Moments]:
@@ -296,7 +307,7 @@ class TaskMoments:
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned."""
         self.old = {name: moments_from(state) for name, state in state_dict["old"].items()}
-        outputs = state_dict["old_outputs"]
+        outputs = state_dict.get("old_outputs", {})  # older checkpoints have none
         self.old_outputs = {n: FullMoments(**state) for n, state in outputs.items()}
         self.tasks = state_dict["tasks"]
         self._restored = state_dict["recent"]

@@ -12,6 +12,7 @@ from recall_lightning.merging.kernels import check_alike, lerp_, squared_distanc
 from recall_lightning.merging.map_coefficients import MapCoefficient, merge_maps_
 from recall_lightning.merging.rules.base import Coefficient
 from recall_lightning.representations.blocks import Block
+from recall_lightning.representations.linear_maps import as_matrix
 from recall_lightning.snapshots import Snapshot, all_finite
 
 
@@ -254,9 +255,11 @@ def merge_snapshots_(
             if check_finite and not all_finite(model[name]):
                 raise ValueError(f"the {what} weight {name!r} holds NaN or infinite values")
         _check_shares(name, [given[name] for given in weights])
-    discarded = lerp_adapters_(live, snapshots, weights, lora_pairs) if lora_pairs else {}
     factors = {name for pair in lora_pairs for name in (pair.a, pair.b)}
     plain = [name for name in names if name not in factors]
+    for name in plain:
+        _check_fits(name, weights[0][name], live)
+    discarded = lerp_adapters_(live, snapshots, weights, lora_pairs) if lora_pairs else {}
     if len(snapshots) == 1:
         given = {name: weights[0][name] for name in plain}
         of_maps = {id(w): w for w in given.values() if isinstance(w, MapCoefficient)}
@@ -269,6 +272,16 @@ def merge_snapshots_(
         out = {name: live[name] for name in plain}
         weighted_sum_(out, [out, *snapshots], [rest, *numbers], check_finite=False)
     return discarded
+
+
+def _check_fits(name: str, weight: Coefficient, live: Mapping[str, Tensor]) -> None:
+    if isinstance(weight, MapCoefficient):
+        matrix = as_matrix(weight.linear_map, live)
+        if not weight.fits(matrix):
+            raise ValueError(
+                f"the merge weight of {name!r} does not fit its matrix, with any bias of the shape "
+                f"{tuple(matrix.shape)}: was the layer changed during the task?"
+            )
 
 
 def _check_shares(name: str, shares: Sequence[Coefficient]) -> None:

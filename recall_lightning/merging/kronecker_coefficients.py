@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -56,13 +57,15 @@ class Basis:
         if not bool((g_old + g_new).isfinite().all()):
             nan = torch.full_like(g_new, torch.nan)
             return cls(nan[0].float(), nan.float(), nan.float()), torch.nan
-        lower = torch.linalg.cholesky(g_new)
+        lower, failed = torch.linalg.cholesky_ex(g_new)
         half = torch.linalg.solve_triangular(lower, g_old, upper=False)
         whitened = torch.linalg.solve_triangular(lower, half.T, upper=False)
+        if bool(failed):  # the condition has the merge refused
+            whitened = torch.zeros_like(whitened)
         values, vectors = torch.linalg.eigh((whitened + whitened.T) / 2)
         into = vectors.T @ lower.T
         back = torch.linalg.solve_triangular(lower.T, vectors, upper=True)
-        condition = float(torch.linalg.cond(g_new))
+        condition = math.inf if bool(failed) else float(torch.linalg.cond(g_new))
         return cls(values.clamp(min=0).float(), into.float(), back.float()), condition
 
 
@@ -176,6 +179,11 @@ class KroneckerCoefficient(MapCoefficient):
             rotated = rotated * self._weights(first_row, first_row + len(rotated))
             rotated = _times(self.outputs.back, rotated.T).T
         return (self.strength * rotated).to(difference)
+
+    def fits(self, matrix: Tensor) -> bool:
+        """Tell whether both sides are as wide as those of a map's matrix."""
+        sides = (len(self.outputs.values), len(self.inputs.values))
+        return tuple(matrix.shape) == (sides if self.takes_all_rows else sides[::-1])
 
     def scaled(self, strength: float) -> KroneckerCoefficient:
         """Return the coefficient times ``strength``."""

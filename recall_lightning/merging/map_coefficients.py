@@ -59,6 +59,10 @@ class MapCoefficient(ABC):
             The same shape and dtype.
         """
 
+    def fits(self, matrix: Tensor) -> bool:
+        """Tell whether the coefficient is for a matrix of this shape, as ``as_matrix`` gives it."""
+        return bool(matrix.shape[1] == self.linear_map.width)
+
     @abstractmethod
     def scaled(self, strength: float) -> MapCoefficient:
         """Return the coefficient times ``strength``."""

@@ -6,7 +6,7 @@ import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from recall_lightning.representations.hidden_states import undisturbed
 from recall_lightning.representations.linear_maps import LinearMap
-from recall_lightning.representations.map_moments import InputSums
+from recall_lightning.representations.map_moments import InputSums, input_moments
 from recall_lightning.representations.moments import FullMoments, Moments
-from recall_lightning.representations.predictions import predicts_next_token, sampled_loss
+from recall_lightning.representations.predictions import Predictions
 from recall_lightning.snapshots import canonical_name, named_weights
 
 
@@ -28,10 +28,12 @@ class KroneckerFactors:
         inputs: Weight name to the moments of a map's inputs x.
         outputs: Weight name to the moments of the gradients g at a map's outputs, of maps that are
             not too wide, where the model's predictions are known.
+        unknown: Why there are no moments at outputs, though there are maps that could have them.
     """
 
     inputs: Mapping[str, Moments] = field(default_factory=dict)
     outputs: Mapping[str, FullMoments] = field(default_factory=dict)
+    unknown: str | None = None
 
 
 def kronecker_factors(
@@ -46,10 +48,11 @@ def kronecker_factors(
     """Run a model forward and backward over batches and sum up both factors of its curvature.
 
     Gradients are those of −log p of labels drawn from the model's own predictions (see
-    :func:`~recall_lightning.representations.predictions.sampled_loss`), so the curvature is that of
+    :class:`~recall_lightning.representations.predictions.Predictions`), so the curvature is that of
     what the model says, whatever its training loss has come to. Source: K-FAC (Martens and Grosse,
     arXiv 1503.05671), its expand form over tokens and image patches. The model's mode, gradients,
-    metrics and every random state are as before.
+    metrics and every random state are as before. It runs in evaluation mode, where Hugging Face
+    models checkpoint no activations: a batch takes the memory of a training step without that.
 
     Args:
         module: The model.
@@ -78,9 +81,13 @@ def kronecker_factors(
         1.0
     """
     weights = named_weights(module)
+    maps = [one for one in maps if one.weight in weights]
+    factored = [one for one in maps if is_factored(one, weights, full_width)]
+    if not factored:
+        return KroneckerFactors(input_moments(module, maps, batches, forward, full_width, rank))
     inputs = InputSums(maps, full_width, rank)
-    outputs = _OutputSums([one for one in maps if is_factored(one, weights, full_width)])
-    causal = predicts_next_token(module)
+    outputs = _OutputSums({one: one.outputs(weights) for one in factored})
+    predictions = Predictions(module)
     with (
         undisturbed(module),
         inputs.gathered_from(module),
@@ -92,15 +99,16 @@ def kronecker_factors(
             inputs.batch = batch
             output = forward(module, copy.copy(batch))  # a forward may pop what it takes
             inputs.batch = None  # checkpointed layers compute once more in backward
-            outputs.add(sampled_loss(output, batch, causal))
-    return KroneckerFactors(inputs.means(), outputs.means())
+            outputs.add(predictions.sampled_loss(output, batch))
+    return KroneckerFactors(inputs.means(), outputs.means(), outputs.unknown)
 
 
 def normalised(factors: KroneckerFactors) -> KroneckerFactors:
     """Divide output moments by one number, so that the mean of the curvature's diagonal is 1.
 
     Args:
-        factors: What was measured; as it is where nothing is known of outputs.
+        factors: What was measured. Maps that are not finite do not count; as it is where nothing
+            is known of outputs.
 
     Example:
         >>> two = FullMoments(2 * torch.eye(3), torch.ones(()))
@@ -110,20 +118,23 @@ def normalised(factors: KroneckerFactors) -> KroneckerFactors:
     total, elements = 0.0, 0
     for name, outputs in factors.outputs.items():
         inputs = factors.inputs[name]
-        total += float(inputs.trace) * float(outputs.trace)
-        elements += inputs.width * outputs.width
+        trace = float(inputs.trace) * float(outputs.trace)
+        if math.isfinite(trace):
+            total += trace
+            elements += inputs.width * outputs.width
     if not 0 < total < math.inf:
-        return factors
+        return replace(factors, outputs={})
     mean = total / elements
     scaled = {n: FullMoments(o.matrix / mean, o.count) for n, o in factors.outputs.items()}
-    return KroneckerFactors(factors.inputs, scaled)
+    return replace(factors, outputs=scaled)
 
 
 class _OutputSums:
     """Sums of the gradients at linear maps' outputs."""
 
-    def __init__(self, maps: Sequence[LinearMap]) -> None:
-        self.maps = maps
+    def __init__(self, widths: Mapping[LinearMap, int]) -> None:
+        self.widths = widths  # of each map's outputs
+        self.unknown: str | None = None
         self._computed: list[tuple[str, Tensor, int]] = []
         self._sums: dict[str, FullMoments] = {}
 
@@ -132,8 +143,9 @@ class _OutputSums:
         modules = {canonical_name(name): child for name, child in module.named_modules()}
         handles = [
             modules[name].register_forward_hook(self._hook_of(linear_map))
-            for linear_map in self.maps
+            for linear_map in self.widths
             for name in linear_map.modules
+            if name in modules
         ]
         try:
             yield
@@ -142,10 +154,12 @@ class _OutputSums:
                 handle.remove()
 
     def _hook_of(self, linear_map: LinearMap) -> Callable[..., Tensor | None]:
-        def hook(child: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
+        def hook(child: nn.Module, args: tuple[Any, ...], output: Any) -> Tensor | None:
             axis = _feature_axis(child)
-            if not output.requires_grad:
+            if not isinstance(output, Tensor) or not output.requires_grad:
                 return None
+            if output.shape[axis] != self.widths[linear_map]:
+                return None  # a subclass that does something of its own
             self._computed.append((linear_map.weight, output, axis))
             return output.clone()  # what is computed in place must not change the one kept
 
@@ -154,11 +168,23 @@ class _OutputSums:
     def add(self, loss_and_count: tuple[Tensor, int] | None) -> None:
         """Add the gradients of a loss at what was computed since the last."""
         computed, self._computed = self._computed, []
-        if loss_and_count is None or not computed:
+        if loss_and_count is None:
+            self.unknown = self.unknown or (
+                "the batch holds no targets that fit the model's outputs: integer classes for a "
+                "last axis of logits, or floats in the outputs' shape"
+            )
+            return
+        if not computed:
             return
         loss, count = loss_and_count
-        gradients = torch.autograd.grad(loss, [out for _, out, _ in computed], allow_unused=True)
-        self._computed = []  # what checkpointed layers computed meanwhile
+        kept = [output for _, output, _ in computed]
+        try:
+            gradients = torch.autograd.grad(loss, kept, allow_unused=True)
+        except RuntimeError as error:  # reentrant checkpoints, operations without a derivative
+            self.unknown = f"{type(error).__name__}: {error}"
+            return
+        finally:
+            self._computed = []  # what checkpointed layers computed meanwhile
         for (weight, _, axis), gradient in zip(computed, gradients, strict=True):
             if gradient is not None:
                 rows = gradient.movedim(axis, -1).reshape(-1, gradient.shape[axis]).float()
@@ -180,20 +206,16 @@ def is_factored(
     Args:
         linear_map: The map; an embedding's rows may be any number.
         weights: The model's, by name.
-        full_width: What inputs (with 1 for a bias) and outputs may have.
+        full_width: What inputs (without the 1 of a bias) and outputs may have.
 
     Example:
         >>> linear_map = LinearMap("w", None, "linear", ("",), 3)
         >>> is_factored(linear_map, {"w": torch.zeros(5, 3)}, full_width=4)
         False
     """
-    if linear_map.second_factor is not None:
+    if linear_map.second_factor is not None or linear_map.outputs(weights) > full_width:
         return False
-    weight = weights[linear_map.weight]
-    if linear_map.kind == "embedding":
-        return weight.shape[1] <= full_width
-    outputs = weight.shape[1 if linear_map.kind == "transposed" else 0]
-    return max(linear_map.width, outputs) <= full_width
+    return linear_map.kind == "embedding" or linear_map.inputs <= full_width
 
 
 def _feature_axis(child: nn.Module) -> int:

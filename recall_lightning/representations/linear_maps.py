@@ -38,6 +38,16 @@ class LinearMap:
     width: int
     second_factor: str | None = None
 
+    @property
+    def inputs(self) -> int:
+        """Entries of x without the 1 of a bias."""
+        return self.width - (self.bias is not None)
+
+    def outputs(self, weights: Mapping[str, Tensor]) -> int:
+        """Return the entries of y, given the model's weights by name."""
+        weight = weights[self.weight]
+        return int(weight.shape[1 if self.kind in ("transposed", "embedding") else 0])
+
 
 def find_linear_maps(
     module: nn.Module, factors: Mapping[str, str] = MappingProxyType({})
@@ -145,7 +155,8 @@ def _kind(child: nn.Module) -> Kind | _NoMap:
     if is_parametrized(child):
         return _NoMap("it is parametrized")
     if isinstance(child, nn.Embedding):
-        return "embedding"
+        looks_up = type(child).forward is nn.Embedding.forward
+        return "embedding" if looks_up else _NoMap(f"{type(child).__name__} looks up its own way")
     if isinstance(child, nn.modules.conv._ConvTransposeNd):
         return _NoMap("it is a transposed convolution")
     if isinstance(child, (nn.Conv1d, nn.Conv2d)):

@@ -92,6 +92,7 @@ class InputSums:
             modules[name].register_forward_pre_hook(self._hook_of(linear_map), with_kwargs=True)
             for linear_map in self.maps
             for name in linear_map.modules
+            if name in modules
         ]
         try:
             yield
@@ -132,7 +133,7 @@ def empty_moments(
     """
     if linear_map.kind == "embedding":
         return RowCounts.empty(linear_map.width, device)
-    if linear_map.width > full_width:
+    if linear_map.inputs > full_width:
         return LowRankMoments.empty(linear_map.width, min(rank, linear_map.width), device)
     return FullMoments.empty(linear_map.width, device)
 

@@ -9,6 +9,7 @@ from conftest import Plain, loader, quiet_trainer, task_data
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from test_recall import CASES, SMALL, Diverges, Fixed, same, weights_of
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from recall_lightning import RecallCallback, TaskStream
 from recall_lightning.merging.rules import RULE_NAMES, ImportanceRule, SubspaceRule, UniformRule
@@ -263,3 +264,49 @@ def test_generated_moments_need_a_model_that_generates():
     callback = RecallCallback(moment_source="generated")
     with pytest.raises(MisconfigurationException, match="needs a causal language model"):
         quiet_trainer(callback).fit(Plain(), loader(0))
+
+
+@pytest.mark.parametrize(
+    "rules", [("kfac_importance", "kfac_subspace"), ("importance", "subspace")]
+)
+@pytest.mark.parametrize("classes", [5, 2])
+def test_a_head_that_changes_between_tasks_is_merged_as_far_as_it_is_known(rules, classes):
+    def data(number):
+        generator = torch.Generator().manual_seed(number)
+        inputs = torch.randn(32, 8, generator=generator)
+        labels = torch.randint(number, (32,), generator=generator)
+        return DataLoader(TensorDataset(inputs, labels), batch_size=8)
+
+    callback = RecallCallback(every=2, rule=rules[0], end_rule=rules[1], merge_first_task=False)
+    model = Plain(nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3)))
+    quiet_trainer(callback).fit(model, data(3))
+    model.net[2] = nn.Linear(16, classes)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        quiet_trainer(callback).fit(model, data(classes))
+    assert [record["step"] for record in callback.history] == [6, 8]
+
+
+def test_without_known_predictions_the_kfac_rules_are_the_plain_ones():
+    class Opaque(Plain):
+        def training_step(self, batch, batch_idx):
+            inputs, labels = batch
+            return super().training_step((inputs, labels.bool().long()), batch_idx)
+
+    data = [(x, torch.tensor(bool(y))) for x, y in task_data(0)]  # no integer classes
+    results = []
+    for prefix in ("", "kfac_"):
+        torch.manual_seed(0)
+        callback = RecallCallback(
+            every=2, rule=f"{prefix}importance", end_rule=f"{prefix}subspace",
+            merge_first_task=False, probe_forward=lambda module, batch: module.net(batch[0]),
+        )  # fmt: skip
+        model = Opaque()
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            for _ in range(2):
+                quiet_trainer(callback).fit(model, DataLoader(data, batch_size=8))
+        told = any("curvature cannot be measured" in str(w.message) for w in caught)
+        assert told == bool(prefix)
+        results.append(weights_of(model))
+    assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])

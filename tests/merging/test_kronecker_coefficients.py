@@ -138,3 +138,17 @@ def test_the_common_basis_is_the_generalised_eigenbasis():
         basis.back.T @ relative @ basis.back, torch.eye(5), atol=1e-4, rtol=0
     )
     assert condition == pytest.approx(float(torch.linalg.cond(relative)), rel=1e-3)
+
+
+def test_a_system_that_cannot_be_factored_has_no_finite_condition():
+    singular = FullMoments(torch.ones(5, 5), torch.ones(()))
+    _, condition = Basis.between(moments(5, 0), singular, 1e-30)
+    assert condition == float("inf")
+
+
+def test_a_coefficient_knows_the_matrices_that_it_fits():
+    taken = KroneckerCoefficient.of_importance(LINEAR, moments(5, 0), moments(3, 1), 1.0)
+    table = KroneckerCoefficient.of_importance(TABLE, counts(0), moments(3, 1), 1.0)
+    assert taken.fits(torch.zeros(3, 5))
+    assert not taken.fits(torch.zeros(4, 5))
+    assert table.fits(torch.zeros(5, 3))

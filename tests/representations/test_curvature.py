@@ -13,6 +13,7 @@ from recall_lightning.representations.curvature import (
 )
 from recall_lightning.representations.linear_maps import find_linear_maps
 from recall_lightning.representations.map_moments import input_moments
+from recall_lightning.representations.moments import FullMoments
 from recall_lightning.snapshots import named_weights
 
 
@@ -105,9 +106,10 @@ def test_a_language_model_has_factors_of_its_embedding_too():
 def test_wide_maps_and_unknown_predictions_have_inputs_alone():
     net = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 3))
     labelled = (torch.randn(6, 4), torch.zeros(6, dtype=torch.long))
-    assert set(factors_of(net, [labelled], full_width=8).outputs) == {"0.weight"}
+    assert set(factors_of(net, [labelled], full_width=7).outputs) == set()
     unknown = factors_of(net, [(torch.randn(6, 4), ["text"] * 6)])
     assert not unknown.outputs
+    assert "no targets that fit" in unknown.unknown
     assert set(unknown.inputs) == {"0.weight", "1.weight"}
 
 
@@ -134,3 +136,50 @@ def test_normalised_curvature_has_mean_one_over_the_model():
     mean = torch.cat([diagonal.flatten() for diagonal in diagonals]).mean()
     assert float(mean) == pytest.approx(1.0, rel=1e-5)
     assert normalised(KroneckerFactors()) == KroneckerFactors()
+
+
+def test_a_map_that_is_not_finite_does_not_change_what_others_are_divided_by():
+    def scaled(value):
+        bad = FullMoments(torch.full((2, 2), value), torch.ones(()))
+        good = FullMoments(torch.eye(2), torch.ones(()))
+        factors = KroneckerFactors({"a": good, "b": bad}, {"a": good, "b": bad})
+        return normalised(factors).outputs["a"].matrix
+
+    torch.testing.assert_close(scaled(torch.nan), torch.eye(2))
+
+
+def test_checkpoints_that_cannot_be_differentiated_leave_inputs_and_say_why():
+    class Reentrant(nn.Sequential):
+        def forward(self, inputs):
+            return self[2](checkpoint(self[1], self[0](inputs), use_reentrant=True))
+
+    batch = (torch.randn(6, 4), torch.zeros(6, dtype=torch.long))
+    net = Reentrant(nn.Linear(4, 8), nn.Linear(8, 8), nn.Linear(8, 3))
+    factors = factors_of(net, [batch])
+    assert set(factors.inputs) == {"0.weight", "1.weight", "2.weight"}
+    assert not factors.outputs
+    assert "use_reentrant" in factors.unknown
+
+
+def test_layers_with_outputs_of_their_own_kind_are_left_out():
+    class Pair(nn.Linear):
+        def forward(self, inputs):
+            return super().forward(inputs), None
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = Pair(4, 8), nn.Linear(8, 3)
+
+        def forward(self, inputs):
+            return self.b(self.a(inputs)[0])
+
+    factors = factors_of(Net(), [(torch.randn(6, 4), torch.zeros(6, dtype=torch.long))])
+    assert set(factors.outputs) == {"b.weight"}
+    assert set(factors.inputs) == {"a.weight", "b.weight"}
+
+
+def test_a_bias_does_not_count_as_width():
+    net = nn.Linear(8, 3)
+    batch = (torch.randn(6, 8), torch.zeros(6, dtype=torch.long))
+    assert set(factors_of(net, [batch], full_width=8).outputs) == {"weight"}

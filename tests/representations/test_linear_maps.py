@@ -4,6 +4,7 @@ import torch
 import transformers
 from torch import nn
 from torch.nn.utils import parametrizations
+from transformers.models.opt.modeling_opt import OPTLearnedPositionalEmbedding
 
 from recall_lightning.merging.adapters import find_lora_pairs
 from recall_lightning.representations.linear_maps import (
@@ -47,6 +48,7 @@ def test_fused_projections_stored_input_first_are_one_map():
         (nn.Bilinear(2, 2, 2), "Bilinear is no linear map"),
         (nn.EmbeddingBag(4, 2), "EmbeddingBag is no linear map"),
         (nn.LayerNorm((2, 2)), "LayerNorm is no linear map"),
+        (OPTLearnedPositionalEmbedding(4, 2), "OPTLearnedPositionalEmbedding looks up its own way"),
     ],
 )
 def test_other_layers_are_reported_with_the_reason(layer, reason):

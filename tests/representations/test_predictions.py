@@ -1,10 +1,20 @@
 import pytest
 import torch
+import transformers
 from torch.nn import functional
 
-from recall_lightning.representations.predictions import logits_of, sampled_loss
+from recall_lightning.representations.predictions import (
+    Predictions,
+    logits_of,
+    predicts_next_token,
+)
 
+FLOATS = torch.zeros(4, 8)
 LABELS = torch.tensor([0, 1, 2, 0])
+
+
+def sampled_loss(output, batch, module=None):
+    return Predictions(module or torch.nn.Identity()).sampled_loss(output, batch)
 
 
 def logits(*shape):
@@ -42,17 +52,77 @@ def test_floating_point_targets_mean_a_squared_error(shape):
     assert float(torch.stack(draws).mean()) == pytest.approx(1.0, abs=0.05)
 
 
+def counted(outputs, batch, module):
+    """Which tokens have a gradient."""
+    loss, count = sampled_loss(outputs, batch, module)
+    (gradient,) = torch.autograd.grad(loss, outputs)
+    has_gradient = gradient.abs().sum(-1) > 0
+    assert int(has_gradient.sum()) == count
+    return has_gradient.tolist()
+
+
+def tiny(kind, **config):
+    config = transformers.AutoConfig.for_model(kind, vocab_size=9, hidden_size=8, **config)
+    return transformers.AutoModelForCausalLM.from_config(config)
+
+
 def test_hidden_and_unlabelled_tokens_do_not_count():
-    outputs = logits(1, 4, 5)
     batch = {
         "input_ids": torch.tensor([[1, 2, 3, 0]]),
         "attention_mask": torch.tensor([[1, 1, 1, 0]]),
         "labels": torch.tensor([[-100, 2, 3, -100]]),
     }
-    loss, count = sampled_loss({"logits": outputs}, batch, causal=True)
+    llama = tiny("llama", intermediate_size=8, num_hidden_layers=1, num_attention_heads=2)
+    assert predicts_next_token(llama)
+    assert counted(logits(1, 4, 5), batch, llama) == [[True, True, False, False]]
+    assert counted(logits(1, 4, 5), batch, None) == [[False, True, True, False]]
+
+
+def test_labels_of_a_tuple_are_masked_too():
+    labels = torch.tensor([[1, 2, -100, -100]])
+    found = counted(logits(1, 4, 5), (torch.zeros(1, 4, 8), labels), None)
+    assert found == [[True, True, False, False]]
+
+
+def test_an_encoders_mask_says_nothing_about_a_decoders_outputs():
+    config = transformers.T5Config(
+        vocab_size=9, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2,
+        decoder_start_token_id=0, pad_token_id=0,
+    )  # fmt: skip
+    model = transformers.T5ForConditionalGeneration(config)
+    batch = {
+        "attention_mask": torch.tensor([[1, 1, 0, 0]]),
+        "labels": torch.tensor([[1, 2, 3, 1]]),
+    }
+    assert not predicts_next_token(model)
+    assert counted(logits(1, 4, 9), batch, model) == [[True] * 4]
+
+
+def test_an_encoder_without_a_head_does_not_predict_the_next_token():
+    config = transformers.BertConfig(
+        vocab_size=9, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2
+    )
+    assert not predicts_next_token(transformers.BertModel(config))
+
+
+def test_float_targets_of_the_outputs_shape_win_over_integers_that_would_fit():
+    outputs = logits(4, 3)
+    loss, _ = sampled_loss(outputs, (FLOATS, torch.randn(4, 3), LABELS))
     (gradient,) = torch.autograd.grad(loss, outputs)
-    assert count == 2
-    assert gradient[0].abs().sum(-1).gt(0).tolist() == [True, True, False, False]
+    assert gradient.sum(-1).abs().min() > 1e-4  # a softmax's would sum to 0
+
+
+def test_inputs_are_no_targets_where_there_are_others():
+    outputs = logits(4, 3)
+    for batch in ((torch.randn(4, 3), LABELS), {"x": torch.randn(4, 3), "label": LABELS}):
+        loss, _ = sampled_loss(outputs, batch)
+        (gradient,) = torch.autograd.grad(loss, outputs, retain_graph=True)
+        torch.testing.assert_close(gradient.sum(-1), torch.zeros(4), atol=1e-5, rtol=0)
+
+
+def test_masks_are_no_targets():
+    batch = {"input_ids": torch.ones(2, 5).long(), "attention_mask": torch.ones(2, 5).long()}
+    assert sampled_loss(logits(2, 5, 3), batch) is None
 
 
 @pytest.mark.parametrize(
@@ -68,6 +138,11 @@ def test_hidden_and_unlabelled_tokens_do_not_count():
 )
 def test_what_the_batch_does_not_tell_is_not_guessed(targets):
     assert sampled_loss(logits(4, 3), (torch.zeros(4, 8), *targets)) is None
+
+
+def test_images_of_logits_are_not_guessed():
+    batch = (torch.zeros(2, 1, 6, 6), torch.zeros(2, 6, 6, dtype=torch.long))
+    assert sampled_loss(logits(2, 6, 6, 6), batch) is None
 
 
 def test_outputs_without_gradient_tell_nothing():

@@ -19,6 +19,7 @@ from recall_lightning.callbacks.baselines.protecting import (
 from recall_lightning.representations.blocks import has_parameters
 from recall_lightning.representations.hidden_states import undisturbed
 from recall_lightning.representations.predictions import (
+    has_two_stacks,
     logits_of,
     positions_that_count,
     predicts_next_token,
@@ -170,7 +171,7 @@ class LearningWithoutForgetting(ProtectingCallback):
     ) -> Tensor:
         """The mean over all samples or tokens of the calls that led to this loss."""
         weights = self._teacher_weights(pl_module, student_module)
-        causal = predicts_next_token(pl_module)
+        causal, two_stacks = predicts_next_token(pl_module), has_two_stacks(pl_module)
         total, count = torch.zeros(2, device=pl_module.device)
         for args, kwargs, student in calls[student_module]:
             with trainer.precision_plugin.forward_context(), undisturbed(pl_module):
@@ -178,7 +179,7 @@ class LearningWithoutForgetting(ProtectingCallback):
             teacher = self.logits(output)
             assert teacher is not None  # the student's were found in the same way
             each = distillation_loss(student, teacher, self.temperature)
-            mask = positions_that_count({**self._batch, **kwargs}, each, causal)
+            mask = positions_that_count({**self._batch, **kwargs}, each, causal, two_stacks)
             total = total + torch.where(mask, each, 0.0).sum()
             count = count + mask.sum()
         return total / count.clamp(min=1)

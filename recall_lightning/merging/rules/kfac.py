@@ -94,6 +94,8 @@ class KfacSubspaceRule(SubspaceRule):
         new_outputs = inputs.new_output_moments.get(name)
         if old is None or new is None or old_outputs is None or new_outputs is None:
             return super()._of_map(linear_map, inputs)
+        if not (old.trace > 0 and new.trace > 0):  # one side had no input, or it is not finite
+            return super()._of_map(linear_map, inputs)
         return KroneckerCoefficient.between(
             linear_map,
             (old, new),

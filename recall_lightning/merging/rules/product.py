@@ -36,8 +36,8 @@ class ProductRule(MergeRule):
         matrices = sum(rule.uses_moments or rule.uses_curvature for rule in rules)
         if matrices and any(r.uses_importance and not r.uses_curvature for r in rules):
             raise ValueError(
-                "importance and subspace cannot be multiplied: one gives a number an element, the "
-                "other a matrix; use one in the loop and the other as end_rule"
+                "importance times a subspace or kfac rule means nothing: one gives a number an "
+                "element, the other a matrix; use one in the loop and the other as end_rule"
             )
         if matrices > 1:
             raise ValueError(

@@ -56,6 +56,16 @@ def test_all_else_has_what_the_plain_rule_gives(rule, plain):
     assert type(found["layer.weight"]) is type(expected["layer.weight"])
 
 
+def test_a_map_that_had_no_input_on_one_side_is_solved_as_by_the_plain_rule():
+    inputs = measured()
+    zero = FullMoments(torch.zeros(4, 4), torch.ones(()))
+    never_before = replace(inputs, old_moments={MAP.weight: zero})
+    assert KfacSubspaceRule().coefficients(never_before)["layer.weight"] == 0.0
+    not_now = replace(inputs, new_moments={MAP.weight: zero})
+    found = KfacSubspaceRule().coefficients(not_now)["layer.weight"]
+    assert 0.9 < found.mean <= 1
+
+
 def test_bad_ridges_are_refused():
     with pytest.raises(ValueError, match="output_ridge=0"):
         KfacSubspaceRule(output_ridge=0.0)
