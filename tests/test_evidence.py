@@ -6,10 +6,12 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks" / "evidence"))
 
 from choose import best_value, matched_value, rounded
+from page import gaps_to_joint
 from protocol import COMPARED, ORDER, REPORT_SEEDS, TUNED, TUNING_SEEDS, UNTUNED
 from stages import DEFAULT_NEW_INPUTS
 
 from recall_lightning import RecallCallback
+from recall_lightning.compare.results import Run
 from recall_lightning.methods import METHODS
 
 
@@ -49,3 +51,15 @@ def test_the_protocol_covers_every_method_with_as_many_trials():
 def test_the_default_is_among_the_trials():
     assert DEFAULT_NEW_INPUTS in TUNED["recall"].values
     assert RecallCallback().end_rule.balance.new == DEFAULT_NEW_INPUTS
+
+
+def test_the_gap_to_joint_training_is_of_the_tasks_seen_so_far():
+    def run(label, matrix):
+        names = Run.__dataclass_fields__
+        values = dict.fromkeys(names, 0) | {"label": label, "seed": 3, "mode": "max"}
+        return Run(**values | {"matrix": matrix})
+
+    joint = run("joint", [[0.1, 0.1], [0.9, 0.7]])
+    method = run("ewc", [[1.0, 0.0], [0.5, 0.7]])
+    (gaps,) = gaps_to_joint([joint, method], "ewc")
+    assert gaps == pytest.approx([-0.1, 0.2])

@@ -4,7 +4,11 @@ from dataclasses import dataclass
 
 TUNING_SEEDS = (100,)
 REPORT_SEEDS = (0, 1, 2, 3, 4)
-ABLATION_SEEDS = (100, 101, 102)
+ABLATION_SEEDS = {
+    "digits_permuted": (100, 101, 102),
+    "digits_rotated": (100, 101, 102),
+    "stdlib_text": (100, 101),
+}
 PLASTICITY_TOLERANCE = 0.02
 """Relative: a baseline counts as plastic as RECALL if it is no further below than this."""
 MATCHED_ROWS = 3

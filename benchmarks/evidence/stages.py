@@ -179,23 +179,22 @@ def report(evidence: Evidence, stream: Stream, chosen: Mapping[str, str]) -> lis
     return evidence.compare(stream.name, "report", chosen, REPORT_SEEDS)
 
 
-def ablate(evidence: Evidence) -> dict[str, list[Run]]:
-    """Run the ablations on tuning seeds; return the runs of each table, by its heading."""
+def ablate(evidence: Evidence, stream: str) -> dict[str, list[Run]]:
+    """Run a stream's ablations on tuning seeds; return the runs of each table, by its heading."""
+    rows = {
+        (title, row): arguments
+        for title, table in ABLATIONS[stream].items()
+        for row, arguments in list(table.items())[: 2 if evidence.quick else None]
+    }
+    labels: dict[str, str] = {}  # setting to the label that it runs under
+    for (title, row), arguments in rows.items():
+        labels.setdefault(arguments, f"{title}: {row}")
+    variants = {label: arguments for arguments, label in labels.items()}
+    runs = evidence.compare(stream, "ablations", variants, ABLATION_SEEDS[stream])
     tables: dict[str, list[Run]] = {}
-    for stream in [name for name in ABLATIONS if not evidence.quick or name in QUICK_STREAMS]:
-        rows = {
-            (title, row): arguments
-            for title, table in ABLATIONS[stream].items()
-            for row, arguments in list(table.items())[: 2 if evidence.quick else None]
-        }
-        labels: dict[str, str] = {}  # setting to the label that it runs under
-        for (title, row), arguments in rows.items():
-            labels.setdefault(arguments, f"{title}: {row}")
-        variants = {label: arguments for arguments, label in labels.items()}
-        runs = evidence.compare(stream, "ablations", variants, ABLATION_SEEDS)
-        for (title, row), arguments in rows.items():
-            own = [replace(run, label=row) for run in runs if run.label == labels[arguments]]
-            tables.setdefault(f"{title} ({stream})", []).extend(own)
+    for (title, row), arguments in rows.items():
+        own = [replace(run, label=row) for run in runs if run.label == labels[arguments]]
+        tables.setdefault(f"{title} ({stream})", []).extend(own)
     return tables
 
 

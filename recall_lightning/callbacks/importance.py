@@ -74,8 +74,8 @@ class Importance:
                 del self.by_name[name]
         if changed:
             rank_zero_warn(
-                f"the shape of {', '.join(changed[:3])} has changed: its importance to earlier tasks "
-                "is dropped"
+                f"the shape of {', '.join(changed[:3])} has changed: its importance to earlier "
+                "tasks is dropped"
             )
 
     def observe(
