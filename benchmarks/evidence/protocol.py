@@ -62,7 +62,7 @@ class Trials:
     values: tuple[float, ...]
 
 
-QUICK_STREAMS = ("digits_permuted", "digits_split")
+QUICK_STREAMS = ("digits_permuted",)
 """What the quick form runs, a few batches each and with the first rows of each ablation."""
 
 TUNED = {

@@ -44,9 +44,8 @@ class TaskMoments:
     outputs are measured where a rule uses curvature, and divided so that the curvature, their
     product with the inputs', has the mean 1 over the model: tasks count alike.
 
-    Of what was known before the first
-    task there is no data: there the snapshot writes sequences itself if it is a causal language
-    model, else the new task's own batches stand in.
+    Of what was known before the first task there is no data: there the snapshot writes sequences
+    itself if it is a causal language model, else the new task's own batches stand in.
 
     Args:
         batches: How many of the last batches to keep and run.
