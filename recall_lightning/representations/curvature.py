@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from recall_lightning.representations.hidden_states import undisturbed
 from recall_lightning.representations.linear_maps import LinearMap
-from recall_lightning.representations.map_moments import InputSums, input_moments
+from recall_lightning.representations.map_moments import InputSums, hooked, input_moments
 from recall_lightning.representations.moments import FullMoments, Moments
 from recall_lightning.representations.predictions import Predictions
-from recall_lightning.snapshots import canonical_name, named_weights
+from recall_lightning.snapshots import named_weights
 
 
 @dataclass(frozen=True)
@@ -138,20 +139,11 @@ class _OutputSums:
         self._computed: list[tuple[str, Tensor, int]] = []
         self._sums: dict[str, FullMoments] = {}
 
-    @contextmanager
-    def gathered_from(self, module: nn.Module) -> Iterator[None]:
-        modules = {canonical_name(name): child for name, child in module.named_modules()}
-        handles = [
-            modules[name].register_forward_hook(self._hook_of(linear_map))
-            for linear_map in self.widths
-            for name in linear_map.modules
-            if name in modules
-        ]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
+    def gathered_from(self, module: nn.Module) -> AbstractContextManager[None]:
+        def register(child: nn.Module, linear_map: LinearMap) -> RemovableHandle:
+            return child.register_forward_hook(self._hook_of(linear_map))
+
+        return hooked(module, self.widths, register)
 
     def _hook_of(self, linear_map: LinearMap) -> Callable[..., Tensor | None]:
         def hook(child: nn.Module, args: tuple[Any, ...], output: Any) -> Tensor | None:

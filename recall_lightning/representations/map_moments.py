@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.hooks import RemovableHandle
 
 from recall_lightning.representations.hidden_states import undisturbed
 from recall_lightning.representations.linear_maps import LinearMap
@@ -84,21 +85,13 @@ class InputSums:
         self._sums: dict[str, Moments] = {}
         self._two_stacks = any("encoder" in name for one in maps for name in one.modules)
 
-    @contextmanager
-    def gathered_from(self, module: nn.Module) -> Iterator[None]:
+    def gathered_from(self, module: nn.Module) -> AbstractContextManager[None]:
         """Gather inside the ``with`` block, by forward hooks."""
-        modules = {canonical_name(name): child for name, child in module.named_modules()}
-        handles = [
-            modules[name].register_forward_pre_hook(self._hook_of(linear_map), with_kwargs=True)
-            for linear_map in self.maps
-            for name in linear_map.modules
-            if name in modules
-        ]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
+
+        def register(child: nn.Module, linear_map: LinearMap) -> RemovableHandle:
+            return child.register_forward_pre_hook(self._hook_of(linear_map), with_kwargs=True)
+
+        return hooked(module, self.maps, register)
 
     def means(self) -> dict[str, Moments]:
         """Return weight name to mean moments, of the maps that computed something."""
@@ -119,6 +112,25 @@ class InputSums:
         mask = token_mask(self.batch, self._two_stacks and "decoder" in linear_map.modules[0])
         with torch.autocast(given.device.type, enabled=False):  # sums want float32
             self._sums[linear_map.weight].update(_rows(linear_map, child, given, mask))
+
+
+@contextmanager
+def hooked(
+    module: nn.Module,
+    maps: Iterable[LinearMap],
+    register: Callable[[nn.Module, LinearMap], RemovableHandle],
+) -> Iterator[None]:
+    """Register hooks with the modules of linear maps, and remove them after the ``with`` block."""
+    modules = {canonical_name(name): child for name, child in module.named_modules()}
+    handles = []
+    try:
+        for linear_map in maps:
+            own = [modules[name] for name in linear_map.modules if name in modules]
+            handles += [register(child, linear_map) for child in own]
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def empty_moments(
