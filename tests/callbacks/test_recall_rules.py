@@ -153,6 +153,7 @@ def test_a_matrix_that_could_not_be_solved_for_writes_nothing(monkeypatch):
     [
         (("importance", "subspace"), {}),
         (("importance", "subspace"), {"moment_width": 1, "moment_rank": 3}),
+        (("kfac_importance", "kfac_subspace"), {}),
         (("rbf", "importance"), {"importance_source": "gradients", "importance_steps": 12}),
     ],
 )
