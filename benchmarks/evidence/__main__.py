@@ -32,8 +32,9 @@ def main() -> None:
         write_page(page, results)
     results.many = many_tasks(evidence, results.chosen)
     write_page(page, results)
-    for name in [stream.name for stream in evidence.streams if stream.name in ABLATIONS]:
-        results.ablations |= ablate(evidence, name)
+    streams = [stream.name for stream in evidence.streams]
+    for ablations in [each for each in ABLATIONS if each.stream in streams]:
+        results.ablations |= ablate(evidence, ablations)
         write_page(page, results)
     print(f"written: {page}")
 

@@ -1,14 +1,10 @@
 """The protocol of the evidence: streams, methods, trials and seeds, fixed before any run."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 TUNING_SEEDS = (100,)
 REPORT_SEEDS = (0, 1, 2, 3, 4)
-ABLATION_SEEDS = {
-    "digits_permuted": (100, 101, 102),
-    "digits_rotated": (100, 101, 102),
-    "stdlib_text": (100, 101),
-}
 PLASTICITY_TOLERANCE = 0.02
 """Relative: a baseline counts as plastic as RECALL if it is no further below than this."""
 MATCHED_ROWS = 3
@@ -120,9 +116,9 @@ _AT_THE_END = {
     "kfac_importance, as in the loop": f"{_RECALL}--recall.end_rule null",
     "rbf": f"{_RECALL}--recall.end_rule rbf",
 }
-_PERMUTED = {
-    "Rule in the loop, kfac_subspace at the end": _IN_THE_LOOP,
-    "Rule at the end, kfac_importance in the loop": _AT_THE_END,
+_LOOP_TITLE = "Rule in the loop, kfac_subspace at the end"
+_END_TITLE = "Rule at the end, kfac_importance in the loop"
+_DETAILS = {
     "Interval between merges": {
         f"every {every}": f"{_RECALL}--recall.every {every}"
         for every in (1.0, 0.25, 0.1, 0.05, 0.02)
@@ -182,30 +178,61 @@ _PERMUTED = {
         },
     },
 }
-ABLATIONS: dict[str, dict[str, dict[str, str]]] = {
-    "digits_permuted": _PERMUTED,
-    "digits_rotated": {
-        "Rule in the loop, kfac_subspace at the end": {
-            name: _IN_THE_LOOP[name]
-            for name in ("none", "rbf, strength 0.1", "importance", "kfac_importance")
+
+
+@dataclass(frozen=True)
+class Ablations:
+    """Tables that are run together.
+
+    Attributes:
+        stream: Of which recipe.
+        stage: Their folder.
+        seeds: Tuning seeds.
+        tables: By title what each row runs; rows of one setting are run once.
+    """
+
+    stream: str
+    stage: str
+    seeds: tuple[int, ...]
+    tables: Mapping[str, Mapping[str, str]]
+
+
+ABLATIONS = (
+    Ablations(
+        "digits_permuted",
+        "rules",
+        (100, 101, 102),
+        {_LOOP_TITLE: _IN_THE_LOOP, _END_TITLE: _AT_THE_END},
+    ),
+    Ablations("digits_permuted", "details", (100,), _DETAILS),
+    Ablations(
+        "digits_rotated",
+        "rules",
+        (100, 101, 102),
+        {
+            _LOOP_TITLE: {
+                name: _IN_THE_LOOP[name]
+                for name in ("none", "rbf, strength 0.1", "importance", "kfac_importance")
+            },
+            _END_TITLE: {name: _AT_THE_END[name] for name in ("kfac_subspace", "subspace")},
         },
-        "Rule at the end, kfac_importance in the loop": {
-            name: _AT_THE_END[name] for name in ("kfac_subspace", "subspace")
+    ),
+    Ablations(
+        "stdlib_text",
+        "rules",
+        (100,),
+        {
+            _LOOP_TITLE: {
+                name: _IN_THE_LOOP[name]
+                for name in ("none", "rbf, strength 0.1", "kfac_importance")
+            },
+            "Source of old moments": {
+                "task": _RECALL,
+                "generated": f"{_RECALL}--recall.moment_source generated",
+            },
         },
-    },
-    "stdlib_text": {
-        "Rule in the loop, kfac_subspace at the end": {
-            name: _IN_THE_LOOP[name] for name in ("none", "rbf, strength 0.1", "kfac_importance")
-        },
-        "Source of old moments": {
-            source: f"{_RECALL}--recall.moment_source {source}"
-            if source == "generated"
-            else _RECALL
-            for source in ("task", "generated")
-        },
-    },
-}
-"""By stream and title: what each row of a table runs. Rows of one setting are run once."""
+    ),
+)
 
 MANY_TASKS = {"digits_permuted": "MLP", "digits_rotated": "transformer"}
 MANY_TASKS_EPOCHS = {"digits_permuted": "8", "digits_rotated": "[9,3,3,3,3,3,3,3,3,3]"}

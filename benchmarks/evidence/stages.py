@@ -9,8 +9,6 @@ from pathlib import Path
 
 from choose import best_value, interpolated, matched_value, rounded
 from protocol import (
-    ABLATION_SEEDS,
-    ABLATIONS,
     COMPARED,
     MANY_TASKS,
     MANY_TASKS_EPOCHS,
@@ -26,6 +24,7 @@ from protocol import (
     TUNED,
     TUNING_SEEDS,
     UNTUNED,
+    Ablations,
     Stream,
 )
 
@@ -100,11 +99,19 @@ def tune(evidence: Evidence, stream: Stream) -> list[Run]:
     """Run every method's trials on the tuning seeds."""
     variants = {
         f"{method} {value:g}": setting(method, value)
-        for method, trials in TUNED.items()
+        for method in TUNED
         if method not in stream.left_out
-        for value in trials.values[-2 if evidence.quick else 0 :]
+        for value in _trials(method, evidence.quick)
     }
     return evidence.compare(stream.name, "tune", variants, TUNING_SEEDS)
+
+
+def _trials(method: str, quick: bool) -> tuple[float, ...]:
+    """Return a method's trials; of the quick form one, and RECALL's default."""
+    values = TUNED[method].values
+    if not quick:
+        return values
+    return (DEFAULT_NEW_INPUTS,) if method == "recall" else values[-1:]
 
 
 def setting(method: str, value: float) -> str:
@@ -179,22 +186,22 @@ def report(evidence: Evidence, stream: Stream, chosen: Mapping[str, str]) -> lis
     return evidence.compare(stream.name, "report", chosen, REPORT_SEEDS)
 
 
-def ablate(evidence: Evidence, stream: str) -> dict[str, list[Run]]:
-    """Run a stream's ablations on tuning seeds; return the runs of each table, by its heading."""
+def ablate(evidence: Evidence, ablations: Ablations) -> dict[str, list[Run]]:
+    """Run ablations on tuning seeds; return the runs of each table, by its heading."""
     rows = {
         (title, row): arguments
-        for title, table in ABLATIONS[stream].items()
-        for row, arguments in list(table.items())[: 2 if evidence.quick else None]
+        for title, table in ablations.tables.items()
+        for row, arguments in list(table.items())[: 1 if evidence.quick else None]
     }
     labels: dict[str, str] = {}  # setting to the label that it runs under
     for (title, row), arguments in rows.items():
         labels.setdefault(arguments, f"{title}: {row}")
     variants = {label: arguments for arguments, label in labels.items()}
-    runs = evidence.compare(stream, "ablations", variants, ABLATION_SEEDS[stream])
+    runs = evidence.compare(ablations.stream, ablations.stage, variants, ablations.seeds)
     tables: dict[str, list[Run]] = {}
     for (title, row), arguments in rows.items():
         own = [replace(run, label=row) for run in runs if run.label == labels[arguments]]
-        tables.setdefault(f"{title} ({stream})", []).extend(own)
+        tables.setdefault(f"{title} ({ablations.stream})", []).extend(own)
     return tables
 
 
