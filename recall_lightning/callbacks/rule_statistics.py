@@ -82,8 +82,9 @@ class RuleStatistics:
         writes = self.moments.curvature and find_generator(pl_module) is not None
         if snapshots and self.uses_importance and not self.importance.by_name and not writes:
             rank_zero_info(
-                "nothing is known of what the model depended on before its first task: every "
-                "parameter has the importance 1"
+                "RecallCallback: nothing is known of what the model depended on before its first "
+                "task, so there every parameter counts alike; merge_first_task=False leaves that "
+                "task unmerged"
             )
         if snapshots and self.uses_representations:
             self.probe.start_task(trainer, pl_module, snapshots)
