@@ -206,18 +206,6 @@ ABLATIONS = (
     ),
     Ablations("digits_permuted", "details", (100,), _DETAILS),
     Ablations(
-        "digits_rotated",
-        "rules",
-        (100, 101, 102),
-        {
-            _LOOP_TITLE: {
-                name: _IN_THE_LOOP[name]
-                for name in ("none", "rbf, strength 0.1", "importance", "kfac_importance")
-            },
-            _END_TITLE: {name: _AT_THE_END[name] for name in ("kfac_subspace", "subspace")},
-        },
-    ),
-    Ablations(
         "stdlib_text",
         "rules",
         (100,),
@@ -230,6 +218,18 @@ ABLATIONS = (
                 "task": _RECALL,
                 "generated": f"{_RECALL}--recall.moment_source generated",
             },
+        },
+    ),
+    Ablations(
+        "digits_rotated",
+        "rules",
+        (100, 101, 102),
+        {
+            _LOOP_TITLE: {
+                name: _IN_THE_LOOP[name]
+                for name in ("none", "rbf, strength 0.1", "importance", "kfac_importance")
+            },
+            _END_TITLE: {name: _AT_THE_END[name] for name in ("kfac_subspace", "subspace")},
         },
     ),
 )
