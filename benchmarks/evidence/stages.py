@@ -212,5 +212,7 @@ def many_tasks(evidence: Evidence, chosen: Mapping[str, Mapping[str, str]]) -> d
         variants = {method: chosen[stream][method] for method in MANY_TASKS_METHODS}
         epochs = "1" if evidence.quick else MANY_TASKS_EPOCHS[stream]
         extra = ("--data.init_args.num_tasks", "10", "--data.init_args.epochs_per_task", epochs)
-        runs[stream] = evidence.compare(stream, "ten_tasks", variants, MANY_TASKS_SEEDS, extra)
+        runs[stream] = evidence.compare(
+            stream, "ten_tasks", variants, MANY_TASKS_SEEDS[stream], extra
+        )
     return runs

@@ -80,7 +80,7 @@ def pareto_figure(
     axes.plot(xs, ys, linestyle=(0, (4, 3)), color="0.6", linewidth=1, zorder=1)
     toward = "higher is better →" if higher_is_better else "← lower is better"
     axes.set_xlabel(f"plasticity: {score_name} right after each task's training ({toward})")
-    axes.set_ylabel(f"forgetting: {score_name} lost since (← less is better)")
+    axes.set_ylabel(f"forgetting: {score_name} lost since a task's own training (← less is better)")
     _set_limits(axes, rows)
     axes.grid(color="0.93", linewidth=0.8)
     axes.set_axisbelow(True)
