@@ -275,8 +275,9 @@ def merge_snapshots_(
 
 
 def _check_fits(name: str, weight: Coefficient, live: Mapping[str, Tensor]) -> None:
-    if isinstance(weight, MapCoefficient):
-        matrix = as_matrix(weight.linear_map, live)
+    if isinstance(weight, MapCoefficient) and name == weight.linear_map.weight:
+        own = [n for n in (name, weight.linear_map.bias) if n is not None]
+        matrix = as_matrix(weight.linear_map, {n: live[n].to("meta") for n in own})  # no copy
         if not weight.fits(matrix):
             raise ValueError(
                 f"the merge weight of {name!r} does not fit its matrix, with any bias of the shape "
