@@ -212,7 +212,12 @@ ABLATIONS = (
         {
             _LOOP_TITLE: {
                 name: _IN_THE_LOOP[name]
-                for name in ("none", "rbf, strength 0.1", "kfac_importance")
+                for name in (
+                    "none",
+                    "rbf, strength 0.1",
+                    "kfac_importance",
+                    "rbf*kfac_importance",
+                )
             },
             "Source of old moments": {
                 "task": _RECALL,
@@ -227,7 +232,13 @@ ABLATIONS = (
         {
             _LOOP_TITLE: {
                 name: _IN_THE_LOOP[name]
-                for name in ("none", "rbf, strength 0.1", "importance", "kfac_importance")
+                for name in (
+                    "none",
+                    "rbf, strength 0.1",
+                    "importance",
+                    "kfac_importance",
+                    "rbf*kfac_importance",
+                )
             },
             _END_TITLE: {name: _AT_THE_END[name] for name in ("kfac_subspace", "subspace")},
         },
