@@ -135,6 +135,15 @@ class ForgettingMonitor(TaskAwareCallback):
         """Write the figures and print the task matrix."""
         super().on_train_end(trainer, pl_module)
         self._stop_clock()
+        self._conclude(trainer)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Do as at the end of training where a run was resumed that had nothing left to train."""
+        if self._resumed:
+            self._resumed = False
+            self._conclude(trainer)
+
+    def _conclude(self, trainer: Trainer) -> None:
         if self.task is not None and self.task_ended:
             self._fill_missing_rows(self.task + 1)
         if not self.matrix or not self.record.task_names:

@@ -6,8 +6,11 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+
+from recall_lightning.callbacks.resuming import find_progress, restore_progress, save_progress
 
 
 class TaskAwareCallback(Callback):
@@ -51,6 +54,7 @@ class TaskAwareCallback(Callback):
         self._fit_task = 0
         self._in_task = False  # whether on_task_start went through
         self._resumed = False
+        self._progress: dict[str, Any] | None = None  # what a checkpoint held for all callbacks
         self._seen_global_step = 0
         self._earlier_steps = 0  # of Trainers before this one
         self._first_step = 0
@@ -143,6 +147,8 @@ class TaskAwareCallback(Callback):
             self._earlier_steps += self._seen_global_step
         self._resumed = False
         self._seen_global_step = trainer.global_step
+        if self._progress is not None and self._last_of_its_kind(trainer):
+            restore_progress(trainer, pl_module, self._progress)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Enter the epoch's task."""
@@ -189,6 +195,25 @@ class TaskAwareCallback(Callback):
                 "did nothing of what it does at a task's end"
             )
 
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """After a resume at the last step, before its validation, end where it was meant to."""
+        if self._progress is not None and "max_steps" in self._progress:
+            trainer.fit_loop.epoch_loop.max_steps = self._progress["max_steps"]
+        self._progress = None
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Add what an exact resume needs and Lightning leaves out."""
+        save_progress(trainer, pl_module, checkpoint)
+
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Take what :meth:`on_save_checkpoint` added."""
+        if trainer.state.fn == TrainerFn.FITTING:
+            self._progress = find_progress(trainer, checkpoint)
+
     def state_dict(self) -> dict[str, Any]:
         """Return the task and the progress in it, in plain Python."""
         return {name.lstrip("_"): getattr(self, name) for name in _STATE}
@@ -198,6 +223,10 @@ class TaskAwareCallback(Callback):
         for name in _STATE:
             setattr(self, name, state_dict[name.lstrip("_")])
         self._resumed = True
+
+    def _last_of_its_kind(self, trainer: Trainer) -> bool:
+        callbacks = trainer.callbacks  # type: ignore[attr-defined]
+        return self is [each for each in callbacks if isinstance(each, TaskAwareCallback)][-1]
 
     def _enter_task_if_changed(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # not from on_train_start: after a resume the training dataloader may be stale there

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sized
+from itertools import islice
 from typing import Any
 
 import torch
-from torch.utils.data import ConcatDataset, Dataset, RandomSampler, Subset
+from torch import Tensor
+from torch.utils.data import ConcatDataset, Dataset, DistributedSampler, Subset
 
 
 def mix_seed(seed: int, index: int) -> int:
@@ -15,12 +17,11 @@ def mix_seed(seed: int, index: int) -> int:
     return (seed * 1_000_003 + index) % 2**32
 
 
-class SeededSampler(RandomSampler):
-    """A random order that is the same at every ``iter()``.
+class SeededSampler(DistributedSampler[int]):
+    """A random order that is the same at every ``iter()``, dealt out to the processes.
 
-    It is a ``RandomSampler`` so that Lightning knows it may replace it by a ``DistributedSampler``.
-    Its seed is its own, because Lightning calls ``iter()`` on a new loader twice, and a generator
-    would have moved on by the second time.
+    It is a ``DistributedSampler``, in whose place Lightning puts no other. Its seed is its own,
+    neither the epoch nor a generator changes it: Lightning calls ``iter()`` on a new loader twice.
 
     Example::
 
@@ -29,18 +30,35 @@ class SeededSampler(RandomSampler):
         (True, [0, 1, 2, 3])
 
     Args:
-        data_source: What is sampled from.
+        dataset: What is sampled from.
         seed: Decides the order.
+        num_replicas: The number of processes. Where it does not divide the samples, some come
+            twice, as many times as are missing.
+        rank: Which of them this is.
+
+    Attributes:
+        skipped: How many of its indices are left out at the front; the length is what it would be
+            without.
     """
 
-    def __init__(self, data_source: Sized, seed: int) -> None:
-        super().__init__(data_source)
-        self.seed = seed
+    def __init__(self, dataset: Sized, seed: int, num_replicas: int = 1, rank: int = 0) -> None:
+        super().__init__(dataset, num_replicas, rank, seed=seed)  # type: ignore[arg-type]
+        self.skipped = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Change nothing: the seed is that of an epoch already."""
 
     def __iter__(self) -> Iterator[int]:
-        """All indices of ``data_source`` in random order."""
-        generator = torch.Generator().manual_seed(self.seed)
-        return iter(torch.randperm(len(self.data_source), generator=generator).tolist())
+        """This process's indices in random order."""
+        return islice(self.order(), self.skipped, None)
+
+    def order(self) -> Iterator[int]:
+        """All that this process samples, whatever is skipped."""
+        return super().__iter__()
+
+    def sampled(self) -> Tensor:
+        """The indices of this process's own part of the dataset, (samples,) int64, in no order."""
+        return torch.tensor(list(super().__iter__())).unique()
 
 
 class ReplaySampler(SeededSampler):
@@ -58,7 +76,7 @@ class ReplaySampler(SeededSampler):
         [False, False, True, False, False, True]
 
     Args:
-        data_source: The new samples.
+        dataset: The new samples.
         stored: The stored samples.
         batch_size: New samples in a batch.
         num_replayed: Stored samples in a batch, at most as many as there are.
@@ -66,16 +84,16 @@ class ReplaySampler(SeededSampler):
     """
 
     def __init__(
-        self, data_source: Sized, stored: Sized, batch_size: int, num_replayed: int, seed: int
+        self, dataset: Sized, stored: Sized, batch_size: int, num_replayed: int, seed: int
     ) -> None:
-        super().__init__(data_source, seed)
+        super().__init__(dataset, seed)
         self.stored = stored
         self.batch_size = batch_size
         self.num_replayed = num_replayed
 
-    def __iter__(self) -> Iterator[int]:
+    def order(self) -> Iterator[int]:
         """Indices into the new samples and, from their number on, into the stored ones."""
-        order = list(super().__iter__())
+        order = list(super().order())
         generator = torch.Generator().manual_seed(mix_seed(self.seed, 1))
         for first in range(0, len(order), self.batch_size):
             yield from order[first : first + self.batch_size]
@@ -84,7 +102,7 @@ class ReplaySampler(SeededSampler):
 
     def __len__(self) -> int:
         """New and replayed samples of all batches."""
-        new = len(self.data_source)
+        new = super().__len__()
         return new + -(-new // self.batch_size) * self.num_replayed
 
 

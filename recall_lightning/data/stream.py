@@ -15,6 +15,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset
 
 from recall_lightning.data.held_out import with_validation
+from recall_lightning.data.loading import ResumableLoader
 from recall_lightning.data.replay import ReplayBuffer, StoredSamples
 from recall_lightning.data.sampling import ReplaySampler, SeededSampler, draw_jointly, mix_seed
 
@@ -30,16 +31,17 @@ class TaskStream(LightningDataModule, ABC):
     Subclasses implement :attr:`task_names`, :meth:`train_dataset` and :meth:`val_dataset`;
     :meth:`from_datasets` makes a stream of datasets that are already there.
 
-    The order of training samples depends on ``seed`` and the epoch alone, so a run that resumes at
-    the end of an epoch sees what an uninterrupted one would have seen. Neither building nor
-    iterating a loader draws from the global random number generator.
+    The order of training samples depends on ``seed`` and the epoch alone, and a checkpoint holds
+    how far an epoch has come, so a run that resumes sees what an uninterrupted one would have seen.
+    Neither building nor iterating a loader draws from the global random number generator.
 
     Note:
         The trainer must ask for a new loader every epoch, and train as many epochs as the stream
         has: ``Trainer(reload_dataloaders_every_n_epochs=1, max_epochs=stream.total_epochs)``.
 
-        With a distributed strategy, Lightning puts a ``DistributedSampler`` in the place of the
-        stream's own; order then depends on the seed of ``seed_everything`` and the epoch.
+        With a distributed strategy each process trains on its own part of the same order, as
+        with Lightning's ``DistributedSampler``; ``Trainer(use_distributed_sampler=False)`` gives
+        every process all of it.
 
         Continual training reads no data of earlier tasks. ``joint`` and ``replay`` do: they are
         what it is compared with.
@@ -234,16 +236,16 @@ class TaskStream(LightningDataModule, ABC):
         task, seed = self.task_at(epoch), mix_seed(self.seed, epoch)
         self._check_joint_or_replay()
         if self.replay is not None and task > 0:
-            return self._replaying_loader(task, seed)
+            return self._replaying_loader(task, epoch, seed)
         dataset = self._dataset("train", task)
         if self.joint:
             datasets = [self._sized_dataset(each) for each in range(self.num_tasks)]
             # another seed than the sampler's, or one permutation would be applied twice
             dataset = draw_jointly(datasets, len(datasets[task]), mix_seed(self.seed, -1 - epoch))  # type: ignore[arg-type]
-        sampler = None if isinstance(dataset, IterableDataset) else SeededSampler(dataset, seed)  # type: ignore[arg-type]
-        return self._loader(
-            dataset, seed, batch_size=self.batch_size, sampler=sampler, drop_last=self.drop_last
-        )
+        sampler = None
+        if not isinstance(dataset, IterableDataset):
+            sampler = SeededSampler(dataset, seed, **self._processes())  # type: ignore[arg-type]
+        return self._training_loader(dataset, epoch, seed, self.batch_size, sampler)
 
     def stored_samples(self, task: int) -> StoredSamples | None:
         """What the replay buffer holds while ``task`` is trained: samples of earlier tasks.
@@ -262,36 +264,64 @@ class TaskStream(LightningDataModule, ABC):
             self._stored = self.replay, task, self.replay.after(earlier, self.seed)
         return self._stored[2]
 
-    def _replaying_loader(self, task: int, seed: int) -> DataLoader[Any]:
+    def _replaying_loader(self, task: int, epoch: int, seed: int) -> DataLoader[Any]:
         stored, new = self.stored_samples(task), self._sized_dataset(task)
         assert self.replay is not None
         assert stored is not None
         replayed = min(self.replay.batch_size or self.batch_size, len(stored))
         # The new samples come first: indices into them stay what they are in the task's dataset.
-        return self._loader(
-            ConcatDataset([new, stored]),
-            seed,
-            batch_size=self.batch_size + replayed,
-            sampler=ReplaySampler(new, stored, self.batch_size, replayed, seed),  # type: ignore[arg-type]
+        sampler = ReplaySampler(new, stored, self.batch_size, replayed, seed)  # type: ignore[arg-type]
+        together: ConcatDataset[Any] = ConcatDataset([new, stored])
+        return self._training_loader(together, epoch, seed, self.batch_size + replayed, sampler)
+
+    def _training_loader(
+        self,
+        dataset: Dataset[Any],
+        epoch: int,
+        seed: int,
+        batch_size: int,
+        sampler: SeededSampler | None,
+    ) -> DataLoader[Any]:
+        return ResumableLoader(
+            dataset,
+            epoch=epoch,
+            trained_batches=self._trained_batches,
+            batch_size=batch_size,
+            sampler=sampler,
             drop_last=self.drop_last,
+            **self._common(seed),
         )
+
+    def _trained_batches(self) -> int:
+        if self.trainer is None:
+            return 0
+        return self.trainer.fit_loop.epoch_loop.batch_progress.current.processed  # type: ignore[attr-defined]
+
+    def _processes(self) -> dict[str, int]:
+        """How many processes share the training set, and which of them this is."""
+        processes = None if self.trainer is None else self.trainer.distributed_sampler_kwargs
+        if processes is None or not self.trainer._accelerator_connector.use_distributed_sampler:  # type: ignore[union-attr]
+            return {}
+        return processes
 
     def val_dataloader(self) -> list[DataLoader[Any]]:
         """One loader for each task, in order, never shuffled."""
         return [
-            self._loader(self._dataset("val", task), self.seed, batch_size=self.eval_batch_size)
+            DataLoader(
+                self._dataset("val", task),
+                batch_size=self.eval_batch_size,
+                **self._common(self.seed),
+            )
             for task in range(self.num_tasks)
         ]
 
-    def _loader(self, dataset: Dataset[Any], seed: int, **kwargs: Any) -> DataLoader[Any]:
-        # A loader without a generator of its own seeds its workers from the global one.
-        return DataLoader(
-            dataset,
-            num_workers=self.num_workers,
-            collate_fn=self.collate_fn,
-            generator=torch.Generator().manual_seed(seed),
-            **kwargs,
-        )
+    def _common(self, seed: int) -> dict[str, Any]:
+        return {
+            "num_workers": self.num_workers,
+            "collate_fn": self.collate_fn,
+            # without one, a loader seeds its workers from the global generator
+            "generator": torch.Generator().manual_seed(seed),
+        }
 
     def _dataset(self, split: str, task: int) -> Dataset[Any]:
         if (split, task) not in self._datasets:

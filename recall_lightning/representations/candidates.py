@@ -66,6 +66,8 @@ def _training_indices(loader: "DataLoader[Any]") -> Tensor | None:
     if isinstance(loader.dataset, IterableDataset):
         return None
     sampler = loader.sampler
+    if hasattr(sampler, "sampled"):  # it tells
+        return sampler.sampled()
     if isinstance(sampler, DistributedSampler):
         if sampler.dataset is not loader.dataset:  # it distributes a custom sampler's choice
             return None

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from torch.utils.data import RandomSampler
+from torch.utils.data import DistributedSampler
 
 from recall_lightning.data.sampling import ReplaySampler, SeededSampler, draw_jointly, mix_seed
 
@@ -47,7 +47,7 @@ def test_every_pass_is_the_same_and_draws_from_no_global_generator() -> None:
     for stored in (False, True):
         served, others = ([i for i in each if (i >= 10) == stored] for each in (sampler, other))
         assert served != others
-    assert isinstance(sampler, RandomSampler)
+    assert isinstance(sampler, DistributedSampler)
 
 
 def test_joint_draw_is_without_replacement_and_in_proportion() -> None:
@@ -60,3 +60,23 @@ def test_joint_draw_is_without_replacement_and_in_proportion() -> None:
     # hypergeometric: a mean of 30, a variance of 40 × 3/16 × 360/399
     assert abs(sum(shares) / 200 - 30) < 5 * (40 * 3 / 16 * 360 / 399 / 200) ** 0.5
     assert list(draw_jointly(datasets, 40, seed=0)) != list(draw_jointly(datasets, 40, seed=1))
+
+
+def test_skipping_leaves_out_the_front_and_keeps_the_length() -> None:
+    for sampler in (
+        SeededSampler(range(10), seed=0),
+        ReplaySampler(range(10), range(5), batch_size=4, num_replayed=2, seed=0),
+    ):
+        whole, length = list(sampler), len(sampler)
+        sampler.skipped = 4
+        assert list(sampler) == whole[4:]
+        assert len(sampler) == length
+        sampler.skipped = 100
+        assert list(sampler) == []
+
+
+def test_processes_share_one_order() -> None:
+    parts = [SeededSampler(range(10), seed=3, num_replicas=2, rank=rank) for rank in range(2)]
+    together = [index for pair in zip(*parts, strict=True) for index in pair]
+    assert together == list(SeededSampler(range(10), seed=3))
+    assert sorted(parts[0]) == parts[0].sampled().tolist()

@@ -7,7 +7,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from recall_lightning.data import TaskStream
 
@@ -107,7 +107,7 @@ def test_order_depends_on_seed_and_epoch_alone() -> None:
     assert order == values(loader) == values(two_tasks().train_dataloader())
     assert order != sorted(order)
     assert order != values(two_tasks(seed=1).train_dataloader())
-    stream.trainer = SimpleNamespace(current_epoch=1)
+    stream.trainer = SimpleNamespace(current_epoch=1, distributed_sampler_kwargs=None)
     assert values(stream.train_dataloader()) != order
     # and not on the sum of the two
     assert values(stream.train_dataloader()) != values(two_tasks(seed=1).train_dataloader())
@@ -122,8 +122,15 @@ def test_global_rng_is_left_alone() -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_sampler_is_one_that_lightning_replaces_when_distributed() -> None:
-    assert isinstance(two_tasks().train_dataloader().sampler, RandomSampler)
+@pytest.mark.parametrize("use_distributed_sampler", [True, False])
+def test_processes_share_the_samples_unless_told_not_to(use_distributed_sampler: bool) -> None:
+    stream = two_tasks()
+    stream.trainer = SimpleNamespace(
+        current_epoch=0,
+        distributed_sampler_kwargs={"num_replicas": 2, "rank": 1},
+        _accelerator_connector=SimpleNamespace(use_distributed_sampler=use_distributed_sampler),
+    )
+    assert len(values(stream.train_dataloader())) == (6 if use_distributed_sampler else 12)
 
 
 def test_loaders_follow_the_arguments() -> None:

@@ -20,7 +20,9 @@ def three_tasks(**kwargs) -> TaskStream:
 
 
 def loader_at(stream: TaskStream, epoch: int) -> DataLoader:
-    stream.trainer = SimpleNamespace(current_epoch=epoch)  # type: ignore[assignment]
+    stream.trainer = SimpleNamespace(  # type: ignore[assignment]
+        current_epoch=epoch, distributed_sampler_kwargs=None
+    )
     return stream.train_dataloader()
 
 

@@ -1,0 +1,67 @@
+"""A dataloader that goes on in the middle of an epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import islice
+from typing import Any
+
+from torch.utils.data import DataLoader
+
+from recall_lightning.data.sampling import SeededSampler
+
+
+class ResumableLoader(DataLoader[Any]):
+    """A loader of one epoch whose position Lightning saves and restores with a checkpoint.
+
+    It need not count: how many batches were trained the Trainer knows, and what it asks for ahead
+    of training is not among them. A restored loader leaves out that many, without reading them
+    where the sampler is a :class:`~recall_lightning.data.sampling.SeededSampler`; its length stays
+    the epoch's. What worker processes draw at random starts anew with them.
+
+    Example::
+
+        >>> sampler = SeededSampler(range(6), seed=0)
+        >>> loader = ResumableLoader(range(6), epoch=3, batch_size=2, sampler=sampler)
+        >>> whole = [batch.tolist() for batch in loader]
+        >>> loader.load_state_dict({"epoch": 3, "batches": 2})
+        >>> [batch.tolist() for batch in loader] == whole[2:], len(loader)
+        (True, 3)
+
+    Args:
+        *args: Those of ``DataLoader``.
+        epoch: The epoch whose order this is. The position in another one is not restored.
+        trained_batches: Tells how many of its batches were trained.
+        **kwargs: Those of ``DataLoader``.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        epoch: int = 0,
+        trained_batches: Callable[[], int] = int,
+        **kwargs: Any,
+    ) -> None:
+        self.epoch = epoch
+        self.trained_batches = trained_batches
+        self._trained = 0
+        super().__init__(*args, **kwargs)
+
+    def state_dict(self) -> dict[str, int]:
+        """Return the epoch and how many of its batches were trained."""
+        return {"epoch": self.epoch, "batches": self.trained_batches()}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Go on where the loader stood whose state this is."""
+        self._trained = state_dict["batches"] if state_dict["epoch"] == self.epoch else 0
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        """The batches that were not trained yet."""
+        if self.generator is not None:  # workers get the same seeds however often this is called
+            self.generator.manual_seed(self.generator.initial_seed())
+        if isinstance(self.sampler, SeededSampler) and self.batch_size is not None:
+            self.sampler.skipped = self._trained * self.batch_size
+            return super().__iter__()
+        return (
+            islice(super().__iter__(), self._trained, None) if self._trained else super().__iter__()
+        )
