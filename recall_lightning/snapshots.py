@@ -81,6 +81,21 @@ def named_weights(module: nn.Module) -> dict[str, Tensor]:
     return weights
 
 
+def weights_to_copy(module: nn.Module) -> dict[str, Tensor]:
+    """Return :func:`named_weights`, after checking that a copy of them is worth having.
+
+    Raises:
+        ValueError: If there is none, or one holds a NaN or an infinity.
+    """
+    live = named_weights(module)
+    if not live:
+        raise ValueError("the model has no trainable floating-point parameter to snapshot")
+    for name, weight in live.items():
+        if not all_finite(weight):
+            raise ValueError(f"the weight {name!r} holds NaN or infinite values at the snapshot")
+    return live
+
+
 def frozen_digest(module: nn.Module) -> str:
     """Identify what a snapshot leaves out, the frozen parameters, by a sample of their values.
 
@@ -131,19 +146,12 @@ class Snapshot(Mapping[str, Tensor]):
         Raises:
             ValueError: If the module has no trainable weight, or one holds a NaN or an infinity.
         """
-        live = named_weights(module)
-        if not live:
-            raise ValueError("the model has no trainable floating-point parameter to snapshot")
+        live = weights_to_copy(module)
         tensors = {
             name: weight.detach().to(device, copy=True) if device else weight.detach().clone()
             for name, weight in live.items()
         }
         tensors = {name: _pinned_for(tensor, live[name]) for name, tensor in tensors.items()}
-        for name, tensor in tensors.items():
-            if not all_finite(tensor):
-                raise ValueError(
-                    f"the weight {name!r} holds NaN or infinite values at the snapshot"
-                )
         return cls(tensors)
 
     def __getitem__(self, name: str) -> Tensor:

@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 from typing import Any, Literal
 
-import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
+from recall_lightning.callbacks.snapshot_storage import SnapshotStorage
 from recall_lightning.merging.adapters import LoraPair
+from recall_lightning.snapshot_files import SUFFIX, FileReference, FileSnapshot
 from recall_lightning.snapshots import Snapshot, frozen_digest, named_weights
 
 
@@ -16,19 +17,32 @@ class KeptSnapshots:
 
     Args:
         most: How many to keep, or ``"all"``.
-        device: Where they live; None keeps each copy beside its weight.
+        storage: Where they live.
+        on_missing: Where a checkpoint's file is not to be found, ``"error"`` or
+            ``"restart_task"``: to go on without it.
 
     Attributes:
         snapshots: The snapshots.
         tasks: The task at whose start each was taken.
     """
 
-    def __init__(self, most: int | Literal["all"], device: torch.device | None) -> None:
+    def __init__(
+        self,
+        most: int | Literal["all"],
+        storage: SnapshotStorage,
+        on_missing: Literal["error", "restart_task"],
+    ) -> None:
+        if on_missing not in ("error", "restart_task"):
+            raise ValueError(
+                f"on_missing_snapshot={on_missing!r} is unknown: use 'error' or 'restart_task'"
+            )
         self.most = most
-        self.device = device
+        self.storage = storage
+        self.on_missing = on_missing
         self.snapshots: list[Snapshot] = []
         self.tasks: list[int] = []
         self._rest = ""
+        self._restored: list[FileReference | None] | None = None  # of snapshots yet to be found
 
     def make_room(self, task: int) -> None:
         """Forget what will not be merged in ``task``, before its snapshot is taken.
@@ -41,7 +55,11 @@ class KeptSnapshots:
         self.snapshots, self.tasks = self.snapshots[kept], self.tasks[kept]
 
     def take(
-        self, pl_module: LightningModule, task: int, lora_pairs: Sequence[LoraPair] = ()
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        task: int,
+        lora_pairs: Sequence[LoraPair] = (),
     ) -> None:
         """Take the snapshot of a task's start.
 
@@ -52,7 +70,7 @@ class KeptSnapshots:
         Raises:
             ValueError: If there is nothing to copy, or it is not finite.
         """
-        newest = Snapshot.take(pl_module, self.device)
+        newest = self.storage.take(trainer, pl_module, task)
         shapes = {name: tensor.shape for name, tensor in newest.items()}
         rest = ""
         if self.most != 1:
@@ -68,22 +86,66 @@ class KeptSnapshots:
         self.snapshots.append(newest)
         self.tasks.append(task)
         self._rest = rest
+        self.storage.remove_unused(trainer, self.snapshots)
 
-    def to_devices_of(self, pl_module: LightningModule) -> None:
-        """After a resume, move the copies to the device named, or beside their weights."""
+    def resume(self, trainer: Trainer, pl_module: LightningModule, needed: bool = True) -> None:
+        """After a resume, find files again and move copies to their device.
+
+        Args:
+            trainer: The Trainer.
+            pl_module: The model.
+            needed: Whether the newest is still to be merged.
+
+        Raises:
+            ValueError: If a file is not to be found, or not what it was, and that is an error.
+        """
         live = named_weights(pl_module)
-        self.snapshots = [snapshot.to_devices_of(live, self.device) for snapshot in self.snapshots]
+        found, tasks = [], []
+        references = self._restored or [None] * len(self.tasks)
+        for task, snapshot, reference in zip(self.tasks, self.snapshots, references, strict=True):
+            if reference is not None:
+                needless = not needed and self.most == 1
+                sought = None if needless else self._find(trainer, task, reference)
+                if sought is None:
+                    continue
+                snapshot = sought
+            found.append(snapshot.to_devices_of(live, self.storage.device))
+            tasks.append(task)
+        self.snapshots, self.tasks, self._restored = found, tasks, None
+
+    def _find(self, trainer: Trainer, task: int, reference: FileReference) -> Snapshot | None:
+        try:
+            return self.storage.find(trainer, reference)
+        except ValueError as error:
+            lost = f"the snapshot of task {task} (from 0), to which the checkpoint refers: {error}"
+            if self.on_missing == "error":
+                raise ValueError(
+                    f"{lost}; put the file back into a folder 'snapshots' beside the checkpoint, "
+                    "or go on without it: on_missing_snapshot='restart_task'"
+                ) from error
+            rank_zero_warn(f"{lost}; training goes on without it")
+            return None
 
     def state_dict(self) -> dict[str, Any]:
-        """Return plain dictionaries of tensors, and the tasks."""
+        """Return the snapshots as dictionaries of tensors or references to files, and the tasks."""
+        references = self._restored or [
+            each.reference if isinstance(each, FileSnapshot) else None for each in self.snapshots
+        ]
+        pairs = list(zip(self.snapshots, references, strict=True))
         return {
-            "tensors": [dict(snapshot) for snapshot in self.snapshots],
+            "tensors": [{} if reference else dict(snapshot) for snapshot, reference in pairs],
+            "files": [reference and reference.state_dict() for _, reference in pairs],
+            # without their suffix: a name in a checkpoint says that it refers to the file
+            "written": [name.removesuffix(SUFFIX) for name in self.storage.written],
             "tasks": self.tasks,
             "rest": self._rest,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore what :meth:`state_dict` returned."""
+        """Restore what :meth:`state_dict` returned, but for files, which :meth:`resume` finds."""
         self.snapshots = [Snapshot(tensors) for tensors in state_dict["tensors"]]
         self.tasks = list(state_dict["tasks"])
         self._rest = state_dict["rest"]
+        files = state_dict.get("files", [None] * len(self.tasks))  # older checkpoints have none
+        self._restored = [None if state is None else FileReference(**state) for state in files]
+        self.storage.written = [stem + SUFFIX for stem in state_dict.get("written", [])]

@@ -31,6 +31,7 @@ from recall_lightning.callbacks.recall_arguments import (
     warn_of_unused,
 )
 from recall_lightning.callbacks.rule_statistics import RuleStatistics
+from recall_lightning.callbacks.snapshot_storage import SnapshotStorage
 from recall_lightning.callbacks.task_aware import TaskAwareCallback
 from recall_lightning.callbacks.task_moments import TaskMoments
 from recall_lightning.merging.adapters import LoraPair, find_lora_pairs
@@ -144,6 +145,14 @@ class RecallCallback(TaskAwareCallback):
             trainable weights.
         snapshot_device: Where snapshots live, for example ``"cpu"``; by default beside the
             weights.
+        snapshot_to: ``"checkpoint"`` keeps snapshots in memory and puts them into every checkpoint;
+            ``"file"`` writes each once, into a folder ``snapshots`` beside the checkpoints, and
+            reads it through a memory map when it merges. Move that folder along with checkpoints.
+        on_missing_snapshot: Where that file is missing, truncated or altered at a resume:
+            ``"error"``, or ``"restart_task"`` to let the task start anew, with a snapshot of the
+            weights as they are then.
+        on_failed_write: Where the file cannot be written, for example on a full disk:
+            ``"keep_in_memory"`` warns and goes on as ``"checkpoint"`` does, ``"error"`` stops.
         seed: Seed of the choice of typical samples.
 
     Raises:
@@ -178,6 +187,9 @@ class RecallCallback(TaskAwareCallback):
         blocks: list[str] | None = None,
         snapshots: int | Literal["all"] = 1,
         snapshot_device: str | None = None,
+        snapshot_to: Literal["checkpoint", "file"] = "checkpoint",
+        on_missing_snapshot: Literal["error", "restart_task"] = "error",
+        on_failed_write: Literal["keep_in_memory", "error"] = "keep_in_memory",
         seed: int = 0,
     ) -> None:
         given = dict(locals())
@@ -192,6 +204,8 @@ class RecallCallback(TaskAwareCallback):
             self.end_rule = None if end_rule is None else rule_of("end_rule", end_rule, options)
             for own in self._rules:
                 check_decides_about(snapshots, own)
+            storage = SnapshotStorage(snapshot_to, on_failed_write, self.snapshot_device)
+            self._kept = KeptSnapshots(snapshots, storage, on_missing_snapshot)
         warn_of_unused(given, RecallCallback.__init__)
         self.every = every
         self.at_task_end = at_task_end
@@ -201,7 +215,6 @@ class RecallCallback(TaskAwareCallback):
         self.block_patterns = [blocks] if isinstance(blocks, str) else blocks
         self.blocks: list[Block] = []
         self.history: list[dict[str, Any]] = []
-        self._kept = KeptSnapshots(snapshots, self.snapshot_device)
         self._drift: Drift | None = None
         self._lora_pairs: list[LoraPair] = []
         run = ProbeRun(probe_forward)
@@ -270,6 +283,8 @@ class RecallCallback(TaskAwareCallback):
                 f"{type(self).__name__} does not support {type(strategy).__name__}, which shards "
                 "or hides the weights it merges: use Trainer(strategy='ddp') or a single device"
             )
+        if stage == "fit":
+            self._kept.storage.check(trainer)
         endless = trainer.max_epochs == -1 and trainer.max_steps == -1
         if stage == "fit" and endless and not isinstance(self.every, Integral):
             self._refuse_unknown_length()
@@ -281,8 +296,12 @@ class RecallCallback(TaskAwareCallback):
             with _misconfiguration():
                 self._know_model(pl_module)
             self._statistics.resume(pl_module)
+        merges = self._merges_this_task
+        with _misconfiguration():
+            self._kept.resume(trainer, pl_module, needed=not self.task_ended)
+        if merges and not self._merges_this_task and not self.task_ended:
+            self._in_task = False  # the task starts anew
         if self._merges_this_task:
-            self._kept.to_devices_of(pl_module)
             self._drift = Drift(self.snapshots[-1])
 
     def on_task_start(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:
@@ -298,7 +317,7 @@ class RecallCallback(TaskAwareCallback):
             if first_table:
                 rank_zero_info(format_blocks(self.blocks, others))
             if task > 0 or self.merge_first_task:
-                self._kept.take(pl_module, task, self._lora_pairs)
+                self._kept.take(trainer, pl_module, task, self._lora_pairs)
                 self._drift = Drift(self.snapshots[-1])
             snapshots = self.snapshots if self._merges_this_task else []
             self._statistics.start_task(trainer, pl_module, task, snapshots)
@@ -322,6 +341,7 @@ class RecallCallback(TaskAwareCallback):
         """End the task; say so where the last validation and checkpoint came before its merge."""
         merges, ended = len(self.history), self.task_ended
         super().on_train_end(trainer, pl_module)
+        self._kept.storage.remove_unused(trainer, self.snapshots)
         if not ended and len(self.history) > merges:
             rank_zero_warn(
                 "the fit stopped early, so the merge at its task's end came after the last "

@@ -94,8 +94,9 @@ def differences(first, second, where=""):
 
 def resumed_from_each(folder, make_callbacks, moments, make_stream=lambda: None, **kwargs):
     """Return checkpoint name to what differs at the end of the run resumed from it."""
+    kwargs["default_root_dir"] = folder
     whole = train(make_callbacks() + savers(folder, moments), make_stream(), **kwargs)
-    checkpoints = sorted(Path(folder).iterdir())
+    checkpoints = sorted(Path(folder).glob("*.ckpt"))
     assert len(checkpoints) >= 2 * len(moments)
     return {
         path.name: found

@@ -53,7 +53,7 @@ def atomic_folder(target: Path) -> Iterator[Path]:
             _flush(content)
             _publish(content, target)
             for parent in (target.parent, *(folder.parent for folder in made)):
-                _flush_entry(parent)
+                flush_entry(parent)
         finally:
             shutil.rmtree(holder, ignore_errors=True)
             os.close(lock)
@@ -158,11 +158,12 @@ def _flush(folder: Path) -> None:
     """Flush all files and folders below, and the folder itself, to the disk."""
     for parent, _, files in os.walk(folder):
         for name in files:
-            _flush_entry(Path(parent, name))
-        _flush_entry(Path(parent))
+            flush_entry(Path(parent, name))
+        flush_entry(Path(parent))
 
 
-def _flush_entry(path: Path) -> None:
+def flush_entry(path: Path) -> None:
+    """Flush one file, or a folder's list of names, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

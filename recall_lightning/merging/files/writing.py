@@ -117,7 +117,7 @@ class ModelWriter:
         self._sizes: dict[str, int] = {}
         self._places: dict[str, _Place] = {}
         for file, names in self._shards.items():
-            self._headers[file], places = _layout(file, names, plan, metadata or {})
+            self._headers[file], places = layout(file, names, plan, metadata or {})
             self._places |= places
             data = sum(place.nbytes for place in places.values())
             self._sizes[file] = len(self._headers[file]) + data
@@ -313,10 +313,10 @@ def _split(plan: Plan, shard_size: int | str, stem: str) -> dict[str, list[str]]
     return split.filename_to_tensors
 
 
-def _layout(
+def layout(
     file: str, names: list[str], plan: Plan, metadata: Mapping[str, str]
 ) -> tuple[bytes, dict[str, _Place]]:
-    """Return a file's header and where its tensors lie, ordered as safetensors orders them.
+    """Return a safetensors file's header and where its tensors lie, in the order they lie in.
 
     The format: eight bytes of the header's length, the header as JSON padded to a multiple of
     eight, the tensors' bytes without gaps. Wide dtypes come first, so all are aligned.
