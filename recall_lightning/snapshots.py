@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from recall_lightning.sharding import local, sharded_like, total
+
 _WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module")  # not "module": people call children that
 
 
@@ -24,10 +26,15 @@ def canonical_name(name: str) -> str:
 def all_finite(tensor: Tensor) -> bool:
     """Tell whether all values are finite, in one pass and without a mask of the tensor's size.
 
+    Of a DTensor those of all processes are meant, which must all call.
+
     >>> all_finite(torch.tensor([1.0, float("inf")]))
     False
     """
-    tensor = tensor.detach()
+    return total(not _finite(local(tensor.detach())), tensor) == 0
+
+
+def _finite(tensor: Tensor) -> bool:
     if math.isfinite(tensor.sum()):  # by far the fastest reduction, and no NaN or infinity is lost
         return True
     return all(bool(part.isfinite().all()) for part in tensor.reshape(-1).split(1 << 18))
@@ -40,9 +47,9 @@ def memory_of(tensor: Tensor) -> object:
     >>> memory_of(weight) == memory_of(weight.T), memory_of(weight) == memory_of(weight[:1])
     (True, False)
     """
-    local = tensor.to_local() if hasattr(tensor, "to_local") else tensor
-    start = local.data_ptr() if local.device.type != "meta" else 0
-    return (local.device, start, local.numel()) if start else id(tensor)
+    shard = local(tensor)
+    start = shard.data_ptr() if shard.device.type != "meta" else 0
+    return (shard.device, start, shard.numel()) if start else id(tensor)
 
 
 def named_weights(module: nn.Module) -> dict[str, Tensor]:
@@ -108,9 +115,9 @@ def frozen_digest(module: nn.Module) -> str:
     """
     digest, copied = blake2b(digest_size=16), set(map(id, named_weights(module).values()))
     for name, parameter in module.named_parameters():
-        local = parameter.to_local() if hasattr(parameter, "to_local") else parameter
-        if id(parameter) not in copied and local.numel() and local.device.type != "meta":
-            flat = local.detach().reshape(-1)
+        shard = local(parameter)
+        if id(parameter) not in copied and shard.numel() and shard.device.type != "meta":
+            flat = shard.detach().reshape(-1)
             sample = flat[:: max(1, len(flat) // 256)].contiguous().view(torch.uint8)
             digest.update(canonical_name(name).encode() + sample.cpu().numpy().tobytes())
     return digest.hexdigest()
@@ -165,8 +172,8 @@ class Snapshot(Mapping[str, Tensor]):
 
     @property
     def nbytes(self) -> int:
-        """Bytes that the copies occupy."""
-        return sum(tensor.numel() * tensor.element_size() for tensor in self.values())
+        """Bytes that the copies occupy in this process."""
+        return sum(local(tensor).numel() * tensor.element_size() for tensor in self.values())
 
     def check_matches(self, live: Mapping[str, Tensor]) -> None:
         """Check that every copy still has a live weight of its name and shape.
@@ -193,14 +200,18 @@ class Snapshot(Mapping[str, Tensor]):
     def to_devices_of(
         self, live: Mapping[str, Tensor], device: torch.device | None = None
     ) -> "Snapshot":
-        """Return the snapshot with each copy on ``device``, or on that of its live weight."""
+        """Return the snapshot with each copy on ``device``, or on that of its live weight.
+
+        A whole copy of a sharded weight becomes a shard.
+        """
+
+        def moved(copy: Tensor, weight: Tensor) -> Tensor:
+            if hasattr(weight, "to_local"):
+                return sharded_like(copy, weight)
+            return _pinned_for(copy.to(device or weight.device), weight)
+
         return Snapshot(
-            {
-                name: _pinned_for(tensor.to(device or live[name].device), live[name])
-                if name in live
-                else tensor
-                for name, tensor in self.items()
-            }
+            {name: moved(copy, live[name]) if name in live else copy for name, copy in self.items()}
         )
 
     @contextmanager

@@ -129,7 +129,11 @@ class TaskRecord:
         )
 
     def write(self, folder: Path) -> None:
-        """Write ``task_matrix.json`` into a folder, whole or not at all."""
+        """Write ``task_matrix.json`` into a folder, whole or not at all.
+
+        Raises:
+            OSError: If it cannot be written.
+        """
         content = {
             "monitor": self.score_name,
             "mode": "max" if self.higher_is_better else "min",
@@ -146,8 +150,11 @@ class TaskRecord:
         }
         folder.mkdir(parents=True, exist_ok=True)
         unfinished = folder / "task_matrix.json.partial"
-        unfinished.write_text(json.dumps(content, indent=1))
-        os.replace(unfinished, folder / "task_matrix.json")
+        try:
+            unfinished.write_text(json.dumps(content, indent=1))
+            os.replace(unfinished, folder / "task_matrix.json")
+        finally:
+            unfinished.unlink(missing_ok=True)
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything in plain Python."""

@@ -3,6 +3,8 @@
 import math
 import re
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -154,8 +156,9 @@ class ForgettingMonitor(TaskAwareCallback):
             return
         trainer.print(self.record.table())
         if folder is not None:
-            self.record.write(folder)
-            self._write_figures(trainer, folder)
+            with _failure_is_said(folder):
+                self.record.write(folder)
+                self._write_figures(trainer, folder)
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything measured so far, in plain Python."""
@@ -259,7 +262,8 @@ class ForgettingMonitor(TaskAwareCallback):
         log_table(trainer, "continual/matrix", ["after", *names], rows)
         log_figure(trainer, "continual/matrix_image", self.record.matrix_figure)
         if folder is not None:
-            self.record.write(folder)
+            with _failure_is_said(folder):
+                self.record.write(folder)
         shown = "  ".join(f"{name} {value:.3f}" for name, value in summary.items())
         trainer.print(f"after {names[len(self.matrix) - 1]!r}: {shown}")
 
@@ -280,6 +284,18 @@ class ForgettingMonitor(TaskAwareCallback):
                 marks |= callback.marked_steps
         save(self.record.matrix_figure(), folder / "task_matrix.png")
         save(self.record.curves_figure(marks), folder / "curves.png")
+
+
+@contextmanager
+def _failure_is_said(folder: Path) -> Iterator[None]:
+    """Have training go on where files about it can't be written."""
+    try:
+        yield
+    except OSError as error:
+        rank_zero_warn(
+            f"ForgettingMonitor: {folder} could not be written to ({error.strerror or error}); the "
+            "task matrix is in the callback's record and in checkpoints"
+        )
 
 
 def _direction(monitor: str, mode: str) -> bool:

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from recall_lightning.callbacks.squared_gradients import SquaredGradients
 from recall_lightning.callbacks.task_aware import TaskAwareCallback
+from recall_lightning.sharding import local, sharded_like, total
 from recall_lightning.snapshots import named_weights
 
 
@@ -108,8 +109,8 @@ class Importance:
             added = optimizer_importance(trainer.optimizers, pl_module)
         else:
             added = self._gradients.mean()
-        total = sum(float(tensor.double().sum()) for tensor in added.values())
-        mean = total / max(1, sum(tensor.numel() for tensor in added.values()))
+        sums = [total(float(local(tensor).double().sum()), tensor) for tensor in added.values()]
+        mean = sum(sums) / max(1, sum(tensor.numel() for tensor in added.values()))
         if not 0 < mean < math.inf:
             rank_zero_warn(
                 "the task's squared gradients are none, zero or not finite (a fit that stopped "
@@ -138,9 +139,12 @@ class Importance:
         self._found = state_dict["found"]
         self._gradients.load_state_dict(state_dict["gradients"])
 
-    def to_device(self, device: torch.device) -> None:
-        """After a resume, move the tensors to the module's device."""
+    def resume(self, weights: Mapping[str, Tensor], device: torch.device) -> None:
+        """After a resume, move the tensors to the device, and shard them as the weights are."""
         self.by_name = move_data_to_device(self.by_name, device)
+        for name, known in self.by_name.items():
+            if name in weights and weights[name].shape == known.shape:
+                self.by_name[name] = sharded_like(known, weights[name])
 
 
 def padded(known: Tensor, shape: Sequence[int]) -> Tensor:

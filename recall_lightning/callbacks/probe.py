@@ -9,6 +9,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from recall_lightning.callbacks.probe_run import ProbeRun
+from recall_lightning.callbacks.strategies import is_sharded
 from recall_lightning.representations.batches import (
     batch_size,
     concatenate,
@@ -25,6 +26,7 @@ from recall_lightning.representations.hidden_states import (
     isolated_rng,
 )
 from recall_lightning.representations.typical_samples import choose_typical_samples
+from recall_lightning.sharding import of_all_processes, of_this_process
 from recall_lightning.snapshots import Snapshot
 
 
@@ -118,7 +120,10 @@ class Probe:
         self._restored = []
         if not self.has_typical_samples:
             self._candidates.append(detached(batch))  # a training_step may change its batch
-            if self.candidate_count >= self.pool_size:
+            enough = self.candidate_count >= self.pool_size
+            if is_sharded(trainer):  # its processes must run it together
+                enough = trainer.strategy.reduce_boolean_decision(enough)
+            if enough:
                 self.choose(trainer, pl_module, snapshots)
 
     def choose(
@@ -160,16 +165,18 @@ class Probe:
         return self._measure(trainer, pl_module, self._typical, self._run.blocks)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the typical samples, where they are tensors, and the snapshot's states."""
-        return {
+        """Return each process's typical samples, where tensors, and the snapshot's states."""
+        own = {
             "snapshot_states": self.snapshot_states,
             "typical": [only_tensors(batch) for batch in self._typical],
         }
+        return {"processes": of_all_processes(own)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned, as far as it goes before the first batch."""
-        self.snapshot_states = state_dict["snapshot_states"]
-        self._restored = state_dict["typical"]
+        own = of_this_process(state_dict["processes"])
+        self.snapshot_states = own["snapshot_states"]
+        self._restored = own["typical"]
 
     def resume(self, pl_module: LightningModule) -> None:
         """Make what a checkpoint held usable again on the module's device."""
@@ -183,4 +190,6 @@ class Probe:
         blocks: Sequence[Block],
     ) -> dict[str, Tensor]:
         with self._run.ready(trainer, pl_module) as forward:
+            if missing := self._run.missing_passes(trainer, batches):
+                hidden_states(pl_module, blocks, missing, forward)
             return hidden_states(pl_module, blocks, batches, forward)

@@ -7,8 +7,10 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 
+from recall_lightning.callbacks.strategies import is_sharded
 from recall_lightning.representations.blocks import Block
 from recall_lightning.representations.forward import ProbeForward, default_forward
+from recall_lightning.sharding import reshard
 
 
 class ProbeRun:
@@ -30,8 +32,22 @@ class ProbeRun:
         self, trainer: Trainer, pl_module: LightningModule
     ) -> Iterator[Callable[[torch.nn.Module, Any], Any]]:
         """Give what runs the module on a batch; it raises a ValueError where that fails."""
-        with trainer.precision_plugin.forward_context(), _silent(pl_module):
-            yield self._forward
+        try:
+            with trainer.precision_plugin.forward_context(), _silent(pl_module):
+                yield self._forward
+        finally:
+            reshard(pl_module)
+
+    def missing_passes(self, trainer: Trainer, batches: Sequence[Any]) -> list[Any]:
+        """Return batches to run once more, so that all processes run a sharded model equally often.
+
+        Each forward gathers weights from all of them. What comes out of these is of no use.
+        """
+        if not is_sharded(trainer):
+            return []
+        own = torch.tensor(float(len(batches)), device=trainer.strategy.root_device)
+        most = trainer.strategy.reduce(own, reduce_op="max")
+        return list(batches[:1]) * (int(most) - len(batches))
 
     def _forward(self, module: torch.nn.Module, batch: Any) -> Any:
         own = self.probe_forward

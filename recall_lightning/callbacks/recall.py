@@ -9,9 +9,8 @@ from numbers import Integral
 from typing import Any, Literal
 
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only, rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -32,6 +31,7 @@ from recall_lightning.callbacks.recall_arguments import (
 )
 from recall_lightning.callbacks.rule_statistics import RuleStatistics
 from recall_lightning.callbacks.snapshot_storage import SnapshotStorage
+from recall_lightning.callbacks.strategies import check_strategy
 from recall_lightning.callbacks.task_aware import TaskAwareCallback
 from recall_lightning.callbacks.task_moments import TaskMoments
 from recall_lightning.merging.adapters import LoraPair, find_lora_pairs
@@ -45,6 +45,7 @@ from recall_lightning.merging.blockwise import (
 from recall_lightning.merging.rules import MergeRule, RuleOptions
 from recall_lightning.representations.blocks import Block, find_blocks, format_blocks
 from recall_lightning.representations.forward import ProbeForward
+from recall_lightning.sharding import gathered, reshard
 from recall_lightning.snapshots import Snapshot, named_weights
 
 
@@ -153,6 +154,7 @@ class RecallCallback(TaskAwareCallback):
             weights as they are then.
         on_failed_write: Where the file cannot be written, for example on a full disk:
             ``"keep_in_memory"`` warns and goes on as ``"checkpoint"`` does, ``"error"`` stops.
+        allow_untested: Whether to run under a Trainer's strategy with which this was never tried.
         seed: Seed of the choice of typical samples.
 
     Raises:
@@ -190,6 +192,7 @@ class RecallCallback(TaskAwareCallback):
         snapshot_to: Literal["checkpoint", "file"] = "checkpoint",
         on_missing_snapshot: Literal["error", "restart_task"] = "error",
         on_failed_write: Literal["keep_in_memory", "error"] = "keep_in_memory",
+        allow_untested: bool = False,
         seed: int = 0,
     ) -> None:
         given = dict(locals())
@@ -211,6 +214,7 @@ class RecallCallback(TaskAwareCallback):
         self.at_task_end = at_task_end
         self.strength = strength
         self.optimizer_state = optimizer_state
+        self.allow_untested = allow_untested
         self.merge_first_task = merge_first_task
         self.block_patterns = [blocks] if isinstance(blocks, str) else blocks
         self.blocks: list[Block] = []
@@ -275,14 +279,7 @@ class RecallCallback(TaskAwareCallback):
         super().setup(trainer, pl_module, stage)
         if self._statistics.uses_representations:
             import sklearn.cluster  # noqa: F401
-        strategy = trainer.strategy
-        if isinstance(strategy, DeepSpeedStrategy) or not isinstance(
-            strategy, (SingleDeviceStrategy, DDPStrategy)
-        ):
-            raise MisconfigurationException(
-                f"{type(self).__name__} does not support {type(strategy).__name__}, which shards "
-                "or hides the weights it merges: use Trainer(strategy='ddp') or a single device"
-            )
+        check_strategy(trainer, self, sharded=True, allow_untested=self.allow_untested)
         if stage == "fit":
             self._kept.storage.check(trainer)
         endless = trainer.max_epochs == -1 and trainer.max_steps == -1
@@ -327,6 +324,7 @@ class RecallCallback(TaskAwareCallback):
     ) -> None:
         """Let the batch be seen by what rules decide from."""
         super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
+        reshard(pl_module)
         snapshots = self.snapshots if self._merges_this_task else []
         with _misconfiguration():
             self._statistics.observe_batch(trainer, pl_module, snapshots, batch)
@@ -384,12 +382,14 @@ class RecallCallback(TaskAwareCallback):
 
     def state_dict(self) -> dict[str, Any]:
         """Return snapshots, what rules decide from, and the history."""
-        return {
+        state = {
             **super().state_dict(),
             "history": self.history,
             "snapshots": self._kept.state_dict(),
             "statistics": self._statistics.state_dict(),
         }
+        # Lightning would save one process's shards, and load them without a word
+        return gathered(state, keep=rank_zero_only.rank == 0)  # type: ignore[attr-defined]
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned."""
@@ -412,6 +412,7 @@ class RecallCallback(TaskAwareCallback):
         return self.task in self._kept.tasks
 
     def _know_model(self, pl_module: LightningModule) -> dict[str, str]:
+        reshard(pl_module)
         self.blocks = find_blocks(pl_module, self.block_patterns)
         self._lora_pairs = find_lora_pairs(pl_module)
         return self._statistics.know_model(pl_module, self.blocks, self._lora_pairs)
@@ -435,6 +436,7 @@ class RecallCallback(TaskAwareCallback):
     def _merge(self, trainer: Trainer, pl_module: LightningModule, rule: MergeRule) -> None:
         """Measure, compute and check everything, then write; or refuse and write nothing."""
         assert self._drift is not None
+        reshard(pl_module)
         live = named_weights(pl_module)
         newest = self.snapshots[-1]
         pairs = [pair for pair in self._lora_pairs if {pair.a, pair.b} <= newest.keys()]

@@ -5,10 +5,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-import torch.distributed
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loops.evaluation_loop import RestartStage
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+
+from recall_lightning.sharding import of_all_processes
 
 _KEY = "recall_lightning"
 
@@ -24,13 +25,8 @@ def save_progress(trainer: Trainer, pl_module: LightningModule, checkpoint: dict
     """
     if _KEY in checkpoint:
         return
-    own = random_state(pl_module.device)
-    states: list[Any] = [own]
-    if trainer.world_size > 1:
-        states = [None] * trainer.world_size
-        torch.distributed.all_gather_object(states, own)
     checkpoint[_KEY] = {
-        "random_states": states,
+        "random_states": of_all_processes(random_state(pl_module.device)),
         "gradients": _accumulated_gradients(trainer, pl_module),
         "validation_due": _validation_is_due(trainer),
         "in_epoch": trainer.fit_loop.epoch_progress.current.processed  # type: ignore[attr-defined]

@@ -131,11 +131,16 @@ class RuleStatistics:
     ) -> bool:
         """Tell whether a rule can decide; at the ``last`` merge, with what samples there are."""
         probe = self.probe
-        if not rule.uses_representations or probe.has_typical_samples:
+        if not rule.uses_representations:
             return True
-        if probe.candidate_count < probe.typical_samples:
-            if not last:
-                return False  # more candidates come with the next batches
+        enough = probe.has_typical_samples or probe.candidate_count >= probe.typical_samples
+        # processes wait for each other in a merge: all of them merge, or none
+        everywhere = trainer.strategy.reduce_boolean_decision(enough)
+        if not everywhere and not last:
+            return False  # more candidates come with the next batches
+        if probe.has_typical_samples:
+            return True
+        if not enough:
             rank_zero_warn(
                 f"the task had only {probe.candidate_count} samples to choose typical_samples="
                 f"{probe.typical_samples} from; all of them are used"
@@ -195,7 +200,7 @@ class RuleStatistics:
     def resume(self, pl_module: LightningModule) -> None:
         """After a resume, bring what the checkpoint held to the module's device."""
         self.probe.resume(pl_module)
-        self.importance.to_device(pl_module.device)
+        self.importance.resume(named_weights(pl_module), pl_module.device)
         self.moments.to_device(pl_module.device)
 
     def state_dict(self) -> dict[str, Any]:

@@ -10,11 +10,11 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from recall_lightning.callbacks.loggers import run_folder
+from recall_lightning.callbacks.strategies import is_sharded
 from recall_lightning.snapshot_files import FileReference, FileSnapshot
 from recall_lightning.snapshots import Snapshot
 
@@ -60,9 +60,14 @@ class SnapshotStorage:
         Raises:
             MisconfigurationException: For sharded weights, or a folder that is not on a disk.
         """
+        if is_sharded(trainer) and self.device is not None:
+            raise MisconfigurationException(
+                f"snapshot_device={str(self.device)!r} moves whole weights, and "
+                "ModelParallelStrategy shards them: leave it out"
+            )
         if self.to == "checkpoint":
             return
-        if isinstance(trainer.strategy, ModelParallelStrategy):
+        if is_sharded(trainer):
             raise MisconfigurationException(
                 "snapshot_to='file' writes whole weights, and ModelParallelStrategy shards them: "
                 "use snapshot_to='checkpoint'"

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from recall_lightning.callbacks.task_aware import TaskAwareCallback
+from recall_lightning.sharding import sharded_like, whole
 from recall_lightning.snapshots import named_weights
 
 
@@ -99,13 +100,14 @@ class SquaredGradients:
         weights = optimized_weights(optimizer, pl_module)
         scale = amp_scale(optimizer, pl_module)
         gradients = {n: _dense(w.grad) for n, w in weights.items() if w.grad is not None}
-        if not torch.nn.utils.get_total_norm(list(gradients.values())).isfinite():
+        if not whole(torch.nn.utils.get_total_norm(list(gradients.values()))).isfinite():
             return
         for name, weight in weights.items():
             mean = self._mean.get(name)
             if mean is None:
                 mean = torch.zeros_like(weight, dtype=torch.float32)
-            mean = self._mean[name] = mean.to(weight.device)  # a checkpoint's is on the CPU
+            # a checkpoint's is whole, and on the CPU
+            mean = self._mean[name] = sharded_like(mean.to(weight.device), weight)
             self._counts[name] = self._counts.get(name, 0) + 1
             share = 1 / min(self._counts[name], self.steps)
             mean.mul_(1 - share)

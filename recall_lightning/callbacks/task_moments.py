@@ -33,6 +33,7 @@ from recall_lightning.representations.moments import (
     RowCounts,
     moments_from,
 )
+from recall_lightning.sharding import of_all_processes, of_this_process
 from recall_lightning.snapshots import Snapshot, named_weights
 
 
@@ -145,11 +146,17 @@ class TaskMoments:
         pl_module: LightningModule,
         forward: Callable[[torch.nn.Module, Any], Any],
     ) -> KroneckerFactors:
-        given = (pl_module, self.maps, batches, forward, self.full_width, self.rank)
-        if self.curvature:
-            measured = kronecker_factors(*given, seed=self.seed + trainer.global_rank)
-        else:
-            measured = KroneckerFactors(input_moments(*given))
+        seed = self.seed + trainer.global_rank
+
+        def measure(batches: list[Any]) -> KroneckerFactors:
+            given = (pl_module, self.maps, batches, forward, self.full_width, self.rank)
+            if self.curvature:
+                return kronecker_factors(*given, seed=seed)
+            return KroneckerFactors(input_moments(*given))
+
+        if missing := self._run.missing_passes(trainer, batches):
+            measure(missing)
+        measured = measure(batches)
         together = KroneckerFactors(
             self._reduced(trainer, pl_module, measured.inputs),
             self._reduced_outputs(trainer, pl_module, measured.outputs),
@@ -296,11 +303,12 @@ class TaskMoments:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the old moments' tensors, the number of tasks and, if tensors, the batches."""
+        recent = self._restored or [only_tensors(batch) for batch in self._recent]
         return {
             "old": {name: moments.state_dict() for name, moments in self.old.items()},
             "old_outputs": {n: moments.state_dict() for n, moments in self.old_outputs.items()},
             "tasks": self.tasks,
-            "recent": self._restored or [only_tensors(batch) for batch in self._recent],
+            "recent": of_all_processes(recent),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -309,7 +317,7 @@ class TaskMoments:
         outputs = state_dict.get("old_outputs", {})  # older checkpoints have none
         self.old_outputs = {n: FullMoments(**state) for n, state in outputs.items()}
         self.tasks = state_dict["tasks"]
-        self._restored = state_dict["recent"]
+        self._restored = of_this_process(state_dict["recent"])
 
     def to_device(self, device: torch.device) -> None:
         """After a resume, move the tensors to the module's device."""

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from recall_lightning.merging.adapters import LoraPair, lerp_adapters_
 from recall_lightning.merging.block_settings import Setting, setting_by_weight
@@ -13,6 +14,7 @@ from recall_lightning.merging.map_coefficients import MapCoefficient, merge_maps
 from recall_lightning.merging.rules.base import Coefficient
 from recall_lightning.representations.blocks import Block
 from recall_lightning.representations.linear_maps import as_matrix
+from recall_lightning.sharding import local, sharded_like, total
 from recall_lightning.snapshots import Snapshot, all_finite
 
 
@@ -70,7 +72,7 @@ def _coefficient(given: object, key: str, block: Block, copy: Tensor | None) -> 
     what = f"the rule gave {'block ' if key == block.name else ''}{key} the coefficient {given}"
     if isinstance(given, MapCoefficient):
         return given
-    if isinstance(given, Tensor) and given.numel() != 1:
+    if isinstance(given, Tensor) and (given.numel() != 1 or isinstance(given, DTensor)):
         return _elementwise(given, key, copy)
     try:
         value = float(given)  # type: ignore[arg-type]
@@ -92,12 +94,14 @@ def _elementwise(given: Tensor, key: str, copy: Tensor | None) -> Tensor:
             f"the rule gave {key} coefficients of the shape {tuple(given.shape)}, which does not "
             f"fit the weight's {tuple(shape)}"
         )
-    if float(given.min()) < 0 or float(given.max()) > 1:
+    own = local(given)
+    low, high = (float(own.min()), float(own.max())) if own.numel() else (0.0, 0.0)
+    if low < 0 or high > 1:
         raise ValueError(
-            f"the rule gave {key} coefficients from {float(given.min())} to {float(given.max())}: "
-            "the snapshot's weight lies in [0, 1]"
+            f"the rule gave {key} coefficients from {low} to {high}: the snapshot's weight lies in "
+            "[0, 1]"
         )
-    return given
+    return given if copy is None else sharded_like(given.expand(shape), copy)
 
 
 def scaled_by(
@@ -141,7 +145,9 @@ def mean_of(weight: Coefficient) -> float:
     """
     if isinstance(weight, MapCoefficient):
         return weight.mean
-    return float(weight.float().mean()) if isinstance(weight, Tensor) else weight
+    if not isinstance(weight, Tensor):
+        return weight
+    return total(float(local(weight).float().sum()), weight) / max(1, weight.numel())
 
 
 def mean_by_block(

@@ -5,8 +5,10 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from recall_lightning.merging.sums import WeightedSums, chunk_size
+from recall_lightning.sharding import local, total
 from recall_lightning.snapshots import all_finite, memory_of
 
 Weights = float | Mapping[str, float | Tensor]
@@ -62,7 +64,8 @@ def lerp_(
     with torch.no_grad():
         for name in names:
             weight = _weight_of(name, weights)
-            _lerp_one_(_local(live[name]), _local(snapshot[name]), _local(weight))
+            own = local(weight) if isinstance(weight, Tensor) else weight
+            _lerp_one_(local(live[name]), local(snapshot[name]), own)
 
 
 def weighted_sum_(
@@ -116,10 +119,11 @@ def weighted_sum_(
             if not tensor.is_floating_point():
                 tensor.copy_(models[0][name])
         for kind, names in _by_kind(out, _averaged_once(out, out)).items():
-            sums = WeightedSums(*kind, most=max(_local(out[name]).numel() for name in names))
+            sums = WeightedSums(*kind, most=max(local(out[name]).numel() for name in names))
             for name in names:
-                own = [_local(_weight_of(name, weight)) for weight in weights]
-                _sum_one_(_local(out[name]), [_local(m[name]) for m in models], own, sums)
+                given = [_weight_of(name, weight) for weight in weights]
+                own = [local(each) if isinstance(each, Tensor) else each for each in given]
+                _sum_one_(local(out[name]), [local(m[name]) for m in models], own, sums)
 
 
 def squared_distance(
@@ -127,16 +131,18 @@ def squared_distance(
 ) -> float:
     """Return Σ ‖first − second‖² over the weights ``names``; of ``first`` alone if None.
 
-    Computed in float32 chunks. A NaN or an infinity anywhere makes it so.
+    Computed in float32 chunks. A NaN or an infinity anywhere makes it so. Of DTensors it is that of
+    all processes, which must all call.
 
     Example:
         >>> squared_distance({"w": torch.tensor([3.0, 5.0])}, {"w": torch.tensor([3.0, 4.0])}, "w")
         1.0
     """
-    total = 0.0
+    whole, sharded, like = 0.0, 0.0, None
     for name in names:
-        tensor = _local(first[name]).detach().reshape(-1)
-        other = None if second is None else _local(second[name]).detach().reshape(-1)
+        found = 0.0
+        tensor = local(first[name]).detach().reshape(-1)
+        other = None if second is None else local(second[name]).detach().reshape(-1)
         size = chunk_size(tensor.device)
         buffer = tensor.new_empty(min(size, tensor.numel()), dtype=torch.float32)
         for start in range(0, tensor.numel(), size):
@@ -144,8 +150,12 @@ def squared_distance(
             moved = buffer[: len(part)].copy_(part)
             if other is not None:
                 moved -= other[start : start + size].to(tensor.device)
-            total += float(torch.dot(moved, moved))
-    return total
+            found += float(torch.dot(moved, moved))
+        if isinstance(first[name], DTensor):
+            sharded, like = sharded + found, first[name]
+        else:
+            whole += found
+    return whole if like is None else whole + total(sharded, like)
 
 
 def _lerp_one_(live: Tensor, copy: Tensor, weight: float | Tensor) -> None:
@@ -243,6 +253,7 @@ def _range_of_weight(name: str, weights: Weights, merged: Tensor) -> tuple[float
             f"the merge weight of {name!r} has the shape {tuple(weight.shape)}, which does not "
             f"broadcast to the weight's {tuple(merged.shape)}"
         )
+    weight = local(weight)
     if not weight.numel():
         return 0.0, 0.0
     low, high = weight.aminmax()
@@ -250,10 +261,5 @@ def _range_of_weight(name: str, weights: Weights, merged: Tensor) -> tuple[float
 
 
 def _check_finite(what: str, tensor: Tensor) -> None:
-    if tensor.is_floating_point() and not all_finite(_local(tensor)):
+    if tensor.is_floating_point() and not all_finite(tensor):
         raise ValueError(f"{what} holds NaN or infinite values")
-
-
-def _local(tensor: Tensor | float) -> Tensor:
-    """Return this process's shard of a DTensor, and anything else as it is."""
-    return tensor.to_local() if hasattr(tensor, "to_local") else tensor  # type: ignore[return-value]

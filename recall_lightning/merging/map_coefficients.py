@@ -12,6 +12,7 @@ from torch import Tensor
 
 from recall_lightning.representations.linear_maps import LinearMap, as_matrix, from_matrix
 from recall_lightning.representations.moments import FullMoments, LowRankMoments, Moments
+from recall_lightning.sharding import sharded_like, whole
 
 
 @dataclass(frozen=True)
@@ -228,7 +229,7 @@ def merge_maps_(
     """Merge linear maps in place: [W b] ← [W b] + pull([W b] of the snapshot − [W b]).
 
     Computed in float64, a few rows at a time, and rounded once. Weights that equal their copy stay
-    equal bit for bit.
+    equal bit for bit. Sharded maps are gathered one by one; every process must call.
 
     Args:
         live: Name to the tensor that is written.
@@ -247,7 +248,7 @@ def merge_maps_(
     with torch.no_grad():
         for coefficient in coefficients:
             linear_map = coefficient.linear_map
-            now, then = as_matrix(linear_map, live), as_matrix(linear_map, snapshot)
+            now, then = (as_matrix(linear_map, _of_map(linear_map, t)) for t in (live, snapshot))
             merged = torch.empty_like(now)
             rows = max(1, _ELEMENTS // now.shape[1])
             if coefficient.takes_all_rows:
@@ -257,7 +258,13 @@ def merge_maps_(
                 wide = now[part].double()
                 merged[part] = wide + coefficient.pull(then[part].to(wide) - wide, start)
             for name, tensor in from_matrix(linear_map, merged, live).items():
-                live[name].copy_(tensor)
+                live[name].copy_(sharded_like(tensor, live[name]))
+
+
+def _of_map(linear_map: LinearMap, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return a map's tensors, gathered where they are sharded."""
+    names = [name for name in (linear_map.weight, linear_map.bias) if name is not None]
+    return {name: whole(tensors[name]) for name in names}
 
 
 _ELEMENTS = 1 << 18  # of a map that are float64 at a time

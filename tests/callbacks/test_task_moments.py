@@ -341,7 +341,7 @@ def test_batches_that_are_no_tensors_alone_are_kept_but_not_in_checkpoints(tmp_p
     assert len(callback.history) == 1
     moments = moments_of(callback)
     moments.keep({"x": torch.zeros(1), "text": ["a"]})
-    assert set(moments.state_dict()["recent"]) == {None}
+    assert set(moments.state_dict()["recent"][0]) == {None}
 
 
 def test_kept_batches_come_back_from_a_checkpoint_before_the_next_one():

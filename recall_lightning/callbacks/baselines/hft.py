@@ -13,8 +13,8 @@ from torch.optim import LBFGS, Optimizer
 
 from recall_lightning.callbacks.baselines.protecting import (
     ProtectingCallback,
-    refuse_sharded_weights,
 )
+from recall_lightning.callbacks.strategies import check_strategy
 from recall_lightning.snapshots import named_weights
 
 
@@ -75,7 +75,7 @@ class HalfFineTuning(ProtectingCallback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse sharded weights."""
         super().setup(trainer, pl_module, stage)
-        refuse_sharded_weights(trainer, self)
+        check_strategy(trainer, self)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse an optimizer that does not skip weights without a gradient."""

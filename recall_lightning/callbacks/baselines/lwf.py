@@ -14,8 +14,8 @@ from torch.utils.hooks import RemovableHandle
 
 from recall_lightning.callbacks.baselines.protecting import (
     ProtectingCallback,
-    refuse_sharded_weights,
 )
+from recall_lightning.callbacks.strategies import check_strategy
 from recall_lightning.representations.blocks import has_parameters
 from recall_lightning.representations.hidden_states import undisturbed
 from recall_lightning.representations.predictions import (
@@ -101,7 +101,7 @@ class LearningWithoutForgetting(ProtectingCallback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse sharded weights."""
         super().setup(trainer, pl_module, stage)
-        refuse_sharded_weights(trainer, self)
+        check_strategy(trainer, self)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Listen to the module's outputs; after a resume, bring the teacher to the device."""

@@ -12,9 +12,9 @@ from torch.optim import Optimizer
 
 from recall_lightning.callbacks.baselines.protecting import (
     ProtectingCallback,
-    refuse_sharded_weights,
 )
 from recall_lightning.callbacks.squared_gradients import amp_scale, optimized_weights
+from recall_lightning.callbacks.strategies import check_strategy
 from recall_lightning.snapshots import Snapshot, named_weights
 
 
@@ -58,7 +58,7 @@ class QuadraticPenalty(ProtectingCallback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse sharded weights."""
         super().setup(trainer, pl_module, stage)
-        refuse_sharded_weights(trainer, self)
+        check_strategy(trainer, self)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """After a resume, bring the anchor to the device."""

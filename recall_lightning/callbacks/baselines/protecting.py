@@ -2,10 +2,6 @@
 
 from collections.abc import Sequence
 
-from lightning.pytorch import Trainer
-from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
-
 from recall_lightning.callbacks.task_aware import TaskAwareCallback
 
 
@@ -35,18 +31,3 @@ class ProtectingCallback(TaskAwareCallback):
     def protects(self) -> bool:
         """Whether the current task has something before it that is worth keeping."""
         return self.task is not None and (self.task > 0 or self.from_first_task)
-
-
-def refuse_sharded_weights(trainer: Trainer, callback: object) -> None:
-    """Refuse a strategy under which a process does not hold whole weights.
-
-    Raises:
-        MisconfigurationException: Naming the strategy.
-    """
-    strategy = trainer.strategy
-    whole = isinstance(strategy, (SingleDeviceStrategy, DDPStrategy))
-    if not whole or isinstance(strategy, DeepSpeedStrategy):
-        raise MisconfigurationException(
-            f"{type(callback).__name__} does not support {type(strategy).__name__}, which shards "
-            "or hides the weights: use Trainer(strategy='ddp') or a single device"
-        )

@@ -56,10 +56,11 @@ def stream(**kwargs):
     return TaskStream.from_datasets([task_data(task) for task in range(TASKS)], **kwargs)
 
 
-def train(callbacks, datamodule=None, checkpoint=None, **kwargs):
+def train(callbacks, datamodule=None, checkpoint=None, monitor_folder=None, **kwargs):
     """Train a stream, or the loaders of one if None, and return all that must come out the same."""
     torch.manual_seed(0)
-    model, monitor = Random(), ForgettingMonitor("val/acc", task_epochs=None if datamodule else 2)
+    epochs = None if datamodule else 2
+    model, monitor = Random(), ForgettingMonitor("val/acc", "max", monitor_folder, epochs)
     kwargs = {"max_epochs": 2 * TASKS, "reload_dataloaders_every_n_epochs": 1} | kwargs
     saves = any(isinstance(each, ModelCheckpoint) for each in callbacks)
     trainer = quiet_trainer(*callbacks, monitor, enable_checkpointing=saves, **kwargs)

@@ -1,0 +1,137 @@
+"""What RecallCallback's snapshot adds to a training process's own memory.
+
+    python benchmarks/memory.py [--millions 30 100 300]
+
+Each row is a process of its own, which trains a stack of linear layers with SGD, in float32 on the
+CPU, and merges every second step by the paper's rule, which measures under the snapshot's weights.
+Memory is the highest RssAnon of ``/proc/self/status``, read every 2 ms: what the process has for
+itself, without the pages of mapped files, which the system takes back when it needs them.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Literal, get_args
+
+WIDTH = 1024
+MIB = 1 << 20
+Storage = Literal["none", "checkpoint", "file"]
+
+
+def anonymous() -> int:
+    """Return the bytes of this process's anonymous memory."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("RssAnon:"):
+            return int(line.split()[1]) * 1024
+    raise OSError("no RssAnon in /proc/self/status")
+
+
+class Peak(threading.Thread):
+    """Follows the highest anonymous memory."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.bytes = anonymous()
+
+    def run(self) -> None:
+        while True:
+            self.bytes = max(self.bytes, anonymous())
+            time.sleep(0.002)
+
+
+def measure(millions: int, storage: Storage) -> dict[str, float]:
+    """Train with snapshots in a storage, or with no callback, and return bytes and seconds."""
+    import torch
+    from lightning.pytorch import LightningModule, Trainer
+    from torch import nn
+    from torch.utils.data import DataLoader, TensorDataset
+
+    from recall_lightning import RecallCallback
+
+    torch.manual_seed(0)
+
+    class Stack(LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            depth = round(millions * 1e6 / (WIDTH * (WIDTH + 1)))
+            layers = [nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Tanh()) for _ in range(depth)]
+            self.layers = nn.Sequential(*layers)
+
+        def training_step(self, batch: list[torch.Tensor], batch_idx: int) -> torch.Tensor:
+            return self.layers(batch[0]).square().mean()
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD(self.parameters(), lr=1e-3)
+
+    model = Stack()
+    nbytes = sum(p.numel() * p.element_size() for p in model.parameters())
+    inputs = torch.randn(64, WIDTH)
+    callbacks = []
+    if storage != "none":
+        recall = RecallCallback(
+            every=2,
+            rule="rbf",
+            end_rule="rbf",
+            typical_samples=8,
+            pool_size=16,
+            snapshot_to=storage,
+        )
+        callbacks.append(recall)
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = Trainer(
+            max_epochs=1,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            accelerator="cpu",
+            default_root_dir=folder,
+            callbacks=callbacks,  # type: ignore[arg-type]
+        )
+        peak = Peak()
+        peak.start()
+        trainer.fit(model, DataLoader(TensorDataset(inputs), batch_size=8))
+    result = {"parameters": float(nbytes), "peak": float(peak.bytes)}
+    if callbacks:
+        result["snapshot"] = float(recall.snapshots[0].nbytes)
+        result["merges"] = float(len(recall.history))
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--millions", type=int, nargs="+", default=[30, 100, 300])
+    parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.one:
+        print(json.dumps(measure(int(arguments.one[0]), arguments.one[1])))
+        return
+    print(
+        "| parameters | snapshot / parameters | in memory, extra MiB | × parameters | in a file, ",
+        end="",
+    )
+    print("extra MiB |\n| ---: | ---: | ---: | ---: | ---: |")
+    for millions in arguments.millions:
+        found = {}
+        for storage in get_args(Storage):
+            command = [sys.executable, __file__, "--one", str(millions), storage]
+            shown = subprocess.run(command, capture_output=True, check=True, text=True).stdout
+            found[storage] = json.loads(shown.splitlines()[-1])
+        own, memory, file = (found[storage] for storage in get_args(Storage))
+        cells = [
+            f"{own['parameters'] / 4e6:.0f} M, {own['parameters'] / MIB:.0f} MiB",
+            f"{memory['snapshot'] / own['parameters']:.3f}",
+            f"{(memory['peak'] - own['peak']) / MIB:.0f}",
+            f"{(memory['peak'] - own['peak']) / own['parameters']:.3f}",
+            f"{(file['peak'] - own['peak']) / MIB:.0f}",
+        ]
+        print(f"| {' | '.join(cells)} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,115 @@
+"""What is spread over processes: what each holds, and what it is together."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.distributed
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, Partial, Replicate, distribute_tensor
+
+
+def local(tensor: Tensor) -> Tensor:
+    """Return this process's shard of a DTensor, and any other tensor as it is."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """Return all of a DTensor, and any other tensor as it is; every process must call."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def sharded_like(tensor: Tensor, like: Tensor) -> Tensor:
+    """Return this process's part of a whole tensor, sharded as ``like`` is; nothing is sent.
+
+    Args:
+        tensor: The same on all processes, of the shape of ``like``, on any device.
+        like: A DTensor, or any other tensor, which leaves ``tensor`` as it is.
+    """
+    if not isinstance(like, DTensor) or isinstance(tensor, DTensor):
+        return tensor
+    moved = tensor.to(local(like).device)
+    return distribute_tensor(moved, like.device_mesh, like.placements, src_data_rank=None)
+
+
+def total(value: float, like: Tensor) -> float:
+    """Add up what each process found in its shard of ``like``; every process must call.
+
+    >>> total(2.0, torch.zeros(3))
+    2.0
+    """
+    if not isinstance(like, DTensor):
+        return value
+    parts = [Partial() if placement.is_shard() else Replicate() for placement in like.placements]
+    own = torch.tensor(value, dtype=torch.float64, device=local(like).device)
+    return float(DTensor.from_local(own, like.device_mesh, parts).full_tensor())
+
+
+def reshard(module: nn.Module) -> None:
+    """Free what FSDP2 leaves gathered after a forward, so that parameters are shards again.
+
+    A model whose root was run without a backward is left so.
+    """
+    if not torch.distributed.is_initialized():
+        return
+    from torch.distributed.fsdp import FSDPModule
+
+    for child in module.modules():
+        if isinstance(child, FSDPModule):
+            child.reshard()
+
+
+def gathered(state: Any, keep: bool) -> Any:
+    """Replace every DTensor in nested dicts and lists by all of it, on the CPU, one by one.
+
+    Every process must call, and pass the same structure.
+
+    Args:
+        state: What a checkpoint is to hold.
+        keep: Whether this process needs the result; else there is an empty tensor in its place.
+
+    Example:
+        >>> gathered({"weights": [torch.ones(1)], "step": 3}, keep=True)
+        {'weights': [tensor([1.])], 'step': 3}
+    """
+    if isinstance(state, DTensor):
+        full = state.full_tensor()
+        return full.cpu() if keep else full.new_empty(0)
+    if isinstance(state, Mapping):
+        return {key: gathered(value, keep) for key, value in state.items()}
+    return [gathered(value, keep) for value in state] if isinstance(state, list) else state
+
+
+def of_all_processes(state: Any) -> list[Any]:
+    """Return what each process has in its place, in order of rank; every process must call.
+
+    Args:
+        state: Of this process: nested dicts and lists of tensors and plain Python.
+
+    Example:
+        >>> of_all_processes({"samples": torch.ones(1)})
+        [{'samples': tensor([1.])}]
+    """
+    if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
+        return [state]
+    states: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(states, _on_cpu(state))
+    return states
+
+
+def of_this_process(states: Sequence[Any]) -> Any:
+    """Return this process's part of :func:`of_all_processes`, or another's if there were fewer.
+
+    >>> of_this_process([1, 2])
+    1
+    """
+    rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+    return states[rank % len(states)]
+
+
+def _on_cpu(state: Any) -> Any:
+    if isinstance(state, Tensor):
+        return state.cpu()
+    if isinstance(state, Mapping):
+        return {key: _on_cpu(value) for key, value in state.items()}
+    return [_on_cpu(value) for value in state] if isinstance(state, list) else state

@@ -1,0 +1,111 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from sharded_runs import RESUMED, RULES
+
+SCRIPT = Path(__file__).with_name("sharded_runs.py")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """Run the script once for each combination of arguments; return what each rank wrote."""
+    parent = tmp_path_factory.mktemp("runs")
+    done = {}
+
+    def run(kind, processes=2, resume=None, launcher=()):
+        folder = parent / "-".join([kind, str(processes), *(resume or ())])
+        if folder not in done:
+            command = [sys.executable, *launcher, SCRIPT, kind, str(processes), folder]
+            if resume:
+                run(*resume)
+                command += ["--resume", parent / "-".join([resume[0], str(resume[1])])]
+            environment = os.environ | {"OMP_NUM_THREADS": "1"}
+            ended = subprocess.run(
+                command, capture_output=True, text=True, timeout=150, env=environment
+            )
+            assert ended.returncode == 0, ended.stderr[-3000:]
+            done[folder] = [
+                {
+                    path.stem.rpartition("-")[0]: torch.load(path)
+                    for path in folder.glob(f"*-{r}.pt")
+                }
+                for r in range(processes)
+            ]
+        return done[folder]
+
+    def with_text_arguments(kind, processes=2, resume=None, **kwargs):
+        resume = resume and (resume[0], str(resume[1]))
+        return run(kind, processes, resume, **kwargs)
+
+    return with_text_arguments
+
+
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
+
+
+def assert_alike(first, second, rounding=0.0):
+    """Compare weights, coefficients and drift of two runs, and their task matrices."""
+    for name, weight in first["weights"].items():
+        torch.testing.assert_close(second["weights"][name], weight, rtol=rounding, atol=rounding)
+    for what in ("coefficients", "drift"):
+        assert len(first[what]) == len(second[what]) > 0
+        for own, other in zip(first[what], second[what], strict=True):
+            assert other == pytest.approx(own, rel=1e-5)
+    assert first["matrix"] == second["matrix"]
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_processes_under_torchrun_agree_bit_for_bit(rule, run):
+    first, second = (rank[rule] for rank in run("ddp", launcher=TORCHRUN))
+    assert_alike(first, second)
+    assert first["coefficients"] == second["coefficients"]
+
+
+@pytest.mark.parametrize("rule", ["uniform", "importance", "gradients", "subspace"])
+def test_what_is_not_measured_on_samples_of_a_process_is_as_with_one(rule, run):
+    assert_alike(run("single", 1)[0][rule], run("ddp", launcher=TORCHRUN)[0][rule], 1e-5)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_sharded_weights_merge_as_whole_ones(rule, run):
+    whole, shards = run("ddp", launcher=TORCHRUN), run("fsdp")
+    for rank in range(2):
+        assert_alike(whole[rank][rule], shards[rank][rule], 1e-6)
+
+
+def test_a_process_copies_its_own_shard_only(run):
+    whole = run("single", 1)[0]["uniform"]["snapshot"]
+    parts = [rank["uniform"]["snapshot"] for rank in run("fsdp")]
+    assert sum(parts) == whole
+    assert max(parts) < 0.55 * whole  # seven of fifteen rows are the other's
+
+
+@pytest.mark.parametrize("rule", RESUMED)
+@pytest.mark.parametrize("kind", ["fsdp", "distributed"])
+def test_sharded_runs_resume_exactly(kind, rule, run):
+    for whole, resumed in zip(run(kind), run(kind, resume=(kind, 2)), strict=True):
+        assert_alike(whole[rule], resumed[rule])
+
+
+@pytest.mark.parametrize(
+    ("kind", "processes", "resume"),
+    [
+        ("single", 1, ("fsdp", 2)),
+        ("fsdp", 2, ("single", 1)),
+        ("distributed", 1, ("distributed", 2)),
+    ],
+)
+def test_another_number_of_processes_goes_on(kind, processes, resume, run):
+    resumed = run(kind, processes, resume=resume)[0]
+    assert_alike(run("single", 1)[0]["gradients"], resumed["gradients"], 1e-5)
+    for rule in RESUMED:
+        assert all(weight.isfinite().all() for weight in resumed[rule]["weights"].values())
+
+
+def test_processes_wait_until_all_have_typical_samples(run):
+    first, second = (rank["unequal"] for rank in run("unequal"))
+    assert first == second == {"steps": [4, 5, 6, 7, 8]}

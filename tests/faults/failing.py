@@ -1,0 +1,87 @@
+"""Training whose n-th write fails."""
+
+import builtins
+import errno
+import functools
+import io
+import os
+import warnings
+from pathlib import Path
+
+import pytest
+from lightning.pytorch.callbacks import ModelCheckpoint
+from resumed_runs import differences, stream, train
+
+from recall_lightning import RecallCallback
+
+CALLS = ["write", "fsync", "replace", "rename", "mkdir"]
+
+
+class FailingDisk:
+    """Lets the n-th write of this process fail as on a full disk.
+
+    A write is a file opened for writing, or anything of ``CALLS``, whoever does it.
+    """
+
+    def __init__(self, fail_at=None):
+        self.fail_at = fail_at
+        self.writes = 0
+        self.failed = None
+
+    def write(self, what):
+        self.writes += 1
+        if self.writes == self.fail_at:
+            self.failed = what
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def calls(self, name):
+        function = getattr(os, name)
+
+        @functools.wraps(function)
+        def checked(*args, **kwargs):
+            self.write(name)
+            return function(*args, **kwargs)
+
+        return checked
+
+    def open(self, file, mode="r", *args, _open=builtins.open, **kwargs):
+        if set(mode) & set("wxa") and not str(file).startswith("/dev"):
+            self.write(f"open {Path(file).suffix}")
+        return _open(file, mode, *args, **kwargs)
+
+    def __enter__(self):
+        self._patch = pytest.MonkeyPatch()
+        for name in CALLS:
+            self._patch.setattr(os, name, self.calls(name))
+        for module in (builtins, io):
+            self._patch.setattr(module, "open", self.open)
+        return self
+
+    def __exit__(self, *_):
+        self._patch.undo()
+
+
+def run(folder, fail_at=None):
+    """Train from the last checkpoint if there is one; return the result, or None, and the disk."""
+    recall = RecallCallback(
+        every=3, rule="rbf", end_rule="rbf", typical_samples=8, pool_size=16, snapshot_to="file"
+    )
+    checkpoints = ModelCheckpoint(folder, every_n_train_steps=4, save_last=True)
+    with warnings.catch_warnings(), FailingDisk(fail_at) as disk:
+        warnings.simplefilter("ignore")
+        try:
+            return train([recall, checkpoints], stream(), "last", monitor_folder=folder), disk
+        except OSError:
+            return None, disk
+
+
+def trial(folder, fail_at, whole):
+    """Let one write fail; return what failed, whether the run went on, and what differs."""
+    folder.mkdir(parents=True)
+    result, disk = run(folder, fail_at)
+    went_on = result is not None
+    if not went_on:
+        result, _ = run(folder)
+    found = differences(whole, result)
+    left = [path.name for path in folder.rglob("*") if path.suffix == ".partial"]
+    return disk.failed, went_on, found + [f"{name} is left" for name in left]

@@ -1,0 +1,146 @@
+"""Training in a process of its own that is killed at the n-th thing it does."""
+
+import functools
+import multiprocessing
+import os
+import signal
+import sys
+from pathlib import Path
+from random import Random
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import torch
+from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import ModelCheckpoint
+from resumed_runs import differences, stream, train
+
+from recall_lightning import RecallCallback
+from recall_lightning.callbacks import probe, snapshot_storage, task_moments
+from recall_lightning.merging import blockwise, kernels, map_coefficients
+
+SCENARIOS = {
+    "default": ({}, {}),
+    "default, files": ({"snapshot_to": "file"}, {}),
+    "paper's rule, files, two snapshots": (
+        {"rule": "rbf", "end_rule": "rbf", "snapshots": 2, "snapshot_to": "file"},
+        {"val_check_interval": 0.5},
+    ),
+    "gradients, accumulated": (
+        {"rule": "rbf*importance", "end_rule": "subspace", "importance_source": "gradients"},
+        {"accumulate_grad_batches": 2},
+    ),
+}
+HOOKS = [name for name in vars(Callback) if name.startswith("on_") and "exception" not in name]
+CALLS = [  # what may be half done when a process dies
+    (blockwise, "merge_snapshots_"),
+    (kernels, "_lerp_one_"),
+    (map_coefficients, "from_matrix"),
+    (probe, "hidden_states"),
+    (task_moments, "kronecker_factors"),
+    (snapshot_storage.SnapshotStorage, "take"),
+    (torch, "save"),
+    (torch.optim.AdamW, "step"),
+    (os, "write"),
+    (os, "fsync"),
+    (os, "replace"),
+    (os, "unlink"),
+]
+
+
+class Countdown:
+    """Counts events, and kills the process at one of them."""
+
+    def __init__(self, kill_at=None):
+        self.kill_at = kill_at
+        self.events = 0
+
+    def event(self, name):
+        self.events += 1
+        if self.events == self.kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def watch(self, owner, name):
+        """Count an event before and after each call."""
+        function = getattr(owner, name)
+
+        @functools.wraps(function)
+        def watched(*args, **kwargs):
+            self.event(f"before {name}")
+            result = function(*args, **kwargs)
+            self.event(f"after {name}")
+            return result
+
+        setattr(owner, name, watched)
+
+    def hooks(self):
+        """A callback of which every hook is an event."""
+
+        class Hooks(Callback):
+            pass
+
+        for name in HOOKS:
+            setattr(Hooks, name, lambda _, *args, name=name, **kwargs: self.event(name))
+        return Hooks()
+
+
+def run(folder, scenario, kill_at):
+    """Train, from the last checkpoint if there is one; write what came out, and the events."""
+    torch.set_num_threads(1)
+    silent = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(silent, 1), os.dup2(silent, 2)
+    countdown = Countdown(kill_at)
+    recall, trainer = SCENARIOS[scenario]
+    callbacks = [
+        countdown.hooks(),
+        RecallCallback(every=2, typical_samples=8, pool_size=16, importance_steps=4, **recall),
+        ModelCheckpoint(folder, "{step}", every_n_train_steps=1, save_top_k=1, save_last=True),
+    ]
+    for owner, name in CALLS:
+        countdown.watch(owner, name)
+    result = train(callbacks, stream(), "last", default_root_dir=folder, **trainer)
+    torch.save(result | {"events": countdown.events}, Path(folder) / "result.pt")
+
+
+def in_process(*args):
+    """Run in a process forked from one that has imported everything; return how it ended."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["recall_lightning", "sklearn.cluster", "matplotlib.figure"])
+    process = context.Process(target=run, args=args)
+    process.start()
+    process.join(120)
+    if process.exitcode is None:
+        process.kill()
+        process.join()
+        raise TimeoutError(f"a run of {args} hangs")
+    return process.exitcode
+
+
+def reference(folder, scenario):
+    """Return what an uninterrupted run comes to, and how many events it has."""
+    folder.mkdir(parents=True)
+    assert in_process(str(folder), scenario, None) == 0
+    result = torch.load(folder / "result.pt")
+    return result, result.pop("events")
+
+
+def interrupted(folder, scenario, kills):
+    """Return what a run comes to that is killed at these events, one after the other."""
+    folder.mkdir(parents=True)
+    for kill_at in kills:
+        code = in_process(str(folder), scenario, kill_at)
+        if code == 0:  # a resumed run has fewer events
+            break
+        assert code == -signal.SIGKILL, f"the run failed with {code}"
+    else:
+        assert in_process(str(folder), scenario, None) == 0, "the resumed run failed"
+    result = torch.load(folder / "result.pt")
+    del result["events"]
+    return result
+
+
+def trial(folder, scenario, seed, whole, events):
+    """Kill a run once, or twice where the seed says so; return the kills and what differs."""
+    random = Random(seed)
+    kills = [random.randint(1, events) for _ in range(random.choice([1, 1, 2]))]
+    return kills, differences(whole, interrupted(folder, scenario, kills))
