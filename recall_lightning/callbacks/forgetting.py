@@ -1,7 +1,6 @@
 """How much of every task a model knows, task after task."""
 
 import math
-import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,14 +19,10 @@ from recall_lightning.callbacks.loggers import (
     plot_against,
     run_folder,
 )
+from recall_lightning.callbacks.monitored import direction_of, scores_by_loader
 from recall_lightning.callbacks.task_aware import TaskAwareCallback
 from recall_lightning.task_record import TaskRecord
 
-# What a metric's name says of its direction.
-_LOWER_IS_BETTER = "loss perplexity ppl error err nll bits entropy mse mae rmse wer cer fid"
-_HIGHER_IS_BETTER = (
-    "acc accuracy f1 auc auroc precision recall bleu rouge iou dice score map r2 match"
-)
 # What is logged under continual/ besides the tasks.
 _RESERVED = {"task", "matrix", "matrix_image", "average", "backward_transfer", "forward_transfer"}
 _RESERVED |= {"forgetting", "plasticity"}
@@ -80,7 +75,7 @@ class ForgettingMonitor(TaskAwareCallback):
     ) -> None:
         super().__init__(task_epochs)
         self.monitor = monitor
-        self.higher_is_better = _direction(monitor, mode)
+        self.higher_is_better = direction_of(type(self).__name__, monitor, mode)
         self.folder = folder
         self.record = TaskRecord(monitor, self.higher_is_better)
         self._started = 0.0
@@ -122,7 +117,7 @@ class ForgettingMonitor(TaskAwareCallback):
             )
             return
         self._check_loaders(trainer, loaders)
-        scores = self._read(trainer, loaders)
+        scores = scores_by_loader(type(self).__name__, trainer, self.monitor, loaders)
         self._name_tasks(trainer, loaders)
         if not fitting:
             self.record.before = scores
@@ -171,26 +166,6 @@ class ForgettingMonitor(TaskAwareCallback):
         """Restore what :meth:`state_dict` returned."""
         super().load_state_dict(state_dict)
         self.record.load_state_dict(state_dict["record"])
-
-    def _read(self, trainer: Trainer, loaders: int) -> list[float]:
-        """Read this validation's scores; with several loaders Lightning adds the loader's index.
-
-        Only the form that belongs to the number of loaders is read: the other one may be left from
-        an earlier fit.
-        """
-        logged = trainer.callback_metrics
-        pattern = f"{self.monitor}/dataloader_idx_{{idx}}" if loaders > 1 else self.monitor
-        if "{idx}" in self.monitor:
-            pattern = self.monitor
-        keys = [pattern.replace("{idx}", str(index)) for index in range(loaders)]
-        missing = [i for i, key in enumerate(keys) if key not in logged]
-        if missing:
-            names = sorted({str(key).partition("/dataloader_idx_")[0] for key in logged})
-            raise MisconfigurationException(
-                f"ForgettingMonitor: monitor={self.monitor!r} was not logged for validation "
-                f"dataloader {missing[0]}; logged were {', '.join(names) or 'no metrics'}"
-            )
-        return [float(logged[key]) for key in keys]
 
     def _name_tasks(self, trainer: Trainer, loaders: int) -> None:
         names = [self.task_name(trainer, task) for task in range(loaders)]
@@ -296,24 +271,3 @@ def _failure_is_said(folder: Path) -> Iterator[None]:
             f"ForgettingMonitor: {folder} could not be written to ({error.strerror or error}); the "
             "task matrix is in the callback's record and in checkpoints"
         )
-
-
-def _direction(monitor: str, mode: str) -> bool:
-    if mode in ("max", "min"):
-        return mode == "max"
-    if mode != "auto":
-        raise MisconfigurationException(f"mode={mode!r} must be 'max', 'min' or 'auto'")
-    # words of snake_case, CamelCase and paths, digits apart: val/MulticlassAccuracy, acc1, f1
-    words = {word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", monitor)}
-    words |= {word.lower() for word in re.findall(r"[A-Za-z]+\d", monitor)}
-    lower, higher = _any(words, _LOWER_IS_BETTER), _any(words, _HIGHER_IS_BETTER)
-    if lower == higher:
-        raise MisconfigurationException(
-            f"ForgettingMonitor: whether a higher {monitor!r} is better cannot be told from its "
-            "name: pass mode='max' or mode='min'"
-        )
-    return higher
-
-
-def _any(words: set[str], known: str) -> bool:
-    return not words.isdisjoint(known.split())

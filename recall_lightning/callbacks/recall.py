@@ -18,6 +18,7 @@ from recall_lightning.callbacks.importance import Importance
 from recall_lightning.callbacks.kept_snapshots import KeptSnapshots
 from recall_lightning.callbacks.loggers import log_figure, log_scalars
 from recall_lightning.callbacks.merge_records import block_values, record_scalars, records_figure
+from recall_lightning.callbacks.other_callbacks import refuse_weight_averaging
 from recall_lightning.callbacks.probe import Probe
 from recall_lightning.callbacks.probe_run import ProbeRun
 from recall_lightning.callbacks.recall_arguments import (
@@ -280,6 +281,7 @@ class RecallCallback(TaskAwareCallback):
         if self._statistics.uses_representations:
             import sklearn.cluster  # noqa: F401
         check_strategy(trainer, self, sharded=True, allow_untested=self.allow_untested)
+        refuse_weight_averaging(trainer, self)
         if stage == "fit":
             self._kept.storage.check(trainer)
         endless = trainer.max_epochs == -1 and trainer.max_steps == -1

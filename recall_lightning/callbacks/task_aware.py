@@ -60,6 +60,7 @@ class TaskAwareCallback(Callback):
         self._first_step = 0
         self._batches = 0
         self._task_batches: float = math.inf
+        self._total_epochs: int | None = None  # of the stream, when it was last looked at
 
     # What subclasses override.
 
@@ -159,6 +160,7 @@ class TaskAwareCallback(Callback):
     ) -> None:
         """Enter the task, where Lightning skips the epoch's start: after some resumes."""
         self._enter_task_if_changed(trainer, pl_module)
+        self._follow_shortened_task(trainer, batch_idx)
 
     def on_train_batch_end(
         self,
@@ -277,6 +279,17 @@ class TaskAwareCallback(Callback):
         most = trainer.max_steps - trainer.global_step if trainer.max_steps > 0 else math.inf
         steps = min(epochs * an_epoch, most)
         return None if steps == math.inf else int(steps)
+
+    def _follow_shortened_task(self, trainer: Trainer, batch_idx: int) -> None:
+        """Count the task's steps again where the stream has become shorter meanwhile."""
+        total, before = _of_datamodule(trainer, "total_epochs"), self._total_epochs
+        self._total_epochs = total
+        regular = _steps_are_regular(trainer)
+        if total != before and before is not None and self.task_steps is not None and regular:
+            left = self._count_task_steps(trainer) or 0
+            self.task_steps = (
+                self.step_in_task + left - batch_idx // trainer.accumulate_grad_batches
+            )
 
     def _correct_task_steps(self, trainer: Trainer) -> None:
         """Where the module steps as it likes, tell the task's length from how far it has come."""

@@ -115,6 +115,7 @@ class TaskStream(LightningDataModule, ABC):
         self._check_joint_or_replay()
         self._stored: tuple[ReplayBuffer, int, StoredSamples] | None = None
         self._datasets: dict[tuple[str, int], Dataset[Any]] = {}
+        self._shortened: dict[int, int] = {}  # task to its epochs, where it ended early
 
     # --- what a subclass provides ---------------------------------------------------------------
 
@@ -140,7 +141,7 @@ class TaskStream(LightningDataModule, ABC):
 
     @property
     def epochs_per_task(self) -> list[int]:
-        """Epochs of each task.
+        """Epochs of each task; of one that was ended early, those that it had.
 
         Raises:
             MisconfigurationException: If the task names, or their number, are not valid.
@@ -148,14 +149,13 @@ class TaskStream(LightningDataModule, ABC):
         names, epochs = self.task_names, self._epochs_per_task
         if not names or len(set(names)) < len(names):
             raise MisconfigurationException(f"task_names={names} must be unique, and not empty.")
-        if isinstance(epochs, int):
-            return [epochs] * len(names)
-        if len(epochs) != len(names):
+        if not isinstance(epochs, int) and len(epochs) != len(names):
             raise MisconfigurationException(
                 f"epochs_per_task={list(epochs)} has {len(epochs)} entries, but the stream has"
                 f" {len(names)} tasks: {names}. Give one number for each, or a single one for all."
             )
-        return list(epochs)
+        planned = [epochs] * len(names) if isinstance(epochs, int) else epochs
+        return [self._shortened.get(task, epochs) for task, epochs in enumerate(planned)]
 
     @property
     def total_epochs(self) -> int:
@@ -182,6 +182,47 @@ class TaskStream(LightningDataModule, ABC):
         if epoch < 0:
             raise ValueError(f"epoch={epoch} must not be negative.")
         return bisect_right(self.first_epochs, epoch) - 1
+
+    def end_task_after(self, epoch: int) -> int:
+        """Let a task end with ``epoch`` instead of later; the tasks after it move up.
+
+        The Trainer's ``max_epochs`` goes down by as much. A checkpoint holds it.
+
+        Args:
+            epoch: An epoch of the trainer, counted from 0, which becomes its task's last.
+
+        Returns:
+            How many epochs fewer the stream has.
+
+        Example::
+
+            >>> from torch.utils.data import TensorDataset
+            >>> data = [TensorDataset(torch.zeros(20, 3)), TensorDataset(torch.ones(20, 3))]
+            >>> stream = TaskStream.from_datasets(data, epochs_per_task=5)
+            >>> stream.end_task_after(1), stream.first_epochs, stream.total_epochs
+            (3, [0, 2], 7)
+        """
+        task = self.task_at(epoch)
+        before, first = self.epochs_per_task[task], self.first_epochs[task]
+        if epoch - first + 1 >= before:
+            return 0
+        self._shortened[task] = epoch - first + 1
+        self._stop_earlier_by(before - self._shortened[task])
+        return before - self._shortened[task]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return which tasks have ended early."""
+        return {"shortened": dict(self._shortened)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned."""
+        planned = self.total_epochs
+        self._shortened = dict(state_dict["shortened"])
+        self._stop_earlier_by(planned - self.total_epochs)
+
+    def _stop_earlier_by(self, epochs: int) -> None:
+        if self.trainer is not None and (self.trainer.max_epochs or -1) > 0:
+            self.trainer.fit_loop.max_epochs -= epochs  # type: ignore[operator]
 
     # --- Lightning's hooks ----------------------------------------------------------------------
 
@@ -211,6 +252,12 @@ class TaskStream(LightningDataModule, ABC):
             raise MisconfigurationException(
                 f"reload_dataloaders_every_n_epochs={reload} would train on the wrong task."
                 " Set Trainer(reload_dataloaders_every_n_epochs=1)."
+            )
+        if self.num_tasks > 1 and getattr(self.trainer, "early_stopping_callbacks", []):
+            rank_zero_warn(
+                "Lightning's EarlyStopping ends the whole stream, not the task that has stopped"
+                " improving, and compares scores of different tasks: use TaskEarlyStopping from"
+                " recall_lightning.callbacks.early_stopping."
             )
         if self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             return

@@ -1,0 +1,25 @@
+"""Lightning's own callbacks beside ours: which of them can't do their part, and why."""
+
+from lightning.pytorch import Trainer, callbacks
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+_AVERAGES = ("StochasticWeightAveraging", "WeightAveraging")  # the second is of Lightning 2.6
+
+
+def refuse_weight_averaging(trainer: Trainer, callback: object) -> None:
+    """Refuse callbacks that keep an average of the weights apart and put it in their place.
+
+    It would leave out merges that it has not seen, and no merge would be the last word.
+
+    Raises:
+        MisconfigurationException: Naming the callback and what to use instead.
+    """
+    kinds = tuple(getattr(callbacks, name) for name in _AVERAGES if hasattr(callbacks, name))
+    for other in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(other, kinds):
+            raise MisconfigurationException(
+                f"{type(callback).__name__} merges the weights that are trained, and "
+                f"{type(other).__name__} puts an average of its own in their place when training "
+                "ends: take one of the two out; strength and every of RecallCallback average with "
+                "the snapshot as often as you like"
+            )
