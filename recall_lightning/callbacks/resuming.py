@@ -15,7 +15,7 @@ _KEY = "recall_lightning"
 
 
 def save_progress(trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-    """Add to a checkpoint what Lightning leaves out; once, whoever asks.
+    """Add to a checkpoint what Lightning leaves out.
 
     That is the state of every process's random generators, gradients accumulated for a step that
     is still to come (of one process; several have their own, which would be several models' size),
@@ -23,8 +23,6 @@ def save_progress(trainer: Trainer, pl_module: LightningModule, checkpoint: dict
 
     Must be called on all processes.
     """
-    if _KEY in checkpoint:
-        return
     checkpoint[_KEY] = {
         "random_states": of_all_processes(random_state(pl_module.device)),
         "gradients": _accumulated_gradients(trainer, pl_module),

@@ -54,7 +54,7 @@ class TaskAwareCallback(Callback):
         self._fit_task = 0
         self._in_task = False  # whether on_task_start went through
         self._resumed = False
-        self._progress: dict[str, Any] | None = None  # what a checkpoint held for all callbacks
+        self._progress: dict[str, Any] | None = None  # a checkpoint's, for the last such callback
         self._seen_global_step = 0
         self._earlier_steps = 0  # of Trainers before this one
         self._first_step = 0
@@ -148,7 +148,7 @@ class TaskAwareCallback(Callback):
             self._earlier_steps += self._seen_global_step
         self._resumed = False
         self._seen_global_step = trainer.global_step
-        if self._progress is not None and self._last_of_its_kind(trainer):
+        if self._progress is not None:
             restore_progress(trainer, pl_module, self._progress)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -207,13 +207,14 @@ class TaskAwareCallback(Callback):
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Add what an exact resume needs and Lightning leaves out."""
-        save_progress(trainer, pl_module, checkpoint)
+        if self._last_of_its_kind(trainer):
+            save_progress(trainer, pl_module, checkpoint)
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Take what :meth:`on_save_checkpoint` added."""
-        if trainer.state.fn == TrainerFn.FITTING:
+        if trainer.state.fn == TrainerFn.FITTING and self._last_of_its_kind(trainer):
             self._progress = find_progress(trainer, checkpoint)
 
     def state_dict(self) -> dict[str, Any]:
@@ -284,12 +285,12 @@ class TaskAwareCallback(Callback):
         """Count the task's steps again where the stream has become shorter meanwhile."""
         total, before = _of_datamodule(trainer, "total_epochs"), self._total_epochs
         self._total_epochs = total
-        regular = _steps_are_regular(trainer)
-        if total != before and before is not None and self.task_steps is not None and regular:
+        if total == before or before is None or self.task_steps is None:
+            return
+        if _steps_are_regular(trainer):
             left = self._count_task_steps(trainer) or 0
-            self.task_steps = (
-                self.step_in_task + left - batch_idx // trainer.accumulate_grad_batches
-            )
+            done = batch_idx // trainer.accumulate_grad_batches
+            self.task_steps = self.step_in_task + left - done
 
     def _correct_task_steps(self, trainer: Trainer) -> None:
         """Where the module steps as it likes, tell the task's length from how far it has come."""

@@ -76,6 +76,18 @@ def test_a_loader_shuffled_by_the_global_generator_resumes_at_the_end_of_epochs(
     assert found == {}
 
 
+def test_loggers_see_the_steps_they_would_have(tmp_path):
+    class Steps(Callback):
+        def on_train_batch_end(self, trainer, *_):
+            seen.append(trainer.fit_loop.epoch_loop._batches_that_stepped)
+
+    seen = []
+    train([*recall()(), Steps(), *savers(tmp_path, ["epoch"])], stream(), max_steps=20)
+    whole, seen = seen, []
+    train([*recall()(), Steps()], stream(), min(tmp_path.glob("*.ckpt")), max_steps=20)
+    assert seen == whole[-len(seen) :]
+
+
 def test_gradients_half_accumulated_come_back(tmp_path):
     class MidStep(Callback):
         def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
@@ -97,7 +109,7 @@ def test_a_run_without_anything_left_to_train_shows_its_matrix(tmp_path, capsys)
 def test_checkpoints_hold_nothing_that_needs_unpickling(tmp_path):
     train([*recall(rule="rbf*importance")(), *savers(tmp_path, ["batch"])], stream())
     for path in tmp_path.iterdir():
-        torch.load(path, weights_only=True)
+        assert "recall_lightning" in torch.load(path, weights_only=True)
 
 
 def test_another_number_of_processes_is_said(tmp_path):
