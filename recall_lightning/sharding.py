@@ -1,17 +1,19 @@
 """What is spread over processes: what each holds, and what it is together."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Partial, Replicate, distribute_tensor
 
+Value = TypeVar("Value", bound=Tensor | float)
 
-def local(tensor: Tensor) -> Tensor:
-    """Return this process's shard of a DTensor, and any other tensor as it is."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+def local(value: Value) -> Value:
+    """Return this process's shard of a DTensor, and any other tensor or number as it is."""
+    return value.to_local() if isinstance(value, DTensor) else value  # type: ignore[return-value]
 
 
 def whole(tensor: Tensor) -> Tensor:
@@ -72,12 +74,14 @@ def gathered(state: Any, keep: bool) -> Any:
         >>> gathered({"weights": [torch.ones(1)], "step": 3}, keep=True)
         {'weights': [tensor([1.])], 'step': 3}
     """
-    if isinstance(state, DTensor):
-        full = state.full_tensor()
+
+    def gather(tensor: Tensor) -> Tensor:
+        if not isinstance(tensor, DTensor):
+            return tensor
+        full = tensor.full_tensor()
         return full.cpu() if keep else full.new_empty(0)
-    if isinstance(state, Mapping):
-        return {key: gathered(value, keep) for key, value in state.items()}
-    return [gathered(value, keep) for value in state] if isinstance(state, list) else state
+
+    return _with_tensors(state, gather)
 
 
 def of_all_processes(state: Any) -> list[Any]:
@@ -93,7 +97,7 @@ def of_all_processes(state: Any) -> list[Any]:
     if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
         return [state]
     states: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(states, _on_cpu(state))
+    torch.distributed.all_gather_object(states, _with_tensors(state, Tensor.cpu))
     return states
 
 
@@ -107,9 +111,10 @@ def of_this_process(states: Sequence[Any]) -> Any:
     return states[rank % len(states)]
 
 
-def _on_cpu(state: Any) -> Any:
+def _with_tensors(state: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """Return nested dicts and lists with every tensor in them changed."""
     if isinstance(state, Tensor):
-        return state.cpu()
+        return change(state)
     if isinstance(state, Mapping):
-        return {key: _on_cpu(value) for key, value in state.items()}
-    return [_on_cpu(value) for value in state] if isinstance(state, list) else state
+        return {key: _with_tensors(value, change) for key, value in state.items()}
+    return [_with_tensors(each, change) for each in state] if isinstance(state, list) else state

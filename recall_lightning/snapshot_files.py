@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import os
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -15,10 +13,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from recall_lightning.merging.files.atomic import flush_entry
 from recall_lightning.merging.files.reading import open_model
-from recall_lightning.merging.files.writing import layout
+from recall_lightning.merging.files.writing import check_space, layout
 from recall_lightning.merging.sums import chunk_size
 from recall_lightning.snapshots import Snapshot, memory_of, named_weights, weights_to_copy
 
@@ -91,11 +90,10 @@ class FileSnapshot(Snapshot):
         live = weights_to_copy(module)
         plan = {name: (weight.dtype, tuple(weight.shape)) for name, weight in live.items()}
         header, places = layout(stem, list(live), plan, {})
-        nbytes = len(header) + sum(w.numel() * w.element_size() for w in live.values())
+        nbytes = len(header) + sum(place.nbytes for place in places.values())
         folder.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(folder)
-        if shutil.disk_usage(folder).free < nbytes:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
+        check_space(folder / stem, nbytes)
         digest = blake2b(digest_size=16)
         with _partial_file(folder, stem) as (descriptor, partial):
             for buffer in _buffers(header, [live[name] for name in places]):
@@ -180,10 +178,7 @@ def _can_make_way(module: nn.Module, live: Mapping[str, Tensor]) -> bool:
 
     One that shares its memory with another parameter cannot, nor can what is not on the CPU.
     """
-    if any(
-        weight.device.type != "cpu" or type(weight).__name__ == "DTensor"
-        for weight in live.values()
-    ):
+    if any(weight.device.type != "cpu" or isinstance(weight, DTensor) for weight in live.values()):
         return False
     own = set(map(id, live.values()))
     memories = {memory_of(weight) for weight in live.values()}

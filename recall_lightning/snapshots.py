@@ -7,9 +7,10 @@ from hashlib import blake2b
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.nn.modules.batchnorm import _NormBase
 
-from recall_lightning.sharding import local, sharded_like, total
+from recall_lightning.sharding import local, reshard, sharded_like, total
 
 _WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module")  # not "module": people call children that
 
@@ -206,7 +207,7 @@ class Snapshot(Mapping[str, Tensor]):
         """
 
         def moved(copy: Tensor, weight: Tensor) -> Tensor:
-            if hasattr(weight, "to_local"):
+            if isinstance(weight, DTensor):
                 return sharded_like(copy, weight)
             return _pinned_for(copy.to(device or weight.device), weight)
 
@@ -220,6 +221,7 @@ class Snapshot(Mapping[str, Tensor]):
 
         The live weights come back bit for bit, also when the block raises.
         """
+        reshard(module)
         live = named_weights(module)
         self.check_matches(live)
         kept = {name: live[name].detach().clone() for name in self}

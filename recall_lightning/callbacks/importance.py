@@ -11,6 +11,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 
+from recall_lightning.callbacks.recall_arguments import check_choice
 from recall_lightning.callbacks.squared_gradients import SquaredGradients
 from recall_lightning.callbacks.task_aware import TaskAwareCallback
 from recall_lightning.sharding import local, sharded_like, total
@@ -41,10 +42,7 @@ class Importance:
     """
 
     def __init__(self, source: Literal["auto", "optimizer", "gradients"], steps: int) -> None:
-        if source not in ("auto", "optimizer", "gradients"):
-            raise ValueError(
-                f"importance_source={source!r} is unknown: use 'auto', 'optimizer' or 'gradients'"
-            )
+        check_choice("importance_source", source, "auto", "optimizer", "gradients")
         self.source = source
         self._found = source  # where "auto" finds it, from a task's first step on
         self.by_name: dict[str, Tensor] = {}

@@ -6,6 +6,7 @@ from typing import Any, Literal
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
+from recall_lightning.callbacks.recall_arguments import check_choice
 from recall_lightning.callbacks.snapshot_storage import SnapshotStorage
 from recall_lightning.merging.adapters import LoraPair
 from recall_lightning.snapshot_files import SUFFIX, FileReference, FileSnapshot
@@ -32,10 +33,7 @@ class KeptSnapshots:
         storage: SnapshotStorage,
         on_missing: Literal["error", "restart_task"],
     ) -> None:
-        if on_missing not in ("error", "restart_task"):
-            raise ValueError(
-                f"on_missing_snapshot={on_missing!r} is unknown: use 'error' or 'restart_task'"
-            )
+        check_choice("on_missing_snapshot", on_missing, "error", "restart_task")
         self.most = most
         self.storage = storage
         self.on_missing = on_missing

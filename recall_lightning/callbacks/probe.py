@@ -190,6 +190,6 @@ class Probe:
         blocks: Sequence[Block],
     ) -> dict[str, Tensor]:
         with self._run.ready(trainer, pl_module) as forward:
-            if missing := self._run.missing_passes(trainer, batches):
-                hidden_states(pl_module, blocks, missing, forward)
-            return hidden_states(pl_module, blocks, batches, forward)
+            return self._run.evenly(
+                trainer, batches, lambda some: hidden_states(pl_module, blocks, some, forward)
+            )

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -11,6 +11,8 @@ from recall_lightning.callbacks.strategies import is_sharded
 from recall_lightning.representations.blocks import Block
 from recall_lightning.representations.forward import ProbeForward, default_forward
 from recall_lightning.sharding import reshard
+
+Measured = TypeVar("Measured")
 
 
 class ProbeRun:
@@ -38,16 +40,19 @@ class ProbeRun:
         finally:
             reshard(pl_module)
 
-    def missing_passes(self, trainer: Trainer, batches: Sequence[Any]) -> list[Any]:
-        """Return batches to run once more, so that all processes run a sharded model equally often.
+    def evenly(
+        self, trainer: Trainer, batches: Sequence[Any], measure: Callable[[Sequence[Any]], Measured]
+    ) -> Measured:
+        """Return ``measure(batches)``, where all processes run a sharded model equally often.
 
-        Each forward gathers weights from all of them. What comes out of these is of no use.
+        Each forward gathers weights from all of them, so one of fewer batches repeats its first.
         """
-        if not is_sharded(trainer):
-            return []
-        own = torch.tensor(float(len(batches)), device=trainer.strategy.root_device)
-        most = trainer.strategy.reduce(own, reduce_op="max")
-        return list(batches[:1]) * (int(most) - len(batches))
+        if is_sharded(trainer):
+            own = torch.tensor(float(len(batches)), device=trainer.strategy.root_device)
+            most = int(trainer.strategy.reduce(own, reduce_op="max"))
+            if most > len(batches):
+                measure([batches[0]] * (most - len(batches)))
+        return measure(batches)
 
     def _forward(self, module: torch.nn.Module, batch: Any) -> Any:
         own = self.probe_forward

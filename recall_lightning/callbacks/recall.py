@@ -22,8 +22,8 @@ from recall_lightning.callbacks.other_callbacks import refuse_weight_averaging
 from recall_lightning.callbacks.probe import Probe
 from recall_lightning.callbacks.probe_run import ProbeRun
 from recall_lightning.callbacks.recall_arguments import (
+    check_choice,
     check_decides_about,
-    check_names,
     check_numbers,
     check_strength,
     device_of,
@@ -201,7 +201,8 @@ class RecallCallback(TaskAwareCallback):
         options = RuleOptions(temperature, sigma, importance_scale, new_inputs)
         with _misconfiguration():
             check_numbers(every, typical_samples, pool_size, snapshots)
-            check_names(sampling, optimizer_state)
+            check_choice("sampling", sampling, "k-means", "random")
+            check_choice("optimizer_state", optimizer_state, "keep", "reset")
             check_strength(strength, rule)
             self.snapshot_device = None if snapshot_device is None else device_of(snapshot_device)
             self.rule = rule_of("rule", rule, options)
@@ -326,7 +327,6 @@ class RecallCallback(TaskAwareCallback):
     ) -> None:
         """Let the batch be seen by what rules decide from."""
         super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
-        reshard(pl_module)
         snapshots = self.snapshots if self._merges_this_task else []
         with _misconfiguration():
             self._statistics.observe_batch(trainer, pl_module, snapshots, batch)

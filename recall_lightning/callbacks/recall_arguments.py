@@ -100,14 +100,15 @@ def check_strength(strength: Setting, rule: object) -> None:
             raise ValueError(f"strength={value!r} must lie in [0, 1]: it multiplies coefficients")
 
 
-def check_names(sampling: str, optimizer_state: str) -> None:
-    """Refuse names that are none of an argument's."""
-    for name, value, known in [
-        ("sampling", sampling, ("k-means", "random")),
-        ("optimizer_state", optimizer_state, ("keep", "reset")),
-    ]:
-        if value not in known:
-            raise ValueError(f"{name}={value!r} is unknown: use {' or '.join(map(repr, known))}")
+def check_choice(argument: str, value: str, *known: str) -> None:
+    """Refuse a value that is none of an argument's.
+
+    Raises:
+        ValueError: Naming those that are.
+    """
+    if value not in known:
+        *others, last = map(repr, known)
+        raise ValueError(f"{argument}={value!r} is unknown: use {', '.join(others)} or {last}")
 
 
 def check_numbers(every: object, typical_samples: int, pool_size: int, snapshots: object) -> None:

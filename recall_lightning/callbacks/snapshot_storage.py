@@ -14,12 +14,12 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from recall_lightning.callbacks.loggers import run_folder
+from recall_lightning.callbacks.recall_arguments import check_choice
 from recall_lightning.callbacks.strategies import is_sharded
 from recall_lightning.snapshot_files import FileReference, FileSnapshot
 from recall_lightning.snapshots import Snapshot
 
 _SUBFOLDER = "snapshots"
-_CHECKPOINTS = ("*.ckpt", "*.ckpt/meta.pt", "*/*.ckpt", "*/*.ckpt/meta.pt")
 
 
 class SnapshotStorage:
@@ -43,12 +43,8 @@ class SnapshotStorage:
         on_failed_write: Literal["keep_in_memory", "error"],
         device: torch.device | None,
     ) -> None:
-        if to not in ("checkpoint", "file"):
-            raise ValueError(f"snapshot_to={to!r} is unknown: use 'checkpoint' or 'file'")
-        if on_failed_write not in ("keep_in_memory", "error"):
-            raise ValueError(
-                f"on_failed_write={on_failed_write!r} is unknown: use 'keep_in_memory' or 'error'"
-            )
+        check_choice("snapshot_to", to, "checkpoint", "file")
+        check_choice("on_failed_write", on_failed_write, "keep_in_memory", "error")
         self.to = to
         self.on_failed_write = on_failed_write
         self.device = device

@@ -1,7 +1,7 @@
 """What the tasks so far gave to each linear map, and what the current one gives."""
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -10,6 +10,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
 from recall_lightning.callbacks.probe_run import ProbeRun
+from recall_lightning.callbacks.recall_arguments import check_choice
 from recall_lightning.merging.adapters import LoraPair
 from recall_lightning.representations.batches import (
     batch_size,
@@ -81,8 +82,7 @@ class TaskMoments:
         ):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name}={value!r} must be an integer of 1 or more")
-        if source not in ("task", "generated"):
-            raise ValueError(f"moment_source={source!r} is unknown: use 'task' or 'generated'")
+        check_choice("moment_source", source, "task", "generated")
         self.old: dict[str, Moments] = {}
         self.old_outputs: dict[str, FullMoments] = {}
         self.tasks = 0
@@ -148,15 +148,13 @@ class TaskMoments:
     ) -> KroneckerFactors:
         seed = self.seed + trainer.global_rank
 
-        def measure(batches: list[Any]) -> KroneckerFactors:
+        def measure(batches: Sequence[Any]) -> KroneckerFactors:
             given = (pl_module, self.maps, batches, forward, self.full_width, self.rank)
             if self.curvature:
                 return kronecker_factors(*given, seed=seed)
             return KroneckerFactors(input_moments(*given))
 
-        if missing := self._run.missing_passes(trainer, batches):
-            measure(missing)
-        measured = measure(batches)
+        measured = self._run.evenly(trainer, batches, measure)
         together = KroneckerFactors(
             self._reduced(trainer, pl_module, measured.inputs),
             self._reduced_outputs(trainer, pl_module, measured.outputs),

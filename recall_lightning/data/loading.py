@@ -62,6 +62,5 @@ class ResumableLoader(DataLoader[Any]):
         if isinstance(self.sampler, SeededSampler) and self.batch_size is not None:
             self.sampler.skipped = self._trained * self.batch_size
             return super().__iter__()
-        return (
-            islice(super().__iter__(), self._trained, None) if self._trained else super().__iter__()
-        )
+        batches = super().__iter__()
+        return islice(batches, self._trained, None) if self._trained else batches

@@ -207,8 +207,9 @@ class TaskStream(LightningDataModule, ABC):
         if epoch - first + 1 >= before:
             return 0
         self._shortened[task] = epoch - first + 1
-        self._stop_earlier_by(before - self._shortened[task])
-        return before - self._shortened[task]
+        saved = before - self._shortened[task]
+        self._stop_earlier_by(saved)
+        return saved
 
     def state_dict(self) -> dict[str, Any]:
         """Return which tasks have ended early."""

@@ -64,8 +64,7 @@ def lerp_(
     with torch.no_grad():
         for name in names:
             weight = _weight_of(name, weights)
-            own = local(weight) if isinstance(weight, Tensor) else weight
-            _lerp_one_(local(live[name]), local(snapshot[name]), own)
+            _lerp_one_(local(live[name]), local(snapshot[name]), local(weight))
 
 
 def weighted_sum_(
@@ -121,8 +120,7 @@ def weighted_sum_(
         for kind, names in _by_kind(out, _averaged_once(out, out)).items():
             sums = WeightedSums(*kind, most=max(local(out[name]).numel() for name in names))
             for name in names:
-                given = [_weight_of(name, weight) for weight in weights]
-                own = [local(each) if isinstance(each, Tensor) else each for each in given]
+                own = [local(_weight_of(name, weight)) for weight in weights]
                 _sum_one_(local(out[name]), [local(m[name]) for m in models], own, sums)
 
 

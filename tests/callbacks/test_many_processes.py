@@ -16,32 +16,28 @@ def run(tmp_path_factory):
     parent = tmp_path_factory.mktemp("runs")
     done = {}
 
-    def run(kind, processes=2, resume=None, launcher=()):
-        folder = parent / "-".join([kind, str(processes), *(resume or ())])
+    def folder_of(kind, processes, resume=()):
+        return parent / "-".join(map(str, (kind, processes, *resume)))
+
+    def run(kind, processes=2, resume=(), launcher=()):
+        folder = folder_of(kind, processes, resume)
         if folder not in done:
             command = [sys.executable, *launcher, SCRIPT, kind, str(processes), folder]
             if resume:
                 run(*resume)
-                command += ["--resume", parent / "-".join([resume[0], str(resume[1])])]
+                command += ["--resume", folder_of(*resume)]
             environment = os.environ | {"OMP_NUM_THREADS": "1"}
             ended = subprocess.run(
                 command, capture_output=True, text=True, timeout=150, env=environment
             )
             assert ended.returncode == 0, ended.stderr[-3000:]
             done[folder] = [
-                {
-                    path.stem.rpartition("-")[0]: torch.load(path)
-                    for path in folder.glob(f"*-{r}.pt")
-                }
-                for r in range(processes)
+                {path.stem[:-2]: torch.load(path) for path in folder.glob(f"*-{rank}.pt")}
+                for rank in range(processes)
             ]
         return done[folder]
 
-    def with_text_arguments(kind, processes=2, resume=None, **kwargs):
-        resume = resume and (resume[0], str(resume[1]))
-        return run(kind, processes, resume, **kwargs)
-
-    return with_text_arguments
+    return run
 
 
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")

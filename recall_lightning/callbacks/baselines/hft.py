@@ -11,9 +11,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
 
-from recall_lightning.callbacks.baselines.protecting import (
-    ProtectingCallback,
-)
+from recall_lightning.callbacks.baselines.protecting import ProtectingCallback
 from recall_lightning.callbacks.strategies import check_strategy
 from recall_lightning.snapshots import named_weights
 

@@ -12,9 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.hooks import RemovableHandle
 
-from recall_lightning.callbacks.baselines.protecting import (
-    ProtectingCallback,
-)
+from recall_lightning.callbacks.baselines.protecting import ProtectingCallback
 from recall_lightning.callbacks.strategies import check_strategy
 from recall_lightning.representations.blocks import has_parameters
 from recall_lightning.representations.hidden_states import undisturbed

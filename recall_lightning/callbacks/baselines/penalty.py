@@ -10,9 +10,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from torch.optim import Optimizer
 
-from recall_lightning.callbacks.baselines.protecting import (
-    ProtectingCallback,
-)
+from recall_lightning.callbacks.baselines.protecting import ProtectingCallback
 from recall_lightning.callbacks.squared_gradients import amp_scale, optimized_weights
 from recall_lightning.callbacks.strategies import check_strategy
 from recall_lightning.snapshots import Snapshot, named_weights

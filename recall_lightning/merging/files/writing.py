@@ -133,7 +133,7 @@ class ModelWriter:
     def __enter__(self) -> "ModelWriter":
         with ExitStack() as stack:
             stack.enter_context(_full_disk_is_named(self.out, self.nbytes))
-            _check_space(self.out, self.nbytes)
+            check_space(self.out, self.nbytes)
             self._folder = stack.enter_context(atomic_folder(self.out))
             self._background = stack.enter_context(ThreadPoolExecutor(1))
             for file in self._shards:
@@ -344,7 +344,7 @@ def _nbytes(dtype: torch.dtype, shape: tuple[int, ...]) -> int:
     return dtype.itemsize * torch.Size(shape).numel()
 
 
-def _check_space(out: Path, needed: int) -> None:
+def check_space(out: Path, needed: int) -> None:
     """Tell a full disk before any work; that it fills up meanwhile shows when it does."""
     if shutil.disk_usage(_existing_parent(out)).free < needed:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
