@@ -1,15 +1,19 @@
 """What RecallCallback's snapshot adds to a training process's own memory.
 
-    python benchmarks/memory.py [--millions 30 100 300]
+    python benchmarks/memory.py [--millions 30 100 300] [--repeats 3]
 
-Each row is a process of its own, which trains a stack of linear layers with SGD, in float32 on the
-CPU, and merges every second step by the paper's rule, which measures under the snapshot's weights.
-Memory is the highest RssAnon of ``/proc/self/status``, read every 2 ms: what the process has for
-itself, without the pages of mapped files, which the system takes back when it needs them.
+Each number is from a process of its own, which trains a stack of linear layers with SGD, in float32
+on the CPU, and merges every second step by the paper's rule, which measures under the snapshot's
+weights. Memory is the highest RssAnon of ``/proc/self/status``, read every 2 ms: what the process
+has for itself, without the pages of mapped files, which the system takes back when it needs them.
+All processes import the same. glibc is told to give freed memory back at once, as else the peak
+depends on which holes it happens to fill; what is shown is the median of the repeats.
 """
 
 import argparse
 import json
+import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -20,6 +24,7 @@ from typing import Literal, get_args
 
 WIDTH = 1024
 MIB = 1 << 20
+ALLOCATOR = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536"}
 Storage = Literal["none", "checkpoint", "file"]
 
 
@@ -46,6 +51,7 @@ class Peak(threading.Thread):
 
 def measure(millions: int, storage: Storage) -> dict[str, float]:
     """Train with snapshots in a storage, or with no callback, and return bytes and seconds."""
+    import sklearn.cluster  # noqa: F401  # as the callback does
     import torch
     from lightning.pytorch import LightningModule, Trainer
     from torch import nn
@@ -103,26 +109,35 @@ def measure(millions: int, storage: Storage) -> dict[str, float]:
     return result
 
 
+def medians(millions: int, storage: Storage, repeats: int) -> dict[str, float]:
+    """Measure in processes of their own and return the median of each number."""
+    command = [sys.executable, __file__, "--one", str(millions), storage]
+    found = []
+    for _ in range(repeats):
+        environment = os.environ | ALLOCATOR
+        ended = subprocess.run(command, capture_output=True, text=True, env=environment)
+        if ended.returncode:
+            raise SystemExit(ended.stderr)
+        found.append(json.loads(ended.stdout.splitlines()[-1]))
+    return {name: statistics.median(one[name] for one in found) for name in found[0]}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--millions", type=int, nargs="+", default=[30, 100, 300])
+    parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
         print(json.dumps(measure(int(arguments.one[0]), arguments.one[1])))
         return
-    print(
-        "| parameters | snapshot / parameters | in memory, extra MiB | × parameters | in a file, ",
-        end="",
-    )
-    print("extra MiB |\n| ---: | ---: | ---: | ---: | ---: |")
+    titles = ["parameters", "snapshot / parameters"]
+    titles += ["extra MiB, in memory", "× parameters", "extra MiB, in a file"]
+    print(f"| {' | '.join(titles)} |\n|{' ---: |' * len(titles)}")
     for millions in arguments.millions:
-        found = {}
-        for storage in get_args(Storage):
-            command = [sys.executable, __file__, "--one", str(millions), storage]
-            shown = subprocess.run(command, capture_output=True, check=True, text=True).stdout
-            found[storage] = json.loads(shown.splitlines()[-1])
-        own, memory, file = (found[storage] for storage in get_args(Storage))
+        own, memory, file = (
+            medians(millions, storage, arguments.repeats) for storage in get_args(Storage)
+        )
         cells = [
             f"{own['parameters'] / 4e6:.0f} M, {own['parameters'] / MIB:.0f} MiB",
             f"{memory['snapshot'] / own['parameters']:.3f}",
