@@ -1,12 +1,10 @@
 """RECALL inside training: merge snapshot and live weights, block by block."""
 
-import math
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from numbers import Integral
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -17,7 +15,7 @@ from torch.optim import Optimizer
 from recall_lightning.callbacks.importance import Importance
 from recall_lightning.callbacks.kept_snapshots import KeptSnapshots
 from recall_lightning.callbacks.loggers import log_figure, log_scalars
-from recall_lightning.callbacks.merge_records import block_values, record_scalars, records_figure
+from recall_lightning.callbacks.merge_records import record_scalars, records_figure
 from recall_lightning.callbacks.other_callbacks import refuse_weight_averaging
 from recall_lightning.callbacks.probe import Probe
 from recall_lightning.callbacks.probe_run import ProbeRun
@@ -30,19 +28,15 @@ from recall_lightning.callbacks.recall_arguments import (
     rule_of,
     warn_of_unused,
 )
+from recall_lightning.callbacks.recent_batches import RecentBatches
 from recall_lightning.callbacks.rule_statistics import RuleStatistics
+from recall_lightning.callbacks.snapshot_merge import Buffers, SnapshotMerge
 from recall_lightning.callbacks.snapshot_storage import SnapshotStorage
 from recall_lightning.callbacks.strategies import check_strategy
 from recall_lightning.callbacks.task_aware import TaskAwareCallback
 from recall_lightning.callbacks.task_moments import TaskMoments
 from recall_lightning.merging.adapters import LoraPair, find_lora_pairs
 from recall_lightning.merging.block_settings import Setting
-from recall_lightning.merging.blockwise import (
-    Drift,
-    merge_snapshots_,
-    scaled_by,
-    weights_of_names,
-)
 from recall_lightning.merging.rules import MergeRule, RuleOptions
 from recall_lightning.representations.blocks import Block, find_blocks, format_blocks
 from recall_lightning.representations.forward import ProbeForward
@@ -127,6 +121,10 @@ class RecallCallback(TaskAwareCallback):
         moment_rank: That rank.
         moment_source: ``"task"``, or ``"generated"`` for sequences that a causal language model
             writes itself at a task's end, where not even moments of the data may be kept after it.
+        buffers: What a merge does to running means and variances, such as BatchNorm's: ``"merge"``
+            merges them as weights, with their block's coefficient; ``"keep"`` leaves the live ones,
+            which training brings to the merged weights by and by; ``"recalibrate"`` measures them
+            under the merged weights, on the last ``moment_batches`` batches.
         optimizer_state: ``"keep"``, or ``"reset"`` to have the optimizer forget its running means
             of merged weights after every merge.
         typical_samples: How many typical samples to measure on, per process. More make the
@@ -180,6 +178,7 @@ class RecallCallback(TaskAwareCallback):
         moment_width: int = 1024,
         moment_rank: int = 128,
         moment_source: Literal["task", "generated"] = "task",
+        buffers: Buffers = "merge",
         optimizer_state: Literal["keep", "reset"] = "keep",
         typical_samples: int = 32,
         pool_size: int = 256,
@@ -203,6 +202,7 @@ class RecallCallback(TaskAwareCallback):
             check_numbers(every, typical_samples, pool_size, snapshots)
             check_choice("sampling", sampling, "k-means", "random")
             check_choice("optimizer_state", optimizer_state, "keep", "reset")
+            check_choice("buffers", buffers, *get_args(Buffers))
             check_strength(strength, rule)
             self.snapshot_device = None if snapshot_device is None else device_of(snapshot_device)
             self.rule = rule_of("rule", rule, options)
@@ -221,17 +221,17 @@ class RecallCallback(TaskAwareCallback):
         self.block_patterns = [blocks] if isinstance(blocks, str) else blocks
         self.blocks: list[Block] = []
         self.history: list[dict[str, Any]] = []
-        self._drift: Drift | None = None
         self._lora_pairs: list[LoraPair] = []
         run = ProbeRun(probe_forward)
         with _misconfiguration():
+            recent = RecentBatches(moment_batches)
             self._statistics = RuleStatistics(
                 self._rules,
                 run,
                 Probe(typical_samples, pool_size, run, seed, sampling),
                 Importance(importance_source, importance_steps),
                 TaskMoments(
-                    moment_batches,
+                    recent,
                     moment_width,
                     moment_rank,
                     moment_source,
@@ -239,7 +239,10 @@ class RecallCallback(TaskAwareCallback):
                     seed,
                     curvature=any(rule.uses_curvature for rule in self._rules),
                 ),
+                recent,
+                recalibrates=buffers == "recalibrate",
             )
+        self._snapshot_merge = SnapshotMerge(self._kept, self._statistics, buffers)
 
     @property
     def _rules(self) -> list[MergeRule]:
@@ -301,12 +304,9 @@ class RecallCallback(TaskAwareCallback):
             self._kept.resume(trainer, pl_module, needed=not self.task_ended)
         if merges and not self._merges_this_task and not self.task_ended:
             self._in_task = False  # the task starts anew
-        if self._merges_this_task:
-            self._drift = Drift(self.snapshots[-1])
 
     def on_task_start(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:
         """Take the snapshot and gather candidates for typical samples."""
-        self._drift = None
         self._kept.make_room(task)
         self.history = [record for record in self.history if record["task"] < task]
         if self.task_steps is None and not isinstance(self.every, Integral):
@@ -318,7 +318,6 @@ class RecallCallback(TaskAwareCallback):
                 rank_zero_info(format_blocks(self.blocks, others))
             if task > 0 or self.merge_first_task:
                 self._kept.take(trainer, pl_module, task, self._lora_pairs)
-                self._drift = Drift(self.snapshots[-1])
             snapshots = self.snapshots if self._merges_this_task else []
             self._statistics.start_task(trainer, pl_module, task, snapshots)
 
@@ -436,45 +435,15 @@ class RecallCallback(TaskAwareCallback):
             self._merge(trainer, pl_module, rule)
 
     def _merge(self, trainer: Trainer, pl_module: LightningModule, rule: MergeRule) -> None:
-        """Measure, compute and check everything, then write; or refuse and write nothing."""
-        assert self._drift is not None
-        reshard(pl_module)
-        live = named_weights(pl_module)
-        newest = self.snapshots[-1]
-        pairs = [pair for pair in self._lora_pairs if {pair.a, pair.b} <= newest.keys()]
-        started = time.perf_counter()
+        strength = 1.0 if self.task_ended and self.end_rule is not None else self.strength
         with _misconfiguration():
-            for snapshot in self.snapshots:
-                snapshot.check_matches(live)
-            inputs = self._statistics.inputs(rule, trainer, pl_module, live, self.snapshots)
-            probed = time.perf_counter()
-            given = rule.joint_coefficients(inputs)
-            if len(given) != len(self.snapshots):
-                raise ValueError(
-                    f"the rule gave coefficients of {len(given)} models for {len(self.snapshots)} "
-                    "snapshot(s): give each one's; the live model has the rest"
-                )
-            weights = [weights_of_names(c, self.blocks, newest, pairs) for c in given]
-            if self.end_rule is None or not self.task_ended:
-                weights = [scaled_by(own, self.strength, self.blocks, pairs) for own in weights]
-        drift = self._drift.by_block(live, self.blocks)
-        # the drift has read every weight: where it is finite, they all are
-        finite = all(map(math.isfinite, drift.values()))
-        try:
-            discarded = merge_snapshots_(live, self.snapshots, weights, pairs, not finite)
-        except ValueError as error:
-            rank_zero_warn(f"merge refused at step {trainer.global_step}, weights kept: {error}")
-            return
-        record = {
-            "task": self.task,
-            "step": self.steps_trained(trainer),
-            **block_values(self._kept.tasks, inputs, weights, pairs, discarded),
-            "drift": drift,
-            "probe_seconds": probed - started,
-            "merge_seconds": time.perf_counter() - probed,
-        }
-        self.history.append(record)
-        log_scalars(trainer, record_scalars(record))
+            merged = self._snapshot_merge.apply(
+                trainer, pl_module, rule, strength, self.blocks, self._lora_pairs
+            )
+        if merged is not None:
+            record = {"task": self.task, "step": self.steps_trained(trainer), **merged}
+            self.history.append(record)
+            log_scalars(trainer, record_scalars(record))
 
 
 def _forget(optimizers: list[Optimizer], weights: list[Tensor]) -> None:

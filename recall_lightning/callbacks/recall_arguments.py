@@ -68,6 +68,8 @@ def warn_of_unused(given: Mapping[str, Any], function: Callable[..., None]) -> N
     defaults = inspect.signature(function).parameters
     own = [name for name in defaults if name in given]
     changed = {name: given[name] for name in own if given[name] != defaults[name].default}
+    if given["buffers"] == "recalibrate":
+        changed.pop("moment_batches", None)
     rules = [given[name] for name in ("rule", "end_rule") if given[name] is not None]
     if unused := unused_arguments(changed, rules):
         names = [repr(rule) if isinstance(rule, str) else type(rule).__name__ for rule in rules]

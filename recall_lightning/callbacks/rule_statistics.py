@@ -10,8 +10,10 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from recall_lightning.callbacks.importance import Importance
+from recall_lightning.callbacks.normalisation_buffers import recalibrate
 from recall_lightning.callbacks.probe import Probe
 from recall_lightning.callbacks.probe_run import ProbeRun
+from recall_lightning.callbacks.recent_batches import RecentBatches
 from recall_lightning.callbacks.task_aware import TaskAwareCallback
 from recall_lightning.callbacks.task_moments import TaskMoments
 from recall_lightning.merging.adapters import LoraPair
@@ -33,6 +35,8 @@ class RuleStatistics:
         probe: Measures representations.
         importance: Sums up importance.
         moments: Sums up moments.
+        recent: The last batches, for the moments and for recalibration.
+        recalibrates: Whether running statistics are to be measured anew.
 
     Raises:
         ValueError: From every method, where something cannot be measured.
@@ -45,6 +49,8 @@ class RuleStatistics:
         probe: Probe,
         importance: Importance,
         moments: TaskMoments,
+        recent: RecentBatches,
+        recalibrates: bool,
     ) -> None:
         self.uses_representations = any(rule.uses_representations for rule in rules)
         self.uses_importance = any(rule.uses_importance for rule in rules)
@@ -52,6 +58,8 @@ class RuleStatistics:
         self.probe = probe
         self.importance = importance
         self.moments = moments
+        self.recent = recent
+        self.recalibrates = recalibrates
         self._run = run
         self._pairs: Sequence[LoraPair] = ()
 
@@ -76,6 +84,7 @@ class RuleStatistics:
         if self.uses_moments:
             self.moments.check_source(pl_module)
         weights = named_weights(pl_module)
+        self.recent.clear()
         self.importance.start_task(task)
         self.importance.fit_to(weights)
         self.moments.start_task(task, weights)
@@ -97,8 +106,8 @@ class RuleStatistics:
         batch: Any,
     ) -> None:
         """See a batch before it is trained."""
-        if self.uses_moments:
-            self.moments.keep(batch)
+        if self.uses_moments or self.recalibrates:
+            self.recent.keep(batch)
         if snapshots and self.uses_representations:
             self.probe.observe(trainer, pl_module, snapshots, batch)
 
@@ -197,18 +206,24 @@ class RuleStatistics:
         assert isinstance(mean, Tensor)
         return [dict(zip(states, row, strict=True)) for row in mean.tolist()]
 
+    def recalibrate(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Measure running statistics of normalisation layers anew, on the last batches."""
+        recalibrate(trainer, pl_module, self._run, self.recent.batches)
+
     def resume(self, pl_module: LightningModule) -> None:
         """After a resume, bring what the checkpoint held to the module's device."""
         self.probe.resume(pl_module)
         self.importance.resume(named_weights(pl_module), pl_module.device)
         self.moments.to_device(pl_module.device)
+        self.recent.to_device(pl_module.device)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state of all three, in plain Python and tensors."""
+        """Return the state of all of them, in plain Python and tensors."""
         return {
             "probe": self.probe.state_dict(),
             "importance": self.importance.state_dict(),
             "moments": self.moments.state_dict(),
+            "recent": self.recent.state_dict(),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -216,3 +231,4 @@ class RuleStatistics:
         self.probe.load_state_dict(state_dict["probe"])
         self.importance.load_state_dict(state_dict["importance"])
         self.moments.load_state_dict(state_dict["moments"])
+        self.recent.load_state_dict(state_dict["recent"])

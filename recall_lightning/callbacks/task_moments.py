@@ -1,6 +1,5 @@
 """What the tasks so far gave to each linear map, and what the current one gives."""
 
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -11,13 +10,9 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
 from recall_lightning.callbacks.probe_run import ProbeRun
 from recall_lightning.callbacks.recall_arguments import check_choice
+from recall_lightning.callbacks.recent_batches import RecentBatches
 from recall_lightning.merging.adapters import LoraPair
-from recall_lightning.representations.batches import (
-    batch_size,
-    detached,
-    only_tensors,
-    rebuild,
-)
+from recall_lightning.representations.batches import batch_size
 from recall_lightning.representations.curvature import (
     KroneckerFactors,
     is_factored,
@@ -34,7 +29,6 @@ from recall_lightning.representations.moments import (
     RowCounts,
     moments_from,
 )
-from recall_lightning.sharding import of_all_processes, of_this_process
 from recall_lightning.snapshots import Snapshot, named_weights
 
 
@@ -50,7 +44,7 @@ class TaskMoments:
     itself if it is a causal language model, else the new task's own batches stand in.
 
     Args:
-        batches: How many of the last batches to keep and run.
+        recent: The last batches, which are run.
         full_width: Maps of more inputs than this have moments of low rank plus a diagonal.
         rank: That rank.
         source: ``"task"``, or ``"generated"`` for sequences of the model's own at every task's end.
@@ -67,7 +61,7 @@ class TaskMoments:
 
     def __init__(
         self,
-        batches: int,
+        recent: RecentBatches,
         full_width: int,
         rank: int,
         source: Literal["task", "generated"],
@@ -75,11 +69,7 @@ class TaskMoments:
         seed: int,
         curvature: bool,
     ) -> None:
-        for name, value in (
-            ("moment_batches", batches),
-            ("moment_width", full_width),
-            ("moment_rank", rank),
-        ):
+        for name, value in (("moment_width", full_width), ("moment_rank", rank)):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name}={value!r} must be an integer of 1 or more")
         check_choice("moment_source", source, "task", "generated")
@@ -94,8 +84,7 @@ class TaskMoments:
         self.curvature = curvature
         self._told = False  # that predictions are not known
         self._run = run
-        self._recent: deque[Any] = deque(maxlen=batches)
-        self._restored: list[list[torch.Tensor] | None] = []
+        self._recent = recent
 
     def find_maps(self, pl_module: LightningModule, pairs: list[LoraPair]) -> dict[str, str]:
         """Find the linear maps; return how all else is merged, and why, by name."""
@@ -111,11 +100,9 @@ class TaskMoments:
         return notes
 
     def start_task(self, task: int, weights: Mapping[str, torch.Tensor]) -> None:
-        """Forget the batches of the last task; before the first one, everything."""
+        """Before the first task forget all; else fit what is known to the model's maps."""
         if task == 0:
             self.old, self.old_outputs, self.tasks = {}, {}, 0
-        self._recent.clear()
-        self._restored = []
         self._fit_to_maps()
         self._fit_to_outputs(weights)
 
@@ -127,17 +114,10 @@ class TaskMoments:
                 f"{type(pl_module).__name__} does not hold: use moment_source='task'"
             )
 
-    def keep(self, batch: Any) -> None:
-        """Keep a training batch in place of the oldest."""
-        if self._restored and None not in self._restored:
-            self._recent.extend(rebuild(batch, tensors or []) for tensors in self._restored)
-        self._restored = []
-        self._recent.append(detached(batch))  # a training_step may change its batch
-
     def measure(self, trainer: Trainer, pl_module: LightningModule) -> KroneckerFactors:
         """Return the mean moments of the live model on the last batches."""
         with self._run.ready(trainer, pl_module) as forward:
-            return self._measure_on(list(self._recent), trainer, pl_module, forward)
+            return self._measure_on(self._recent.batches, trainer, pl_module, forward)
 
     def _measure_on(
         self,
@@ -196,7 +176,7 @@ class TaskMoments:
 
     def end_task(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Add the inputs of the task that ends, under the merged weights."""
-        if not self._recent:  # a resume after the task's last batch
+        if not self._recent.batches:  # a resume after the task's last batch
             rank_zero_warn("no batch of the task was seen: later merges know nothing of its inputs")
             return
         measure = self._measure_generated if self.source == "generated" else self.measure
@@ -219,11 +199,9 @@ class TaskMoments:
             )
 
     def _measure_generated(self, trainer: Trainer, pl_module: LightningModule) -> KroneckerFactors:
-        size, length = _shape_of(self._recent[-1])
-        number = self._recent.maxlen
-        assert number is not None
+        size, length = _shape_of(self._recent.batches[-1])
         batches = generated_batches(
-            pl_module, number, size, length, self.seed + trainer.global_rank
+            pl_module, self._recent.number, size, length, self.seed + trainer.global_rank
         )
         rank_zero_info(f"{len(batches) * size} sequences of {length} tokens were generated")
         generator = find_generator(pl_module)
@@ -300,13 +278,11 @@ class TaskMoments:
         return {n: FullMoments(_mean(trainer, moments[n].matrix), moments[n].count) for n in names}
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the old moments' tensors, the number of tasks and, if tensors, the batches."""
-        recent = self._restored or [only_tensors(batch) for batch in self._recent]
+        """Return the old moments' tensors and the number of tasks."""
         return {
             "old": {name: moments.state_dict() for name, moments in self.old.items()},
             "old_outputs": {n: moments.state_dict() for n, moments in self.old_outputs.items()},
             "tasks": self.tasks,
-            "recent": of_all_processes(recent),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -315,7 +291,6 @@ class TaskMoments:
         outputs = state_dict.get("old_outputs", {})  # older checkpoints have none
         self.old_outputs = {n: FullMoments(**state) for n, state in outputs.items()}
         self.tasks = state_dict["tasks"]
-        self._restored = of_this_process(state_dict["recent"])
 
     def to_device(self, device: torch.device) -> None:
         """After a resume, move the tensors to the module's device."""
@@ -324,7 +299,6 @@ class TaskMoments:
         for name, outputs in self.old_outputs.items():
             state = move_data_to_device(outputs.state_dict(), device)
             self.old_outputs[name] = FullMoments(**state)
-        self._restored = move_data_to_device(self._restored, device)
 
 
 def _is_finite(moments: Moments) -> bool:

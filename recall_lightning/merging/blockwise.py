@@ -234,7 +234,8 @@ def merge_snapshots_(
         live: Name to the tensor that is written.
         snapshots: Of each, name to tensor; the same names in all.
         weights: Of each, name to weight in [0, 1], a number or one an element, or a linear map's
-            matrix; a name's sum to 1 at most. Of several snapshots numbers only.
+            matrix; a name's sum to 1 at most. Of several snapshots numbers only. The same names in
+            all; what has none is left alone.
         lora_pairs: The factors among the names, which are merged as ΔW = scale · BA with the weight
             of their A and brought back to their rank.
         check_finite: Whether to look for NaN and infinities first.
@@ -254,7 +255,7 @@ def merge_snapshots_(
         >>> live["w"]
         tensor([0.7500])
     """
-    names = list(snapshots[0])
+    names = list(weights[0])
     for name in names:
         for what, model in [("live", live), *(("snapshot", copy) for copy in snapshots)]:
             check_alike(name, live[name], model[name])

@@ -15,11 +15,13 @@ torch.manual_seed(0)
 similarity = {{"rule": "rbf", "end_rule": "rbf", "typical_samples": 8, "pool_size": 16}}
 statistics = {{"rule": "importance", "end_rule": "subspace"}}
 curvature = {{"rule": "kfac_importance", "end_rule": "kfac_subspace"}}
+recalibrated = {{"rule": "uniform", "end_rule": None, "strength": 0.2, "buffers": "recalibrate"}}
 low_rank = {{"rule": "subspace", "end_rule": None, "moment_width": 9, "moment_rank": 3}}
 content = []
-for arguments in (similarity, statistics, curvature, low_rank):
+for arguments in (similarity, statistics, curvature, low_rank, recalibrated):
     callback, monitor = RecallCallback(every=0.25, **arguments), ForgettingMonitor("val/acc")
-    model = Plain()
+    layers = [torch.nn.Linear(8, 9), torch.nn.BatchNorm1d(9), torch.nn.Linear(9, 2)]
+    model = Plain(torch.nn.Sequential(*layers) if arguments is recalibrated else None)
     for task in range(2):
         trainer = quiet_trainer(callback, monitor, strategy="ddp", devices=2)
         trainer.fit(model, loader(task), [loader(t, 16, shuffle=False) for t in range(2)])
@@ -29,7 +31,7 @@ for arguments in (similarity, statistics, curvature, low_rank):
     content.append({{
         "coefficients": [record["coefficient"] for record in callback.history],
         "typical": typical[0][0].sum().item() if typical else trainer.global_rank,
-        "weights": [p.double().sum().item() for p in model.parameters()],
+        "weights": [p.double().sum().item() for p in model.state_dict().values()],
         "moments": [t.double().sum().item() for m in moments for t in m.state_dict().values()],
         "matrix": monitor.matrix,
     }})

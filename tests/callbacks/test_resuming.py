@@ -46,6 +46,7 @@ METHODS = [AdaptiveInterval, ElasticWeightConsolidation, HalfFineTuning, L2ToSna
 METHODS += [LowLearningRate, LearningWithoutForgetting, SequentialFinetuningAveraging, WiseFT]
 CALLBACKS = {method.__name__: lambda method=method: [method()] for method in METHODS}
 CALLBACKS["rbf"] = recall(rule="rbf", end_rule="rbf", snapshots=2)
+CALLBACKS["recalibrate"] = recall(buffers="recalibrate", moment_batches=3)
 CALLBACKS["gradients"] = recall(
     rule="rbf*importance", end_rule="subspace", importance_source="gradients", importance_steps=4
 )

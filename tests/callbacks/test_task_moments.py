@@ -339,19 +339,7 @@ def test_batches_that_are_no_tensors_alone_are_kept_but_not_in_checkpoints(tmp_p
     trainer = quiet_trainer(callback)
     trainer.fit(Named(), DataLoader(Ragged(), batch_size=8))
     assert len(callback.history) == 1
-    moments = moments_of(callback)
-    moments.keep({"x": torch.zeros(1), "text": ["a"]})
-    assert set(moments.state_dict()["recent"][0]) == {None}
-
-
-def test_kept_batches_come_back_from_a_checkpoint_before_the_next_one():
-    moments = moments_of(subspace(moment_batches=3))
-    for value in range(4):
-        moments.keep([torch.full((2,), float(value)), torch.zeros(2)])
-    back = moments_of(subspace(moment_batches=3))
-    back.load_state_dict(copy.deepcopy(moments.state_dict()))
-    back.keep([torch.full((2,), 9.0), torch.zeros(2)])
-    assert [batch[0][0].item() for batch in back._recent] == [2, 3, 9]
+    assert set(callback._statistics.recent.state_dict()["processes"][0]) == {None}
 
 
 def test_moments_come_back_from_a_checkpoint():
