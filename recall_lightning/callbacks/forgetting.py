@@ -90,8 +90,13 @@ class ForgettingMonitor(TaskAwareCallback):
         return self.record.summary()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock."""
+        """Start the clock; say so if there will be nothing to read."""
         super().on_train_start(trainer, pl_module)
+        if not trainer.enable_validation:
+            rank_zero_warn(
+                "ForgettingMonitor: this fit never validates (limit_val_batches=0, no validation "
+                "dataloader, or no validation_step), so there is nothing to read"
+            )
         self._started = time.perf_counter()
 
     def on_task_start(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:
@@ -144,7 +149,8 @@ class ForgettingMonitor(TaskAwareCallback):
         if self.task is not None and self.task_ended:
             self._fill_missing_rows(self.task + 1)
         if not self.matrix or not self.record.task_names:
-            rank_zero_warn("ForgettingMonitor: no task was validated at its end, nothing to show")
+            if trainer.enable_validation:
+                rank_zero_warn("ForgettingMonitor: no task was validated at its end")
             return
         folder = self._resolve_folder(trainer)
         if not trainer.is_global_zero:
@@ -179,6 +185,8 @@ class ForgettingMonitor(TaskAwareCallback):
 
     def _fill_missing_rows(self, rows: int) -> None:
         """Take a task's last measurement for its row where no validation fell on its end."""
+        if not self.record.measurements:
+            return
         while len(self.matrix) < rows:
             task, row = len(self.matrix), self.record.last_measured_of(len(self.matrix))
             self.matrix.append(row or [math.nan] * max(1, len(self.record.task_names)))

@@ -126,6 +126,8 @@ class TaskAwareCallback(Callback):
                 f"the Trainer's callbacks have different task_epochs: {given}; give one of them"
             )
         self.task_epochs = given[0] if given else None
+        if stage == "fit":  # a fit's own checkpoint is loaded after this; the tuner's was before
+            self._resumed, self._progress = False, None
         bar = trainer.progress_bar_callback
         if stage == "fit" and bar is not None:
             bar.get_metrics = _with_items(bar.get_metrics, self)  # type: ignore[method-assign]
