@@ -1,9 +1,10 @@
 """Which of RecallCallback's ways with BatchNorm's running statistics keeps most: its default.
 
-    python benchmarks/normalisation_buffers.py    # its output is in results/normalisation_buffers.md
+    python benchmarks/normalisation_buffers.py
 
 Trains two small networks with BatchNorm on streams of digits with seeds 100 to 102 and prints the
 accuracy on all tasks after the last (average) and on each right after its training (plasticity).
+The output is in ``results/normalisation_buffers.md``.
 """
 
 import logging
