@@ -1,12 +1,14 @@
 """A run to be started in one or several processes: what comes out must not depend on how many.
 
-    python sharded_runs.py STRATEGY PROCESSES FOLDER [--resume FOLDER]
+    python sharded_runs.py STRATEGY PROCESSES FOLDER [--resume FOLDER] [--precision PRECISION]
 
-STRATEGY is single, ddp, fsdp, distributed (FSDP2 with distributed checkpoints) or unequal (DDP on
-batches of unequal sizes). Writes ``FOLDER/RULE-RANK.pt`` for each rule, and of those in RESUMED a
-checkpoint from the middle of the second task.
+STRATEGY is single, ddp, fsdp, distributed (FSDP2 with distributed checkpoints), files (DDP with
+snapshots in files) or unequal (DDP on batches of unequal sizes). Writes ``FOLDER/RULE-RANK.pt`` for
+each rule, or those in RESUMED, with a checkpoint from the middle of the second task, where one is
+needed.
 """
 
+import argparse
 import os
 import sys
 import warnings
@@ -102,7 +104,7 @@ def train_unequally(strategy):
     return {"steps": [record["step"] for record in recall.history]}
 
 
-def train(strategy, processes, arguments, save=None, resume=None):
+def train(strategy, processes, arguments, save=None, resume=None, **options):
     torch.manual_seed(0)
     model = Uneven()
     recall = RecallCallback(
@@ -117,6 +119,7 @@ def train(strategy, processes, arguments, save=None, resume=None):
         devices=processes,
         max_epochs=2,
         reload_dataloaders_every_n_epochs=1,
+        **options,
     )
     trainer.fit(model, datamodule=stream, ckpt_path=resume)
     weights = named_weights(model)
@@ -126,39 +129,49 @@ def train(strategy, processes, arguments, save=None, resume=None):
         "drift": [record["drift"] for record in recall.history],
         "matrix": monitor.matrix,
         "snapshot": recall.snapshots[-1].nbytes,
+        "files": sorted(path.name for path in Path(trainer.default_root_dir).rglob("task_*")),
         "typical": recall._statistics.probe._typical[:1],
     }
 
 
-def main(kind, processes, folder, *resume):
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("kind")
+    parser.add_argument("processes", type=int)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--resume", type=Path)
+    parser.add_argument("--precision", default="32-true")
+    given = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    processes, folder = int(processes), Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    given.folder.mkdir(parents=True, exist_ok=True)
 
     def strategy():
-        if kind == "single":
+        if given.kind == "single":
             return "auto"
-        if kind in ("ddp", "unequal"):
+        if given.kind in ("ddp", "unequal", "files"):
             return DDPStrategy(process_group_backend="gloo")
         return ModelParallelStrategy(
-            data_parallel_size=processes,
+            data_parallel_size=given.processes,
             tensor_parallel_size=1,
-            save_distributed_checkpoint=kind == "distributed",
+            save_distributed_checkpoint=given.kind == "distributed",
             process_group_backend="gloo",
         )
 
-    if kind == "unequal":
+    if given.kind == "unequal":
         result = train_unequally(strategy())
-        torch.save(result, folder / f"unequal-{torch.distributed.get_rank()}.pt")
+        torch.save(result, given.folder / f"unequal-{torch.distributed.get_rank()}.pt")
         return
-    for name in RESUMED if resume or kind == "distributed" else RULES:
-        save = folder / f"{name}.ckpt" if name in RESUMED and not resume else None
-        start = Path(resume[1]) / f"{name}.ckpt" if resume else None
-        result = train(strategy(), processes, RULES[name], save, start)
+    few = given.resume or given.kind in ("distributed", "files") or given.precision != "32-true"
+    for name in RESUMED if few else RULES:
+        save = given.folder / f"{name}.ckpt" if name in RESUMED and not given.resume else None
+        start = given.resume / f"{name}.ckpt" if given.resume else None
+        options = {"default_root_dir": given.folder / name, "precision": given.precision}
+        arguments = RULES[name] | ({"snapshot_to": "file"} if given.kind == "files" else {})
+        result = train(strategy(), given.processes, arguments, save, start, **options)
         rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
-        torch.save(result, folder / f"{name}-{rank}.pt")
+        torch.save(result, given.folder / f"{name}-{rank}.pt")
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()

@@ -1,6 +1,7 @@
 """What differs on a GPU: its precisions, random state, memory and compiled code."""
 
 import copy
+import gc
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from recall_lightning import ForgettingMonitor, RecallCallback
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 
 SMALL = {"typical_samples": 8, "pool_size": 16}
+SHARDED = ("32-true", "bf16-true", "bf16-mixed", "16-true")
 DTYPES = PRECISIONS | {"16-mixed": torch.float32}
 
 
@@ -120,10 +122,11 @@ def test_a_snapshot_on_the_cpu_takes_no_memory_of_the_gpu():
         module = Plain(nn.Sequential(nn.Linear(8, 4096), nn.Linear(4096, 4096), nn.Linear(4096, 2)))
         module.configure_optimizers = lambda: torch.optim.SGD(module.parameters(), lr=1e-3)
         recall = RecallCallback(every=2, rule="uniform", end_rule=None, strength=0.2, **arguments)
-        torch.cuda.empty_cache()
+        gc.collect()
         torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
         gpu_trainer(recall).fit(module, loader(0))
-        return torch.cuda.max_memory_allocated()
+        return torch.cuda.max_memory_allocated() - before
 
     copy_of_weights = 4096 * 4096 * 4
     assert peak() - peak(snapshot_device="cpu") > 0.9 * copy_of_weights
@@ -147,8 +150,11 @@ def test_compiled_models_merge_as_others_within_rounding(rule):
 
 
 @pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
-def test_strategies_of_many_gpus_run_on_one(kind, rule):
+@pytest.mark.parametrize(
+    ("kind", "precision"),
+    [*[("ddp", precision) for precision in DTYPES], *[("fsdp", p) for p in SHARDED]],
+)
+def test_strategies_of_many_gpus_run_on_one(kind, precision, rule):
     class Sharded(Half):
         def configure_model(self):
             if kind == "fsdp" and not hasattr(self, "sharded"):
@@ -164,5 +170,5 @@ def test_strategies_of_many_gpus_run_on_one(kind, rule):
             if kind == "ddp"
             else ModelParallelStrategy(data_parallel_size=1, tensor_parallel_size=1)
         )
-        gpu_trainer(recall, strategy=strategy).fit(module, loader(task))
+        gpu_trainer(recall, strategy=strategy, precision=precision).fit(module, loader(task))
     assert len(recall.history) == 6

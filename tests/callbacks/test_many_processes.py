@@ -16,16 +16,17 @@ def run(tmp_path_factory):
     parent = tmp_path_factory.mktemp("runs")
     done = {}
 
-    def folder_of(kind, processes, resume=()):
-        return parent / "-".join(map(str, (kind, processes, *resume)))
+    def folder_of(kind, processes, resume=(), precision=()):
+        return parent / "-".join(map(str, (kind, processes, *resume, *precision)))
 
-    def run(kind, processes=2, resume=(), launcher=()):
-        folder = folder_of(kind, processes, resume)
+    def run(kind, processes=2, resume=(), launcher=(), precision=()):
+        folder = folder_of(kind, processes, resume, precision)
         if folder not in done:
             command = [sys.executable, *launcher, SCRIPT, kind, str(processes), folder]
             if resume:
                 run(*resume)
                 command += ["--resume", folder_of(*resume)]
+            command += precision
             environment = os.environ | {"OMP_NUM_THREADS": "1"}
             ended = subprocess.run(
                 command, capture_output=True, text=True, timeout=150, env=environment
@@ -40,6 +41,7 @@ def run(tmp_path_factory):
     return run
 
 
+DDP_PRECISIONS = ("bf16-true", "bf16-mixed", "64-true")  # FSDP2 has no "64-true"
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
 
 
@@ -105,3 +107,22 @@ def test_another_number_of_processes_goes_on(kind, processes, resume, run):
 def test_processes_wait_until_all_have_typical_samples(run):
     first, second = (rank["unequal"] for rank in run("unequal"))
     assert first == second == {"steps": [4, 5, 6, 7, 8]}
+
+
+@pytest.mark.parametrize(
+    ("kind", "precision"),
+    [*[("ddp", p) for p in DDP_PRECISIONS], *[("fsdp", p) for p in DDP_PRECISIONS[:2]]],
+)
+def test_processes_agree_in_every_precision(kind, precision, run):
+    first, second = run(kind, precision=("--precision", precision))
+    for rule in RESUMED:
+        assert_alike(first[rule], second[rule])
+        assert all(weight.isfinite().all() for weight in first[rule]["weights"].values())
+
+
+def test_snapshots_in_files_are_written_once_and_merge_alike(run):
+    for rule in RESUMED:
+        for rank in range(2):
+            files, memory = run("files")[rank][rule], run("ddp", launcher=TORCHRUN)[rank][rule]
+            assert_alike(files, memory)
+            assert [name.partition("-")[0] for name in files["files"]] == ["task_1"]
