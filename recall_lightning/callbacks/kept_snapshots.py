@@ -86,30 +86,39 @@ class KeptSnapshots:
         self._rest = rest
         self.storage.remove_unused(trainer, self.snapshots)
 
-    def resume(self, trainer: Trainer, pl_module: LightningModule, needed: bool = True) -> None:
-        """After a resume, find files again and move copies to their device.
+    def resume(
+        self, trainer: Trainer, pl_module: LightningModule, needed: bool = True
+    ) -> list[int]:
+        """After a resume, find files again, move copies to their device, and drop too many.
 
         Args:
             trainer: The Trainer.
             pl_module: The model.
             needed: Whether the newest is still to be merged.
 
+        Returns:
+            Which of the snapshots that the checkpoint held are left, counted from 0.
+
         Raises:
             ValueError: If a file is not to be found, or not what it was, and that is an error.
         """
         live = named_weights(pl_module)
-        found, tasks = [], []
+        found, left = [], []
         references = self._restored or [None] * len(self.tasks)
-        for task, snapshot, reference in zip(self.tasks, self.snapshots, references, strict=True):
+        first = 0 if self.most == "all" else max(0, len(self.tasks) - self.most)
+        for position in range(first, len(self.tasks)):
+            snapshot, reference = self.snapshots[position], references[position]
             if reference is not None:
                 needless = not needed and self.most == 1
-                sought = None if needless else self._find(trainer, task, reference)
+                sought = None if needless else self._find(trainer, self.tasks[position], reference)
                 if sought is None:
                     continue
                 snapshot = sought
             found.append(snapshot.to_devices_of(live, self.storage.device))
-            tasks.append(task)
-        self.snapshots, self.tasks, self._restored = found, tasks, None
+            left.append(position)
+        self.snapshots, self._restored = found, None
+        self.tasks = [self.tasks[position] for position in left]
+        return left
 
     def _find(self, trainer: Trainer, task: int, reference: FileReference) -> Snapshot | None:
         try:

@@ -182,6 +182,11 @@ class Probe:
         """Make what a checkpoint held usable again on the module's device."""
         self.snapshot_states = move_data_to_device(self.snapshot_states, pl_module.device)
 
+    def leave_snapshots(self, left: Sequence[int]) -> None:
+        """Forget what was measured under all snapshots but those at these positions."""
+        if self.snapshot_states:
+            self.snapshot_states = [self.snapshot_states[position] for position in left]
+
     def _measure(
         self,
         trainer: Trainer,

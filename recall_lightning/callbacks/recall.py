@@ -301,7 +301,8 @@ class RecallCallback(TaskAwareCallback):
             self._statistics.resume(pl_module)
         merges = self._merges_this_task
         with _misconfiguration():
-            self._kept.resume(trainer, pl_module, needed=not self.task_ended)
+            left = self._kept.resume(trainer, pl_module, needed=not self.task_ended)
+        self._statistics.probe.leave_snapshots(left)
         if merges and not self._merges_this_task and not self.task_ended:
             self._in_task = False  # the task starts anew
 

@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 from conftest import Plain, loader, quiet_trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from recall_lightning import MergeRule, RecallCallback
@@ -59,6 +60,19 @@ def test_what_a_checkpoint_holds_of_several_snapshots_comes_back():
     restored.load_state_dict(callback.state_dict())
     for kept, back in zip(callback.snapshots, restored.snapshots, strict=True):
         assert all(torch.equal(kept[name], back[name]) for name in kept)
+
+
+def test_a_resume_with_fewer_snapshots_merges_the_newest(tmp_path):
+    def train(keep, *others, checkpoint=None):
+        callback = RecallCallback(every=2, snapshots=keep, task_epochs=1, **SMALL)
+        trainer = quiet_trainer(callback, *others, max_epochs=3, enable_checkpointing=bool(others))
+        trainer.fit(Plain(), loader(0), ckpt_path=checkpoint)
+        return callback.history[-1]
+
+    middle = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=19, save_top_k=-1)
+    assert [old["task"] for old in train("all", middle)["earlier"]] == [0, 1]
+    assert [old["task"] for old in train(2, checkpoint=tmp_path / "step=19.ckpt")["earlier"]] == [1]
+    assert "earlier" not in train(1, checkpoint=tmp_path / "step=19.ckpt")
 
 
 def test_snapshots_of_a_model_that_trained_other_weights_are_dropped_with_a_warning():
