@@ -1,8 +1,18 @@
 """Task streams: ordered tasks behind one LightningDataModule."""
 
 from recall_lightning.data.digits import DigitsStream
+from recall_lightning.data.instruction_stream import InstructionStream, InstructionTask
+from recall_lightning.data.instructions.templates import Template
 from recall_lightning.data.replay import ReplayBuffer
 from recall_lightning.data.stdlib_text import StdlibTextStream
 from recall_lightning.data.stream import TaskStream
 
-__all__ = ["DigitsStream", "ReplayBuffer", "StdlibTextStream", "TaskStream"]
+__all__ = [
+    "DigitsStream",
+    "InstructionStream",
+    "InstructionTask",
+    "ReplayBuffer",
+    "StdlibTextStream",
+    "TaskStream",
+    "Template",
+]

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 from torch.nn import functional
 
+from recall_lightning.callbacks.fresh_adapter import FreshAdapter
+from recall_lightning.callbacks.learning_rate import WarmupCosine
 from recall_lightning.models.construction import build_optimizer, build_transformer
 from recall_lightning.models.evaluation import LoaderMetrics, RatioOfSums
+from recall_lightning.models.lora import LoraSettings, with_lora
+from recall_lightning.models.scoring import Normalisation, chosen, exact_match, f1
+from recall_lightning.snapshots import frozen_digest
 
 
 class Perplexity(RatioOfSums):
@@ -41,7 +47,11 @@ class CausalLMModule(LightningModule):
     - ``val/acc``: the part of tokens whose most likely prediction is right,
     - ``val/perplexity``: exp of the loss,
     - ``val/bits_per_byte``: nats / ln 2 / bytes, if batches hold ``num_bytes``, int64 ``(B,)``, the
-      number of bytes that the predicted tokens of each sample stand for.
+      number of bytes that the predicted tokens of each sample stand for,
+    - ``val/score``, if batches hold ``questions`` (those of
+      :class:`~recall_lightning.data.InstructionStream` do): the task's own score in [0, 1], which
+      is accuracy of choices, exact match, F1 of words, or BLEU (sacreBLEU's, over the whole set).
+      ``val/exact_match`` comes along with F1.
 
     Example::
 
@@ -63,9 +73,22 @@ class CausalLMModule(LightningModule):
             mapping with ``model_type`` and config fields, for a model with random weights.
         optimizer: Makes an optimizer of the trainable parameters.
         lr_scheduler: Makes a scheduler of the optimizer; it steps once an epoch.
+        schedule: ``"task"`` warms up and decays along a cosine in each task, ``"stream"`` once over
+            all of them, ``"constant"`` neither.
+        warmup: The part of it that is warm-up.
+        decay_norms_and_biases: Whether weight decay acts on norms' weights and biases too.
+        dtype: Of a pre-trained model's weights, such as ``"bfloat16"``, instead of the saved one.
+        attn_implementation: ``"sdpa"``, ``"eager"``, ``"flash_attention_2"`` …; by default what
+            transformers finds best.
+        gradient_checkpointing: Whether to compute activations once more in backward, for memory.
+        compile: Whether to compile the model.
+        lora: Train an adapter instead of the model's own weights.
+        normalise: What the log-likelihood of a choice is divided by.
+        trust_remote_code: Whether the model may run code of its own.
 
     Raises:
-        MisconfigurationException: If ``model`` can be neither loaded nor built.
+        MisconfigurationException: If ``model`` can be neither loaded nor built, or the adapter does
+            not fit.
     """
 
     def __init__(
@@ -73,11 +96,40 @@ class CausalLMModule(LightningModule):
         model: str | dict[str, Any],
         optimizer: OptimizerCallable = lambda params: torch.optim.AdamW(params, lr=1e-3),
         lr_scheduler: LRSchedulerCallable | None = None,
+        schedule: Literal["constant", "task", "stream"] = "constant",
+        warmup: float = 0.03,
+        decay_norms_and_biases: bool = True,
+        dtype: Literal["float32", "bfloat16", "float16"] | None = None,
+        attn_implementation: str | None = None,
+        gradient_checkpointing: bool = False,
+        compile: bool = False,
+        lora: LoraSettings | None = None,
+        normalise: Normalisation = "tokens",
+        trust_remote_code: bool = False,
     ) -> None:
         super().__init__()
-        self.model = build_transformer("CausalLM", model)
+        options: dict[str, Any] = {"dtype": dtype, "attn_implementation": attn_implementation}
+        options = {name: value for name, value in options.items() if value is not None}
+        if trust_remote_code:
+            options["trust_remote_code"] = True
+        built: Any = build_transformer("CausalLM", model, **options)
+        if gradient_checkpointing:
+            built.gradient_checkpointing_enable({"use_reentrant": False})
+            built.config.use_cache = False
+            built.enable_input_require_grads()  # a frozen embedding would cut the gradients off
+        if lora is not None:
+            built = with_lora(built, lora)
+        if compile:
+            built.compile()
+        self.model = built
+        self.source = model
+        self.lora = lora
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
+        self.schedule = schedule
+        self.warmup = warmup
+        self.decay_norms_and_biases = decay_norms_and_biases
+        self.normalise = normalise
         self.val_metrics = LoaderMetrics(
             {
                 "loss": RatioOfSums,
@@ -87,39 +139,146 @@ class CausalLMModule(LightningModule):
             }
         )
 
+    def configure_callbacks(self) -> list[Callback]:
+        """The learning rate's schedule, and what ends an adapter of one task."""
+        callbacks: list[Callback] = []
+        if self.schedule != "constant":
+            callbacks.append(WarmupCosine(self.schedule, self.warmup))
+        if self.lora is not None and self.lora.fresh_per_task:
+            callbacks.append(FreshAdapter())
+        return callbacks
+
     def forward(
         self,
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
+        position_ids: Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
         """The model's own output: ``logits`` ``(B, L, vocabulary)`` and, given labels, ``loss``."""
+        if position_ids is not None:  # not every model takes them
+            kwargs["position_ids"] = position_ids
         return self.model(
             input_ids=input_ids, attention_mask=attention_mask, labels=labels, **kwargs
         )
 
-    def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> Tensor:
+    def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
         """Mean nats per token of a batch."""
-        loss = self(**{name: value for name, value in batch.items() if name != "num_bytes"}).loss
+        loss = self(**{name: value for name, value in batch.items() if name not in _ASIDE}).loss
         self.log("train/loss", loss, prog_bar=True)
         return loss
 
     def validation_step(
-        self, batch: Mapping[str, Tensor], batch_idx: int, dataloader_idx: int = 0
+        self, batch: Mapping[str, Any], batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Score a batch."""
-        inputs = {k: value for k, value in batch.items() if k not in ("labels", "num_bytes")}
+        inputs = {k: value for k, value in batch.items() if k not in ("labels", *_ASIDE)}
         logits = self(**inputs).logits[:, :-1].flatten(0, 1).float()
         targets = batch["labels"][:, 1:].flatten()
         tokens = (targets != -100).sum()
         nats = functional.cross_entropy(logits, targets, ignore_index=-100, reduction="sum")
         correct = (logits.argmax(-1) == targets).sum()  # no prediction is -100
-        updates = {"loss": (nats, tokens), "acc": (correct, tokens), "perplexity": (nats, tokens)}
+        updates: dict[str, tuple[Any, ...]] = {
+            "loss": (nats, tokens),
+            "acc": (correct, tokens),
+            "perplexity": (nats, tokens),
+        }
         if "num_bytes" in batch:
             updates["bits_per_byte"] = (nats / math.log(2), batch["num_bytes"].sum())
+        if "questions" in batch:
+            updates |= self._scores(batch["questions"], dataloader_idx)
         self.val_metrics.update_and_log(self, dataloader_idx, updates)
+
+    def _scores(self, questions: Mapping[str, Any], loader: int) -> dict[str, tuple[Any, ...]]:
+        """Answer questions, and return what updates their scores."""
+        from torchmetrics.text import SacreBLEUScore  # slow to import
+
+        ratio, kind = RatioOfSums, questions["score"]
+        self.val_metrics.also(loader, "score", SacreBLEUScore if kind == "bleu" else ratio)
+        if "choices" in questions:
+            right = chosen(self, questions, self.normalise) == questions["label"]
+            return {"score": (right.sum(), len(right))}
+        answers, references = self.answers(questions), questions["references"]
+        if kind == "bleu":
+            return {"score": (answers, references)}
+        self.val_metrics.also(loader, "exact_match", ratio)
+        pairs = list(zip(answers, references, strict=True))
+        matched = torch.tensor(sum(exact_match(*pair) for pair in pairs))
+        scored = torch.tensor(sum(f1(*pair) for pair in pairs)) if kind == "f1" else matched
+        return {"score": (scored, len(pairs)), "exact_match": (matched, len(pairs))}
+
+    def answers(self, questions: Mapping[str, Any]) -> list[str]:
+        """Let the model write, greedily, and return its answers; empty where it says there is none.
+
+        Args:
+            questions: ``prompts``, ``max_new_tokens`` and ``no_answer`` of
+                :func:`~recall_lightning.data.instructions.collating.collate_questions`.
+        """
+        tokenizer = self._tokenizer()
+        prompts = questions["prompts"]
+        written = self.model.generate(
+            **prompts,
+            max_new_tokens=questions["max_new_tokens"],
+            do_sample=False,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )[:, prompts["input_ids"].shape[1] :]
+        texts = [text.strip() for text in tokenizer.batch_decode(written, skip_special_tokens=True)]
+        none = questions["no_answer"]
+        return ["" if none and text.lower() == none.lower() else text for text in texts]
+
+    def _tokenizer(self) -> Any:
+        tokenizer = getattr(getattr(self.trainer, "datamodule", None), "tokenizer", None)
+        if tokenizer is None:
+            raise MisconfigurationException(
+                "answers that a model writes need a datamodule with a tokenizer, such as "
+                "InstructionStream"
+            )
+        return tokenizer
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Say how the model is built, and leave the base out where only an adapter is trained."""
+        stream = getattr(self._trainer, "datamodule", None) if self._trainer is not None else None
+        checkpoint["causal_lm"] = {
+            "model": self.source,
+            "lora": None if self.lora is None else dict(vars(self.lora)),
+            "tokenizer": getattr(getattr(stream, "tokenizer", None), "name_or_path", None),
+            "tasks": getattr(stream, "task_names", []),
+        }
+        if self._leaves_base_out():
+            checkpoint["causal_lm"]["base"] = frozen_digest(self)
+            for name in self._frozen():
+                checkpoint["state_dict"].pop(name, None)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Put the base back in.
+
+        Raises:
+            MisconfigurationException: If the adapter was trained on another base.
+        """
+        saved = checkpoint.get("causal_lm", {}).get("base")
+        if saved is None or not self._leaves_base_out():
+            return
+        if saved != frozen_digest(self):
+            raise MisconfigurationException(
+                f"the checkpoint holds an adapter of another base than model={self.source!r}: give "
+                f"the one that it was trained on, {checkpoint['causal_lm']['model']!r}"
+            )
+        own = self.state_dict()
+        for name in self._frozen():
+            checkpoint["state_dict"].setdefault(name, own[name])
+
+    def _leaves_base_out(self) -> bool:
+        return self.lora is not None and not self.lora.fresh_per_task
+
+    def _frozen(self) -> list[str]:
+        trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+        return [name for name in self.state_dict() if name not in trained]
 
     def configure_optimizers(self) -> Any:
         """The optimizer, and its schedule if there is one."""
-        return build_optimizer(self, self.optimizer, self.lr_scheduler)
+        return build_optimizer(self, self.optimizer, self.lr_scheduler, self.decay_norms_and_biases)
+
+
+_ASIDE = ("num_bytes", "questions")  # what batches hold besides the model's inputs

@@ -61,7 +61,10 @@ def build_transformer(
 
 
 def build_optimizer(
-    module: LightningModule, optimizer: OptimizerCallable, lr_scheduler: LRSchedulerCallable | None
+    module: LightningModule,
+    optimizer: OptimizerCallable,
+    lr_scheduler: LRSchedulerCallable | None,
+    decay_norms_and_biases: bool = True,
 ) -> Any:
     """What ``configure_optimizers`` returns: the optimizer of what is trainable, and its schedule.
 
@@ -69,6 +72,13 @@ def build_optimizer(
         module: The module to train.
         optimizer: Makes an optimizer of parameters.
         lr_scheduler: Makes a scheduler, which steps once an epoch, of the optimizer.
+        decay_norms_and_biases: Whether weight decay acts on parameters of one axis too.
     """
-    built = optimizer([parameter for parameter in module.parameters() if parameter.requires_grad])
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    groups: Any = trained
+    flat = [parameter for parameter in trained if parameter.dim() < 2]
+    if flat and not decay_norms_and_biases:
+        others = [parameter for parameter in trained if parameter.dim() > 1]
+        groups = [{"params": others}, {"params": flat, "weight_decay": 0.0}]
+    built = optimizer(groups)
     return LightningCLI.configure_optimizers(module, built, lr_scheduler and lr_scheduler(built))

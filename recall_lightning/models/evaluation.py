@@ -84,6 +84,11 @@ class LoaderMetrics(nn.Module):
             self.loaders[key] = nn.ModuleDict({name: make() for name, make in self._makers.items()})
         return dict(self.loaders[key].items())  # type: ignore[operator]
 
+    def also(self, loader: int, name: str, make: Callable[[], Metric]) -> None:
+        """Let one loader have a metric of its own, if it has none of that name yet."""
+        if name not in self.of(loader):
+            self.loaders[str(loader)][name] = make()  # type: ignore[operator]
+
     def update_and_log(
         self, module: LightningModule, loader: int, updates: Mapping[str, tuple[Any, ...]]
     ) -> None:

@@ -1,0 +1,29 @@
+"""A LoRA adapter a task: added to the base at the task's end."""
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from recall_lightning.callbacks.task_aware import TaskAwareCallback
+from recall_lightning.merging.adapter_layers import add_to_base
+
+
+class FreshAdapter(TaskAwareCallback):
+    """Add the adapter to its base at every task's end, and start the next task with a new one.
+
+    The new adapter adds nothing yet, and the optimizer forgets what it knew of the old one, so the
+    model stays the function that it was. It comes after the callbacks that merge:
+    :class:`~recall_lightning.models.CausalLMModule` brings it along.
+
+    Raises:
+        MisconfigurationException: If the adapter's update is not finite.
+    """
+
+    def on_task_end(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:
+        """Add the adapter to the base."""
+        try:
+            restarted = set(map(id, add_to_base(pl_module)))
+        except ValueError as error:
+            raise MisconfigurationException(f"FreshAdapter: {error}") from error
+        for optimizer in trainer.optimizers:
+            for parameter in [p for p in optimizer.state if id(p) in restarted]:
+                del optimizer.state[parameter]

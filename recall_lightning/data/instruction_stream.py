@@ -1,0 +1,329 @@
+"""A stream of instruction tasks: prompts with answers, from files or the hub."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+from torch.utils.data import Dataset, IterableDataset, get_worker_info
+
+from recall_lightning.data.instructions import cache
+from recall_lightning.data.instructions.collating import (
+    Question,
+    collate,
+    collate_packed,
+    collate_questions,
+)
+from recall_lightning.data.instructions.encoding import Encoded, Encoder, load_tokenizer, packed
+from recall_lightning.data.instructions.rows import is_file, read_rows
+from recall_lightning.data.instructions.templates import Example, RowError, Template, template_of
+from recall_lightning.data.stream import TaskStream
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class InstructionTask:
+    """Where the rows of one task are, and what is made of them.
+
+    Args:
+        name: The task's name.
+        template: Name of one that ships, or one of your own.
+        train: Training rows: a file (.jsonl, .json with an object a line, .csv, .tsv, .parquet), or
+            a split's name.
+        validation: The same for held-out rows.
+        data: Hub id or folder of the data set whose splits these are.
+        config: The data set's configuration.
+        train_limit: Take only that many training rows, from the front.
+        val_limit: The same for held-out rows.
+    """
+
+    name: str
+    template: str | Template
+    train: str = "train"
+    validation: str = "validation"
+    data: str | None = None
+    config: str | None = None
+    train_limit: int | None = None
+    val_limit: int | None = None
+
+
+@dataclass
+class _Faults:
+    """What was wrong with rows, and what was cut."""
+
+    where: str
+    bad: int = 0
+    first: str = ""
+    shortened: int = 0
+    rows: int = 0
+
+    def say(self) -> None:
+        if self.bad:
+            rank_zero_warn(
+                f"{self.where}: {self.bad} of {self.rows} rows were left out; the first: "
+                f"{self.first}"
+            )
+        if self.shortened:
+            rank_zero_info(
+                f"{self.where}: {self.shortened} of {self.rows} prompts were too long for "
+                "max_length and lost their beginning"
+            )
+
+
+class InstructionStream(TaskStream):
+    """Tasks of prompts with answers, one after the other, for a causal language model.
+
+    A row becomes a prompt and its answer by the task's template; the answer alone is learned. Every
+    task is scored on its held-out rows by its template's score, which
+    :class:`~recall_lightning.models.CausalLMModule` logs as ``val/score``.
+
+    Rows that the template can make nothing of are counted and reported with the number of the first
+    of them. Prompts that are too long lose their beginning, and are counted too.
+
+    Args:
+        tasks: The tasks, in order.
+        tokenizer: Folder or hub id; usually the model's.
+        max_length: The most tokens of prompt and answer together.
+        chat: Whether the tokenizer's chat template wraps prompt and answer.
+        pack: Whether to put several examples into each training sequence, as many as fit; they do
+            not see each other. ``batch_size`` then counts sequences.
+        bad_rows: ``"skip"`` them with a warning, or stop with an ``"error"``.
+        streaming: Whether to read training rows anew in every epoch instead of keeping them: for
+            data sets that are larger than the memory. They come in their order.
+        cache: Folder for tokenised training data, found again as long as file, template and
+            tokenizer are the same. Data from the hub is not cached here.
+        trust_remote_code: Whether a tokenizer may run code of its own.
+        epochs_per_task: Epochs of every task, or one number a task.
+        batch_size: Examples, or packed sequences, in a training batch.
+        eval_batch_size: Questions in a validation batch. Defaults to ``batch_size``.
+        num_workers: Worker processes of each loader.
+        seed: Seed of the order of samples.
+        joint: Whether to train on all tasks at once.
+
+    Raises:
+        MisconfigurationException: For files, columns or tokenizers that do not fit; each names what
+            was wrong, and where.
+    """
+
+    def __init__(
+        self,
+        tasks: list[InstructionTask],
+        tokenizer: str,
+        max_length: int = 1024,
+        chat: bool = False,
+        pack: bool = False,
+        bad_rows: Literal["skip", "error"] = "skip",
+        streaming: bool = False,
+        cache: str | None = None,
+        trust_remote_code: bool = False,
+        *,
+        epochs_per_task: int | list[int] = 1,
+        batch_size: int = 8,
+        eval_batch_size: int | None = None,
+        num_workers: int = 0,
+        seed: int = 0,
+        joint: bool = False,
+    ) -> None:
+        super().__init__(
+            epochs_per_task=epochs_per_task,
+            batch_size=batch_size,
+            eval_batch_size=eval_batch_size,
+            num_workers=num_workers,
+            seed=seed,
+            joint=joint,
+        )
+        if pack and streaming:
+            raise MisconfigurationException(
+                "pack=True groups rows that are kept, and streaming=True keeps none: drop one"
+            )
+        self.tasks = tasks
+        self.max_length = max_length
+        self.chat = chat
+        self.pack = pack
+        self.bad_rows = bad_rows
+        self.streaming = streaming
+        self.cache = cache
+        self.templates = [_template(task) for task in tasks]
+        self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(tokenizer, trust_remote_code)
+        together = collate_packed if pack else collate
+        self.collate_fn = partial(together, pad=self.tokenizer.pad_token_id)
+        _ = self.total_epochs  # checks names and epochs
+
+    @property
+    def task_names(self) -> list[str]:
+        """The tasks' names."""
+        return [task.name for task in self.tasks]
+
+    def train_dataset(self, task: int) -> Dataset[Any]:
+        """Tokenised prompts with answers, or groups of them where they are packed."""
+        if self.streaming:
+            return _Streamed(self, task)
+        examples = self._cached(task)
+        data: Any = packed(examples, self.max_length) if self.pack else examples
+        return _Listed(data)
+
+    def val_dataset(self, task: int) -> Dataset[Any]:
+        """Held-out prompts, with what is needed to score answers."""
+        where = f"task {self.tasks[task].name!r}, {self.tasks[task].validation}"
+        faults = _Faults(where)
+        questions = list(self._questions(task, faults))
+        faults.say()
+        return _Listed(self._not_empty(questions, faults))
+
+    def val_dataloader(self) -> list[Any]:
+        """One loader for each task, in order, never shuffled, each collated for its score."""
+        loaders = super().val_dataloader()
+        for loader, template in zip(loaders, self.templates, strict=True):
+            loader.collate_fn = partial(
+                collate_questions,
+                pad=self.tokenizer.pad_token_id,
+                score=template.score,
+                no_answer=template.no_answer or "",
+                max_new_tokens=template.max_new_tokens,
+            )
+        return loaders
+
+    def encoder(self, task: int) -> Encoder:
+        """What turns the task's examples into tokens."""
+        separator = self.templates[task].separator
+        return Encoder(self.tokenizer, self.max_length, separator, self.chat)
+
+    def encoded(self, task: int, faults: _Faults) -> Iterator[Encoded]:
+        """Read, fill in and tokenise the training rows of a task."""
+        encoder, limit = self.encoder(task), self.tasks[task].train_limit
+        for _, found in self._examples(task, self.tasks[task].train, limit, faults, encoder.encode):
+            faults.shortened += found.lost > 0
+            yield found
+
+    def _cached(self, task: int) -> list[Encoded]:
+        own = self.tasks[task]
+        faults = _Faults(f"task {own.name!r}, {own.train}")
+        path = None
+        if self.cache is not None and is_file(own.train) and Path(own.train).is_file():
+            parts = [self.templates[task], self.max_length, self.chat, own.train_limit]
+            key = cache.key_of(self.tokenizer, cache.content_of(own.train), *parts)
+            path = Path(self.cache, f"{key}.safetensors")
+        if path is not None and path.is_file():
+            examples, notes = cache.load(path)
+            faults = _Faults(faults.where, **json.loads(notes["faults"]))
+            if faults.bad and self.bad_rows == "error":
+                self._refuse(faults)
+        else:
+            examples = list(self.encoded(task, faults))
+            if path is not None and examples:
+                said = {k: v for k, v in vars(faults).items() if k != "where"}
+                cache.save(examples, {"faults": json.dumps(said)}, path)
+        faults.say()
+        return self._not_empty(examples, faults)
+
+    def _questions(self, task: int, faults: _Faults) -> Iterator[Question]:
+        encoder, template = self.encoder(task), self.templates[task]
+        writes = template.generate or template.choices is None
+
+        def question(example: Example) -> Question:
+            right = encoder.encode(example)
+            if writes:
+                room = min(template.max_new_tokens, self.max_length - 1)
+                prompt = encoder.encode_prompt(example, room)
+                return Question(right, prompt=tuple(prompt), references=example.references)
+            return Question(
+                right,
+                tuple(encoder.encode(example, choice) for choice in example.choices),
+                example.label,
+                choice_bytes=tuple(len(choice.encode()) for choice in example.choices),
+            )
+
+        own = self.tasks[task]
+        for _, found in self._examples(task, own.validation, own.val_limit, faults, question):
+            faults.shortened += found.right.lost > 0
+            yield found
+
+    def _examples(
+        self, task: int, split: str, limit: int | None, faults: _Faults, make: Any
+    ) -> Iterator[tuple[int, Any]]:
+        own, template = self.tasks[task], self.templates[task]
+        rows = read_rows(split, own.data, own.config, self.streaming)
+        for number, row in islice(rows, limit):
+            faults.rows += 1
+            try:
+                if isinstance(row, RowError):
+                    raise row
+                if faults.rows == 1:
+                    self._check_columns(task, split, row)
+                yield number, make(template.example(row))
+            except RowError as error:
+                faults.bad += 1
+                unit = "line" if is_file(split) and not split.endswith(".parquet") else "row"
+                faults.first = faults.first or f"{unit} {number}: {error}"
+                if self.bad_rows == "error":
+                    self._refuse(faults)
+
+    def _refuse(self, faults: _Faults) -> None:
+        raise MisconfigurationException(
+            f"{faults.where}, {faults.first}. Mend it, or leave such rows out: bad_rows='skip'"
+        )
+
+    def _check_columns(self, task: int, split: str, row: dict[str, Any]) -> None:
+        unknown = [name for name in self.templates[task].columns if name not in row]
+        if unknown:
+            raise MisconfigurationException(
+                f"task {self.tasks[task].name!r}: its template needs the column "
+                f"{', '.join(map(repr, unknown))}, and {split} has {', '.join(map(repr, row))}"
+            )
+
+    def _not_empty(self, found: list[Any], faults: _Faults) -> list[Any]:
+        if found:
+            return found
+        why = f": {faults.bad} rows were left out; the first: {faults.first}" if faults.bad else ""
+        raise MisconfigurationException(f"{faults.where} has no rows to use{why}")
+
+
+class _Listed(Dataset[Any]):
+    def __init__(self, items: Sequence[Any]) -> None:
+        self.items = items
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.items[index]
+
+
+class _Streamed(IterableDataset[Encoded]):
+    """Reads rows anew in every epoch; each process and worker takes its own share of them."""
+
+    def __init__(self, stream: InstructionStream, task: int) -> None:
+        self.stream, self.task = stream, task
+
+    def __iter__(self) -> Iterator[Encoded]:
+        own = self.stream.tasks[self.task]
+        faults = _Faults(f"task {own.name!r}, {own.train}")
+        worker = get_worker_info()
+        workers, number = (1, 0) if worker is None else (worker.num_workers, worker.id)
+        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+        processes = torch.distributed.get_world_size() if distributed else 1
+        rank = torch.distributed.get_rank() if distributed else 0
+        yield from islice(
+            self.stream.encoded(self.task, faults),
+            rank * workers + number,
+            None,
+            processes * workers,
+        )
+        faults.say()
+
+
+def _template(task: InstructionTask) -> Template:
+    try:
+        return template_of(task.template)
+    except ValueError as error:
+        raise MisconfigurationException(f"task {task.name!r}: {error}") from error

@@ -1,0 +1,1 @@
+"""Instructions as training data: rows in, prompts and answers as tokens out."""
