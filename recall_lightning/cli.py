@@ -9,6 +9,7 @@ from typing import Any, Literal
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 import recall_lightning.models  # noqa: F401  # lets recipes name the modules without their path
 from recall_lightning.callbacks.forgetting import ForgettingMonitor
@@ -35,7 +36,9 @@ class SaveRunConfig(SaveConfigCallback):
         if folder is None or self.already_saved or not trainer.is_global_zero:
             return
         folder.mkdir(parents=True, exist_ok=True)
-        self.parser.save(self.config, str(folder / "config.yaml"), skip_none=False, overwrite=True)
+        # dump, as save writes models from a mapping in a form that cannot be read back
+        content = self.parser.dump(self.config, skip_none=False)
+        (folder / "config.yaml").write_text(content, encoding="utf-8")
         self.already_saved = True
 
 
@@ -72,7 +75,16 @@ class RecallCLI(LightningCLI):
         parser.set_defaults({"forgetting.monitor": "val/loss"})
 
     def before_fit(self) -> None:
-        """Measure the untrained model: the task matrix's row before training."""
+        """Find the last checkpoint; measure a model that starts untrained: the matrix's first row.
+
+        ``--ckpt_path last`` means that of any run in the recipe's folder. Lightning looks into the
+        new run's folder only, and starts anew where there is none.
+        """
+        if self._get(self.config, "ckpt_path") == "last":
+            found = last_checkpoint(self.trainer)
+            rank_zero_info(f"going on from {found}" if found else "no run to go on from: a new one")
+            self.config_init[self.subcommand]["ckpt_path"] = found
+            self.config[self.subcommand]["ckpt_path"] = found
         if self._get(self.config, "ckpt_path") is None and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             self.trainer.validate(self.model, self.datamodule, verbose=False)
 
@@ -87,6 +99,15 @@ class RecallCLI(LightningCLI):
         give_old_data(chosen, self.datamodule, self._get(self.config_init, "replay"))
         _follow_stream(config, self.datamodule)
         return super()._instantiate_trainer(config, callbacks)
+
+
+def last_checkpoint(trainer: Trainer) -> str | None:
+    """Return the newest ``last.ckpt`` of all runs that log or save beside this one, if any."""
+    given = [getattr(logger, "root_dir", None) for logger in trainer.loggers]
+    given += [getattr(each, "dirpath", None) for each in trainer.checkpoint_callbacks]
+    folders = [folder for folder in given if folder] or [trainer.default_root_dir]
+    found = [path for folder in folders for path in Path(folder).rglob("last*.ckpt")]
+    return str(max(found, key=lambda path: path.stat().st_mtime)) if found else None
 
 
 def _follow_stream(config: dict[str, Any], datamodule: LightningDataModule | None) -> None:

@@ -176,8 +176,11 @@ class FileSnapshot(Snapshot):
 def _can_make_way(module: nn.Module, live: Mapping[str, Tensor]) -> bool:
     """Tell whether all of a module's weights can be exchanged for tensors of other memory.
 
-    One that shares its memory with another parameter cannot, nor can what is not on the CPU.
+    One that shares its memory with another parameter cannot, nor can what is not on the CPU, nor an
+    embedding whose forward writes into its weight.
     """
+    if any(getattr(child, "max_norm", None) is not None for child in module.modules()):
+        return False
     if any(weight.device.type != "cpu" or isinstance(weight, DTensor) for weight in live.values()):
         return False
     own = set(map(id, live.values()))

@@ -79,6 +79,25 @@ def test_a_run_leaves_its_files_and_resumes_and_validates(tmp_path):
     run("validate", "-c", recipe, *data, *SMALL, "--trainer.logger=false")
 
 
+def test_the_saved_configuration_can_be_read_back(tmp_path, capsys):
+    saved = fit(tmp_path, "digits_rotated", "--trainer.max_epochs=2") / "config.yaml"
+    capsys.readouterr()
+    config = printed_config(capsys, "-c", saved)
+    assert config["model"] == yaml.safe_load(saved.read_text())["model"]
+    assert config["model"]["init_args"]["model"]["model_type"] == "vit"
+
+
+def test_last_is_the_newest_runs_checkpoint_or_a_new_run(tmp_path):
+    saves = ["--trainer.callbacks+=ModelCheckpoint", "--trainer.callbacks.save_last=true"]
+    first = fit(tmp_path, "digits_rotated", *saves, "--ckpt_path=last")
+    matrix = json.loads((first / "task_matrix.json").read_text())
+    assert matrix["before"] is not None
+    assert (first / "checkpoints" / "last.ckpt").is_file()
+    fit(tmp_path, "digits_rotated", *saves, "--ckpt_path=last")
+    resumed = json.loads((tmp_path / "digits_rotated/version_1/task_matrix.json").read_text())
+    assert resumed["measurements"] == matrix["measurements"]  # nothing was left to train
+
+
 def test_fine_tuning_merges_nothing(tmp_path):
     header = fit(tmp_path, "digits_split", "--data.init_args.num_tasks=2", "--method=finetune")
     columns = (header / "metrics.csv").read_text().split("\n")[0]

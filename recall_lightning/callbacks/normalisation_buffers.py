@@ -61,12 +61,13 @@ def recalibrate(
         with undisturbed(pl_module), run.ready(trainer, pl_module) as forward:
             for layer in layers:
                 layer.train()
-                layer.momentum = None  # the average of all batches
 
             def measure(some: Sequence[Any]) -> None:
                 for layer in layers:
                     layer.reset_running_stats()
-                for batch in some:
+                for number, batch in enumerate(some, 1):
+                    for layer in layers:
+                        layer.momentum = 1 / number  # the average of all batches so far
                     forward(pl_module, batch)
 
             run.evenly(trainer, batches, measure)

@@ -73,8 +73,12 @@ class ProbeRun:
 @contextmanager
 def _silent(pl_module: LightningModule) -> Iterator[None]:
     """Keep what a forward logs out of the loggers."""
+    own: dict[str, Any] = {
+        name: vars(pl_module)[name] for name in ("log", "log_dict") if name in vars(pl_module)
+    }
     vars(pl_module).update(log=lambda *_, **__: None, log_dict=lambda *_, **__: None)
     try:
         yield
     finally:
         del vars(pl_module)["log"], vars(pl_module)["log_dict"]
+        vars(pl_module).update(own)

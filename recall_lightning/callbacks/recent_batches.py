@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from lightning.fabric.utilities.apply_func import move_data_to_device
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from recall_lightning.representations.batches import detached, only_tensors, rebuild
 from recall_lightning.sharding import of_all_processes, of_this_process
@@ -32,6 +33,7 @@ class RecentBatches:
             raise ValueError(f"moment_batches={number!r} must be an integer of 1 or more")
         self.number = number
         self._kept: deque[Any] = deque(maxlen=number)
+        self._told = False  # that batches are left out of checkpoints
         self._restored: list[list[torch.Tensor] | None] = []  # until a batch shows their structure
 
     @property
@@ -58,6 +60,12 @@ class RecentBatches:
     def state_dict(self) -> dict[str, Any]:
         """Return each process's batches, if they are tensors alone."""
         own = self._restored or [only_tensors(batch) for batch in self._kept]
+        if None in own and not self._told:
+            self._told = True
+            rank_zero_warn(
+                "training batches hold other things than tensors, so checkpoints leave the last "
+                f"{self.number} of them out: a run that resumes measures on those it trains itself"
+            )
         return {"processes": of_all_processes(own)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -14,6 +14,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from recall_lightning.callbacks.loggers import run_folder
+from recall_lightning.callbacks.normalisation_buffers import running_statistics
 from recall_lightning.callbacks.recall_arguments import check_choice
 from recall_lightning.callbacks.strategies import is_sharded
 from recall_lightning.snapshot_files import FileReference, FileSnapshot
@@ -85,7 +86,7 @@ class SnapshotStorage:
                 that is an error.
         """
         if self.to == "checkpoint":
-            return Snapshot.take(pl_module, self.device)
+            return self._in_memory(trainer, pl_module)
         folder = _folder(trainer)
         outcome: Any = None
         if trainer.is_global_zero:
@@ -108,7 +109,15 @@ class SnapshotStorage:
             f"the snapshot of task {task} could not be stored in {folder}: {outcome}; it is kept "
             "in memory and goes into checkpoints"
         )
-        return Snapshot.take(pl_module, self.device)
+        return self._in_memory(trainer, pl_module)
+
+    def _in_memory(self, trainer: Trainer, pl_module: LightningModule) -> Snapshot:
+        snapshot = Snapshot.take(pl_module, self.device)
+        if trainer.world_size > 1 and not is_sharded(trainer):
+            # each process has running statistics of its own, and a checkpoint those of the first
+            for name in running_statistics(pl_module) & snapshot.keys():
+                snapshot[name].copy_(trainer.strategy.broadcast(snapshot[name].cpu()))
+        return snapshot
 
     def _write(self, pl_module: LightningModule, folder: Path, stem: str) -> dict[str, Any] | str:
         try:
@@ -129,8 +138,7 @@ class SnapshotStorage:
         failures = []
         for folder in _unique([*_beside(trainer.ckpt_path), _folder(trainer), reference.folder]):
             try:
-                open_or_map = FileSnapshot.open if trainer.is_global_zero else FileSnapshot.map
-                found = open_or_map(reference, folder)
+                found = FileSnapshot.open(reference, folder)
                 break
             except ValueError as error:
                 failures.append(str(error))

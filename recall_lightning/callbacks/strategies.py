@@ -48,6 +48,11 @@ def check_strategy(
             raise MisconfigurationException(
                 f"{refused}, {reason}: use a single device{instead} as the Trainer's strategy"
             )
+    if getattr(strategy, "_start_method", "popen") != "popen":
+        raise MisconfigurationException(
+            f"{refused} whose processes are spawned or forked by fit: what the callback has "
+            "learned would end with them. Use strategy='ddp', or torchrun"
+        )
     if is_sharded(trainer) and not sharded:
         raise MisconfigurationException(
             f"{refused}, which shards the weights: use a single device or 'ddp' as the Trainer's "

@@ -157,8 +157,8 @@ class CausalLMModule(LightningModule):
         **kwargs: Any,
     ) -> Any:
         """The model's own output: ``logits`` ``(B, L, vocabulary)`` and, given labels, ``loss``."""
-        if position_ids is not None:  # not every model takes them
-            kwargs["position_ids"] = position_ids
+        if position_ids is not None:  # packed: with a cache transformers does not look for parts
+            kwargs |= {"position_ids": position_ids, "use_cache": False}
         return self.model(
             input_ids=input_ids, attention_mask=attention_mask, labels=labels, **kwargs
         )

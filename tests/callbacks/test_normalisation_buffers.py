@@ -79,6 +79,14 @@ def test_recalibration_drops_nothing_and_leaves_no_other_trace():
     assert module.net[1].momentum == 0.1
 
 
+def test_instance_norm_is_averaged_too():
+    norm = nn.InstanceNorm1d(2, track_running_stats=True)
+    module = Plain(nn.Sequential(nn.Unflatten(1, (2, 4)), norm, nn.Flatten(), nn.Linear(8, 2)))
+    spy, _ = fitted("recalibrate", module)
+    means = [batch.unflatten(1, (2, 4)).mean(dim=(0, 2)) for batch in spy.seen]
+    torch.testing.assert_close(spy.after, torch.stack(means).mean(0))
+
+
 def test_a_layer_that_training_keeps_in_evaluation_mode_keeps_its_statistics():
     class Frozen(Plain):
         def on_train_batch_start(self, batch, batch_idx):

@@ -1,3 +1,5 @@
+from functools import partial
+
 import pytest
 import torch
 import transformers
@@ -341,6 +343,13 @@ class Diverges(Plain):
     def on_train_batch_start(self, batch, batch_idx):
         if batch_idx == 5:
             nn.init.constant_(self.net[2].weight, float("nan"))
+
+
+def test_a_log_method_of_the_users_own_outlives_a_probe():
+    module = Plain()
+    module.log = own = partial(module.log, batch_size=8)
+    quiet_trainer(recall(every=4)).fit(module, loader(0))
+    assert module.log is own
 
 
 def test_a_merge_of_weights_that_are_not_finite_is_refused_and_reported():

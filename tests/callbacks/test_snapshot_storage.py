@@ -4,10 +4,13 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import Plain, loader, quiet_trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from resumed_runs import differences, resumed_from_each, savers, stream, train
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from recall_lightning import RecallCallback
 from recall_lightning.snapshot_files import FileSnapshot
@@ -37,6 +40,19 @@ def test_files_and_memory_merge_alike_bit_for_bit(rule, tmp_path):
         kinds = {isinstance(snapshot, FileSnapshot) for snapshot in callback.snapshots}
         assert kinds == {to == "file"}
     assert differences(*runs) == []
+
+
+def test_a_forward_that_writes_into_its_weight_leaves_the_file_as_it_is(tmp_path):
+    class Renormalised(Plain):
+        def __init__(self):
+            net = nn.Sequential(nn.EmbeddingBag(16, 8, max_norm=0.1), nn.Linear(8, 2))
+            super().__init__(net)
+
+    callback, model = recall(rule="rbf", end_rule="rbf"), Renormalised()
+    before = model.net[0].weight.clone()
+    data = TensorDataset(torch.randint(16, (64, 3)), torch.randint(2, (64,)))
+    quiet_trainer(callback, default_root_dir=tmp_path).fit(model, DataLoader(data, batch_size=8))
+    assert torch.equal(callback.snapshots[0]["net.0.weight"], before)
 
 
 @pytest.mark.parametrize("snapshots", [1, 2])

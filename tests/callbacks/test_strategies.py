@@ -46,6 +46,14 @@ def test_what_is_known_not_to_work_is_refused_with_its_reason(kind, reason, allo
         check_strategy(trainer_with(kind), "", sharded=True, allow_untested=allow_untested)
 
 
+@pytest.mark.parametrize("method", ["spawn", "fork"])
+def test_processes_that_end_with_the_fit_are_refused(method):
+    trainer = trainer_with(DDPStrategy)
+    trainer.strategy._start_method = method
+    with pytest.raises(MisconfigurationException, match="learned would end with them"):
+        check_strategy(trainer, None, sharded=True, allow_untested=True)
+
+
 def test_baselines_refuse_sharded_weights():
     with pytest.raises(MisconfigurationException, match="L2ToSnapshot does not support ModelPar"):
         check_strategy(trainer_with(ModelParallelStrategy), L2ToSnapshot())

@@ -1,0 +1,162 @@
+"""Adapters, scores and schedules of CausalLMModule, on a tiny model from disk."""
+
+import json
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import quiet_trainer
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "data" / "instructions"))
+from tiny_tokenizer import save_model
+
+from recall_lightning import ForgettingMonitor, RecallCallback
+from recall_lightning.data import InstructionStream, InstructionTask, Template
+from recall_lightning.models import CausalLMModule
+from recall_lightning.models.lora import LoraSettings
+
+CHOOSE = Template("{q}", choices=("yes", "no"), label="label")
+WRITE = Template("{q}", "{a}", score="f1", max_new_tokens=6)
+TRANSLATE = Template("{q}", "{a}", score="bleu", max_new_tokens=6)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    save_model(tmp_path)
+    rows = [
+        {"q": f"is {n} even?", "a": "yes" if n % 2 else "no", "label": n % 2} for n in range(12)
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return tmp_path
+
+
+def stream(folder, *templates):
+    rows = str(folder / "rows.jsonl")
+    tasks = [InstructionTask(f"task {i}", t, rows, rows) for i, t in enumerate(templates)]
+    return InstructionStream(tasks, str(folder), max_length=48, batch_size=4)
+
+
+def module(folder, lr=1e-2, **kwargs):
+    torch.manual_seed(0)
+    return CausalLMModule(str(folder), lambda params: torch.optim.AdamW(params, lr=lr), **kwargs)
+
+
+def fit(model, data, *callbacks, checkpoint=None, **kwargs):
+    trainer = quiet_trainer(
+        *callbacks, max_epochs=data.total_epochs, reload_dataloaders_every_n_epochs=1, **kwargs
+    )
+    trainer.fit(model, datamodule=data, ckpt_path=checkpoint)
+    return trainer
+
+
+LORA = LoraSettings(r=4, alpha=8, target_modules="all-linear")
+
+
+@pytest.mark.parametrize("lora", [None, LORA])
+def test_every_kind_of_answer_is_scored_in_one_matrix(folder, lora):
+    data, monitor = stream(folder, CHOOSE, WRITE, TRANSLATE), ForgettingMonitor("val/score")
+    fit(module(folder, lora=lora), data, RecallCallback(every=2), monitor)
+    assert len(monitor.matrix) == 3
+    assert all(0 <= score <= 1 for row in monitor.matrix for score in row)
+
+
+def test_a_task_that_is_learned_scores_one(folder):
+    data, monitor = stream(folder, WRITE), ForgettingMonitor("val/score")
+    data._epochs_per_task = 60
+    fit(module(folder), data, monitor)
+    assert monitor.matrix[-1] == [1.0]
+
+
+def test_a_checkpoint_of_an_adapter_holds_the_adapter_alone_and_resumes(folder):
+    class Saves(Callback):
+        def on_train_batch_end(self, trainer, *_):
+            if trainer.global_step == 4:
+                trainer.save_checkpoint(folder / "middle.ckpt")
+
+    whole = module(folder, lora=LORA)
+    fit(whole, stream(folder, CHOOSE, WRITE), RecallCallback(every=2), Saves())
+    saved = torch.load(folder / "middle.ckpt", weights_only=True)
+    trained = {name for name, weight in whole.named_parameters() if weight.requires_grad}
+    assert set(saved["state_dict"]) == trained
+    resumed = module(folder, lora=LORA)
+    data = stream(folder, CHOOSE, WRITE)
+    fit(resumed, data, RecallCallback(every=2), checkpoint=folder / "middle.ckpt")
+    for name, weight in whole.state_dict().items():
+        assert torch.equal(weight, resumed.state_dict()[name]), name
+
+
+def test_a_snapshot_is_as_large_as_the_adapter(folder):
+    recall, model = RecallCallback(every=2), module(folder, lora=LORA)
+    fit(model, stream(folder, CHOOSE), recall)
+    adapter = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+    assert recall.snapshots[0].nbytes == adapter
+
+
+def test_an_adapter_of_another_base_is_refused(folder, tmp_path_factory):
+    trainer = fit(module(folder, lora=LORA), stream(folder, CHOOSE))
+    trainer.save_checkpoint(folder / "a.ckpt")
+    other = tmp_path_factory.mktemp("other")
+    save_model(other, num_hidden_layers=1)
+    with pytest.raises(MisconfigurationException, match="adapter of another base"):
+        fit(module(other, lora=LORA), stream(folder, CHOOSE), checkpoint=folder / "a.ckpt")
+
+
+def test_a_fresh_adapter_a_task_leaves_the_function_as_it_was(folder):
+    class Watches(Callback):
+        def on_train_batch_end(self, trainer, pl_module, *_):
+            logits.append(pl_module.eval()(ids).logits)
+            pl_module.train()
+
+        def on_validation_start(self, trainer, pl_module):
+            logits.append(pl_module(ids).logits)
+
+    logits, ids = [], torch.arange(2, 12)[None]
+    model = module(folder, lora=LoraSettings(r=4, target_modules="all-linear", fresh_per_task=True))
+    before = {n: p.clone() for n, p in model.named_parameters() if not p.requires_grad}
+    with torch.no_grad():
+        fit(model, stream(folder, CHOOSE, WRITE), Watches())
+    updated = [
+        n for n, p in model.named_parameters() if n in before and not torch.equal(p, before[n])
+    ]
+    assert updated
+    assert all(not p.any() for n, p in model.named_parameters() if "lora_B" in n)
+    torch.testing.assert_close(logits[-1], logits[-2], rtol=1e-4, atol=1e-5)
+
+
+def test_gradient_checkpointing_changes_no_weight(folder):
+    plain, checkpointed = (module(folder, gradient_checkpointing=on) for on in (False, True))
+    for model in (plain, checkpointed):
+        fit(model, stream(folder, WRITE))
+    for name, weight in plain.state_dict().items():
+        torch.testing.assert_close(checkpointed.state_dict()[name], weight)
+
+
+@pytest.mark.parametrize(("over", "starts"), [("task", 2), ("stream", 1)])
+def test_the_learning_rate_warms_up_and_decays_over_each_task_or_once(folder, over, starts):
+    class Rates(Callback):
+        def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+            rates.append(optimizer.param_groups[0]["lr"])
+
+    rates = []
+    fit(module(folder, schedule=over, warmup=0.4), stream(folder, WRITE, WRITE), Rates())
+    rises = [later > earlier for earlier, later in pairwise(rates)]
+    assert max(rates) <= 1e-2
+    turns = sum(a and not b for a, b in pairwise(rises))
+    assert turns == starts
+    assert rates[-1] < 0.4 * max(rates)
+
+
+def test_norms_are_not_decayed_if_asked_to(folder):
+    optimizer = module(folder, decay_norms_and_biases=False).configure_optimizers()
+    decayed, flat = optimizer.param_groups
+    assert flat["weight_decay"] == 0 < decayed["weight_decay"]
+    assert {p.dim() for p in flat["params"]} == {1}
+
+
+def test_layers_that_are_not_there_are_named(folder):
+    with pytest.raises(MisconfigurationException, match=r"does not fit the model.*nowhere"):
+        module(folder, lora=LoraSettings(target_modules=["nowhere"]))
