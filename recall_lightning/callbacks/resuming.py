@@ -147,7 +147,9 @@ def restore_random_state(state: Mapping[str, Any], device: torch.device) -> None
 
 
 def _accumulated_gradients(trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-    if trainer.world_size > 1 or not trainer.fit_loop._should_accumulate():
+    # who steps at will may accumulate at any time
+    step_to_come = not pl_module.automatic_optimization or trainer.fit_loop._should_accumulate()
+    if trainer.world_size > 1 or not step_to_come:
         return {}
     return {n: p.grad for n, p in pl_module.named_parameters() if p.grad is not None}
 

@@ -3,9 +3,10 @@ import random
 import numpy as np
 import pytest
 import torch
-from conftest import quiet_trainer
+from conftest import loader, quiet_trainer
 from lightning.pytorch import Callback
 from resumed_runs import Random, differences, resumed_from_each, savers, stream, train
+from test_task_aware import StepsEachFourBatches
 
 from recall_lightning import RecallCallback
 from recall_lightning.callbacks.baselines.adaptive import AdaptiveInterval
@@ -98,6 +99,19 @@ def test_gradients_half_accumulated_come_back(tmp_path):
     whole = train([*recall()(), MidStep()], stream(), accumulate_grad_batches=3)
     resumed = train(recall()(), stream(), tmp_path / "mid.ckpt", accumulate_grad_batches=3)
     assert differences(whole, resumed) == []
+
+
+def test_gradients_accumulated_by_a_module_that_steps_at_will_come_back(tmp_path):
+    def fit(*callbacks, checkpoint=None):
+        torch.manual_seed(0)
+        module, data = StepsEachFourBatches(), loader(0, samples=48, shuffle=False)
+        saves = bool(callbacks)
+        trainer = quiet_trainer(*recall()(), *callbacks, max_epochs=3, enable_checkpointing=saves)
+        trainer.fit(module, data, ckpt_path=checkpoint)
+        return module.state_dict()
+
+    whole = fit(*savers(tmp_path, ["epoch"]))
+    assert differences(whole, fit(checkpoint=min(tmp_path.glob("*.ckpt")))) == []
 
 
 def test_a_run_without_anything_left_to_train_shows_its_matrix(tmp_path, capsys):
