@@ -3,6 +3,7 @@
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from recall_lightning.callbacks.optimizer_state import forget
 from recall_lightning.callbacks.task_aware import TaskAwareCallback
 from recall_lightning.merging.adapter_layers import add_to_base
 
@@ -21,9 +22,7 @@ class FreshAdapter(TaskAwareCallback):
     def on_task_end(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:
         """Add the adapter to the base."""
         try:
-            restarted = set(map(id, add_to_base(pl_module)))
+            restarted = add_to_base(pl_module)
         except ValueError as error:
             raise MisconfigurationException(f"FreshAdapter: {error}") from error
-        for optimizer in trainer.optimizers:
-            for parameter in [p for p in optimizer.state if id(p) in restarted]:
-                del optimizer.state[parameter]
+        forget(trainer.optimizers, restarted)

@@ -9,13 +9,13 @@ from typing import Any, Literal, get_args
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only, rank_zero_warn
-from torch import Tensor
 from torch.optim import Optimizer
 
 from recall_lightning.callbacks.importance import Importance
 from recall_lightning.callbacks.kept_snapshots import KeptSnapshots
 from recall_lightning.callbacks.loggers import log_figure, log_scalars
 from recall_lightning.callbacks.merge_records import record_scalars, records_figure
+from recall_lightning.callbacks.optimizer_state import forget
 from recall_lightning.callbacks.other_callbacks import refuse_weight_averaging
 from recall_lightning.callbacks.probe import Probe
 from recall_lightning.callbacks.probe_run import ProbeRun
@@ -422,7 +422,7 @@ class RecallCallback(TaskAwareCallback):
     def _reset_optimizers(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.optimizer_state == "reset":
             live = named_weights(pl_module)
-            _forget(trainer.optimizers, [live[name] for name in self.snapshots[-1]])
+            forget(trainer.optimizers, [live[name] for name in self.snapshots[-1]])
 
     def _merge_if_ready(self, trainer: Trainer, pl_module: LightningModule) -> None:
         rule = self.end_rule if self.task_ended and self.end_rule is not None else self.rule
@@ -445,13 +445,6 @@ class RecallCallback(TaskAwareCallback):
             record = {"task": self.task, "step": self.steps_trained(trainer), **merged}
             self.history.append(record)
             log_scalars(trainer, record_scalars(record))
-
-
-def _forget(optimizers: list[Optimizer], weights: list[Tensor]) -> None:
-    merged = set(map(id, weights))
-    for optimizer in optimizers:
-        for parameter in [p for p in optimizer.state if id(p) in merged]:
-            del optimizer.state[parameter]
 
 
 @contextmanager

@@ -67,6 +67,10 @@ class _Faults:
     shortened: int = 0
     rows: int = 0
 
+    @classmethod
+    def of(cls, task: InstructionTask, split: str) -> _Faults:
+        return cls(f"task {task.name!r}, {split}")
+
     def say(self) -> None:
         if self.bad:
             rank_zero_warn(
@@ -174,8 +178,7 @@ class InstructionStream(TaskStream):
 
     def val_dataset(self, task: int) -> Dataset[Any]:
         """Held-out prompts, with what is needed to score answers."""
-        where = f"task {self.tasks[task].name!r}, {self.tasks[task].validation}"
-        faults = _Faults(where)
+        faults = _Faults.of(self.tasks[task], self.tasks[task].validation)
         questions = list(self._questions(task, faults))
         faults.say()
         return _Listed(self._not_empty(questions, faults))
@@ -201,13 +204,13 @@ class InstructionStream(TaskStream):
     def encoded(self, task: int, faults: _Faults) -> Iterator[Encoded]:
         """Read, fill in and tokenise the training rows of a task."""
         encoder, limit = self.encoder(task), self.tasks[task].train_limit
-        for _, found in self._examples(task, self.tasks[task].train, limit, faults, encoder.encode):
+        for found in self._examples(task, self.tasks[task].train, limit, faults, encoder.encode):
             faults.shortened += found.lost > 0
             yield found
 
     def _cached(self, task: int) -> list[Encoded]:
         own = self.tasks[task]
-        faults = _Faults(f"task {own.name!r}, {own.train}")
+        faults = _Faults.of(own, own.train)
         path = None
         if self.cache is not None and is_file(own.train) and Path(own.train).is_file():
             parts = [self.templates[task], self.max_length, self.chat, own.train_limit]
@@ -244,13 +247,13 @@ class InstructionStream(TaskStream):
             )
 
         own = self.tasks[task]
-        for _, found in self._examples(task, own.validation, own.val_limit, faults, question):
+        for found in self._examples(task, own.validation, own.val_limit, faults, question):
             faults.shortened += found.right.lost > 0
             yield found
 
     def _examples(
         self, task: int, split: str, limit: int | None, faults: _Faults, make: Any
-    ) -> Iterator[tuple[int, Any]]:
+    ) -> Iterator[Any]:
         own, template = self.tasks[task], self.templates[task]
         rows = read_rows(split, own.data, own.config, self.streaming)
         for number, row in islice(rows, limit):
@@ -260,7 +263,7 @@ class InstructionStream(TaskStream):
                     raise row
                 if faults.rows == 1:
                     self._check_columns(task, split, row)
-                yield number, make(template.example(row))
+                yield make(template.example(row))
             except RowError as error:
                 faults.bad += 1
                 unit = "line" if is_file(split) and not split.endswith(".parquet") else "row"
@@ -307,7 +310,7 @@ class _Streamed(IterableDataset[Encoded]):
 
     def __iter__(self) -> Iterator[Encoded]:
         own = self.stream.tasks[self.task]
-        faults = _Faults(f"task {own.name!r}, {own.train}")
+        faults = _Faults.of(own, own.train)
         worker = get_worker_info()
         workers, number = (1, 0) if worker is None else (worker.num_workers, worker.id)
         distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
