@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from recall_lightning.data.instructions import cache
@@ -22,10 +22,11 @@ from recall_lightning.data.instructions.collating import (
     collate_packed,
     collate_questions,
 )
-from recall_lightning.data.instructions.encoding import Encoded, Encoder, load_tokenizer, packed
-from recall_lightning.data.instructions.rows import is_file, read_rows
-from recall_lightning.data.instructions.templates import Example, RowError, Template, template_of
+from recall_lightning.data.instructions.encoding import Encoded, Encoder, packed
+from recall_lightning.data.instructions.templates import Example, Template, template_of
+from recall_lightning.data.rows import BadRows, RowError, RowFaults, is_file, read_rows, unit_of
 from recall_lightning.data.stream import TaskStream
+from recall_lightning.data.tokenizers import load_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -43,6 +44,9 @@ class InstructionTask:
         validation: The same for held-out rows.
         data: Hub id or folder of the data set whose splits these are.
         config: The data set's configuration.
+        revision: A branch, tag or commit of the hub's; ``"refs/convert/parquet"`` is where the hub
+            keeps what scripts would make, which ``datasets`` no longer runs.
+        data_dir: A folder of the data set to look for files in.
         train_limit: Take only that many training rows, from the front.
         val_limit: The same for held-out rows.
     """
@@ -53,30 +57,24 @@ class InstructionTask:
     validation: str = "validation"
     data: str | None = None
     config: str | None = None
+    revision: str | None = None
+    data_dir: str | None = None
     train_limit: int | None = None
     val_limit: int | None = None
 
 
 @dataclass
-class _Faults:
+class _Faults(RowFaults):
     """What was wrong with rows, and what was cut."""
 
-    where: str
-    bad: int = 0
-    first: str = ""
     shortened: int = 0
-    rows: int = 0
 
     @classmethod
     def of(cls, task: InstructionTask, split: str) -> _Faults:
         return cls(f"task {task.name!r}, {split}")
 
     def say(self) -> None:
-        if self.bad:
-            rank_zero_warn(
-                f"{self.where}: {self.bad} of {self.rows} rows were left out; the first: "
-                f"{self.first}"
-            )
+        super().say()
         if self.shortened:
             rank_zero_info(
                 f"{self.where}: {self.shortened} of {self.rows} prompts were too long for "
@@ -126,7 +124,7 @@ class InstructionStream(TaskStream):
         max_length: int = 1024,
         chat: bool = False,
         pack: bool = False,
-        bad_rows: Literal["skip", "error"] = "skip",
+        bad_rows: BadRows = "skip",
         streaming: bool = False,
         cache: str | None = None,
         trust_remote_code: bool = False,
@@ -220,7 +218,7 @@ class InstructionStream(TaskStream):
             examples, notes = cache.load(path)
             faults = _Faults(faults.where, **json.loads(notes["faults"]))
             if faults.bad and self.bad_rows == "error":
-                self._refuse(faults)
+                faults.refuse()
         else:
             examples = list(self.encoded(task, faults))
             if path is not None and examples:
@@ -255,7 +253,7 @@ class InstructionStream(TaskStream):
         self, task: int, split: str, limit: int | None, faults: _Faults, make: Any
     ) -> Iterator[Any]:
         own, template = self.tasks[task], self.templates[task]
-        rows = read_rows(split, own.data, own.config, self.streaming)
+        rows = read_rows(split, own.data, own.config, own.revision, own.data_dir, self.streaming)
         for number, row in islice(rows, limit):
             faults.rows += 1
             try:
@@ -265,16 +263,7 @@ class InstructionStream(TaskStream):
                     self._check_columns(task, split, row)
                 yield make(template.example(row))
             except RowError as error:
-                faults.bad += 1
-                unit = "line" if is_file(split) and not split.endswith(".parquet") else "row"
-                faults.first = faults.first or f"{unit} {number}: {error}"
-                if self.bad_rows == "error":
-                    self._refuse(faults)
-
-    def _refuse(self, faults: _Faults) -> None:
-        raise MisconfigurationException(
-            f"{faults.where}, {faults.first}. Mend it, or leave such rows out: bad_rows='skip'"
-        )
+                faults.add(f"{unit_of(split)} {number}", error, self.bad_rows)
 
     def _check_columns(self, task: int, split: str, row: dict[str, Any]) -> None:
         unknown = [name for name in self.templates[task].columns if name not in row]

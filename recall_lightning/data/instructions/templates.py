@@ -7,11 +7,9 @@ from dataclasses import dataclass
 from string import Formatter
 from typing import Any, Literal
 
+from recall_lightning.data.rows import RowError
+
 Score = Literal["accuracy", "exact_match", "f1", "bleu"]
-
-
-class RowError(ValueError):
-    """A row that a template can make nothing of."""
 
 
 @dataclass(frozen=True)

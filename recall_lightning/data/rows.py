@@ -5,12 +5,61 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
-from recall_lightning.data.instructions.templates import RowError
+BadRows = Literal["skip", "error"]
+
+
+class RowError(ValueError):
+    """A row that nothing can be made of."""
+
+
+@dataclass
+class RowFaults:
+    """What was wrong with the rows of one split.
+
+    Attributes:
+        where: What an error calls the split.
+        rows: How many were read.
+        bad: How many of them nothing could be made of.
+        first: Which the first of those was, and what was wrong with it.
+    """
+
+    where: str
+    rows: int = 0
+    bad: int = 0
+    first: str = ""
+
+    def add(self, which: str, error: RowError, bad_rows: BadRows) -> None:
+        """Count a bad row.
+
+        Raises:
+            MisconfigurationException: If ``bad_rows`` is ``"error"``.
+        """
+        self.bad += 1
+        self.first = self.first or f"{which}: {error}"
+        if bad_rows == "error":
+            self.refuse()
+
+    def refuse(self) -> None:
+        """Raise for the first of the bad rows."""
+        raise MisconfigurationException(
+            f"{self.where}, {self.first}. Mend it, or leave such rows out: bad_rows='skip'"
+        )
+
+    def say(self) -> None:
+        """Warn of what was left out."""
+        if self.bad:
+            rank_zero_warn(
+                f"{self.where}: {self.bad} of {self.rows} rows were left out; the first: "
+                f"{self.first}"
+            )
+
 
 _FILES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 Row = tuple[int, "dict[str, Any] | RowError"]
@@ -26,8 +75,18 @@ def is_file(name: str) -> bool:
     return Path(name).suffix in _FILES
 
 
+def unit_of(name: str) -> str:
+    """Return what the numbers of :func:`read_rows` count."""
+    return "line" if is_file(name) and not name.endswith(".parquet") else "row"
+
+
 def read_rows(
-    split: str, data: str | None = None, config: str | None = None, streaming: bool = False
+    split: str,
+    data: str | None = None,
+    config: str | None = None,
+    revision: str | None = None,
+    data_dir: str | None = None,
+    streaming: bool = False,
 ) -> Iterator[Row]:
     r"""Read the rows of a file, or of a data set's split.
 
@@ -37,6 +96,8 @@ def read_rows(
         data: Hub id of a data set, or a folder with one (files that the hub would take, or what
             ``save_to_disk`` wrote).
         config: The data set's configuration.
+        revision: A branch, tag or commit of the hub's, such as ``"refs/convert/parquet"``.
+        data_dir: A folder of the data set to look for files in.
         streaming: Whether to read it from the hub as it is used.
 
     Raises:
@@ -51,7 +112,7 @@ def read_rows(
         [(1, {'x': 1}), (2, RowError('it is no JSON object'))]
     """
     if not is_file(split):
-        return _read_data_set(split, data, config, streaming)
+        return _read_data_set(split, data, config, revision, data_dir, streaming)
     if not Path(split).is_file():
         raise MisconfigurationException(
             f"there is no file {split} (looked for in {Path.cwd()}): give its path from there, or "
@@ -98,7 +159,12 @@ def _read_parquet(file: str) -> Iterator[Row]:
 
 
 def _read_data_set(
-    split: str, data: str | None, config: str | None, streaming: bool
+    split: str,
+    data: str | None,
+    config: str | None,
+    revision: str | None,
+    data_dir: str | None,
+    streaming: bool,
 ) -> Iterator[Row]:
     import datasets
 
@@ -111,7 +177,14 @@ def _read_data_set(
         if Path(data, "dataset_dict.json").is_file():
             rows = datasets.load_from_disk(data)[split]
         else:
-            rows = datasets.load_dataset(data, config, split=split, streaming=streaming)
+            rows = datasets.load_dataset(
+                data,
+                config,
+                split=split,
+                revision=revision,
+                data_dir=data_dir,
+                streaming=streaming,
+            )
     except Exception as error:  # of a dozen kinds: no such id, split or network, a script, …
         raise MisconfigurationException(
             f"the split {split!r} of the data set {data!r} cannot be loaded "
