@@ -45,7 +45,7 @@ def test_a_task_that_starts_again_forgets_what_came_after():
 
 
 def test_only_the_newest_tasks_own_measurement_stands_in_for_its_row():
-    assert record(boundaries=[(0, "a")]).last_measured_of(0) == [1.0, 4.0, 5.0]
+    assert record(boundaries=[(0, "a")]).last_measured_of(0)["scores"] == [1.0, 4.0, 5.0]
     assert record().last_measured_of(1) is None
     assert record().last_measured_of(0) is None
 

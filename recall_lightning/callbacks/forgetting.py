@@ -115,7 +115,7 @@ class ForgettingMonitor(TaskAwareCallback):
             return
         loaders = len(trainer.num_val_batches)
         tasks = self.known_tasks(trainer)
-        if not fitting and tasks not in (None, loaders):
+        if not fitting and tasks is not None and loaders != tasks + len(self.probes(trainer)):
             rank_zero_warn(
                 f"ForgettingMonitor: a validation of {loaders} dataloaders is no row of {tasks} "
                 "tasks and is left out"
@@ -125,12 +125,11 @@ class ForgettingMonitor(TaskAwareCallback):
         scores = scores_by_loader(type(self).__name__, trainer, self.monitor, loaders)
         self._name_tasks(trainer, loaders)
         if not fitting:
-            self.record.before = scores
-            self.record.measurements = [{"step": 0, "scores": scores}]
+            self.record.start_with(scores)
             return
-        self.record.measurements.append({"step": self.steps_trained(trainer), "scores": scores})
+        measured = self.record.measured(self.steps_trained(trainer), scores)
         if self.task_ended and len(self.matrix) == self.task:
-            self.matrix.append(scores)
+            self.record.finish(measured)
             self._report(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -174,9 +173,10 @@ class ForgettingMonitor(TaskAwareCallback):
         self.record.load_state_dict(state_dict["record"])
 
     def _name_tasks(self, trainer: Trainer, loaders: int) -> None:
-        names = [self.task_name(trainer, task) for task in range(loaders)]
-        self.record.task_names = names
-        reserved = _RESERVED.intersection(names)
+        probes = self.probes(trainer)
+        names = [self.task_name(trainer, task) for task in range(loaders - len(probes))]
+        self.record.task_names, self.record.probe_names = names, probes
+        reserved = _RESERVED.intersection([*names, *probes])
         if reserved:
             raise MisconfigurationException(
                 f"ForgettingMonitor: a task is called {reserved.pop()!r}, which is the name of a "
@@ -189,7 +189,9 @@ class ForgettingMonitor(TaskAwareCallback):
             return
         while len(self.matrix) < rows:
             task, row = len(self.matrix), self.record.last_measured_of(len(self.matrix))
-            self.matrix.append(row or [math.nan] * max(1, len(self.record.task_names)))
+            missing = {"scores": [math.nan] * max(1, len(self.record.task_names))}
+            missing["probes"] = [math.nan] * len(self.record.probe_names)
+            self.record.finish(row or missing)
             rank_zero_warn(
                 f"ForgettingMonitor: no validation came after the end of task {task}; its row of "
                 f"the matrix is {'the last one before it' if row else 'empty'}"
@@ -198,11 +200,12 @@ class ForgettingMonitor(TaskAwareCallback):
     def _check_loaders(self, trainer: Trainer, loaders: int) -> None:
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        tasks = self.known_tasks(trainer)
-        if tasks is not None and loaders != tasks:
+        tasks, probes = self.known_tasks(trainer), self.probes(trainer)
+        if tasks is not None and loaders != tasks + len(probes):
+            behind = f", and behind them {', '.join(probes)} too" if probes else ""
             raise MisconfigurationException(
                 f"ForgettingMonitor: {tasks} tasks need a validation dataloader each, in their "
-                f"order, and there are {loaders}"
+                f"order{behind}, and there are {loaders}"
             )
         if self.task is not None and loaders <= self.task:
             raise MisconfigurationException(
@@ -233,22 +236,24 @@ class ForgettingMonitor(TaskAwareCallback):
     def _report(self, trainer: Trainer) -> None:
         """Log, print and write what is known after a task."""
         self._stop_clock()
-        names, row, summary = self.record.task_names, self.matrix[-1], self.summary()
+        names, summary, shown = self.record.task_names, self.summary(), self.record.rows("before")
+        columns = [*names, *self.record.probe_names]
+        row = [*self.matrix[-1], *self.record.probes[-1]]
         plot_against(trainer, "continual/*", "continual/task")
         scalars = {f"continual/{name}": value for name, value in summary.items()}
-        scalars |= {f"continual/{name}": v for name, v in zip(names, row, strict=True)}
+        scalars |= {f"continual/{name}": v for name, v in zip(columns, row, strict=True)}
         log_scalars(trainer, scalars | {"continual/task": float(len(self.matrix))})
         folder = self._resolve_folder(trainer)
         if not trainer.is_global_zero:
             return
-        rows = [[names[i], *scores] for i, scores in enumerate(self.matrix)]
-        log_table(trainer, "continual/matrix", ["after", *names], rows)
+        rows = [[label, *scores] for label, scores in shown.items()]
+        log_table(trainer, "continual/matrix", ["when", *columns], rows)
         log_figure(trainer, "continual/matrix_image", self.record.matrix_figure)
         if folder is not None:
             with _failure_is_said(folder):
                 self.record.write(folder)
-        shown = "  ".join(f"{name} {value:.3f}" for name, value in summary.items())
-        trainer.print(f"after {names[len(self.matrix) - 1]!r}: {shown}")
+        values = "  ".join(f"{name} {value:.3f}" for name, value in summary.items())
+        trainer.print(f"after {names[len(self.matrix) - 1]!r}: {values}")
 
     def _stop_clock(self) -> None:
         now = time.perf_counter()

@@ -93,6 +93,10 @@ class TaskAwareCallback(Callback):
         names = _of_datamodule(trainer, "task_names")
         return names[task] if names is not None and task < len(names) else f"task {task}"
 
+    def probes(self, trainer: Trainer) -> list[str]:
+        """Return the datamodule's names of held-out sets that belong to no task."""
+        return list(_of_datamodule(trainer, "probe_names") or [])
+
     def known_tasks(self, trainer: Trainer) -> int | None:
         """Return the number of tasks, or None where only the future knows."""
         names = _of_datamodule(trainer, "task_names")

@@ -6,6 +6,7 @@ from recall_lightning.data.instructions.templates import Template
 from recall_lightning.data.replay import ReplayBuffer
 from recall_lightning.data.stdlib_text import StdlibTextStream
 from recall_lightning.data.stream import TaskStream
+from recall_lightning.data.text_files import TextFilesStream, TextTask
 
 __all__ = [
     "DigitsStream",
@@ -15,4 +16,6 @@ __all__ = [
     "StdlibTextStream",
     "TaskStream",
     "Template",
+    "TextFilesStream",
+    "TextTask",
 ]

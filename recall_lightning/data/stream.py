@@ -132,6 +132,15 @@ class TaskStream(LightningDataModule, ABC):
     def val_dataset(self, task: int) -> Dataset[Any]:
         """Held-out data of ``task``. The loaders call this once and keep the answer."""
 
+    @property
+    def probe_names(self) -> list[str]:
+        """Names of held-out sets that belong to no task: what a model could do before any."""
+        return []
+
+    def probe_dataset(self, probe: int) -> Dataset[Any]:
+        """Data of a set of :attr:`probe_names`. The loaders call this once and keep the answer."""
+        raise NotImplementedError
+
     # --- which task an epoch belongs to ---------------------------------------------------------
 
     @property
@@ -147,8 +156,10 @@ class TaskStream(LightningDataModule, ABC):
             MisconfigurationException: If the task names, or their number, are not valid.
         """
         names, epochs = self.task_names, self._epochs_per_task
-        if not names or len(set(names)) < len(names):
-            raise MisconfigurationException(f"task_names={names} must be unique, and not empty.")
+        if not names or len({*names, *self.probe_names}) < len(names) + len(self.probe_names):
+            raise MisconfigurationException(
+                f"task_names={[*names, *self.probe_names]} must be unique, and not empty."
+            )
         if not isinstance(epochs, int) and len(epochs) != len(names):
             raise MisconfigurationException(
                 f"epochs_per_task={list(epochs)} has {len(epochs)} entries, but the stream has"
@@ -353,14 +364,12 @@ class TaskStream(LightningDataModule, ABC):
         return processes
 
     def val_dataloader(self) -> list[DataLoader[Any]]:
-        """One loader for each task, in order, never shuffled."""
+        """One loader for each task, in order, never shuffled; behind them those of the probes."""
+        tasks = [self._dataset("val", task) for task in range(self.num_tasks)]
+        probes = [self._dataset("probe", probe) for probe in range(len(self.probe_names))]
         return [
-            DataLoader(
-                self._dataset("val", task),
-                batch_size=self.eval_batch_size,
-                **self._common(self.seed),
-            )
-            for task in range(self.num_tasks)
+            DataLoader(dataset, batch_size=self.eval_batch_size, **self._common(self.seed))
+            for dataset in [*tasks, *probes]
         ]
 
     def _common(self, seed: int) -> dict[str, Any]:
@@ -373,8 +382,12 @@ class TaskStream(LightningDataModule, ABC):
 
     def _dataset(self, split: str, task: int) -> Dataset[Any]:
         if (split, task) not in self._datasets:
-            build = self.train_dataset if split == "train" else self.val_dataset
-            self._datasets[split, task] = build(task)
+            build = {
+                "train": self.train_dataset,
+                "val": self.val_dataset,
+                "probe": self.probe_dataset,
+            }
+            self._datasets[split, task] = build[split](task)
         return self._datasets[split, task]
 
     def _sized_dataset(self, task: int) -> Dataset[Any]:

@@ -1,16 +1,12 @@
 import csv
 import json
-import sys
-from pathlib import Path
 
 import pyarrow
 import pyarrow.parquet
 import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-
-sys.path.insert(0, str(Path(__file__).parent / "instructions"))
-from tiny_tokenizer import CHAT, save_model, save_tokenizer
+from tiny_language_model import CHAT, save_model, save_tokenizer
 
 from recall_lightning.data import InstructionStream, InstructionTask, Template
 from recall_lightning.models import CausalLMModule

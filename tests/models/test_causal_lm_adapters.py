@@ -1,18 +1,14 @@
 """Adapters, scores and schedules of CausalLMModule, on a tiny model from disk."""
 
 import json
-import sys
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
 import torch
 from conftest import quiet_trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "data" / "instructions"))
-from tiny_tokenizer import save_model
+from tiny_language_model import save_model
 
 from recall_lightning import ForgettingMonitor, RecallCallback
 from recall_lightning.data import InstructionStream, InstructionTask, Template
