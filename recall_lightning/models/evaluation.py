@@ -104,6 +104,11 @@ class LoaderMetrics(nn.Module):
         metrics = self.of(loader)
         for name, arguments in updates.items():
             metric = metrics[name].to(module.device)
+            if not torch.is_inference_mode_enabled() and any(
+                isinstance(state, Tensor) and state.is_inference()
+                for state in metric.metric_state.values()
+            ):
+                metric.reset()  # after a validation in inference mode, which left nothing in it
             metric.update(*arguments)
             # Lightning looks attributes up once a run and would not find what was made since.
             attribute = f"loaders.{loader}.{name}"
