@@ -19,7 +19,9 @@ from recall_lightning.methods import KEEPS_FIRST, METHODS, give_old_data
 
 _EPILOG = (
     "Methods are compared by: recall-lightning compare -c RECIPE --methods finetune,recall --out "
-    "FOLDER. Models on disk are merged by: recall-lightning merge MODEL MODEL… --out FOLDER"
+    "FOLDER. Models on disk are merged by: recall-lightning merge MODEL MODEL… --out FOLDER. A "
+    "checkpoint of a language model becomes a folder of Hugging Face by: recall-lightning export "
+    "CKPT --out FOLDER"
 )
 _METHOD_HELP = "How to train; each method has arguments of its own, --METHOD.*. " + ". ".join(
     f"{method.name}: {method.summary}{' (needs old data)' if method.needs_old_data else ''}"
@@ -132,6 +134,10 @@ def main(args: Sequence[str] | None = None) -> None:
         from recall_lightning.merge_command import main as merge
 
         return merge(given[1:])
+    if given[:1] == ["export"]:
+        from recall_lightning.export.command import main as export
+
+        return export(given[1:])
     if given[:1] == ["compare"]:
         from recall_lightning.compare.command import main as compare
 

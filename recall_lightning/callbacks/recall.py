@@ -25,6 +25,7 @@ from recall_lightning.callbacks.recall_arguments import (
     check_numbers,
     check_strength,
     device_of,
+    plain_settings,
     rule_of,
     warn_of_unused,
 )
@@ -212,6 +213,7 @@ class RecallCallback(TaskAwareCallback):
             storage = SnapshotStorage(snapshot_to, on_failed_write, self.snapshot_device)
             self._kept = KeptSnapshots(snapshots, storage, on_missing_snapshot)
         warn_of_unused(given, RecallCallback.__init__)
+        self._settings = plain_settings(given, RecallCallback.__init__)
         self.every = every
         self.at_task_end = at_task_end
         self.strength = strength
@@ -387,6 +389,7 @@ class RecallCallback(TaskAwareCallback):
         state = {
             **super().state_dict(),
             "history": self.history,
+            "settings": self._settings,
             "snapshots": self._kept.state_dict(),
             "statistics": self._statistics.state_dict(),
         }

@@ -79,6 +79,19 @@ def warn_of_unused(given: Mapping[str, Any], function: Callable[..., None]) -> N
         )
 
 
+def plain_settings(given: Mapping[str, Any], function: Callable[..., None]) -> dict[str, Any]:
+    """Return the arguments that are not their defaults, in plain Python for a checkpoint.
+
+    >>> plain_settings({"self": 1, "sep": ",", "file": print}, print)
+    {'file': '<built-in function print>', 'sep': ','}
+    """
+    defaults = inspect.signature(function).parameters
+    own = {name: value for name, value in sorted(given.items()) if name in defaults}
+    changed = {n: v for n, v in own.items() if n != "self" and v != defaults[n].default}
+    plain = str | int | float | bool | list | dict | None
+    return {name: v if isinstance(v, plain) else repr(v) for name, v in changed.items()}
+
+
 def check_decides_about(snapshots: int | str, rule: MergeRule) -> None:
     """Refuse a rule that cannot decide about as many snapshots as are kept."""
     decides_jointly = type(rule).joint_coefficients is not MergeRule.joint_coefficients

@@ -105,6 +105,8 @@ class InstructionStream(TaskStream):
         cache: Folder for tokenised training data, found again as long as file, template and
             tokenizer are the same. Data from the hub is not cached here.
         trust_remote_code: Whether a tokenizer may run code of its own.
+        general: A task that stands for what the model could do before: scored along with the others
+            from the start, and never trained. What is lost of it is shown apart from forgetting.
         epochs_per_task: Epochs of every task, or one number a task.
         batch_size: Examples, or packed sequences, in a training batch.
         eval_batch_size: Questions in a validation batch. Defaults to ``batch_size``.
@@ -128,6 +130,7 @@ class InstructionStream(TaskStream):
         streaming: bool = False,
         cache: str | None = None,
         trust_remote_code: bool = False,
+        general: InstructionTask | None = None,
         *,
         epochs_per_task: int | list[int] = 1,
         batch_size: int = 8,
@@ -155,7 +158,8 @@ class InstructionStream(TaskStream):
         self.bad_rows = bad_rows
         self.streaming = streaming
         self.cache = cache
-        self.templates = [_template(task) for task in tasks]
+        self.general = general
+        self.templates = [_template(task) for task in self._scored]
         self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(tokenizer, trust_remote_code)
         together = collate_packed if pack else collate
         self.collate_fn = partial(together, pad=self.tokenizer.pad_token_id)
@@ -165,6 +169,15 @@ class InstructionStream(TaskStream):
     def task_names(self) -> list[str]:
         """The tasks' names."""
         return [task.name for task in self.tasks]
+
+    @property
+    def probe_names(self) -> list[str]:
+        """The name of the general task, if there is one."""
+        return [] if self.general is None else [self.general.name]
+
+    @property
+    def _scored(self) -> list[InstructionTask]:
+        return [*self.tasks, *([self.general] if self.general is not None else [])]
 
     def train_dataset(self, task: int) -> Dataset[Any]:
         """Tokenised prompts with answers, or groups of them where they are packed."""
@@ -176,13 +189,17 @@ class InstructionStream(TaskStream):
 
     def val_dataset(self, task: int) -> Dataset[Any]:
         """Held-out prompts, with what is needed to score answers."""
-        faults = _Faults.of(self.tasks[task], self.tasks[task].validation)
+        faults = _Faults.of(self._scored[task], self._scored[task].validation)
         questions = list(self._questions(task, faults))
         faults.say()
         return _Listed(self._not_empty(questions, faults))
 
+    def probe_dataset(self, probe: int) -> Dataset[Any]:
+        """Held-out prompts of the general task."""
+        return self.val_dataset(len(self.tasks) + probe)
+
     def val_dataloader(self) -> list[Any]:
-        """One loader for each task, in order, never shuffled, each collated for its score."""
+        """One loader for each task and probe, in order, each collated for its score."""
         loaders = super().val_dataloader()
         for loader, template in zip(loaders, self.templates, strict=True):
             loader.collate_fn = partial(
@@ -244,7 +261,7 @@ class InstructionStream(TaskStream):
                 choice_bytes=tuple(len(choice.encode()) for choice in example.choices),
             )
 
-        own = self.tasks[task]
+        own = self._scored[task]
         for found in self._examples(task, own.validation, own.val_limit, faults, question):
             faults.shortened += found.right.lost > 0
             yield found
@@ -252,7 +269,7 @@ class InstructionStream(TaskStream):
     def _examples(
         self, task: int, split: str, limit: int | None, faults: _Faults, make: Any
     ) -> Iterator[Any]:
-        own, template = self.tasks[task], self.templates[task]
+        own, template = self._scored[task], self.templates[task]
         rows = read_rows(split, own.data, own.config, own.revision, own.data_dir, self.streaming)
         for number, row in islice(rows, limit):
             faults.rows += 1
@@ -269,7 +286,7 @@ class InstructionStream(TaskStream):
         unknown = [name for name in self.templates[task].columns if name not in row]
         if unknown:
             raise MisconfigurationException(
-                f"task {self.tasks[task].name!r}: its template needs the column "
+                f"task {self._scored[task].name!r}: its template needs the column "
                 f"{', '.join(map(repr, unknown))}, and {split} has {', '.join(map(repr, row))}"
             )
 

@@ -244,7 +244,9 @@ class CausalLMModule(LightningModule):
             "model": self.source,
             "lora": None if self.lora is None else dict(vars(self.lora)),
             "tokenizer": getattr(getattr(stream, "tokenizer", None), "name_or_path", None),
-            "tasks": getattr(stream, "task_names", []),
+            "tasks": list(getattr(stream, "task_names", [])),
+            "reads_old_data": getattr(stream, "joint", False) or bool(getattr(stream, "replay", 0)),
+            "dtype": str(self.model.dtype).removeprefix("torch."),
         }
         if self._leaves_base_out():
             checkpoint["causal_lm"]["base"] = frozen_digest(self)
@@ -270,7 +272,8 @@ class CausalLMModule(LightningModule):
             checkpoint["state_dict"].setdefault(name, own[name])
 
     def _leaves_base_out(self) -> bool:
-        return self.lora is not None and not self.lora.fresh_per_task
+        by_name = isinstance(self.source, str)  # or it is nowhere else
+        return by_name and self.lora is not None and not self.lora.fresh_per_task
 
     def _frozen(self) -> list[str]:
         trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}

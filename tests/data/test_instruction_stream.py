@@ -162,3 +162,13 @@ def test_streamed_rows_are_those_that_are_kept(folder):
 def test_limits_take_rows_from_the_front(folder):
     data = stream(folder, task={"train_limit": 2, "val_limit": 3})
     assert (len(data.train_dataset(0)), len(data.val_dataset(0))) == (2, 3)
+
+
+def test_a_general_task_is_scored_behind_the_others_and_never_trained(folder):
+    (folder / "general.jsonl").write_text(json.dumps({"q": "who?", "a": "me"}) + "\n")
+    general = InstructionTask("general", ASK, validation=str(folder / "general.jsonl"))
+    data = stream(folder, general=general)
+    assert (data.task_names, data.probe_names) == (["one"], ["general"])
+    (_, last) = data.val_dataloader()
+    assert [batch["questions"]["references"] for batch in last] == [[["me"]]]
+    assert data.num_tasks == data.total_epochs == 1

@@ -1,0 +1,1 @@
+"""Checkpoints of language models as folders of Hugging Face."""

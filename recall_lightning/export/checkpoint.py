@@ -1,0 +1,74 @@
+"""A checkpoint of :class:`~recall_lightning.models.CausalLMModule`, and the model that it holds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from recall_lightning.models import CausalLMModule
+from recall_lightning.models.lora import LoraSettings
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint without running code that it may hold.
+
+    Raises:
+        ValueError: If it is no file, cannot be read, or holds no
+            :class:`~recall_lightning.models.CausalLMModule`.
+    """
+    if path.is_dir():
+        raise ValueError(
+            f"{path} is a folder: of a sharded checkpoint make a file first, by python -m "
+            "lightning.pytorch.utilities.consolidate_checkpoint"
+        )
+    if not path.is_file():
+        raise ValueError(f"there is no file {path}")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # of as many kinds as there are ways to damage a file
+        raise ValueError(f"{path} cannot be read as a checkpoint ({error})") from error
+    if not isinstance(checkpoint, Mapping) or "causal_lm" not in checkpoint:
+        raise ValueError(
+            f"{path} holds no CausalLMModule of recall_lightning, and only such a model is "
+            "exported; models of other kinds save themselves by their own save_pretrained"
+        )
+    return dict(checkpoint)
+
+
+def build_model(
+    checkpoint: Mapping[str, Any], model: str | None = None, trust_remote_code: bool = False
+) -> CausalLMModule:
+    """Build the module that a checkpoint holds, with its weights in the precision they have there.
+
+    Args:
+        checkpoint: What :func:`read_checkpoint` returned.
+        model: Where the pre-trained model is now, if not where it was.
+        trust_remote_code: Whether it may run code of its own.
+
+    Raises:
+        ValueError: If the model cannot be loaded, or is another one than was trained.
+    """
+    about = checkpoint["causal_lm"]
+    lora = None if about["lora"] is None else LoraSettings(**about["lora"])
+    try:
+        module = CausalLMModule(
+            model or about["model"],
+            dtype=about["dtype"],
+            lora=lora,
+            trust_remote_code=trust_remote_code,
+        )
+        module.on_load_checkpoint(dict(checkpoint))
+    except MisconfigurationException as error:
+        raise ValueError(f"{error} (--model tells where the model is)") from error
+    state = {name.replace("._orig_mod", ""): t for name, t in checkpoint["state_dict"].items()}
+    try:
+        module.load_state_dict(state, assign=True)  # in the precision of the checkpoint
+    except RuntimeError as error:
+        raise ValueError(f"the checkpoint does not fit {about['model']!r}: {error}") from error
+    module.model.tie_weights()
+    module.model.config.use_cache = True  # gradient checkpointing had it off
+    return module.eval()

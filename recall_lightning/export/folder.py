@@ -1,0 +1,111 @@
+"""A trained language model as a folder that ``from_pretrained`` loads."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from recall_lightning.export.card import Training, model_card
+from recall_lightning.export.checkpoint import build_model, read_checkpoint
+from recall_lightning.merging.files.atomic import atomic_folder, refuse_existing
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+
+def export(
+    checkpoint: str | Path,
+    out: str | Path,
+    merge_adapter: bool = False,
+    model: str | None = None,
+    tokenizer: str | None = None,
+    trust_remote_code: bool = False,
+) -> Training:
+    """Write the language model of a checkpoint as a folder of Hugging Face.
+
+    It holds the weights, whose logits are those of the checkpoint's model, its config and
+    generation config, the tokenizer, a model card (``README.md``) with the stream, the method, the
+    task matrix and the merge coefficients, and the run's ``config.yaml`` if that is beside the
+    checkpoint. The folder appears whole or not at all.
+
+    Args:
+        checkpoint: A checkpoint file of :class:`~recall_lightning.models.CausalLMModule`.
+        out: The folder to make.
+        merge_adapter: Whether to write a LoRA adapter into its base; otherwise it is written alone,
+            as PEFT's adapters are.
+        model: Where the pre-trained model is now, if not where it was.
+        tokenizer: The same for the tokenizer.
+        trust_remote_code: Whether model and tokenizer may run code of their own.
+
+    Returns:
+        What the card says of the training.
+
+    Raises:
+        ValueError: If ``out`` exists, the checkpoint is none of such a module, or what it was
+            trained on is not found.
+    """
+    checkpoint, out = Path(checkpoint), Path(out)
+    refuse_existing(out)
+    read = read_checkpoint(checkpoint)
+    lora = read["causal_lm"]["lora"]
+    if merge_adapter and lora is None:
+        raise ValueError("--merge-adapter: the checkpoint holds no adapter, but a whole model")
+    if lora is not None and not merge_adapter:
+        if lora["fresh_per_task"]:
+            raise ValueError(
+                "each task's adapter was added to the base, which an adapter alone would leave "
+                "out: give --merge-adapter"
+            )
+        if "base" not in read["causal_lm"]:
+            raise ValueError(
+                "the adapter's base had random weights and is nowhere else: give --merge-adapter"
+            )
+    training = Training.of(read)
+    words = _load_tokenizer(read, model, tokenizer, trust_remote_code)
+    built: Any = build_model(read, model, trust_remote_code).model
+    if merge_adapter:
+        built = built.merge_and_unload()
+    adapter = lora is not None and not merge_adapter
+    with atomic_folder(out) as folder:
+        built.save_pretrained(folder)
+        if adapter:
+            _name_base(built, folder)
+        if words is not None:
+            words.save_pretrained(folder)
+        (folder / "README.md").write_text(model_card(out.name, training, adapter), encoding="utf-8")
+        config = checkpoint.parent.parent / "config.yaml"
+        if config.is_file():
+            shutil.copyfile(config, folder / "training.yaml")
+    return training
+
+
+def _load_tokenizer(
+    read: dict[str, Any], model: str | None, tokenizer: str | None, trust_remote_code: bool
+) -> Any:
+    """Load the tokenizer as it is on disk; None where training knew of none."""
+    from transformers import AutoTokenizer
+
+    about = read["causal_lm"]
+    name = tokenizer or about["tokenizer"]
+    if name is not None and name == about["model"]:
+        name = model or name  # they moved together
+    if name is None:
+        return None
+    try:
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"the tokenizer {name!r} cannot be loaded ({type(error).__name__}): --tokenizer tells "
+            "where it is"
+        ) from error
+
+
+def _name_base(built: PeftModel, folder: Path) -> None:
+    """Have the adapter's config name a base on disk by a path that holds from everywhere."""
+    file = folder / "adapter_config.json"
+    config = json.loads(file.read_text(encoding="utf-8"))
+    base = str(built.get_base_model().name_or_path)
+    config["base_model_name_or_path"] = str(Path(base).resolve()) if Path(base).is_dir() else base
+    file.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
