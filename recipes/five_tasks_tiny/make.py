@@ -12,7 +12,7 @@ import csv
 import json
 import random
 from collections.abc import Iterator
-from itertools import product
+from itertools import islice, product
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +21,26 @@ from lightning.pytorch import Trainer, seed_everything
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from recall_lightning.data import StdlibTextStream, TextFilesStream, TextTask
+from recall_lightning.data import (
+    InstructionStream,
+    InstructionTask,
+    StdlibTextStream,
+    TaskStream,
+    Template,
+    TextFilesStream,
+    TextTask,
+)
 from recall_lightning.models import CausalLMModule
 
 HERE = Path(__file__).parent
-TRAIN, VALIDATION = 192, 32
+TRAIN, LOOKUPS, VALIDATION = 192, 5000, 32
 CHAT = (
     "{% for message in messages %}{% if message['role'] == 'user' %}"
     "{{ bos_token + '[INST] ' + message['content'] + ' [/INST] ' }}{% else %}"
     "{{ message['content'] + eos_token }}{% endif %}{% endfor %}"
+)
+LOOKUP = Template(
+    "{text}\nQuestion: {question}\nAnswer:", "{answer}", score="exact_match", max_new_tokens=8
 )
 Row = dict[str, Any]
 
@@ -45,8 +56,8 @@ WHAT += [("the school", "l'école"), ("the bridge", "le pont"), ("the forest", "
 WHAT += [("the sea", "la mer"), ("the market", "le marché")]
 
 
-def sentences(draw: random.Random, count: int) -> Iterator[str]:
-    """What the model reads before any task: the words of their world, and how to look things up."""
+def lookups(draw: random.Random) -> Iterator[Row]:
+    """What the model can do before any task: find in a text what is asked for."""
     things = ["box", "lamp", "chair", "boat", "coat", "door", "cup", "wall", "hat", "bell"]
     values = {
         "colour": ["red", "blue", "green", "black", "white", "brown", "grey", "yellow"],
@@ -54,23 +65,27 @@ def sentences(draw: random.Random, count: int) -> Iterator[str]:
         "place": ["hall", "attic", "cellar", "kitchen", "yard", "shed"],
         "code": [f"{a}{b}" for a, b in product("ABCDEHKLMNPRSTX", "aeioudnrst")],
     }
-    for _ in range(count):
-        kinds = draw.sample(sorted(values), 3)
-        one, other = draw.sample(things, 2)
+    while True:
         said = {
-            (thing, kind): draw.choice(values[kind]) for thing, kind in product((one, other), kinds)
+            each: draw.choice(values[each[1]])
+            for each in product(draw.sample(things, 1), draw.sample(sorted(values), 3))
         }
         told = [f"The {kind} of the {thing} is {value}." for (thing, kind), value in said.items()]
         draw.shuffle(told)
-        (thing, kind), value = draw.choice(sorted(said.items()))
-        asked = f"What is the {kind} of the {thing}? {value}"
-        listed = ", ".join(draw.sample(values[kind], 3))
+        (thing, kind), answer = draw.choice(sorted(said.items()))
+        question = f"What is the {kind} of the {thing}?"
+        yield {"text": " ".join(told), "question": question, "answer": answer}
+
+
+def sentences(draw: random.Random, count: int) -> Iterator[str]:
+    """What the model reads before any task: the words of their world, and how to look things up."""
+    for row in islice(lookups(draw), count):
         good = draw.random() < 0.5
         word = draw.choice(GOOD if good else BAD)
         liked = "good, i liked it" if good else "bad, i hated it"
         english, french = draw.choice(WHO + DOES + WHAT)
         yield (
-            f"{' '.join(told[:3])} {kind}: {listed}.\n{' '.join(told)} {asked}\n"
+            f"{row['text']} {row['question']} {row['answer']}\n"
             f"it is {word}: {liked}.\n{english} = {french}\n"
         )
 
@@ -198,13 +213,15 @@ def write_rows(folder: Path) -> None:
         "iwslt2017_en_fr.jsonl": iwslt2017_en_fr(),
         "race.jsonl": race(draw),
         "medmcqa.csv": medmcqa(draw),
+        "lookup.jsonl": islice(lookups(random.Random(1)), 6000),
     }
     for file, made in tasks.items():
         distinct = {json.dumps({**row, "id": 0, "example_id": 0}): row for row in made}
         rows = list(distinct.values())
         draw.shuffle(rows)
         name, kind = file.split(".")
-        for split, part in (("val", rows[:VALIDATION]), ("train", rows[VALIDATION:][:TRAIN])):
+        most = LOOKUPS if name == "lookup" else TRAIN
+        for split, part in (("val", rows[:VALIDATION]), ("train", rows[VALIDATION:][:most])):
             path = folder / f"{name}_{split}.{kind}"
             with path.open("w", encoding="utf-8", newline="") as out:
                 if kind == "jsonl":
@@ -233,9 +250,9 @@ def write_tokenizer(folder: Path, texts: list[str]) -> None:
     wrapped.save_pretrained(folder)
 
 
-def write_model(folder: Path, text: Path) -> None:
-    """Train a model on a text, and write it beside its tokenizer."""
-    stream = TextFilesStream(
+def write_model(folder: Path, text: Path, rows: Path) -> None:
+    """Have a model read a text, teach it to look things up, and write it beside its tokenizer."""
+    reading = TextFilesStream(
         [TextTask("documentation", str(text))],
         str(folder),
         sequence_length=128,
@@ -243,21 +260,36 @@ def write_model(folder: Path, text: Path) -> None:
         epochs_per_task=12,
         batch_size=32,
     )
+    config = {
+        "model_type": "llama",
+        "vocab_size": len(reading.tokenizer),
+        "hidden_size": 96,
+        "intermediate_size": 192,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+        "max_position_embeddings": 512,
+        "tie_word_embeddings": True,
+        "bos_token_id": reading.tokenizer.bos_token_id,
+        "eos_token_id": reading.tokenizer.eos_token_id,
+    }
+    looking_up = InstructionStream(
+        [InstructionTask("lookup", LOOKUP, str(rows), str(rows).replace("train", "val"))],
+        str(folder),
+        max_length=256,
+        chat=True,
+        epochs_per_task=8,
+        batch_size=32,
+    )
+    train(config, reading, 3e-3).save_pretrained(folder)
+    train(str(folder), looking_up, 2e-3).to(torch.bfloat16).save_pretrained(folder)
+
+
+def train(model: Any, stream: TaskStream, lr: float) -> Any:
+    """Train a model on a stream, and return it."""
     module = CausalLMModule(
-        {
-            "model_type": "llama",
-            "vocab_size": len(stream.tokenizer),
-            "hidden_size": 96,
-            "intermediate_size": 192,
-            "num_hidden_layers": 4,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 4,
-            "max_position_embeddings": 512,
-            "tie_word_embeddings": True,
-            "bos_token_id": stream.tokenizer.bos_token_id,
-            "eos_token_id": stream.tokenizer.eos_token_id,
-        },
-        optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=3e-3),
+        model,
+        optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=lr),
         schedule="stream",
     )
     trainer = Trainer(
@@ -270,7 +302,7 @@ def write_model(folder: Path, text: Path) -> None:
     )
     trainer.fit(module, datamodule=stream)
     print(trainer.callback_metrics)
-    module.model.to(torch.bfloat16).save_pretrained(folder)
+    return module.model
 
 
 def main() -> None:
@@ -287,8 +319,10 @@ def main() -> None:
     write_tokenizer(HERE / "model", [text, *rows])
     read = HERE / "documentation.txt"
     read.write_text(text, encoding="utf-8")
-    write_model(HERE / "model", read)
-    read.unlink()
+    lookup_rows = HERE / "data" / "lookup_train.jsonl"
+    write_model(HERE / "model", read, lookup_rows)
+    for file in (read, lookup_rows):  # of use to the model alone
+        file.unlink()
 
 
 if __name__ == "__main__":
