@@ -11,6 +11,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from recall_lightning.models import CausalLMModule
 from recall_lightning.models.lora import LoraSettings
+from recall_lightning.snapshots import frozen_digest
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -61,7 +62,9 @@ def build_model(
             lora=lora,
             trust_remote_code=trust_remote_code,
         )
-        module.on_load_checkpoint(dict(checkpoint))
+        if about.get("load_in_4bit"):  # the base is another precision's now, by intention
+            about = about | {"base": frozen_digest(module)}
+        module.on_load_checkpoint({**checkpoint, "causal_lm": about})
     except MisconfigurationException as error:
         raise ValueError(f"{error} (--model tells where the model is)") from error
     state = {name.replace("._orig_mod", ""): t for name, t in checkpoint["state_dict"].items()}

@@ -34,7 +34,8 @@ def export(
         checkpoint: A checkpoint file of :class:`~recall_lightning.models.CausalLMModule`.
         out: The folder to make.
         merge_adapter: Whether to write a LoRA adapter into its base; otherwise it is written alone,
-            as PEFT's adapters are.
+            as PEFT's adapters are. One that was trained on a base in 4 bits is written into the
+            base as it was before that, whose logits differ a little.
         model: Where the pre-trained model is now, if not where it was.
         tokenizer: The same for the tokenizer.
         trust_remote_code: Whether model and tokenizer may run code of their own.

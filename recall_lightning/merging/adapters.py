@@ -16,8 +16,17 @@ from recall_lightning.merging.low_rank import LoraFactors, merge_lora
 from recall_lightning.merging.map_coefficients import MapCoefficient
 from recall_lightning.snapshots import all_finite, canonical_name, memory_of, named_weights
 
-_PLAIN_LAYERS = ("Linear", "Embedding", "Conv1d", "Conv2d", "Conv3d", "MultiheadAttention")
-_PLAIN_LAYERS_HOME = "peft.tuners.lora.layer"
+_PLAIN_LAYERS = {
+    "peft.tuners.lora.layer": (
+        "Linear",
+        "Embedding",
+        "Conv1d",
+        "Conv2d",
+        "Conv3d",
+        "MultiheadAttention",
+    ),
+    "peft.tuners.lora.bnb": ("Linear4bit", "Linear8bitLt"),  # by bitsandbytes
+}
 _FACTOR_NAME = re.compile(
     r"(?:base_model\.model\.)?(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<side>[AB])"
     r"(?:(?<=embedding_[AB])|\.weight)"
@@ -90,7 +99,8 @@ class LoraPair:
 def find_lora_pairs(module: nn.Module) -> list[LoraPair]:
     """Find the trainable LoRA updates in a model that PEFT has adapted.
 
-    Names are those of :func:`~recall_lightning.snapshots.named_weights`. A layer of which only one
+    Names are those of :func:`~recall_lightning.snapshots.named_weights`. A base that bitsandbytes
+    has quantised is no obstacle: what is merged is the adapter alone. A layer of which only one
     factor is trained is left out: its update is linear in that factor, which is merged like any
     other weight.
 
@@ -98,8 +108,9 @@ def find_lora_pairs(module: nn.Module) -> list[LoraPair]:
         module: A model with PEFT's layers somewhere inside, or one without: then there are none.
 
     Raises:
-        ValueError: If a trainable adapter is no plain LoRA adapter, has a quantised base, is merged
-            into its base, shares its factors, trains biases, or is active beside another one.
+        ValueError: If a trainable adapter is no plain LoRA adapter, has a base that is quantised in
+            another way, is merged into its base, shares its factors, trains biases, or is active
+            beside another one.
     """
     if "peft" not in sys.modules:
         return []
@@ -255,9 +266,10 @@ def _own_weights(layer: Any) -> list[Tensor]:
 def _refuse_layer(name: str, layer: Any) -> None:
     kind = type(layer)
     what = f"the adapter layer {name!r} ({kind.__name__})"
-    if kind.__module__ != _PLAIN_LAYERS_HOME or kind.__name__ not in _PLAIN_LAYERS:
+    if kind.__name__ not in _PLAIN_LAYERS.get(kind.__module__, ()):
         raise ValueError(
-            f"{what} cannot be merged: it is no plain LoRA layer, or its base is quantised"
+            f"{what} cannot be merged: it is no plain LoRA layer, or its base is quantised by "
+            "something else than bitsandbytes"
         )
     adapters = [key for key in layer.active_adapters if key in layer.scaling]
     if len(adapters) != 1:
@@ -265,7 +277,8 @@ def _refuse_layer(name: str, layer: Any) -> None:
     if layer.merged:
         raise ValueError(f"{what} is merged into its base: call unmerge_adapter() first")
     weight = getattr(layer.get_base_layer(), "weight", None)
-    if weight is not None and not (weight.is_floating_point() and weight.element_size() > 1):
+    whole = weight is None or (weight.is_floating_point() and weight.element_size() > 1)
+    if not whole and kind.__module__ != "peft.tuners.lora.bnb":
         raise ValueError(f"{what} cannot be merged: its base is quantised to {weight.dtype}")
     variant = getattr(layer, "lora_variant", {}).get(adapters[0])
     if layer.use_dora.get(adapters[0]) or variant is not None:

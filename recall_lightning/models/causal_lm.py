@@ -17,6 +17,7 @@ from recall_lightning.callbacks.fresh_adapter import FreshAdapter
 from recall_lightning.callbacks.learning_rate import WarmupCosine
 from recall_lightning.models.construction import build_optimizer, build_transformer
 from recall_lightning.models.evaluation import LoaderMetrics, RatioOfSums
+from recall_lightning.models.four_bit import four_bit_options, prepared_for_adapter
 from recall_lightning.models.lora import LoraSettings, with_lora
 from recall_lightning.models.scoring import Normalisation, chosen, exact_match, f1
 from recall_lightning.snapshots import frozen_digest
@@ -83,12 +84,14 @@ class CausalLMModule(LightningModule):
         gradient_checkpointing: Whether to compute activations once more in backward, for memory.
         compile: Whether to compile the model.
         lora: Train an adapter instead of the model's own weights.
+        load_in_4bit: Keep the base in 4 bits (NF4, quantised twice), through bitsandbytes. Only an
+            adapter is then trained and merged.
         normalise: What the log-likelihood of a choice is divided by.
         trust_remote_code: Whether the model may run code of its own.
 
     Raises:
-        MisconfigurationException: If ``model`` can be neither loaded nor built, or the adapter does
-            not fit.
+        MisconfigurationException: If ``model`` can be neither loaded nor built, the adapter does
+            not fit, a base in 4 bits has none, or the tokenizer has more tokens than the model.
     """
 
     def __init__(
@@ -104,6 +107,7 @@ class CausalLMModule(LightningModule):
         gradient_checkpointing: bool = False,
         compile: bool = False,
         lora: LoraSettings | None = None,
+        load_in_4bit: bool = False,
         normalise: Normalisation = "tokens",
         trust_remote_code: bool = False,
     ) -> None:
@@ -112,7 +116,11 @@ class CausalLMModule(LightningModule):
         options = {name: value for name, value in options.items() if value is not None}
         if trust_remote_code:
             options["trust_remote_code"] = True
+        if load_in_4bit:
+            options |= four_bit_options(lora, dtype)
         built: Any = build_transformer("CausalLM", model, **options)
+        if load_in_4bit:
+            built = prepared_for_adapter(built)
         if gradient_checkpointing:
             built.gradient_checkpointing_enable({"use_reentrant": False})
             built.config.use_cache = False
@@ -124,6 +132,7 @@ class CausalLMModule(LightningModule):
         self.model = built
         self.source = model
         self.lora = lora
+        self.load_in_4bit = load_in_4bit
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
         self.schedule = schedule
@@ -138,6 +147,21 @@ class CausalLMModule(LightningModule):
                 "bits_per_byte": RatioOfSums,
             }
         )
+
+    def setup(self, stage: str) -> None:
+        """Check that the model knows every token of the datamodule's tokenizer.
+
+        Raises:
+            MisconfigurationException: If it does not.
+        """
+        tokenizer = getattr(getattr(self.trainer, "datamodule", None), "tokenizer", None)
+        known = self.model.get_input_embeddings().num_embeddings
+        if tokenizer is not None and len(tokenizer) > known:
+            raise MisconfigurationException(
+                f"the tokenizer {tokenizer.name_or_path} has {len(tokenizer)} tokens, and the "
+                f"model {self.source!r} knows {known}: take the model's own tokenizer, or call "
+                f"resize_token_embeddings({len(tokenizer)}) on the model and save it"
+            )
 
     def configure_callbacks(self) -> list[Callback]:
         """The learning rate's schedule, and what ends an adapter of one task."""
@@ -243,6 +267,7 @@ class CausalLMModule(LightningModule):
         checkpoint["causal_lm"] = {
             "model": self.source,
             "lora": None if self.lora is None else dict(vars(self.lora)),
+            "load_in_4bit": self.load_in_4bit,
             "tokenizer": getattr(getattr(stream, "tokenizer", None), "name_or_path", None),
             "tasks": list(getattr(stream, "task_names", [])),
             "reads_old_data": getattr(stream, "joint", False) or bool(getattr(stream, "replay", 0)),
@@ -267,9 +292,10 @@ class CausalLMModule(LightningModule):
                 f"the checkpoint holds an adapter of another base than model={self.source!r}: give "
                 f"the one that it was trained on, {checkpoint['causal_lm']['model']!r}"
             )
-        own = self.state_dict()
+        own = dict(self.named_parameters(remove_duplicate=False)) | dict(self.named_buffers())
         for name in self._frozen():
-            checkpoint["state_dict"].setdefault(name, own[name])
+            if name in own:  # bitsandbytes saves what it does not load
+                checkpoint["state_dict"].setdefault(name, own[name].detach())
 
     def _leaves_base_out(self) -> bool:
         by_name = isinstance(self.source, str)  # or it is nowhere else

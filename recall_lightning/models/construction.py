@@ -35,8 +35,9 @@ def build_transformer(
             return auto_model.from_pretrained(model, **kwargs).train()
         except (OSError, ValueError) as error:
             raise MisconfigurationException(
-                f"model={model!r} cannot be loaded as AutoModelFor{head}. Pass a folder that"
-                " save_pretrained wrote, a hub id, or a mapping with model_type and config fields."
+                f"model={model!r} cannot be loaded as AutoModelFor{head} ({_first_line(error)})."
+                " Pass a folder that save_pretrained wrote, a hub id (where there is no network, a"
+                " local folder), or a mapping with model_type and config fields."
             ) from error
 
     fields = {**model, **kwargs}
@@ -58,6 +59,10 @@ def build_transformer(
         raise MisconfigurationException(
             f"model_type={model_type!r} cannot be built as AutoModelFor{head}: {error}"
         ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
 
 
 def build_optimizer(

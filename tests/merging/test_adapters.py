@@ -398,7 +398,7 @@ def spoil(model, how):
         ("merged", r"layers.1.self_attn.q_proj' \(Linear\) is merged into its base"),
         ("two active", "active adapters .'default', 'other'."),
         ("quantised", "quantised to torch.float8_e4m3fn"),
-        ("quantised layer", r"\(Linear4bit\) .* base is quantised"),
+        ("quantised layer", r"\(Linear4bit\) .* base is quantised by"),
         ("tied", "layers.0.self_attn.q_proj.lora_A.default.weight' is one tensor for 2 modules"),
     ],
 )

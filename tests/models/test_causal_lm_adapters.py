@@ -1,6 +1,7 @@
 """Adapters, scores and schedules of CausalLMModule, on a tiny model from disk."""
 
 import json
+import sys
 from itertools import pairwise
 
 import pytest
@@ -156,3 +157,56 @@ def test_norms_are_not_decayed_if_asked_to(folder):
 def test_layers_that_are_not_there_are_named(folder):
     with pytest.raises(MisconfigurationException, match=r"does not fit the model.*nowhere"):
         module(folder, lora=LoraSettings(target_modules=["nowhere"]))
+
+
+def test_an_adapter_on_a_base_in_4_bits_is_trained_merged_and_resumes(folder):
+    pytest.importorskip("bitsandbytes")
+    save_model(folder, hidden_size=128, intermediate_size=256)
+    data, recall = stream(folder, CHOOSE, WRITE), RecallCallback(every=1.0)
+    model = module(folder, lora=LORA, load_in_4bit=True)
+    trainer = fit(model, data, recall)
+    assert {"Linear4bit"} == {type(layer.base_layer).__name__ for layer in adapted_layers(model)}
+    assert [merge["task"] for merge in recall.history] == [0, 1]
+    assert all("lora_" in name for name in recall.snapshots[-1])
+    trainer.save_checkpoint(folder / "end.ckpt")
+    again = module(folder, lora=LORA, load_in_4bit=True)
+    fit(
+        again,
+        stream(folder, CHOOSE, WRITE),
+        RecallCallback(every=1.0),
+        checkpoint=folder / "end.ckpt",
+    )
+    for name, weight in again.named_parameters():
+        if weight.requires_grad:
+            assert torch.equal(weight, model.get_parameter(name))
+
+
+def adapted_layers(model):
+    return [layer for layer in model.modules() if hasattr(layer, "lora_A")]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({}, "needs lora"),
+        ({"lora": LoraSettings(fresh_per_task=True)}, "excludes lora.fresh_per_task"),
+        ({"lora": LORA}, "needs the package bitsandbytes"),
+    ],
+)
+def test_a_base_in_4_bits_needs_an_adapter_and_bitsandbytes(options, said, folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    with pytest.raises(MisconfigurationException, match=said):
+        module(folder, load_in_4bit=True, **options)
+
+
+def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(folder):
+    data = stream(folder, WRITE)
+    data.tokenizer.add_tokens(["<extra>"])
+    with pytest.raises(MisconfigurationException, match=r"has 259 tokens, .* knows 258"):
+        fit(module(folder), data)
+
+
+def test_a_model_that_is_not_on_disk_is_named_with_the_way_out(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(MisconfigurationException, match=r"no/model.*a local folder"):
+        CausalLMModule("no/model")
