@@ -12,6 +12,8 @@ EXAMPLES = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
 @pytest.mark.parametrize("example", EXAMPLES, ids=[code[:40] for code in EXAMPLES])
 def test_the_readmes_examples_run_as_they_are(example, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "tiny").symlink_to(README.parent / "recipes" / "five_tasks_tiny" / "model")
     torch.manual_seed(0)
     own = {
         "model": Plain(),

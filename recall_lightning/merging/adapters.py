@@ -277,8 +277,9 @@ def _refuse_layer(name: str, layer: Any) -> None:
     if layer.merged:
         raise ValueError(f"{what} is merged into its base: call unmerge_adapter() first")
     weight = getattr(layer.get_base_layer(), "weight", None)
-    whole = weight is None or (weight.is_floating_point() and weight.element_size() > 1)
-    if not whole and kind.__module__ != "peft.tuners.lora.bnb":
+    if kind.__module__ == "peft.tuners.lora.bnb":
+        weight = None  # only the adapter is merged
+    if weight is not None and not (weight.is_floating_point() and weight.element_size() > 1):
         raise ValueError(f"{what} cannot be merged: its base is quantised to {weight.dtype}")
     variant = getattr(layer, "lora_variant", {}).get(adapters[0])
     if layer.use_dora.get(adapters[0]) or variant is not None:
