@@ -245,6 +245,7 @@ class CausalLMModule(LightningModule):
             **prompts,
             max_new_tokens=questions["max_new_tokens"],
             do_sample=False,
+            use_cache=True,
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
         )[:, prompts["input_ids"].shape[1] :]

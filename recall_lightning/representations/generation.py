@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from recall_lightning.representations.hidden_states import undisturbed
 
+_BATCHES_AT_ONCE = 4  # a token of many sequences takes little longer than one of few
+
 
 def find_generator(module: nn.Module) -> Any | None:
     """Return the outermost causal language model inside that can generate, or None.
@@ -58,8 +60,9 @@ def generated_batches(
     made = []
     with undisturbed(module):
         torch.manual_seed(seed)
-        for _ in range(batches):
-            first = torch.randint(vocabulary, (batch_size, 1)).to(device)
+        while len(made) < batches:
+            at_once = min(_BATCHES_AT_ONCE, batches - len(made))
+            first = torch.randint(vocabulary, (at_once * batch_size, 1)).to(device)
             ids = generator.generate(
                 input_ids=first,
                 attention_mask=torch.ones_like(first),
@@ -69,8 +72,12 @@ def generated_batches(
                 temperature=1.0,
                 max_new_tokens=min(length, longest) - 1,
                 pad_token_id=_padding(generator),
+                use_cache=True,  # which gradient checkpointing has switched off in the config
             )
-            made.append({"input_ids": ids, "attention_mask": _written(ids, generator)})
+            made += [
+                {"input_ids": part, "attention_mask": _written(part, generator)}
+                for part in ids.split(batch_size)
+            ]
     return made
 
 
