@@ -57,7 +57,7 @@ def generated_batches(
     device = next(generator.parameters()).device
     longest = getattr(generator.config, "max_position_embeddings", None) or length
     vocabulary = generator.config.vocab_size
-    made = []
+    made: list[dict[str, Tensor]] = []
     with undisturbed(module):
         torch.manual_seed(seed)
         while len(made) < batches:
