@@ -227,8 +227,14 @@ def _nearest(
         if not siblings:
             continue
         before = [s for s in siblings if position[s.name] <= position[holder]]
-        embedding = isinstance(modules[holder], nn.Embedding)
-        return siblings[0].name if embedding or not before else before[-1].name
+        layer, name = modules[holder], holder.rpartition(".")[2]
+        # some models register norms in another order than they compute them in, and name them right
+        norm_of_embedding = isinstance(layer, _NORMS) and "embed" in name
+        if isinstance(layer, _NORMS) and "final" in name:
+            return siblings[-1].name
+        if isinstance(layer, nn.Embedding) or norm_of_embedding or not before:
+            return siblings[0].name
+        return before[-1].name
     return seeds[-1].name
 
 
