@@ -96,7 +96,8 @@ def merge_of(module: nn.Module, name: str) -> tuple[str, float]:
 
     taken, copied = seconds(merge), seconds(copy)
     cells = [f"`{name}`", f"{bytes_of(live.values()) / MIB:,.0f}", f"{snapshot.nbytes / MIB:,.0f}"]
-    cells += [f"{taken:.2f}", f"{taken / copied:.1f}"]
+    cells += [f"{taken:.2f}", f"{bytes_of(live.values()) / GIB / taken:.2f}"]
+    cells += [f"{taken / copied:.1f}"]
     return " | ".join(cells) + " |", taken
 
 
@@ -114,7 +115,7 @@ def whole_weights(name: str) -> list[str]:
     return [
         *rows,
         f"| {name} | *whole model, projected* | {whole:,.0f} | *{whole:,.0f}* "
-        f"| *{projected:.0f}* | |",
+        f"| *{projected:.0f}* | | |",
     ]
 
 
@@ -180,12 +181,13 @@ def main() -> None:
         adapter(name, dtype) for name in MODELS for dtype in (torch.float32, torch.bfloat16)
     ]
     columns = ["model", "part", "weights, MiB", "snapshot, MiB", "seconds a merge"]
-    columns += ["times a copy of the weights"]
+    columns += ["GiB of weights a second", "times a copy of the weights"]
     of_adapters = ["model", "adapter", "pairs", "adapter, MiB", "snapshot / adapter"]
     of_adapters += ["seconds a merge", "error"]
     page = f"""One merge at the shapes of Llama-2-7B and Qwen2-7B, on random values. CPU with
-{threads} of {os.cpu_count()} cores, torch {torch.__version__}, load {load:.1f} at the start; medians
-of {REPEATS} (adapters: 3). A merge is what the callback does: drift by block, then the weights.
+{threads} of {os.cpu_count()} cores, torch {torch.__version__}, load {load:.1f} at the start;
+medians of {REPEATS} (adapters: 3). A merge is what the callback does: drift by block, then the
+weights.
 
 ```
 python benchmarks/language_models.py

@@ -209,8 +209,8 @@ other forms: telegrams, French, records of code; {TRAIN} rows each, {VALIDATION}
 adapter goes through all tasks, or each task's adapter is added to the base at the task's end.
 Scores are exact match of what the model writes: mean ± standard deviation over the seeds
 {listed(REPORTED)}. Forgetting is measured from the best score since trained. The settings of EWC,
-SFA and RECALL's last row were chosen on seed {listed(CHOSEN_ON)}, of three to seven tried each. CPU,
-torch {torch.__version__}.
+SFA and RECALL's last row were chosen on seed {listed(CHOSEN_ON)}, of three to seven tried each.
+CPU, torch {torch.__version__}.
 
 ```
 python benchmarks/lora_domains.py --jobs 2
