@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -66,10 +67,11 @@ def model_card(name: str, training: Training, adapter: bool) -> str:
         training: How it came about.
         adapter: Whether it is an adapter, for PEFT.
     """
+    on_hub = training.base is not None and not Path(training.base).exists()
     about = {
         "library_name": "peft" if adapter else "transformers",
         "pipeline_tag": "text-generation",
-        **({"base_model": training.base} if training.base else {}),
+        **({"base_model": training.base} if on_hub else {}),
         "tags": ["continual-learning", training.method.replace(" ", "-")],
     }
     stream = " → ".join(training.tasks) or "unnamed tasks"

@@ -13,6 +13,7 @@ from tiny_language_model import save_model
 
 from recall_lightning import ForgettingMonitor, RecallCallback
 from recall_lightning.data import InstructionStream, InstructionTask, Template
+from recall_lightning.merging.rules import UniformRule
 from recall_lightning.models import CausalLMModule
 from recall_lightning.models.lora import LoraSettings
 
@@ -210,3 +211,23 @@ def test_a_model_that_is_not_on_disk_is_named_with_the_way_out(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(MisconfigurationException, match=r"no/model.*a local folder"):
         CausalLMModule("no/model")
+
+
+def test_modules_that_are_trained_as_a_whole_are_merged_as_plain_weights(folder):
+    lora = LoraSettings(r=4, target_modules=["q_proj"], modules_to_save=["lm_head"])
+
+    class Watches(RecallCallback):
+        def on_train_batch_end(self, trainer, pl_module, *args):
+            name = next(name for name in self.snapshots[-1] if "lm_head" in name)
+            before = pl_module.get_parameter(name).detach().clone()
+            merges = len(self.history)
+            super().on_train_batch_end(trainer, pl_module, *args)
+            if len(self.history) > merges:
+                merged.append((before, self.snapshots[-1][name], pl_module.get_parameter(name)))
+
+    merged = []
+    recall = Watches(every=1.0, rule=UniformRule(0.25), end_rule=None)
+    fit(module(folder, lora=lora), stream(folder, WRITE), recall)
+    ((before, old, after),) = merged
+    assert not torch.equal(before, old)
+    torch.testing.assert_close(after.detach(), 0.75 * before + 0.25 * old)
