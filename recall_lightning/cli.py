@@ -150,9 +150,21 @@ def main(args: Sequence[str] | None = None) -> None:
             seed_everything_default=0,
             parser_kwargs={"epilog": _EPILOG} | dict.fromkeys(RecallCLI.subcommands(), defaults),
         )
-    except (MisconfigurationException, FileNotFoundError) as error:
-        print(f"recall-lightning: error: {error}", file=sys.stderr)
+    except Exception as error:
+        said = _misconfiguration(error)
+        if said is None:
+            raise
+        print(f"recall-lightning: error: {said}", file=sys.stderr)
         raise SystemExit(2) from error
+
+
+def _misconfiguration(error: BaseException | None) -> BaseException | None:
+    """Find what the user configured wrongly behind what jsonargparse makes of it, if it is that."""
+    if isinstance(error, FileNotFoundError):
+        return error
+    while error is not None and not isinstance(error, MisconfigurationException):
+        error = error.__cause__
+    return error
 
 
 def defaults_beside(args: Sequence[str]) -> list[str]:

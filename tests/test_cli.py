@@ -199,3 +199,15 @@ def test_merging_is_a_command_of_its_own(tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["merge", "a", "b", "0.5", "--wieghts", "1", "--out", str(tmp_path / "out")])
     assert "joined by commas" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("argument", ["model.init_args.model", "data.init_args.tokenizer"])
+def test_a_model_or_tokenizer_that_is_not_there_is_one_line(argument, capsys, monkeypatch):
+    monkeypatch.chdir(RECIPES.parent)
+    with pytest.raises(SystemExit) as stopped:
+        run("fit", "-c", RECIPES / "five_tasks_tiny.yaml", f"--{argument}=no/such/folder", *SMALL)
+    assert stopped.value.code == 2
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last.startswith("recall-lightning: error: ")
+    assert "no/such/folder" in last
+    assert "local folder" in last
