@@ -14,13 +14,10 @@ from pathlib import Path
 from torch import nn
 
 ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "faults")]
+sys.path.insert(0, str(ROOT))
 
-import damaging  # noqa: E402
-import failing  # noqa: E402
-import killing  # noqa: E402
-
-from recall_lightning.snapshot_files import FileSnapshot  # noqa: E402
+from recall_lightning.weights.snapshot_file import FileSnapshot  # noqa: E402
+from tests.faults import damaging, failing, killing  # noqa: E402
 
 PAGE = """# Faults
 

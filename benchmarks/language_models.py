@@ -24,10 +24,11 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from recall_lightning.merging.adapters import LoraPair, find_lora_pairs
+from recall_lightning.measuring.blocks import Block, find_blocks
 from recall_lightning.merging.blockwise import Drift, merge_snapshots_, weights_of_names
-from recall_lightning.representations.blocks import Block, find_blocks
-from recall_lightning.snapshots import Snapshot, named_weights
+from recall_lightning.merging.lora.pairs import LoraPair, find_lora_pairs
+from recall_lightning.weights.naming import named_weights
+from recall_lightning.weights.snapshot import Snapshot
 
 MODELS: dict[str, dict[str, Any]] = {
     "Llama-2-7B": {

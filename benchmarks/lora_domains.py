@@ -29,9 +29,9 @@ import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
 
 from recall_lightning import ForgettingMonitor, RecallCallback
-from recall_lightning.callbacks.baselines.ewc import ElasticWeightConsolidation
-from recall_lightning.callbacks.baselines.sfa import SequentialFinetuningAveraging
 from recall_lightning.data import InstructionStream, InstructionTask, Template
+from recall_lightning.methods.ewc import ElasticWeightConsolidation
+from recall_lightning.methods.sfa import SequentialFinetuningAveraging
 from recall_lightning.models import CausalLMModule
 from recall_lightning.models.lora import LoraSettings
 

@@ -30,9 +30,9 @@ from rich.table import Table
 from safetensors.torch import load, load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from recall_lightning.merging.files.merge import merge_files
-from recall_lightning.merging.files.settings import MergeSettings
-from recall_lightning.merging.kernels import lerp_, weighted_sum_
+from recall_lightning.merging.folders.merge import merge_files
+from recall_lightning.merging.folders.settings import MergeSettings
+from recall_lightning.merging.functional.in_place import lerp_, weighted_sum_
 
 Weights = dict[str, torch.Tensor]
 # hidden size, layers: about so many million parameters

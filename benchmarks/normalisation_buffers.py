@@ -18,10 +18,10 @@ from lightning.pytorch import Trainer, seed_everything
 from torch import nn
 
 from recall_lightning import ForgettingMonitor, RecallCallback
-from recall_lightning.callbacks.snapshot_merge import Buffers
 from recall_lightning.data import DigitsStream
 from recall_lightning.metrics import average, plasticity
 from recall_lightning.models import ClassifierModule
+from recall_lightning.recall.merge import Buffers
 
 Scenario = Literal["permuted", "rotated"]
 TASKS = 4

@@ -12,7 +12,7 @@ from stages import DEFAULT_NEW_INPUTS
 
 from recall_lightning import RecallCallback
 from recall_lightning.compare.results import Run
-from recall_lightning.methods import METHODS
+from recall_lightning.methods.table import METHODS
 
 
 def test_the_best_value_follows_the_direction_of_the_score():

@@ -3,7 +3,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Plain, loader
+
+from tests.support.training import Plain, loader
 
 README = Path(__file__).parent.parent / "README.md"
 EXAMPLES = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)

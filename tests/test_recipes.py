@@ -8,7 +8,7 @@ import pytest
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from recall_lightning.cli import main
+from recall_lightning.cli.main import main
 from recall_lightning.data.instructions.templates import TEMPLATES
 
 ROOT = Path(__file__).parent.parent

@@ -67,7 +67,7 @@ class Evidence:
     ) -> list[Run]:
         """Run variants (label to ``METHOD:ARGUMENTS``) of a recipe, and return all runs."""
         folder = self.out / stream / stage
-        command = [sys.executable, "-m", "recall_lightning.cli", "compare"]
+        command = [sys.executable, "-m", "recall_lightning.cli.main", "compare"]
         command += ["-c", f"recipes/{stream}.yaml", "--methods", ""]
         command += ["--seeds", self.seeds(seeds), "--jobs", str(self.jobs), "--out", str(folder)]
         for label, arguments in variants.items():

@@ -12,16 +12,16 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
-from recall_lightning.callbacks.loggers import (
+from recall_lightning.callbacks._trainer.loggers import (
     log_figure,
     log_scalars,
     log_table,
     plot_against,
     run_folder,
 )
-from recall_lightning.callbacks.monitored import direction_of, scores_by_loader
+from recall_lightning.callbacks._trainer.monitored import direction_of, scores_by_loader
 from recall_lightning.callbacks.task_aware import TaskAwareCallback
-from recall_lightning.task_record import TaskRecord
+from recall_lightning.metrics.record import TaskRecord
 
 # What is logged under continual/ besides the tasks.
 _RESERVED = {"task", "matrix", "matrix_image", "average", "backward_transfer", "forward_transfer"}
@@ -55,7 +55,7 @@ class ForgettingMonitor(TaskAwareCallback):
             another callback of the Trainer was given counts here too.
 
     Attributes:
-        record: All that was measured, a :class:`~recall_lightning.task_record.TaskRecord`.
+        record: All that was measured, a :class:`~recall_lightning.metrics.record.TaskRecord`.
 
     Raises:
         MisconfigurationException: If ``monitor`` is never logged, the dataloaders do not fit the
@@ -264,7 +264,7 @@ class ForgettingMonitor(TaskAwareCallback):
         return Path(self.folder) if self.folder is not None else run_folder(trainer)
 
     def _write_figures(self, trainer: Trainer, folder: Path) -> None:
-        from recall_lightning.figures import save
+        from recall_lightning.metrics.figures import save
 
         marks: dict[str, list[int]] = {}
         for callback in trainer.callbacks:  # type: ignore[attr-defined]

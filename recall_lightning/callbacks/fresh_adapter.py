@@ -3,9 +3,9 @@
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from recall_lightning.callbacks.optimizer_state import forget
+from recall_lightning.callbacks._trainer.optimizer_state import forget
 from recall_lightning.callbacks.task_aware import TaskAwareCallback
-from recall_lightning.merging.adapter_layers import add_to_base
+from recall_lightning.merging.lora.layers import add_to_base
 
 
 class FreshAdapter(TaskAwareCallback):

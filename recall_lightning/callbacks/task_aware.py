@@ -10,7 +10,11 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
-from recall_lightning.callbacks.resuming import find_progress, restore_progress, save_progress
+from recall_lightning.callbacks._trainer.resuming import (
+    find_progress,
+    restore_progress,
+    save_progress,
+)
 
 
 class TaskAwareCallback(Callback):

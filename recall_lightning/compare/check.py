@@ -11,7 +11,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from recall_lightning.compare.plan import PlannedRun
 from recall_lightning.compare.worker import MeasuredCLI, parser_settings
-from recall_lightning.methods import METHODS
+from recall_lightning.methods.table import METHODS
 
 
 class _ParsedCLI(MeasuredCLI):

@@ -29,7 +29,7 @@ from recall_lightning.compare.plan import (
 from recall_lightning.compare.progress import Progress, duration
 from recall_lightning.compare.results import load_run, summarise, write_whole
 from recall_lightning.compare.tables import cell, csv_table, markdown
-from recall_lightning.methods import METHODS
+from recall_lightning.methods.table import METHODS
 
 _PROGRAM = "recall-lightning compare"
 _COMPARISON_FILE = "comparison.json"

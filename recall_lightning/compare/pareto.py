@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from recall_lightning.compare.results import Summary
-from recall_lightning.figures import save
+from recall_lightning.metrics.figures import save
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

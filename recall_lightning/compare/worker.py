@@ -18,7 +18,7 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from recall_lightning.cli import RecallCLI, SaveRunConfig, defaults_beside
+from recall_lightning.cli.fit import RecallCLI, SaveRunConfig, defaults_beside
 from recall_lightning.compare.measures import (
     HookProfiler,
     extra_bytes,
@@ -28,7 +28,7 @@ from recall_lightning.compare.measures import (
 )
 from recall_lightning.compare.plan import PlannedRun
 from recall_lightning.compare.results import COMMAND_FILE, LOG_FILE, RUN_FILE, write_whole
-from recall_lightning.methods import METHODS
+from recall_lightning.methods.table import METHODS
 
 
 class MeasuredCLI(RecallCLI):

@@ -9,8 +9,8 @@ from typing import Any
 
 import yaml
 
-from recall_lightning.methods import METHODS
-from recall_lightning.task_record import FORGETTING_VARIANT, TaskRecord
+from recall_lightning.methods.table import METHODS
+from recall_lightning.metrics.record import FORGETTING_VARIANT, TaskRecord
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from recall_lightning.models import CausalLMModule
 from recall_lightning.models.lora import LoraSettings
-from recall_lightning.snapshots import frozen_digest
+from recall_lightning.weights.snapshot import frozen_digest
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

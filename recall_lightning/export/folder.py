@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from recall_lightning.export.card import Training, model_card
 from recall_lightning.export.checkpoint import build_model, read_checkpoint
-from recall_lightning.merging.files.atomic import atomic_folder, refuse_existing
+from recall_lightning.weights.atomic import atomic_folder, refuse_existing
 
 if TYPE_CHECKING:
     from peft import PeftModel

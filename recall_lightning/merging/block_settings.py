@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from numbers import Real
 
-from recall_lightning.representations.blocks import Block
+from recall_lightning.measuring.blocks import Block
 
 Setting = float | Sequence[float] | Mapping[str, float | Sequence[float]]
 

@@ -7,15 +7,21 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from recall_lightning.merging.adapters import LoraPair, lerp_adapters_
+from recall_lightning.measuring.blocks import Block
+from recall_lightning.measuring.linear_maps import as_matrix
 from recall_lightning.merging.block_settings import Setting, setting_by_weight
-from recall_lightning.merging.kernels import check_alike, lerp_, squared_distance, weighted_sum_
-from recall_lightning.merging.map_coefficients import MapCoefficient, merge_maps_
+from recall_lightning.merging.coefficients.linear_maps import MapCoefficient, merge_maps_
+from recall_lightning.merging.functional.in_place import (
+    check_alike,
+    lerp_,
+    squared_distance,
+    weighted_sum_,
+)
+from recall_lightning.merging.lora.pairs import LoraPair, lerp_adapters_
 from recall_lightning.merging.rules.base import Coefficient
-from recall_lightning.representations.blocks import Block
-from recall_lightning.representations.linear_maps import as_matrix
-from recall_lightning.sharding import local, sharded_like, total
-from recall_lightning.snapshots import Snapshot, all_finite
+from recall_lightning.weights.finite import all_finite
+from recall_lightning.weights.sharding import local, sharded_like, total
+from recall_lightning.weights.snapshot import Snapshot
 
 
 def weights_of_names(

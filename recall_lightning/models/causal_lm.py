@@ -20,7 +20,7 @@ from recall_lightning.models.evaluation import LoaderMetrics, RatioOfSums
 from recall_lightning.models.four_bit import four_bit_options, prepared_for_adapter
 from recall_lightning.models.lora import LoraSettings, with_lora
 from recall_lightning.models.scoring import Normalisation, chosen, exact_match, f1
-from recall_lightning.snapshots import frozen_digest
+from recall_lightning.weights.snapshot import frozen_digest
 
 
 class Perplexity(RatioOfSums):

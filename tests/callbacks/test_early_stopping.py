@@ -1,12 +1,12 @@
 import pytest
 import torch
-from conftest import Plain, loader, quiet_trainer, task_data
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from recall_lightning import ForgettingMonitor, RecallCallback, TaskStream
 from recall_lightning.callbacks.early_stopping import TaskEarlyStopping
+from tests.support.training import Plain, loader, quiet_trainer, task_data
 
 
 class Scripted(Plain):

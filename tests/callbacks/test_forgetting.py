@@ -2,12 +2,12 @@ import json
 
 import pytest
 import torch
-from conftest import Plain, loader, quiet_trainer, task_data
 from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from recall_lightning import ForgettingMonitor, RecallCallback, TaskStream, metrics
+from tests.support.training import Plain, loader, quiet_trainer, task_data
 
 
 def stream(tasks=3, **kwargs):

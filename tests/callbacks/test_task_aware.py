@@ -1,10 +1,10 @@
 import pytest
 import torch
-from conftest import Plain, loader, quiet_trainer, task_data
 from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from recall_lightning import TaskAwareCallback, TaskStream
+from tests.support.training import Plain, loader, quiet_trainer, task_data
 
 
 class Diary(TaskAwareCallback):

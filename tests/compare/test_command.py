@@ -16,7 +16,7 @@ from recall_lightning.compare.command import main
 from recall_lightning.compare.grid import run_all
 from recall_lightning.compare.plan import Comparison, parse_settings
 from recall_lightning.compare.results import load_runs
-from recall_lightning.methods import METHODS
+from recall_lightning.methods.table import METHODS
 
 RECIPE = """
 trainer:

@@ -1,6 +1,5 @@
 import pytest
 import torch
-from conftest import Plain, loader, quiet_trainer
 from lightning.pytorch import Callback
 from torch.utils.data import TensorDataset
 
@@ -13,6 +12,7 @@ from recall_lightning.compare.measures import (
     training_bytes,
 )
 from recall_lightning.data import ReplayBuffer, TaskStream
+from tests.support.training import Plain, loader, quiet_trainer
 
 
 class Ticks(Callback):

@@ -3,12 +3,12 @@ import math
 
 import pytest
 from rich.console import Console
-from test_results import run
 
 from recall_lightning.compare import progress as module
 from recall_lightning.compare.grid import Failure
 from recall_lightning.compare.plan import Comparison, Setting
 from recall_lightning.compare.progress import Progress
+from tests.compare.test_results import run
 
 
 @pytest.fixture

@@ -3,10 +3,10 @@ import io
 import math
 
 import pytest
-from test_results import run
 
 from recall_lightning.compare.results import Interval, summarise
 from recall_lightning.compare.tables import cell, csv_table, difference_table, markdown
+from tests.compare.test_results import run
 
 
 def scored(label, seed, average, **changes):

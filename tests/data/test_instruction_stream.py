@@ -6,10 +6,10 @@ import pyarrow.parquet
 import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from tiny_language_model import CHAT, save_model, save_tokenizer
 
 from recall_lightning.data import InstructionStream, InstructionTask, Template
 from recall_lightning.models import CausalLMModule
+from tests.support.tiny_language_model import CHAT, save_model, save_tokenizer
 
 ASK = Template("Q: {q}", "{a}", score="exact_match", max_new_tokens=4)
 ROWS = [{"q": f"what is {n}?", "a": f"number {n}"} for n in range(6)]

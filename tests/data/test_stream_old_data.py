@@ -6,11 +6,11 @@ import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint
-from test_stream import Countdown, Recorder, numbers, trainer, values
 from torch.utils.data import DataLoader
 
 from recall_lightning.data import DigitsStream, ReplayBuffer, TaskStream
-from recall_lightning.representations.candidates import draw_candidates, training_samples
+from recall_lightning.measuring.candidates import draw_candidates, training_samples
+from tests.data.test_stream import Countdown, Recorder, numbers, trainer, values
 
 
 def three_tasks(**kwargs) -> TaskStream:

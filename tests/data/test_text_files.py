@@ -2,15 +2,15 @@ import json
 
 import pytest
 import torch
-from conftest import quiet_trainer
 from hypothesis import given
 from hypothesis import strategies as st
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from tiny_language_model import save_model, save_tokenizer
 
 from recall_lightning import ForgettingMonitor
 from recall_lightning.data import TextFilesStream, TextTask
 from recall_lightning.models import CausalLMModule
+from tests.support.tiny_language_model import save_model, save_tokenizer
+from tests.support.training import quiet_trainer
 
 PROSE = "The cat sat on the mat, and the dög slept. " * 40
 

@@ -5,19 +5,19 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import quiet_trainer
 from peft import AutoPeftModelForCausalLM, PeftConfig, PeftModel
-from tiny_language_model import CHAT, save_model, save_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from recall_lightning import ForgettingMonitor, RecallCallback
 from recall_lightning.data import InstructionStream, InstructionTask, Template
 from recall_lightning.export.command import main
 from recall_lightning.export.folder import export
-from recall_lightning.merging.files.merge import merge_files
-from recall_lightning.merging.files.settings import MergeSettings
+from recall_lightning.merging.folders.merge import merge_files
+from recall_lightning.merging.folders.settings import MergeSettings
 from recall_lightning.models import CausalLMModule
 from recall_lightning.models.lora import LoraSettings
+from tests.support.tiny_language_model import CHAT, save_model, save_tokenizer
+from tests.support.training import quiet_trainer
 
 ANSWER = Template("{q}", "{a}", score="exact_match", max_new_tokens=4)
 LORA = LoraSettings(r=4, alpha=8, target_modules="all-linear")

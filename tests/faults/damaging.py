@@ -2,7 +2,7 @@
 
 from random import Random
 
-from recall_lightning.snapshot_files import FileSnapshot
+from recall_lightning.weights.snapshot_file import FileSnapshot
 
 
 def damaged(content, seed):

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 from lightning.pytorch.callbacks import ModelCheckpoint
-from resumed_runs import differences, stream, train
 
 from recall_lightning import RecallCallback
+from tests.support.resumed_runs import differences, stream, train
 
 CALLS = ["write", "fsync", "replace", "rename", "mkdir"]
 

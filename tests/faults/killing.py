@@ -8,16 +8,19 @@ import sys
 from pathlib import Path
 from random import Random
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
-from resumed_runs import differences, stream, train
 
 from recall_lightning import RecallCallback
-from recall_lightning.callbacks import probe, snapshot_storage, task_moments
-from recall_lightning.merging import blockwise, kernels, map_coefficients
+from recall_lightning.merging import blockwise
+from recall_lightning.merging.coefficients import linear_maps
+from recall_lightning.merging.functional import in_place
+from recall_lightning.recall import snapshot_storage
+from recall_lightning.recall.statistics import moments, samples
+from tests.support.resumed_runs import differences, stream, train
 
 SCENARIOS = {
     "default": ({}, {}),
@@ -34,10 +37,10 @@ SCENARIOS = {
 HOOKS = [name for name in vars(Callback) if name.startswith("on_") and "exception" not in name]
 CALLS = [  # what may be half done when a process dies
     (blockwise, "merge_snapshots_"),
-    (kernels, "_lerp_one_"),
-    (map_coefficients, "from_matrix"),
-    (probe, "hidden_states"),
-    (task_moments, "kronecker_factors"),
+    (in_place, "_lerp_one_"),
+    (linear_maps, "from_matrix"),
+    (samples, "hidden_states"),
+    (moments, "kronecker_factors"),
     (snapshot_storage.SnapshotStorage, "take"),
     (torch, "save"),
     (torch.optim.AdamW, "step"),

@@ -1,7 +1,7 @@
-from damaging import damaged, is_refused
 from torch import nn
 
-from recall_lightning.snapshot_files import FileSnapshot
+from recall_lightning.weights.snapshot_file import FileSnapshot
+from tests.faults.damaging import damaged, is_refused
 
 
 def test_no_damage_to_a_snapshot_file_goes_unnoticed(tmp_path):

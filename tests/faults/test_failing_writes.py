@@ -1,6 +1,6 @@
 from collections import Counter
 
-from failing import run, trial
+from tests.faults.failing import run, trial
 
 
 def test_whichever_write_fails_the_run_goes_on_or_resumes_bit_for_bit(tmp_path):

@@ -1,5 +1,6 @@
 import pytest
-from killing import SCENARIOS, reference, trial
+
+from tests.faults.killing import SCENARIOS, reference, trial
 
 KILLS = 32
 

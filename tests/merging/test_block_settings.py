@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from recall_lightning.measuring.blocks import Block
 from recall_lightning.merging.block_settings import setting_by_weight
-from recall_lightning.representations.blocks import Block
 
 
 def blocks(count):

@@ -3,7 +3,9 @@ import math
 import pytest
 import torch
 
-from recall_lightning.merging.adapters import LoraPair
+from recall_lightning.measuring.blocks import Block
+from recall_lightning.measuring.linear_maps import LinearMap
+from recall_lightning.measuring.moments import FullMoments
 from recall_lightning.merging.blockwise import (
     Drift,
     mean_by_block,
@@ -13,11 +15,9 @@ from recall_lightning.merging.blockwise import (
     weights_of_names,
     worst_condition,
 )
-from recall_lightning.merging.map_coefficients import Balance, FullCoefficient
-from recall_lightning.representations.blocks import Block
-from recall_lightning.representations.linear_maps import LinearMap
-from recall_lightning.representations.moments import FullMoments
-from recall_lightning.snapshots import Snapshot
+from recall_lightning.merging.coefficients.linear_maps import Balance, FullCoefficient
+from recall_lightning.merging.lora.pairs import LoraPair
+from recall_lightning.weights.snapshot import Snapshot
 
 BLOCKS = [
     Block("shallow", 9, 0.6, "shallow", ("shallow.weight", "shallow.bias")),

@@ -6,16 +6,16 @@ from itertools import pairwise
 
 import pytest
 import torch
-from conftest import quiet_trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback
-from tiny_language_model import save_model
 
 from recall_lightning import ForgettingMonitor, RecallCallback
 from recall_lightning.data import InstructionStream, InstructionTask, Template
 from recall_lightning.merging.rules import UniformRule
 from recall_lightning.models import CausalLMModule
 from recall_lightning.models.lora import LoraSettings
+from tests.support.tiny_language_model import save_model
+from tests.support.training import quiet_trainer
 
 CHOOSE = Template("{q}", choices=("yes", "no"), label="label")
 WRITE = Template("{q}", "{a}", score="f1", max_new_tokens=6)

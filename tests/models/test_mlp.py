@@ -4,8 +4,8 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningCLI
 from torch import nn
 
+from recall_lightning.measuring.blocks import find_blocks
 from recall_lightning.models import MLP, ClassifierModule
-from recall_lightning.representations.blocks import find_blocks
 
 
 def test_it_is_linear_maps_of_the_flattened_input_with_an_activation_between() -> None:

@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from recall_lightning.merging.adapters import LoraPair
-from recall_lightning.merging.map_coefficients import MapCoefficient
-from recall_lightning.representations.blocks import Block
-from recall_lightning.representations.linear_maps import LinearMap
-from recall_lightning.representations.moments import FullMoments, Moments
-from recall_lightning.representations.similarity import median_squared_sigma, rbf
+from recall_lightning.measuring.blocks import Block
+from recall_lightning.measuring.linear_maps import LinearMap
+from recall_lightning.measuring.moments import FullMoments, Moments
+from recall_lightning.measuring.similarity import median_squared_sigma, rbf
+from recall_lightning.merging.coefficients.linear_maps import MapCoefficient
+from recall_lightning.merging.lora.pairs import LoraPair
 
 Coefficient = float | Tensor | MapCoefficient
 """The snapshot's weight: one for a block or a weight, one an element, or a linear map's matrix."""

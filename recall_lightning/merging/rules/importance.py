@@ -21,7 +21,7 @@ class ImportanceRule(MergeRule):
 
     Example:
         >>> import torch
-        >>> from recall_lightning.representations.blocks import Block
+        >>> from recall_lightning.measuring.blocks import Block
         >>> inputs = MergeInputs(
         ...     [Block("0", 2, 1.0, "0", ("0.weight",))],
         ...     importance={"0.weight": torch.tensor([0.0, 2.0])},

@@ -1,10 +1,10 @@
 """Coefficients by curvature: what earlier tasks depend on, in its own coordinates."""
 
-from recall_lightning.merging.kronecker_coefficients import KroneckerCoefficient
+from recall_lightning.measuring.linear_maps import LinearMap
+from recall_lightning.merging.coefficients.kronecker import KroneckerCoefficient
 from recall_lightning.merging.rules.base import Coefficient, MergeInputs
 from recall_lightning.merging.rules.importance import ImportanceRule
 from recall_lightning.merging.rules.subspace import SubspaceRule
-from recall_lightning.representations.linear_maps import LinearMap
 
 
 class KfacImportanceRule(ImportanceRule):

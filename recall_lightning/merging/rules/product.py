@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from recall_lightning.merging.map_coefficients import MapCoefficient
+from recall_lightning.merging.coefficients.linear_maps import MapCoefficient
 from recall_lightning.merging.rules.base import Coefficient, MergeInputs, MergeRule
 
 
@@ -23,7 +23,7 @@ class ProductRule(MergeRule):
 
     Example:
         >>> from recall_lightning.merging.rules import UniformRule
-        >>> from recall_lightning.representations.blocks import Block
+        >>> from recall_lightning.measuring.blocks import Block
         >>> rule = ProductRule([UniformRule(), UniformRule()])
         >>> rule.coefficients(MergeInputs([Block("0", 1, 1.0, "0", ("0.weight",))]))
         {'0.weight': 1.0}

@@ -5,9 +5,9 @@ from typing import Literal
 
 from torch import Tensor
 
-from recall_lightning.merging.coefficients import softmax_coefficients
+from recall_lightning.measuring.similarity import cosine, linear_cka, rbf
+from recall_lightning.merging.coefficients.softmax import softmax_coefficients
 from recall_lightning.merging.rules.base import MergeInputs, MergeRule
-from recall_lightning.representations.similarity import cosine, linear_cka, rbf
 
 
 class SimilarityRule(MergeRule):
@@ -22,7 +22,7 @@ class SimilarityRule(MergeRule):
         ValueError: For an unknown measure, or a temperature or sigma that is not positive.
 
     Example:
-        >>> from recall_lightning.representations.blocks import Block
+        >>> from recall_lightning.measuring.blocks import Block
         >>> block = Block("layer", 1, 1.0, "layer", ("layer.weight",))
         >>> SimilarityRule("rbf").coefficients(MergeInputs([block], {"layer": 1.0}))
         {'layer': 0.5}

@@ -2,18 +2,18 @@
 
 import math
 
-from recall_lightning.merging.map_coefficients import Balance, solve_map
+from recall_lightning.measuring.linear_maps import LinearMap
+from recall_lightning.measuring.moments import RowCounts
+from recall_lightning.merging.coefficients.linear_maps import Balance, solve_map
 from recall_lightning.merging.rules.base import Coefficient, MergeInputs, MergeRule
-from recall_lightning.representations.linear_maps import LinearMap
-from recall_lightning.representations.moments import RowCounts
 
 
 class SubspaceRule(MergeRule):
     """Keep each linear map's outputs on old inputs, and the live model's on new ones.
 
     The coefficient of a linear map is the matrix A of
-    :class:`~recall_lightning.merging.map_coefficients.FullCoefficient`, of an embedding the same
-    row by row with lookup counts as moments, (c_old + r·s) / (c_old + λ·c_new + r). All other
+    :class:`~recall_lightning.merging.coefficients.linear_maps.FullCoefficient`, of an embedding the
+    same row by row with lookup counts as moments, (c_old + r·s) / (c_old + λ·c_new + r). All other
     weights (norms, positions, matrices that are no linear map) get the number that this is for an
     input of 1 in all tasks: (k + ε·s) / (k + λ + ε) after k tasks. Source: RegMean (arXiv
     2212.09849), eq. 2; old moments are sums over tasks.

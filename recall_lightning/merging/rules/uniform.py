@@ -19,7 +19,7 @@ class UniformRule(MergeRule):
         ValueError: If ``weight`` lies outside.
 
     Example:
-        >>> from recall_lightning.representations.blocks import Block
+        >>> from recall_lightning.measuring.blocks import Block
         >>> blocks = [Block(name, 1, 0.5, name, (f"{name}.weight",)) for name in ("0", "1")]
         >>> UniformRule(0.3).coefficients(MergeInputs(blocks))
         {'0': 0.3, '1': 0.3}

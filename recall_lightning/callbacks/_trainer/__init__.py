@@ -1,0 +1,1 @@
+"""What touches the Trainer: its loops, loggers, strategies and other callbacks."""

@@ -1,1 +1,0 @@
-"""Known ways of forgetting less, one a file, to compare with."""

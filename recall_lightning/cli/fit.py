@@ -1,0 +1,168 @@
+"""``recall-lightning fit``: LightningCLI with a task stream, RECALL and the monitor."""
+
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+
+import recall_lightning.models  # noqa: F401  # lets recipes name the modules without their path
+from recall_lightning.callbacks._trainer.loggers import run_folder
+from recall_lightning.callbacks.forgetting import ForgettingMonitor
+from recall_lightning.data import ReplayBuffer, TaskStream
+from recall_lightning.methods.table import KEEPS_FIRST, METHODS, give_old_data
+
+_EPILOG = (
+    "Methods are compared by: recall-lightning compare -c RECIPE --methods finetune,recall --out "
+    "FOLDER. Models on disk are merged by: recall-lightning merge MODEL MODEL… --out FOLDER. A "
+    "checkpoint of a language model becomes a folder of Hugging Face by: recall-lightning export "
+    "CKPT --out FOLDER"
+)
+_METHOD_HELP = "How to train; each method has arguments of its own, --METHOD.*. " + ". ".join(
+    f"{method.name}: {method.summary}{' (needs old data)' if method.needs_old_data else ''}"
+    for method in METHODS.values()
+)
+
+
+class SaveRunConfig(SaveConfigCallback):
+    """Save ``config.yaml`` beside the run's other files, and nowhere if the run has no folder."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Write the file, once."""
+        folder = run_folder(trainer)
+        if folder is None or self.already_saved or not trainer.is_global_zero:
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        # dump, as save writes models from a mapping in a form that cannot be read back
+        content = self.parser.dump(self.config, skip_none=False)
+        (folder / "config.yaml").write_text(content, encoding="utf-8")
+        self.already_saved = True
+
+
+class RecallCLI(LightningCLI):
+    """LightningCLI that adds ``--method``, arguments of each method, and ``--forgetting.*``.
+
+    A recipe is read on top of the ``defaults.yaml`` in its own folder, if there is one. Where the
+    data is a :class:`~recall_lightning.TaskStream`, ``trainer.max_epochs`` and
+    ``trainer.reload_dataloaders_every_n_epochs`` follow from it unless they are given.
+    """
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Offer what a stream of tasks has data for: ``fit`` and ``validate``."""
+        of_lightning = LightningCLI.subcommands()
+        return {name: of_lightning[name] for name in ("fit", "validate")}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the method and the callbacks' arguments."""
+        parser.add_argument(
+            "--method",
+            type=Literal[tuple(METHODS)],
+            default="recall",
+            help=_METHOD_HELP,
+        )
+        for method in METHODS.values():
+            if method.callback is not None:
+                parser.add_lightning_class_args(method.callback, method.name)
+        parser.add_class_arguments(ReplayBuffer, "replay")
+        for name, argument in KEEPS_FIRST.items():
+            if name != "recall":
+                parser.link_arguments("recall.merge_first_task", f"{name}.{argument}")
+        parser.add_lightning_class_args(ForgettingMonitor, "forgetting")
+        parser.set_defaults({"forgetting.monitor": "val/loss"})
+
+    def before_fit(self) -> None:
+        """Find the last checkpoint; measure a model that starts untrained: the matrix's first row.
+
+        ``--ckpt_path last`` means that of any run in the recipe's folder. Lightning looks into the
+        new run's folder only, and starts anew where there is none.
+        """
+        if self._get(self.config, "ckpt_path") == "last":
+            found = last_checkpoint(self.trainer)
+            rank_zero_info(f"going on from {found}" if found else "no run to go on from: a new one")
+            self.config_init[self.subcommand]["ckpt_path"] = found
+            self.config[self.subcommand]["ckpt_path"] = found
+        if self._get(self.config, "ckpt_path") is None and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            self.trainer.validate(self.model, self.datamodule, verbose=False)
+
+    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
+        chosen = self._get(self.config, "method")
+        others = {
+            id(self._get(self.config_init, method.name))
+            for method in METHODS.values()
+            if method.callback is not None and method.name != chosen
+        }
+        callbacks = [callback for callback in callbacks if id(callback) not in others]
+        give_old_data(chosen, self.datamodule, self._get(self.config_init, "replay"))
+        _follow_stream(config, self.datamodule)
+        return super()._instantiate_trainer(config, callbacks)
+
+
+def last_checkpoint(trainer: Trainer) -> str | None:
+    """Return the newest ``last.ckpt`` of all runs that log or save beside this one, if any."""
+    given = [getattr(logger, "root_dir", None) for logger in trainer.loggers]
+    given += [getattr(each, "dirpath", None) for each in trainer.checkpoint_callbacks]
+    folders = [folder for folder in given if folder] or [trainer.default_root_dir]
+    found = [path for folder in folders for path in Path(folder).rglob("last*.ckpt")]
+    return str(max(found, key=lambda path: path.stat().st_mtime)) if found else None
+
+
+def _follow_stream(config: dict[str, Any], datamodule: LightningDataModule | None) -> None:
+    """Set what a stream needs of the Trainer where the user left it open."""
+    if isinstance(datamodule, TaskStream):
+        if config.get("max_epochs") is None and config.get("max_steps", -1) == -1:
+            config["max_epochs"] = datamodule.total_epochs
+        if not config.get("reload_dataloaders_every_n_epochs"):
+            config["reload_dataloaders_every_n_epochs"] = 1
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run ``fit`` or ``validate``; a misconfiguration is one line on stderr and exit code 2.
+
+    Args:
+        args: The command line without the program's name; by default ``sys.argv``'s.
+    """
+    # Lightning 2.6 warns of its own use of torch's pytree at every validation
+    warnings.filterwarnings("ignore", ".*LeafSpec.*is deprecated")
+    given = sys.argv[1:] if args is None else list(args)
+    defaults = {"default_config_files": defaults_beside(given)}
+    try:
+        RecallCLI(
+            args=None if args is None else given,
+            save_config_callback=SaveRunConfig,
+            seed_everything_default=0,
+            parser_kwargs={"epilog": _EPILOG} | dict.fromkeys(RecallCLI.subcommands(), defaults),
+        )
+    except Exception as error:
+        said = _misconfiguration(error)
+        if said is None:
+            raise
+        print(f"recall-lightning: error: {said}", file=sys.stderr)
+        raise SystemExit(2) from error
+
+
+def _misconfiguration(error: BaseException | None) -> BaseException | None:
+    """Find what the user configured wrongly behind what jsonargparse makes of it, if it is that."""
+    if isinstance(error, FileNotFoundError):
+        return error
+    while error is not None and not isinstance(error, MisconfigurationException):
+        error = error.__cause__
+    return error
+
+
+def defaults_beside(args: Sequence[str]) -> list[str]:
+    """Return the ``defaults.yaml`` of each recipe's folder."""
+    found: list[str] = []
+    for option, value in zip(args, [*args[1:], ""], strict=False):
+        if option.startswith(("--config=", "-c=")):
+            option, value = option.split("=", 1)
+        if option in ("-c", "--config"):
+            defaults = Path(value).parent / "defaults.yaml"
+            if defaults.is_file() and str(defaults) not in found:
+                found.append(str(defaults))
+    return found

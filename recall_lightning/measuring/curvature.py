@@ -1,0 +1,215 @@
+"""The curvature of a model's predictions in its linear maps, as Kronecker factors."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from recall_lightning.measuring.hidden_states import undisturbed
+from recall_lightning.measuring.input_moments import InputSums, hooked, input_moments
+from recall_lightning.measuring.linear_maps import LinearMap
+from recall_lightning.measuring.moments import FullMoments, Moments
+from recall_lightning.measuring.predictions import Predictions
+from recall_lightning.weights.naming import named_weights
+
+
+@dataclass(frozen=True)
+class KroneckerFactors:
+    """What makes up the Fisher information of linear maps, F ≈ E[xxᵀ] ⊗ E[ggᵀ].
+
+    Attributes:
+        inputs: Weight name to the moments of a map's inputs x.
+        outputs: Weight name to the moments of the gradients g at a map's outputs, of maps that are
+            not too wide, where the model's predictions are known.
+        unknown: Why there are no moments at outputs, though there are maps that could have them.
+    """
+
+    inputs: Mapping[str, Moments] = field(default_factory=dict)
+    outputs: Mapping[str, FullMoments] = field(default_factory=dict)
+    unknown: str | None = None
+
+
+def kronecker_factors(
+    module: nn.Module,
+    maps: Sequence[LinearMap],
+    batches: Sequence[Any],
+    forward: Callable[[nn.Module, Any], Any],
+    full_width: int = 1024,
+    rank: int = 128,
+    seed: int = 0,
+) -> KroneckerFactors:
+    """Run a model forward and backward over batches and sum up both factors of its curvature.
+
+    Gradients are those of −log p of labels drawn from the model's own predictions (see
+    :class:`~recall_lightning.measuring.predictions.Predictions`), so the curvature is that of
+    what the model says, whatever its training loss has come to. Source: K-FAC (Martens and Grosse,
+    arXiv 1503.05671), its expand form over tokens and image patches. The model's mode, gradients,
+    metrics and every random state are as before. It runs in evaluation mode, where Hugging Face
+    models checkpoint no activations: a batch takes the memory of a training step without that.
+
+    Args:
+        module: The model.
+        maps: Those of :func:`~recall_lightning.measuring.linear_maps.find_linear_maps`.
+        batches: Batches on the model's device, targets included.
+        forward: Runs the module on one batch and returns its output.
+        full_width: Maps of more inputs than this have input moments of low rank; those, and maps of
+            more outputs, have no output moments.
+        rank: That rank.
+        seed: Of the drawn labels.
+
+    Returns:
+        Input moments are means over inputs, output moments sums over a sample's tokens or patches
+        and means over samples (of a language model: over predicted tokens). LoRA updates have input
+        moments alone.
+
+    Example:
+        >>> from recall_lightning.measuring.linear_maps import find_linear_maps
+        >>> net = nn.Linear(2, 1, bias=False)
+        >>> batch = (torch.ones(8, 2), torch.zeros(8, 1))  # squared error: E[gg] is 1
+        >>> factors = kronecker_factors(net, find_linear_maps(net)[0], [batch] * 500,
+        ...     lambda module, batch: module(batch[0]))
+        >>> factors.inputs["weight"].matrix.tolist()
+        [[1.0, 1.0], [1.0, 1.0]]
+        >>> round(factors.outputs["weight"].matrix.item(), 1)
+        1.0
+    """
+    weights = named_weights(module)
+    maps = [one for one in maps if one.weight in weights]
+    factored = [one for one in maps if is_factored(one, weights, full_width)]
+    if not factored:
+        return KroneckerFactors(input_moments(module, maps, batches, forward, full_width, rank))
+    inputs = InputSums(maps, full_width, rank)
+    outputs = _OutputSums({one: one.outputs(weights) for one in factored})
+    predictions = Predictions(module)
+    with (
+        undisturbed(module),
+        inputs.gathered_from(module),
+        outputs.gathered_from(module),
+        torch.enable_grad(),
+    ):
+        torch.manual_seed(seed)
+        for batch in batches:
+            inputs.batch = batch
+            output = forward(module, copy.copy(batch))  # a forward may pop what it takes
+            inputs.batch = None  # checkpointed layers compute once more in backward
+            outputs.add(predictions.sampled_loss(output, batch))
+    return KroneckerFactors(inputs.means(), outputs.means(), outputs.unknown)
+
+
+def normalised(factors: KroneckerFactors) -> KroneckerFactors:
+    """Divide output moments by one number, so that the mean of the curvature's diagonal is 1.
+
+    Args:
+        factors: What was measured. Maps that are not finite do not count; as it is where nothing
+            is known of outputs.
+
+    Example:
+        >>> two = FullMoments(2 * torch.eye(3), torch.ones(()))
+        >>> normalised(KroneckerFactors({"w": two}, {"w": two})).outputs["w"].matrix.diagonal()
+        tensor([0.5000, 0.5000, 0.5000])
+    """
+    total, elements = 0.0, 0
+    for name, outputs in factors.outputs.items():
+        inputs = factors.inputs[name]
+        trace = float(inputs.trace) * float(outputs.trace)
+        if math.isfinite(trace):
+            total += trace
+            elements += inputs.width * outputs.width
+    if not 0 < total < math.inf:
+        return replace(factors, outputs={})
+    mean = total / elements
+    scaled = {n: FullMoments(o.matrix / mean, o.count) for n, o in factors.outputs.items()}
+    return replace(factors, outputs=scaled)
+
+
+class _OutputSums:
+    """Sums of the gradients at linear maps' outputs."""
+
+    def __init__(self, widths: Mapping[LinearMap, int]) -> None:
+        self.widths = widths  # of each map's outputs
+        self.unknown: str | None = None
+        self._computed: list[tuple[str, Tensor, int]] = []
+        self._sums: dict[str, FullMoments] = {}
+
+    def gathered_from(self, module: nn.Module) -> AbstractContextManager[None]:
+        def register(child: nn.Module, linear_map: LinearMap) -> RemovableHandle:
+            return child.register_forward_hook(self._hook_of(linear_map))
+
+        return hooked(module, self.widths, register)
+
+    def _hook_of(self, linear_map: LinearMap) -> Callable[..., Tensor | None]:
+        def hook(child: nn.Module, args: tuple[Any, ...], output: Any) -> Tensor | None:
+            axis = _feature_axis(child)
+            if not isinstance(output, Tensor) or not output.requires_grad:
+                return None
+            if output.shape[axis] != self.widths[linear_map]:
+                return None  # a subclass that does something of its own
+            self._computed.append((linear_map.weight, output, axis))
+            return output.clone()  # what is computed in place must not change the one kept
+
+        return hook
+
+    def add(self, loss_and_count: tuple[Tensor, int] | None) -> None:
+        """Add the gradients of a loss at what was computed since the last."""
+        computed, self._computed = self._computed, []
+        if loss_and_count is None:
+            self.unknown = self.unknown or (
+                "the batch holds no targets that fit the model's outputs: integer classes for a "
+                "last axis of logits, or floats in the outputs' shape"
+            )
+            return
+        if not computed:
+            return
+        loss, count = loss_and_count
+        kept = [output for _, output, _ in computed]
+        try:
+            gradients = torch.autograd.grad(loss, kept, allow_unused=True)
+        except RuntimeError as error:  # reentrant checkpoints, operations without a derivative
+            self.unknown = f"{type(error).__name__}: {error}"
+            return
+        finally:
+            self._computed = []  # what checkpointed layers computed meanwhile
+        for (weight, _, axis), gradient in zip(computed, gradients, strict=True):
+            if gradient is not None:
+                rows = gradient.movedim(axis, -1).reshape(-1, gradient.shape[axis]).float()
+                empty = FullMoments.empty(rows.shape[1], rows.device)
+                self._sums.setdefault(weight, empty).matrix.addmm_(rows.T, rows)
+        for weight in {weight for weight, _, _ in computed if weight in self._sums}:
+            self._sums[weight].count += count
+
+    def means(self) -> dict[str, FullMoments]:
+        used = {n: sums for n, sums in self._sums.items() if bool(sums.matrix.diagonal().any())}
+        return {n: sums.scaled(1 / max(float(sums.count), 1.0)) for n, sums in used.items()}
+
+
+def is_factored(
+    linear_map: LinearMap, weights: Mapping[str, Tensor], full_width: int = 1024
+) -> bool:
+    """Tell whether a map's curvature is kept: neither side is too wide, and it is no LoRA update.
+
+    Args:
+        linear_map: The map; an embedding's rows may be any number.
+        weights: The model's, by name.
+        full_width: What inputs (without the 1 of a bias) and outputs may have.
+
+    Example:
+        >>> linear_map = LinearMap("w", None, "linear", ("",), 3)
+        >>> is_factored(linear_map, {"w": torch.zeros(5, 3)}, full_width=4)
+        False
+    """
+    if linear_map.second_factor is not None or linear_map.outputs(weights) > full_width:
+        return False
+    return linear_map.kind == "embedding" or linear_map.inputs <= full_width
+
+
+def _feature_axis(child: nn.Module) -> int:
+    spatial = len(child.kernel_size) if isinstance(child, (nn.Conv1d, nn.Conv2d)) else 0
+    return -1 - spatial

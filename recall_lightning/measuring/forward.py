@@ -1,0 +1,118 @@
+"""How to run a model that knows nothing of us on a batch of its own training data."""
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from recall_lightning.measuring.blocks import Block, has_parameters
+from recall_lightning.weights.naming import canonical_name
+
+ProbeForward = Callable[[nn.Module, Any], Any]
+"""Runs a module on a batch and returns what it puts out."""
+
+
+def default_forward(module: nn.Module, blocks: Sequence[Block], batch: Any) -> Any:
+    """Run ``module`` on the inputs found in ``batch`` and return its output.
+
+    The module called is ``module`` itself if its class defines ``forward``, otherwise the one child
+    that contains all blocks. It gets
+
+    - of a mapping: the entries that its ``forward`` has a parameter for, by name, and masks and
+      positions if it takes ``**kwargs``;
+    - of a tuple or list: as many leading entries as its ``forward`` requires, at least one (a
+      leading mapping is used as above);
+    - a tensor as it is; and the whole batch if the one required parameter is called ``batch``.
+
+    Args:
+        module: The LightningModule, or any module.
+        blocks: Its blocks; they tell which child computes them.
+        batch: A batch as ``training_step`` gets it.
+
+    Raises:
+        ValueError: If the child or its inputs cannot be worked out; it says what is missing.
+
+    Example:
+        >>> default_forward(nn.Linear(2, 1), [], (Tensor([[1.0, 2.0]]), Tensor([0.0]))).shape
+        torch.Size([1, 1])
+    """
+    target = _callable_module(module, [block.output for block in blocks])
+    args, kwargs = _bind(target, batch)
+    return target(*args, **kwargs)
+
+
+def _callable_module(module: nn.Module, outputs: Sequence[str]) -> nn.Module:
+    while not _defines_forward(module):
+        children = {canonical_name(name): child for name, child in module.named_children()}
+        # a frozen backbone has no block, and yet the head is nothing without it
+        needed = [name for name, child in children.items() if has_parameters(child)]
+        if len(needed) != 1 or not all(f"{o}.".startswith(f"{needed[0]}.") for o in outputs):
+            raise ValueError(
+                f"{type(module).__name__} defines no forward, and how its children "
+                f"({', '.join(children)}) work together cannot be known"
+            )
+        outputs = [output[len(needed[0]) + 1 :] for output in outputs]
+        module = children[needed[0]]
+    return module
+
+
+def _defines_forward(module: nn.Module) -> bool:
+    definition = inspect.unwrap(type(_uncompiled(module)).forward)
+    return definition.__module__ not in ("torch.nn.modules.module", _LIGHTNING_MODULE)
+
+
+def _uncompiled(module: nn.Module) -> nn.Module:
+    return getattr(module, "_orig_mod", module)
+
+
+_PASSED_ON = ("attention_mask", "position_ids", "token_type_ids", "decoder_attention_mask")
+"""Inputs that a ``forward(input_ids, **kwargs)`` hands to its transformer unseen."""
+
+_LIGHTNING_MODULE = "lightning.pytorch.core.module"
+
+
+def _bind(target: nn.Module, batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    original = _uncompiled(target)
+    parameters = inspect.signature(original.forward).parameters.values()
+    named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    required = [p.name for p in parameters if p.default is p.empty and p in named]
+    positional_only = [p for p in parameters if p.kind is p.POSITIONAL_ONLY]
+    if required == ["batch"] or isinstance(batch, Tensor):
+        return (batch,), {}
+    if isinstance(batch, Mapping):
+        return (), _by_name(
+            type(original).__name__,
+            batch,
+            [p.name for p in named],
+            required,
+            {p.kind for p in parameters},
+        )
+    if isinstance(batch, (tuple, list)) and batch:
+        if isinstance(batch[0], Mapping):
+            return _bind(target, batch[0])
+        count = max(1, len(required) + len(positional_only))
+        if count <= len(batch):
+            return tuple(batch[:count]), {}
+        raise ValueError(
+            f"{type(original).__name__}.forward requires {', '.join(required)}, and the batch is a "
+            f"{type(batch).__name__} of {len(batch)}"
+        )
+    raise ValueError(f"a batch of type {type(batch).__name__} has no inputs that can be found")
+
+
+def _by_name(
+    owner: str, batch: Mapping[str, Any], names: list[str], required: list[str], kinds: set[Any]
+) -> dict[str, Any]:
+    kwargs = {name: batch[name] for name in names if name in batch}
+    if inspect.Parameter.VAR_KEYWORD in kinds:
+        if not kwargs and not required:
+            return dict(batch)
+        kwargs |= {name: batch[name] for name in _PASSED_ON if name in batch}
+    missing = [name for name in required if name not in kwargs]
+    if missing or not kwargs:
+        raise ValueError(
+            f"{owner}.forward takes {', '.join(missing or names)}, and the batch has the entries "
+            f"{', '.join(map(str, batch))}"
+        )
+    return kwargs

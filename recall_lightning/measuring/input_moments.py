@@ -1,0 +1,184 @@
+"""The second moments of what linear maps are given."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.hooks import RemovableHandle
+
+from recall_lightning.measuring.hidden_states import undisturbed
+from recall_lightning.measuring.linear_maps import LinearMap
+from recall_lightning.measuring.masks import token_mask
+from recall_lightning.measuring.moments import (
+    FullMoments,
+    LowRankMoments,
+    Moments,
+    RowCounts,
+)
+from recall_lightning.weights.naming import canonical_name
+
+
+def input_moments(
+    module: nn.Module,
+    maps: Sequence[LinearMap],
+    batches: Sequence[Any],
+    forward: Callable[[nn.Module, Any], Any],
+    full_width: int = 1024,
+    rank: int = 128,
+) -> dict[str, Moments]:
+    """Run a model over batches and sum up the second moments of what its linear maps are given.
+
+    The moments are means over tokens that are no padding (or over samples, or image patches),
+    gathered by forward hooks in evaluation mode. The model's mode, gradients, metrics and every
+    random state are as before.
+
+    Args:
+        module: The model.
+        maps: Those of :func:`find_linear_maps`.
+        batches: Batches on the model's device.
+        forward: Runs the module on one batch.
+        full_width: Maps of more inputs than this have moments of low rank plus a diagonal.
+        rank: That rank.
+
+    Returns:
+        Weight name to mean moments, float32 on the weight's device; a map that computed nothing is
+        missing.
+
+    Example:
+        >>> from recall_lightning.measuring.linear_maps import find_linear_maps
+        >>> mlp = nn.Sequential(nn.Linear(2, 3, bias=False))
+        >>> maps, _ = find_linear_maps(mlp)
+        >>> moments = input_moments(mlp, maps, [torch.eye(2)], lambda module, batch: module(batch))
+        >>> moments["0.weight"].matrix
+        tensor([[0.5000, 0.0000],
+                [0.0000, 0.5000]])
+    """
+    sums = InputSums(maps, full_width, rank)
+    with undisturbed(module), sums.gathered_from(module):
+        for batch in batches:
+            sums.batch = batch
+            forward(module, copy.copy(batch))  # a forward may pop what it takes
+    return sums.means()
+
+
+class InputSums:
+    """Sums of what linear maps are given while a model runs.
+
+    Args:
+        maps: The maps.
+        full_width: Maps of more inputs than this have moments of low rank plus a diagonal.
+        rank: That rank.
+
+    Attributes:
+        batch: What the model is running on, for its mask; nothing is summed while it is None.
+    """
+
+    def __init__(self, maps: Sequence[LinearMap], full_width: int, rank: int) -> None:
+        self.maps, self.full_width, self.rank = maps, full_width, rank
+        self.batch: Any = None
+        self._sums: dict[str, Moments] = {}
+        self._two_stacks = any("encoder" in name for one in maps for name in one.modules)
+
+    def gathered_from(self, module: nn.Module) -> AbstractContextManager[None]:
+        """Gather inside the ``with`` block, by forward hooks."""
+
+        def register(child: nn.Module, linear_map: LinearMap) -> RemovableHandle:
+            return child.register_forward_pre_hook(self._hook_of(linear_map), with_kwargs=True)
+
+        return hooked(module, self.maps, register)
+
+    def means(self) -> dict[str, Moments]:
+        """Return weight name to mean moments, of the maps that computed something."""
+        return {name: sums.mean() for name, sums in self._sums.items() if float(sums.count) > 0}
+
+    def _hook_of(self, linear_map: LinearMap) -> Callable[..., None]:
+        def hook(child: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if self.batch is not None:
+                self._add(linear_map, child, args[0] if args else next(iter(kwargs.values())))
+
+        return hook
+
+    @torch.no_grad()
+    def _add(self, linear_map: LinearMap, child: nn.Module, given: Tensor) -> None:
+        if linear_map.weight not in self._sums:
+            empty = empty_moments(linear_map, given.device, self.full_width, self.rank)
+            self._sums[linear_map.weight] = empty
+        mask = token_mask(self.batch, self._two_stacks and "decoder" in linear_map.modules[0])
+        with torch.autocast(given.device.type, enabled=False):  # sums want float32
+            self._sums[linear_map.weight].update(_rows(linear_map, child, given, mask))
+
+
+@contextmanager
+def hooked(
+    module: nn.Module,
+    maps: Iterable[LinearMap],
+    register: Callable[[nn.Module, LinearMap], RemovableHandle],
+) -> Iterator[None]:
+    """Register hooks with the modules of linear maps, and remove them after the ``with`` block."""
+    modules = {canonical_name(name): child for name, child in module.named_modules()}
+    handles = []
+    try:
+        for linear_map in maps:
+            own = [modules[name] for name in linear_map.modules if name in modules]
+            handles += [register(child, linear_map) for child in own]
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def empty_moments(
+    linear_map: LinearMap, device: torch.device, full_width: int = 1024, rank: int = 128
+) -> Moments:
+    """Return the moments of no input, of the kind that :func:`input_moments` gives a map.
+
+    Example:
+        >>> linear_map = LinearMap("w", None, "linear", ("",), 3)
+        >>> empty_moments(linear_map, torch.device("cpu")).matrix.shape
+        torch.Size([3, 3])
+    """
+    if linear_map.kind == "embedding":
+        return RowCounts.empty(linear_map.width, device)
+    if linear_map.inputs > full_width:
+        return LowRankMoments.empty(linear_map.width, min(rank, linear_map.width), device)
+    return FullMoments.empty(linear_map.width, device)
+
+
+def _rows(linear_map: LinearMap, child: nn.Module, given: Tensor, mask: Tensor | None) -> Tensor:
+    """Return the inputs one by one, (inputs, width), without those on padding."""
+    if linear_map.kind == "convolution":
+        assert isinstance(child, (nn.Conv1d, nn.Conv2d))
+        rows = _unfolded(child, given)
+    else:
+        tokens = given.shape if linear_map.kind == "embedding" else given.shape[:-1]
+        chosen = mask is not None and tokens == mask.shape
+        rows = given[mask] if chosen else given
+        one = linear_map.kind == "embedding"
+        rows = rows.flatten() if one else rows.reshape(-1, given.shape[-1])
+    if linear_map.bias is not None:
+        rows = torch.cat([rows, rows.new_ones(len(rows), 1)], dim=1)
+    return rows
+
+
+def _unfolded(child: nn.Conv1d | nn.Conv2d, images: Tensor) -> Tensor:
+    """Return the patches that a convolution multiplies, (patches, in · kernel)."""
+    spatial = len(child.kernel_size)
+    images = images if images.dim() == spatial + 2 else images[None]
+    if child.padding_mode != "zeros" or isinstance(child.padding, str):
+        mode = "constant" if child.padding_mode == "zeros" else child.padding_mode
+        images = functional.pad(images, child._reversed_padding_repeated_twice, mode=mode)
+        padding: tuple[int, ...] = (0,) * spatial
+    else:
+        padding = child.padding
+    sizes = (child.kernel_size, child.dilation, padding, child.stride)
+    if spatial == 1:  # unfold knows images only
+        images = images[:, :, None]
+        first = ((1,), (1,), (0,), (1,))
+        sizes = tuple((*one, *size) for one, size in zip(first, sizes, strict=True))  # type: ignore[assignment]
+    return functional.unfold(images, *sizes).transpose(1, 2).flatten(0, 1)

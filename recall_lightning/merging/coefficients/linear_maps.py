@@ -1,0 +1,270 @@
+"""Coefficients that are matrices: what a linear map takes of the snapshot, by input direction."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from recall_lightning.measuring.linear_maps import LinearMap, as_matrix, from_matrix
+from recall_lightning.measuring.moments import FullMoments, LowRankMoments, Moments
+from recall_lightning.weights.sharding import sharded_like, whole
+
+
+@dataclass(frozen=True)
+class Balance:
+    """What old and new inputs count in a subspace merge.
+
+    Attributes:
+        new: λ, what the current task's inputs count against those of all earlier tasks.
+        ridge: ε, relative to the mean of the old moments' diagonal.
+        mix: s, the snapshot's weight in directions that no input has.
+    """
+
+    new: float
+    ridge: float
+    mix: float
+
+
+class MapCoefficient(ABC):
+    """A coefficient of a whole linear map: the merge adds ``pull(snapshot − live)`` to it.
+
+    Attributes:
+        linear_map: The weight, and bias, that it is of.
+        mean: The mean of its eigenvalues, which a number in its place would be.
+        condition: The condition number (1-norm) of the system that was solved for it; not finite
+            where it could not be solved, which has the merge refused.
+    """
+
+    def __init__(self, linear_map: LinearMap, mean: float, condition: float) -> None:
+        self.linear_map = linear_map
+        self.mean = mean
+        self.condition = condition
+
+    takes_all_rows = False
+    """Whether :meth:`pull` needs all rows of the map's matrix at once."""
+
+    @abstractmethod
+    def pull(self, difference: Tensor, first_row: int = 0) -> Tensor:
+        """Return what a merge adds.
+
+        Args:
+            difference: (rows, width) float64, some rows of the matrix.
+            first_row: Which the first of them is.
+
+        Returns:
+            The same shape and dtype.
+        """
+
+    def fits(self, matrix: Tensor) -> bool:
+        """Tell whether the coefficient is for a matrix of this shape, as ``as_matrix`` gives it."""
+        return bool(matrix.shape[1] == self.linear_map.width)
+
+    @abstractmethod
+    def scaled(self, strength: float) -> MapCoefficient:
+        """Return the coefficient times ``strength``."""
+
+
+class FullCoefficient(MapCoefficient):
+    """A = (G_old + r·s·I)(G_old + λ·G_new + r·I)⁻¹ as a matrix, with r = ε · tr(G_old) / width.
+
+    W = W_live + (W_snapshot − W_live) A minimises E‖(W − W_snapshot)x‖² over old inputs, plus λ
+    E‖(W − W_live)x‖² over new ones, plus r‖W − s·W_snapshot − (1 − s)·W_live‖². Solved by Cholesky
+    in float64. Source: RegMean (arXiv 2212.09849), eq. 2, with the snapshot as one of two models.
+
+    Example:
+        >>> old, new = FullMoments.empty(2), FullMoments.empty(2)
+        >>> old.update(torch.tensor([[1.0, 0.0]]))
+        >>> new.update(torch.tensor([[0.0, 1.0]]))
+        >>> linear_map = LinearMap("w", None, "linear", ("",), 2)
+        >>> taken = FullCoefficient.solve(linear_map, old, new, Balance(1.0, 1e-6, 0.5))
+        >>> taken.pull(torch.ones(1, 2, dtype=torch.float64)).round(decimals=4)
+        tensor([[1., 0.]], dtype=torch.float64)
+    """
+
+    def __init__(
+        self,
+        linear_map: LinearMap,
+        matrix: Tensor,
+        mean: float,
+        condition: float,
+    ) -> None:
+        super().__init__(linear_map, mean, condition)
+        self.matrix = matrix
+
+    @classmethod
+    def solve(
+        cls, linear_map: LinearMap, old: FullMoments, new: FullMoments, balance: Balance
+    ) -> FullCoefficient:
+        """Solve for the coefficient of a map with these moments."""
+        kept = old.matrix.to(torch.float64, copy=True)
+        ridge = balance.ridge * float(kept.diagonal().mean())
+        total = kept + balance.new * new.matrix.to(kept)
+        total.diagonal().add_(ridge)
+        kept.diagonal().add_(ridge * balance.mix)
+        factor, failed = torch.linalg.cholesky_ex(total)
+        inverse = torch.cholesky_inverse(factor)
+        matrix = kept @ inverse
+        condition = float(torch.linalg.norm(total, 1) * torch.linalg.norm(inverse, 1))
+        condition = math.inf if bool(failed) else condition  # has the merge refused
+        return cls(linear_map, matrix, float(matrix.diagonal().mean()), condition)
+
+    def pull(self, difference: Tensor, first_row: int = 0) -> Tensor:
+        """Return ``difference`` @ A."""
+        return difference @ self.matrix
+
+    def scaled(self, strength: float) -> FullCoefficient:
+        """Return the coefficient times ``strength``."""
+        matrix = self.matrix * strength
+        return FullCoefficient(self.linear_map, matrix, self.mean * strength, self.condition)
+
+
+class LowRankCoefficient(MapCoefficient):
+    """The same for moments of low rank plus a diagonal, G = BᵀB + diag(rest); no matrix is formed.
+
+    With D = diag(rest_old + λ·rest_new + r) and C the rows of B_old over those of √λ·B_new, the
+    inverse of G_old + λ·G_new + r·I is D⁻¹ − D⁻¹Cᵀ(I + C D⁻¹ Cᵀ)⁻¹C D⁻¹ (Woodbury).
+    """
+
+    def __init__(
+        self,
+        linear_map: LinearMap,
+        old_factor: Tensor,
+        old_diagonal: Tensor,
+        inverse_diagonal: Tensor,
+        whitened: Tensor,
+        condition: float,
+        strength: float = 1.0,
+    ) -> None:
+        self._old_factor = old_factor  # (rank, width): B_old
+        self._old_diagonal = old_diagonal  # (width): rest_old + r·s
+        self._inverse_diagonal = inverse_diagonal  # (width): D⁻¹
+        self._whitened = whitened  # (2 rank, width): L⁻¹ C D⁻¹, L of the Cholesky factor
+        self._strength = strength
+        super().__init__(linear_map, strength * self._mean(), condition)
+
+    @classmethod
+    def solve(
+        cls, linear_map: LinearMap, old: LowRankMoments, new: LowRankMoments, balance: Balance
+    ) -> LowRankCoefficient:
+        """Solve for the coefficient of a map with these moments."""
+        ridge = balance.ridge * float(old.diagonal.mean())
+        old_rest, old_factor = old.rest.double(), old.factor.double()
+        diagonal = old_rest + balance.new * new.rest.to(old_rest) + ridge
+        stacked = torch.cat([old_factor, balance.new**0.5 * new.factor.to(old_factor)])
+        core = stacked @ (stacked / diagonal).T
+        core.diagonal().add_(1)
+        lower, failed = torch.linalg.cholesky_ex(core)
+        whitened = torch.linalg.solve_triangular(lower, stacked / diagonal, upper=False)
+        core_inverse = torch.cholesky_inverse(lower)
+        condition = float(torch.linalg.norm(core, 1) * torch.linalg.norm(core_inverse, 1))
+        condition = math.inf if bool(failed) else condition
+        old_diagonal = old_rest + ridge * balance.mix
+        return cls(linear_map, old_factor, old_diagonal, 1 / diagonal, whitened, condition)
+
+    def pull(self, difference: Tensor, first_row: int = 0) -> Tensor:
+        """Return ``difference`` @ A, at the cost of a few thin products."""
+        kept = difference * self._old_diagonal
+        kept += (difference @ self._old_factor.T) @ self._old_factor
+        return self._strength * self._times_inverse(kept)
+
+    def scaled(self, strength: float) -> LowRankCoefficient:
+        """Return the coefficient times ``strength``."""
+        return LowRankCoefficient(
+            self.linear_map,
+            self._old_factor,
+            self._old_diagonal,
+            self._inverse_diagonal,
+            self._whitened,
+            self.condition,
+            self._strength * strength,
+        )
+
+    def _times_inverse(self, rows: Tensor) -> Tensor:
+        return rows * self._inverse_diagonal - (rows @ self._whitened.T) @ self._whitened
+
+    def _mean(self) -> float:
+        inverse_entries = self._inverse_diagonal - self._whitened.square().sum(0)
+        trace = (self._old_diagonal * inverse_entries).sum()
+        trace = trace + (self._times_inverse(self._old_factor) * self._old_factor).sum()
+        return float(trace) / len(self._old_diagonal)
+
+
+def solve_map(
+    linear_map: LinearMap, old: Moments, new: Moments, balance: Balance
+) -> MapCoefficient | None:
+    """Solve for a map's coefficient; None where it had no old input, so that nothing is to be kept.
+
+    Raises:
+        ValueError: If the two moments are of different kinds or widths.
+    """
+    if isinstance(old, FullMoments) and isinstance(new, FullMoments):
+        if old.matrix.shape != new.matrix.shape:
+            raise ValueError(
+                f"the inputs of {linear_map.weight!r} had {len(old.matrix)} entries in earlier "
+                f"tasks and have {len(new.matrix)} now: its width may not change between tasks"
+            )
+        if not bool(old.matrix.diagonal().any()):
+            return None
+        return FullCoefficient.solve(linear_map, old, new, balance)
+    if isinstance(old, LowRankMoments) and isinstance(new, LowRankMoments):
+        if not bool(old.diagonal.any()):
+            return None
+        return LowRankCoefficient.solve(linear_map, old, new, balance)
+    raise ValueError(
+        f"the moments of {linear_map.weight!r} are {type(old).__name__} of earlier tasks and "
+        f"{type(new).__name__} now: keep moment_width as it was"
+    )
+
+
+def merge_maps_(
+    live: Mapping[str, Tensor],
+    snapshot: Mapping[str, Tensor],
+    coefficients: Sequence[MapCoefficient],
+) -> None:
+    """Merge linear maps in place: [W b] ← [W b] + pull([W b] of the snapshot − [W b]).
+
+    Computed in float64, a few rows at a time, and rounded once. Weights that equal their copy stay
+    equal bit for bit. Sharded maps are gathered one by one; every process must call.
+
+    Args:
+        live: Name to the tensor that is written.
+        snapshot: Name to its copy, on any device.
+        coefficients: One a map.
+
+    Example:
+        >>> moments = FullMoments(torch.eye(2), torch.ones(()))
+        >>> linear_map = LinearMap("w", None, "linear", ("",), 2)
+        >>> coefficient = FullCoefficient.solve(linear_map, moments, moments, Balance(1, 1e-9, 0))
+        >>> live = {"w": torch.zeros(1, 2)}
+        >>> merge_maps_(live, {"w": torch.ones(1, 2)}, [coefficient])
+        >>> live["w"]
+        tensor([[0.5000, 0.5000]])
+    """
+    with torch.no_grad():
+        for coefficient in coefficients:
+            linear_map = coefficient.linear_map
+            now, then = (as_matrix(linear_map, _of_map(linear_map, t)) for t in (live, snapshot))
+            merged = torch.empty_like(now)
+            rows = max(1, _ELEMENTS // now.shape[1])
+            if coefficient.takes_all_rows:
+                rows = len(now)
+            for start in range(0, len(now), rows):
+                part = slice(start, start + rows)
+                wide = now[part].double()
+                merged[part] = wide + coefficient.pull(then[part].to(wide) - wide, start)
+            for name, tensor in from_matrix(linear_map, merged, live).items():
+                live[name].copy_(sharded_like(tensor, live[name]))
+
+
+def _of_map(linear_map: LinearMap, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return a map's tensors, gathered where they are sharded."""
+    names = [name for name in (linear_map.weight, linear_map.bias) if name is not None]
+    return {name: whole(tensors[name]) for name in names}
+
+
+_ELEMENTS = 1 << 18  # of a map that are float64 at a time

@@ -1,1 +1,0 @@
-"""Model files of any size: read lazily, written as the merge goes, there whole or not at all."""

@@ -1,0 +1,1 @@
+"""Models on disk: read lazily, merged tensor by tensor, written whole or not at all."""

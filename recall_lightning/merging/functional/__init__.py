@@ -1,0 +1,1 @@
+"""Merge methods as functions of tensors."""

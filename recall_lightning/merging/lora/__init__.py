@@ -1,0 +1,1 @@
+"""LoRA adapters, merged as the updates that they stand for."""

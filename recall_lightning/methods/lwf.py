@@ -1,0 +1,254 @@
+"""Learning without forgetting: stay close to what the model said at the task's start."""
+
+import math
+from collections.abc import Callable, Mapping
+from itertools import chain
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.hooks import RemovableHandle
+
+from recall_lightning.callbacks._trainer.strategies import check_strategy
+from recall_lightning.measuring.blocks import has_parameters
+from recall_lightning.measuring.hidden_states import undisturbed
+from recall_lightning.measuring.predictions import (
+    has_two_stacks,
+    logits_of,
+    positions_that_count,
+    predicts_next_token,
+)
+from recall_lightning.methods.protecting import ProtectingCallback
+from recall_lightning.weights.naming import named_weights
+from recall_lightning.weights.snapshot import Snapshot
+
+
+class LearningWithoutForgetting(ProtectingCallback):
+    """Adds strength · T² · KL(teacher ‖ student) to the loss, on the new task's own batches.
+
+    The teacher is the model at the task's start, in evaluation mode; both sides' logits are divided
+    by the temperature T before the softmax, all classes of the output together. The divergence is
+    summed over classes and averaged over samples, or over tokens that count: those that
+    ``attention_mask`` does not hide and whose label (of a causal model: the next token's) is
+    not −100.
+
+    Source: LwF (Li & Hoiem, arXiv 1606.09282), whose cross-entropy with the old outputs has the
+    gradient of this divergence. T² keeps the gradient's size independent of T (Hinton et al., arXiv
+    1503.02531). LwF gives each task a head of its own and distils the old ones; here one output is
+    shared and all of it is distilled.
+
+    The student's logits are those that ``training_step`` computes anyway: what the LightningModule
+    returns when it is called, or else the only submodule it has. The teacher computes the same
+    inputs once more, which makes a step about a third slower and leaves no trace in buffers,
+    metrics and random states. The divergence is added to the loss right before ``backward``, scaled
+    as the loss is: by gradient accumulation and AMP. Under manual optimization it joins each
+    ``manual_backward`` that follows a forward pass, and is not divided by anything. What the module
+    logs as its loss is without it.
+
+    Args:
+        strength: What the divergence is multiplied by, 0 or more.
+        temperature: T, more than 0.
+        from_first_task: Whether what the model knows before its first task is worth keeping. False
+            for a model that starts from random weights: then nothing happens in task 0.
+        logits: ``logits(output)`` finds the logits, classes last, in what the module returns; only
+            needed where that is no tensor and has no ``logits``.
+        module: Name of the submodule that computes logits from a batch's inputs, such as
+            ``"net"``; only needed where it is neither the LightningModule itself nor its only
+            submodule.
+        task_epochs: Only where no datamodule tells the task: epochs a task (int), or each task's
+            first epoch (list). Without either, every fit is a task.
+
+    Raises:
+        MisconfigurationException: For an argument out of its range, a strategy that shards the
+            weights, or where no logits can be found.
+
+    Attributes:
+        teacher: The weights at the current task's start; None in a task without distillation.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> trainer = Trainer(callbacks=[LearningWithoutForgetting(strength=1.0)], logger=False)
+    """
+
+    def __init__(
+        self,
+        strength: float = 1.0,
+        temperature: float = 2.0,
+        from_first_task: bool = True,
+        logits: Callable[[Any], Tensor] | None = None,
+        module: str | None = None,
+        task_epochs: int | list[int] | None = None,
+    ) -> None:
+        super().__init__(from_first_task, task_epochs)
+        if not (strength >= 0 and math.isfinite(strength)):
+            raise MisconfigurationException(f"strength={strength!r} must be a number from 0 on")
+        if not temperature > 0:
+            raise MisconfigurationException(f"temperature={temperature!r} must be positive")
+        self.strength = strength
+        self.temperature = temperature
+        self.logits = logits or logits_of
+        self.module = module
+        self.teacher: Snapshot | None = None
+        self._hooks: list[RemovableHandle] = []
+        self._batch: Mapping[str, Any] = {}
+        self._found = True  # whether this batch's forward pass put out logits
+        self._calls: dict[nn.Module, list[tuple[Any, Any, Tensor]]] = {}
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse sharded weights."""
+        super().setup(trainer, pl_module, stage)
+        check_strategy(trainer, self)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Listen to the module's outputs; after a resume, bring the teacher to the device."""
+        super().on_train_start(trainer, pl_module)
+        if self.teacher is not None:
+            self.teacher = self.teacher.to_devices_of(named_weights(pl_module))
+        self._remove_hooks()
+        for candidate in self._candidates(pl_module):
+            self._hooks.append(candidate.register_forward_hook(self._listen, with_kwargs=True))
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Leave the module as it was."""
+        super().teardown(trainer, pl_module, stage)
+        self._remove_hooks()
+
+    def on_task_start(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:
+        """Keep the teacher's weights."""
+        try:
+            self.teacher = Snapshot.take(pl_module) if self.protects else None
+        except ValueError as error:
+            raise MisconfigurationException(f"LearningWithoutForgetting: {error}") from error
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Keep the batch's masks."""
+        super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
+        self._batch = dict(batch) if isinstance(batch, Mapping) else {}
+        self._calls, self._found = {}, False
+
+    def on_before_backward(
+        self, trainer: Trainer, pl_module: LightningModule, loss: Tensor
+    ) -> None:
+        """Add the divergence to the loss, in place: it is what ``backward`` is called on."""
+        calls, self._calls = self._calls, {}
+        if self.teacher is None:
+            return
+        student_module = next((c for c in self._candidates(pl_module) if c in calls), None)
+        if student_module is None:
+            if not self._found:
+                self._refuse(pl_module)
+            return
+        self._found = True
+        extra = self.strength * self._divergence(trainer, pl_module, student_module, calls)
+        if pl_module.automatic_optimization:  # Lightning has divided the loss already
+            extra = extra / trainer.accumulate_grad_batches
+        scaler = getattr(trainer.precision_plugin, "scaler", None)
+        loss.add_((extra if scaler is None else scaler.scale(extra)).to(loss.dtype))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the task and the teacher's weights."""
+        teacher = None if self.teacher is None else dict(self.teacher)
+        return {**super().state_dict(), "teacher": teacher}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned."""
+        super().load_state_dict(state_dict)
+        teacher = state_dict["teacher"]
+        self.teacher = None if teacher is None else Snapshot(teacher)
+
+    def _divergence(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        student_module: nn.Module,
+        calls: Mapping[nn.Module, list[tuple[Any, Any, Tensor]]],
+    ) -> Tensor:
+        """The mean over all samples or tokens of the calls that led to this loss."""
+        weights = self._teacher_weights(pl_module, student_module)
+        causal, two_stacks = predicts_next_token(pl_module), has_two_stacks(pl_module)
+        total, count = torch.zeros(2, device=pl_module.device)
+        for args, kwargs, student in calls[student_module]:
+            with trainer.precision_plugin.forward_context(), undisturbed(pl_module):
+                output = torch.func.functional_call(student_module, weights, args, kwargs)
+            teacher = self.logits(output)
+            assert teacher is not None  # the student's were found in the same way
+            each = distillation_loss(student, teacher, self.temperature)
+            mask = positions_that_count({**self._batch, **kwargs}, each, causal, two_stacks)
+            total = total + torch.where(mask, each, 0.0).sum()
+            count = count + mask.sum()
+        return total / count.clamp(min=1)
+
+    def _teacher_weights(self, pl_module: LightningModule, module: nn.Module) -> dict[str, Tensor]:
+        """The teacher's weights under the names they have in ``module``."""
+        assert self.teacher is not None
+        live = named_weights(pl_module)
+        try:
+            self.teacher.check_matches(live)
+        except ValueError as error:
+            raise MisconfigurationException(f"LearningWithoutForgetting: {error}") from error
+        by_id = {id(live[name]): tensor for name, tensor in self.teacher.items()}
+        inside = chain(module.named_parameters(), module.named_buffers())
+        return {name: by_id[id(tensor)] for name, tensor in inside if id(tensor) in by_id}
+
+    def _listen(self, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+        # not to validation, probes or the teacher: only a training_step computes gradients
+        if self.teacher is None or not torch.is_grad_enabled():
+            return
+        logits = self.logits(output)
+        if isinstance(logits, Tensor) and logits.requires_grad:
+            self._calls.setdefault(module, []).append((args, kwargs, logits))
+
+    def _candidates(self, pl_module: LightningModule) -> list[nn.Module]:
+        """Where logits may come from, the best first."""
+        if self.module is not None:
+            try:
+                return [pl_module.get_submodule(self.module)]
+            except AttributeError as error:
+                raise MisconfigurationException(
+                    f"module={self.module!r} is no submodule of {type(pl_module).__name__}"
+                ) from error
+        own = [pl_module] if type(pl_module).forward is not LightningModule.forward else []
+        if own and self.logits is not logits_of:
+            return [*own]  # the user's function is for what the module itself returns
+        children = [child for child in pl_module.children() if has_parameters(child)]
+        return [*own, *(children if len(children) == 1 else [])]
+
+    def _refuse(self, pl_module: LightningModule) -> None:
+        heard = [type(candidate).__name__ for candidate in self._candidates(pl_module)]
+        names = " and ".join(heard) or type(pl_module).__name__
+        raise MisconfigurationException(
+            f"LearningWithoutForgetting found no logits in what {names} returned in training_step: "
+            "pass logits=lambda output: …, which finds them in the output, or module='…', the name "
+            "of the submodule that computes them from the batch"
+        )
+
+    def _remove_hooks(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks, self._calls = [], {}
+
+
+def distillation_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """T² · KL(teacher ‖ student) at temperature T, one a sample or token.
+
+    Args:
+        student: Logits (…, classes).
+        teacher: Logits of the same shape, which get no gradient.
+        temperature: T.
+
+    Returns:
+        (…) float32, in nats.
+
+    Example:
+        >>> distillation_loss(torch.zeros(1, 2), torch.tensor([[0.0, 100.0]]), 1.0)  # ln 2
+        tensor([0.6931])
+    """
+    student_log = functional.log_softmax(student.float() / temperature, dim=-1)
+    teacher_log = functional.log_softmax(teacher.detach().float() / temperature, dim=-1)
+    each = functional.kl_div(student_log, teacher_log, reduction="none", log_target=True)
+    return temperature**2 * each.sum(-1)

@@ -1,0 +1,102 @@
+"""A quadratic penalty on leaving the weights that a task started from."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import Tensor
+from torch.optim import Optimizer
+
+from recall_lightning.callbacks._trainer.strategies import check_strategy
+from recall_lightning.methods.protecting import ProtectingCallback
+from recall_lightning.recall.statistics.squared_gradients import amp_scale, optimized_weights
+from recall_lightning.weights.naming import named_weights
+from recall_lightning.weights.snapshot import Snapshot
+
+
+class QuadraticPenalty(ProtectingCallback):
+    """Adds strength/2 · Σ importance · (θ − θ*)² to the loss; θ* is the weights at task start.
+
+    It is added as its gradient, strength · importance · (θ − θ*), once an optimizer step: however
+    many batches are accumulated and whatever AMP scales by, it is the gradient of a penalty that
+    stands beside the mean loss. Clipping comes after and takes the sum of both. A weight without a
+    gradient in a step is left alone, as the optimizer leaves it; of a sparse gradient only the rows
+    in it get the penalty. A module's own hooks that read the loss do not see the penalty.
+
+    Args:
+        strength: What the penalty is multiplied by, 0 or more.
+        from_first_task: Whether the weights before the first task are worth keeping.
+        task_epochs: Epochs a task, only where no datamodule tells the task.
+
+    Raises:
+        MisconfigurationException: For a negative strength or a strategy that shards the weights.
+
+    Attributes:
+        anchor: θ*, the weights at the current task's start; None in a task without a penalty.
+    """
+
+    def __init__(
+        self,
+        strength: float,
+        from_first_task: bool = True,
+        task_epochs: int | Sequence[int] | None = None,
+    ) -> None:
+        super().__init__(from_first_task, task_epochs)
+        if not (strength >= 0 and math.isfinite(strength)):
+            raise MisconfigurationException(f"strength={strength!r} must be a number from 0 on")
+        self.strength = strength
+        self.anchor: Snapshot | None = None
+
+    def importance(self, name: str) -> Tensor | float:
+        """Return what a weight's squared distance counts: a number, or a tensor of its shape."""
+        return 1.0
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse sharded weights."""
+        super().setup(trainer, pl_module, stage)
+        check_strategy(trainer, self)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """After a resume, bring the anchor to the device."""
+        super().on_train_start(trainer, pl_module)
+        if self.anchor is not None:
+            self.anchor = self.anchor.to_devices_of(named_weights(pl_module))
+
+    def on_task_start(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:
+        """Take the anchor."""
+        try:
+            self.anchor = Snapshot.take(pl_module) if self.protects else None
+        except ValueError as error:
+            raise MisconfigurationException(f"{type(self).__name__}: {error}") from error
+
+    @torch.no_grad()
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
+    ) -> None:
+        """Add the penalty's gradient."""
+        if self.anchor is None:
+            return
+        strength = self.strength * amp_scale(optimizer, pl_module)
+        for name, weight in optimized_weights(optimizer, pl_module).items():
+            if weight.grad is None or name not in self.anchor:
+                continue
+            pull = strength * self.importance(name) * (weight - self.anchor[name])
+            if weight.grad.is_sparse:
+                rows = weight.grad.coalesce()
+                weight.grad = rows + pull.to(rows.dtype).sparse_mask(rows)
+            else:
+                weight.grad.add_(pull)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the task and the anchor."""
+        anchor = None if self.anchor is None else dict(self.anchor)
+        return {**super().state_dict(), "anchor": anchor}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned."""
+        super().load_state_dict(state_dict)
+        anchor = state_dict["anchor"]
+        self.anchor = None if anchor is None else Snapshot(anchor)

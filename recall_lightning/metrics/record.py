@@ -1,0 +1,237 @@
+"""What was measured of a model over a sequence of tasks, and how it is shown."""
+
+import json
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from recall_lightning import metrics
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+FORGETTING_VARIANT: metrics.ForgettingVariant = "since_trained"
+
+
+@dataclass
+class TaskRecord:
+    """Scores of every task over training.
+
+    Attributes:
+        score_name: What the scores are, such as ``"val/acc"``.
+        higher_is_better: Their direction.
+        task_names: The tasks that are scored, in order.
+        matrix: A row a finished task, each with a score a task; NaN where none was measured.
+        before: The untrained model's row, or None.
+        probe_names: Held-out sets of no task, which stand for what the model could do before any.
+        probes: A row a finished task, each with a score a probe. No metric of tasks counts them.
+        probes_before: The untrained model's scores of the probes, or None.
+        measurements: A dict a validation: ``step`` (optimizer steps so far), ``scores`` of the
+            tasks and ``probes``.
+        boundaries: The step at which each task started, and its name.
+        seconds: Wall time of training, validation included.
+
+    Example:
+        >>> record = TaskRecord("val/loss", False, ["a", "b"], [[1.0, 4.0], [1.5, 1.25]])
+        >>> record.summary()["forgetting"], record.summary()["plasticity"]
+        (0.5, 1.125)
+        >>> print(record.table())
+        val/loss      a      b
+        after a   1.000  4.000
+        after b   1.500  1.250
+    """
+
+    score_name: str
+    higher_is_better: bool
+    task_names: list[str] = field(default_factory=list)
+    matrix: list[list[float]] = field(default_factory=list)
+    before: list[float] | None = None
+    probe_names: list[str] = field(default_factory=list)
+    probes: list[list[float]] = field(default_factory=list)
+    probes_before: list[float] | None = None
+    measurements: list[dict[str, Any]] = field(default_factory=list)
+    boundaries: list[tuple[int, str]] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def summary(self) -> dict[str, float]:
+        """Return the metrics after the last finished task, by name, as far as they are defined.
+
+        They are those of :mod:`recall_lightning.metrics.functional`; and of each probe
+        ``<name>_lost``, by how much its score is worse than before any training.
+        """
+        if not self.matrix:
+            return {}
+        matrix = _padded(self.matrix)
+        functions: dict[str, Callable[..., Tensor]] = {
+            "average": metrics.average,
+            "backward_transfer": metrics.backward_transfer,
+            "forgetting": partial(metrics.forgetting, variant=FORGETTING_VARIANT),
+            "plasticity": metrics.plasticity,
+        }
+        if self.before is not None:
+            baseline = _padded([self.before, matrix[0].tolist()])[0]
+            functions["forward_transfer"] = partial(metrics.forward_transfer, baseline=baseline)
+        values = {}
+        for name, function in functions.items():
+            with suppress(ValueError):  # it reads a score that was not measured
+                values[name] = float(function(matrix, higher_is_better=self.higher_is_better))
+        if self.probes_before is not None and self.probes:
+            sign = 1 if self.higher_is_better else -1
+            pairs = zip(self.probe_names, self.probes_before, self.probes[-1], strict=True)
+            values |= {f"{name}_lost": sign * (old - new) for name, old, new in pairs}
+        return {name: value for name, value in values.items() if not math.isnan(value)}
+
+    def measured(self, step: int, scores: Sequence[float]) -> dict[str, Any]:
+        """Add the scores of a validation, those of the probes behind those of the tasks."""
+        tasks = len(self.task_names)
+        found: dict[str, Any] = {"step": step, "scores": list(scores[:tasks])}
+        if self.probe_names:
+            found["probes"] = list(scores[tasks:])
+        self.measurements.append(found)
+        return found
+
+    def start_with(self, scores: Sequence[float]) -> None:
+        """Take the untrained model's scores."""
+        self.measurements = []
+        found = self.measured(0, scores)
+        self.before, self.probes_before = found["scores"], found.get("probes")
+
+    def finish(self, measured: Mapping[str, Any]) -> None:
+        """Take a measurement for the next task's row."""
+        self.matrix.append(measured["scores"])
+        self.probes.append(measured.get("probes", []))
+
+    def restart_from(self, task: int) -> None:
+        """Forget what was measured of ``task`` and later ones: it starts, perhaps once more."""
+        del self.matrix[task:], self.probes[task:], self.boundaries[task:]
+        if task == 0:
+            self.measurements = []
+            if self.before is not None:
+                self.measured(0, [*self.before, *(self.probes_before or [])])
+            self.seconds = 0.0
+
+    def last_measured_of(self, task: int) -> dict[str, Any] | None:
+        """Return what was last measured since ``task`` started, if it is the newest task."""
+        if len(self.boundaries) != task + 1 or not self.measurements:
+            return None
+        last = self.measurements[-1]
+        return last if last["step"] > self.boundaries[task][0] else None
+
+    def table(self) -> str:
+        """Return the task matrix as text: a row a trained task, a column a task, then probes."""
+        rows, names = self.rows("before"), self._columns
+        first = max(len(self.score_name), *map(len, rows))
+        widths = [max(6, len(name) + 1) for name in names]
+        lines = [[f"{n:>{w}}" for n, w in zip(names, widths, strict=True)]]
+        lines += [[f"{v:>{w}.3f}" for v, w in zip(r, widths, strict=False)] for r in rows.values()]
+        labels = [self.score_name, *rows]
+        return "\n".join(
+            " ".join([f"{label:<{first}}", *cells])
+            for label, cells in zip(labels, lines, strict=True)
+        )
+
+    def matrix_figure(self) -> "Figure":
+        """Draw the task matrix as a heatmap."""
+        from recall_lightning.metrics.figures import task_matrix_figure
+
+        rows = self.rows("before training")
+        return task_matrix_figure(
+            _padded(list(rows.values())),
+            self._columns,
+            self.score_name,
+            self.higher_is_better,
+            list(rows),
+        )
+
+    def curves_figure(self, marks: Mapping[str, Sequence[int]]) -> "Figure":
+        """Draw each task's score over training, with marks at the steps given by label."""
+        from recall_lightning.metrics.figures import curves_figure
+
+        steps = [measured["step"] for measured in self.measurements]
+        scores = [[*each["scores"], *each.get("probes", [])] for each in self.measurements]
+        return curves_figure(
+            steps, _padded(scores), self._columns, self.score_name, self.boundaries, marks
+        )
+
+    def write(self, folder: Path) -> None:
+        """Write ``task_matrix.json`` into a folder, whole or not at all.
+
+        Raises:
+            OSError: If it cannot be written.
+        """
+        content: dict[str, Any] = {
+            "monitor": self.score_name,
+            "mode": "max" if self.higher_is_better else "min",
+            "tasks": self.task_names,
+            "before": _for_json(self.before),
+            "matrix": [_for_json(row) for row in self.matrix],
+            "metrics": self.summary(),
+            "forgetting_variant": FORGETTING_VARIANT,
+            "seconds": self.seconds,
+            "measurements": [
+                {k: v if k == "step" else _for_json(v) for k, v in measured.items()}
+                for measured in self.measurements
+            ],
+        }
+        if self.probe_names:
+            content["probes"] = {
+                "names": self.probe_names,
+                "before": _for_json(self.probes_before),
+                "matrix": [_for_json(row) for row in self.probes],
+            }
+        folder.mkdir(parents=True, exist_ok=True)
+        unfinished = folder / "task_matrix.json.partial"
+        try:
+            unfinished.write_text(json.dumps(content, indent=1))
+            os.replace(unfinished, folder / "task_matrix.json")
+        finally:
+            unfinished.unlink(missing_ok=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything in plain Python."""
+        return dict(vars(self))
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned, but for the score's name and direction."""
+        for name, value in state_dict.items():
+            if name not in ("score_name", "higher_is_better"):
+                setattr(self, name, list(value) if isinstance(value, list) else value)
+
+    def rows(self, first: str) -> dict[str, list[float]]:
+        """Return the rows that are shown by their labels, the probes' scores behind the tasks'.
+
+        Args:
+            first: The label of the untrained model's row.
+        """
+        probes = self.probes or [[]] * len(self.matrix)
+        shown = {}
+        if self.before is not None:
+            shown[first] = [*self.before, *(self.probes_before or [])]
+        for name, scores, others in zip(self.task_names, self.matrix, probes, strict=False):
+            shown[f"after {name}"] = [*scores, *others]
+        return shown
+
+    @property
+    def _columns(self) -> list[str]:
+        return [*self.task_names, *self.probe_names]
+
+
+def _for_json(scores: Sequence[float] | None) -> list[float | None] | None:
+    """Replace NaN and infinities, which JSON does not know, by None."""
+    return None if scores is None else [s if math.isfinite(s) else None for s in scores]
+
+
+def _padded(rows: Sequence[list[float]]) -> Tensor:
+    """Stack rows of scores, (rows, tasks) float64; NaN where a task was not scored yet."""
+    width = max(len(row) for row in rows)
+    return torch.tensor(
+        [row + [math.nan] * (width - len(row)) for row in rows], dtype=torch.float64
+    )

@@ -1,0 +1,1 @@
+"""RecallCallback and its parts."""

@@ -1,0 +1,79 @@
+"""What a merge was, as loggers take it."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from recall_lightning.merging.blockwise import mean_by_block, worst_condition
+from recall_lightning.merging.lora.pairs import LoraPair
+from recall_lightning.merging.rules import Coefficient, MergeInputs
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_BY_BLOCK = ("similarity", "coefficient", "drift", "condition", "discarded_energy")
+_SECONDS = ("probe_seconds", "merge_seconds")
+
+
+def block_values(
+    tasks: Sequence[int],
+    inputs: Sequence[MergeInputs],
+    weights: Sequence[Mapping[str, Coefficient]],
+    pairs: Sequence[LoraPair],
+    discarded: Mapping[str, float],
+) -> dict[str, Any]:
+    """Put what a merge measured and decided by block, as an entry of ``history`` has it.
+
+    Args:
+        tasks: At whose start each snapshot was taken, oldest first.
+        inputs: What the rule was given for each.
+        weights: What each got, by weight name.
+        pairs: The LoRA updates among the weights.
+        discarded: Module of a LoRA update to what the return to its rank lost.
+    """
+    blocks, live = inputs[-1].blocks, inputs[-1].live
+    similarity = [dict(each.similarity) for each in inputs]
+    coefficient = [mean_by_block(by_name, blocks, live) for by_name in weights]
+    values: dict[str, Any] = {"similarity": similarity[-1], "coefficient": coefficient[-1]}
+    if condition := worst_condition(weights[-1], blocks):
+        values["condition"] = condition
+    if discarded:
+        by_factor = {pair.a: discarded[pair.module] for pair in pairs}
+        values["discarded_energy"] = mean_by_block(by_factor, blocks, live)
+    if len(tasks) > 1:
+        columns = zip(tasks[:-1], similarity, coefficient, strict=False)
+        values["earlier"] = [
+            {"task": task, "similarity": s, "coefficient": c} for task, s, c in columns
+        ]
+    return values
+
+
+def record_scalars(record: Mapping[str, Any]) -> dict[str, float]:
+    """Name the numbers of an entry of ``RecallCallback.history``.
+
+    Example:
+        >>> record = {"coefficient": {"net.0": 0.4}, "probe_seconds": 0.1, "merge_seconds": 0.2}
+        >>> list(record_scalars(record))
+        ['recall/coefficient/net.0', 'recall/probe_seconds', 'recall/merge_seconds']
+    """
+    groups = [("recall", name, record.get(name, {})) for name in _BY_BLOCK]
+    for old in record.get("earlier", []):
+        folder = f"recall/snapshot_{old['task']}"
+        groups += [(folder, name, old[name]) for name in ("similarity", "coefficient")]
+    scalars = {
+        f"{folder}/{name}/{block}": value
+        for folder, name, values in groups
+        for block, value in values.items()
+    }
+    return scalars | {f"recall/{what}": record[what] for what in _SECONDS}
+
+
+def records_figure(records: Sequence[Mapping[str, Any]]) -> "Figure":
+    """Draw a task's coefficients, block by block over its merges."""
+    from recall_lightning.metrics.figures import coefficients_figure
+
+    names = list(records[0]["coefficient"])
+    values = torch.tensor([[record["coefficient"][name] for record in records] for name in names])
+    steps = [record["step"] for record in records]
+    return coefficients_figure(values, names, steps, "merge coefficient")

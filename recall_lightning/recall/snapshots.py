@@ -1,0 +1,159 @@
+"""The snapshots that a callback keeps from task to task."""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+
+from recall_lightning.merging.lora.pairs import LoraPair
+from recall_lightning.recall.settings import check_choice
+from recall_lightning.recall.snapshot_storage import SnapshotStorage
+from recall_lightning.weights.naming import named_weights
+from recall_lightning.weights.snapshot import Snapshot, frozen_digest
+from recall_lightning.weights.snapshot_file import SUFFIX, FileReference, FileSnapshot
+
+
+class KeptSnapshots:
+    """The last few tasks' snapshots, oldest first.
+
+    Args:
+        most: How many to keep, or ``"all"``.
+        storage: Where they live.
+        on_missing: Where a checkpoint's file is not to be found, ``"error"`` or
+            ``"restart_task"``: to go on without it.
+
+    Attributes:
+        snapshots: The snapshots.
+        tasks: The task at whose start each was taken.
+    """
+
+    def __init__(
+        self,
+        most: int | Literal["all"],
+        storage: SnapshotStorage,
+        on_missing: Literal["error", "restart_task"],
+    ) -> None:
+        check_choice("on_missing_snapshot", on_missing, "error", "restart_task")
+        self.most = most
+        self.storage = storage
+        self.on_missing = on_missing
+        self.snapshots: list[Snapshot] = []
+        self.tasks: list[int] = []
+        self._rest = ""
+        self._restored: list[FileReference | None] | None = None  # of snapshots yet to be found
+
+    def make_room(self, task: int) -> None:
+        """Forget what will not be merged in ``task``, before its snapshot is taken.
+
+        Those of this task or a later one are of another run.
+        """
+        earlier = sum(taken < task for taken in self.tasks)
+        room = earlier if self.most == "all" else self.most - 1
+        kept = slice(max(earlier - room, 0), earlier)
+        self.snapshots, self.tasks = self.snapshots[kept], self.tasks[kept]
+
+    def take(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        task: int,
+        lora_pairs: Sequence[LoraPair] = (),
+    ) -> None:
+        """Take the snapshot of a task's start.
+
+        Earlier ones are dropped, with a warning, if they would mean something else by now: other
+        weights are trained, frozen ones have changed (an adapter was merged into its base), or a
+        LoRA scale has.
+
+        Raises:
+            ValueError: If there is nothing to copy, or it is not finite.
+        """
+        newest = self.storage.take(trainer, pl_module, task)
+        shapes = {name: tensor.shape for name, tensor in newest.items()}
+        rest = ""
+        if self.most != 1:
+            rest = f"{frozen_digest(pl_module)} {[(p.module, p.scale) for p in lora_pairs]}"
+        trained = all({n: t.shape for n, t in old.items()} == shapes for old in self.snapshots)
+        if self.snapshots and not (trained and rest == self._rest):
+            changed = "frozen weights or LoRA scales" if trained else "trainable weights"
+            rank_zero_warn(
+                f"the {changed} changed before task {task}: snapshots of earlier tasks no longer "
+                "match them and are dropped"
+            )
+            self.snapshots, self.tasks = [], []
+        self.snapshots.append(newest)
+        self.tasks.append(task)
+        self._rest = rest
+        self.storage.remove_unused(trainer, self.snapshots)
+
+    def resume(
+        self, trainer: Trainer, pl_module: LightningModule, needed: bool = True
+    ) -> list[int]:
+        """After a resume, find files again, move copies to their device, and drop too many.
+
+        Args:
+            trainer: The Trainer.
+            pl_module: The model.
+            needed: Whether the newest is still to be merged.
+
+        Returns:
+            Which of the snapshots that the checkpoint held are left, counted from 0.
+
+        Raises:
+            ValueError: If a file is not to be found, or not what it was, and that is an error.
+        """
+        live = named_weights(pl_module)
+        found, left = [], []
+        references = self._restored or [None] * len(self.tasks)
+        first = 0 if self.most == "all" else max(0, len(self.tasks) - self.most)
+        for position in range(first, len(self.tasks)):
+            snapshot, reference = self.snapshots[position], references[position]
+            if reference is not None:
+                needless = not needed and self.most == 1
+                sought = None if needless else self._find(trainer, self.tasks[position], reference)
+                if sought is None:
+                    continue
+                snapshot = sought
+            found.append(snapshot.to_devices_of(live, self.storage.device))
+            left.append(position)
+        self.snapshots, self._restored = found, None
+        self.tasks = [self.tasks[position] for position in left]
+        return left
+
+    def _find(self, trainer: Trainer, task: int, reference: FileReference) -> Snapshot | None:
+        try:
+            return self.storage.find(trainer, reference)
+        except ValueError as error:
+            lost = f"the snapshot of task {task} (from 0), to which the checkpoint refers: {error}"
+            if self.on_missing == "error":
+                raise ValueError(
+                    f"{lost}; put the file back into a folder 'snapshots' beside the checkpoint, "
+                    "or go on without it: on_missing_snapshot='restart_task'"
+                ) from error
+            rank_zero_warn(f"{lost}; training goes on without it")
+            return None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the snapshots as dictionaries of tensors or references to files, and the tasks."""
+        references = self._restored or [
+            each.reference if isinstance(each, FileSnapshot) else None for each in self.snapshots
+        ]
+        pairs = list(zip(self.snapshots, references, strict=True))
+        return {
+            "tensors": [{} if reference else dict(snapshot) for snapshot, reference in pairs],
+            "files": [reference and reference.state_dict() for _, reference in pairs],
+            # without their suffix: a name in a checkpoint says that it refers to the file
+            "written": [name.removesuffix(SUFFIX) for name in self.storage.written],
+            "tasks": self.tasks,
+            "rest": self._rest,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned, but for files, which :meth:`resume` finds."""
+        self.snapshots = [Snapshot(tensors) for tensors in state_dict["tensors"]]
+        self.tasks = list(state_dict["tasks"])
+        self._rest = state_dict["rest"]
+        files = state_dict.get("files", [None] * len(self.tasks))  # older checkpoints have none
+        self._restored = [None if state is None else FileReference(**state) for state in files]
+        self.storage.written = [stem + SUFFIX for stem in state_dict.get("written", [])]

@@ -1,0 +1,1 @@
+"""What merge rules decide from, one statistic a file."""

@@ -1,0 +1,213 @@
+"""How much the tasks so far depend on each weight, gathered while they are trained."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from lightning.fabric.utilities.apply_func import move_data_to_device
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+from torch import Tensor
+from torch.optim import Optimizer
+
+from recall_lightning.callbacks.task_aware import TaskAwareCallback
+from recall_lightning.recall.settings import check_choice
+from recall_lightning.recall.statistics.squared_gradients import SquaredGradients
+from recall_lightning.weights.naming import named_weights
+from recall_lightning.weights.sharding import local, sharded_like, total
+
+
+class Importance:
+    """The importance of every weight's elements: squared gradients, summed over tasks.
+
+    Of each task it is divided by its mean over the model, so that tasks count alike. Adam's mean
+    reaches back over the boundary where a task has fewer steps than 1 / (1 − β₂): there
+    ``"gradients"`` tells tasks apart better.
+
+    Args:
+        source: ``"optimizer"`` reads Adam's running mean of squared gradients, ``exp_avg_sq``, at
+            the task's end, at no cost; ``"gradients"`` averages them over its last ``steps``
+            optimizer steps; ``"auto"`` is the first, or the second where an optimizer has no such
+            state.
+        steps: Optimizer steps that ``"gradients"`` averages.
+
+    Attributes:
+        by_name: Weight name to importance, float32 in the weight's shape; empty before the end of
+            the first task.
+        tasks: How many tasks it sums up.
+
+    Raises:
+        ValueError: From every method, where the optimizer holds nothing of the kind.
+    """
+
+    def __init__(self, source: Literal["auto", "optimizer", "gradients"], steps: int) -> None:
+        check_choice("importance_source", source, "auto", "optimizer", "gradients")
+        self.source = source
+        self._found = source  # where "auto" finds it, from a task's first step on
+        self.by_name: dict[str, Tensor] = {}
+        self.tasks = 0
+        self._gradients = SquaredGradients(steps)
+
+    def start_task(self, task: int) -> None:
+        """Forget the gradients of the last task; before the first one, everything."""
+        if task == 0:
+            self.by_name, self.tasks = {}, 0
+        self._gradients.start_task()
+        self._found = self.source
+
+    def fit_to(self, weights: Mapping[str, Tensor]) -> None:
+        """Before a task, give weights that have grown no importance where they are new.
+
+        What is known of weights that have changed their shape otherwise is dropped, with a warning.
+        """
+        changed = []
+        for name, known in list(self.by_name.items()):
+            shape = weights[name].shape if name in weights else known.shape
+            if known.shape == shape:
+                continue
+            if known.dim() == len(shape) and all(map(int.__le__, known.shape, shape)):
+                self.by_name[name] = padded(known, shape)
+            else:
+                changed.append(name)
+                del self.by_name[name]
+        if changed:
+            rank_zero_warn(
+                f"the shape of {', '.join(changed[:3])} has changed: its importance to earlier "
+                "tasks is dropped"
+            )
+
+    def observe(
+        self, task: TaskAwareCallback, optimizer: Optimizer, pl_module: LightningModule
+    ) -> None:
+        """See an optimizer's gradients before its step."""
+        if self._found != "optimizer":
+            self._gradients.observe(task, optimizer, pl_module)
+
+    def check(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """After the first step, refuse an optimizer that the source cannot be read from."""
+        skipped = any("betas" in o.defaults and not o.state for o in trainer.optimizers)
+        if self.source == "gradients" or skipped:  # AMP skips steps that overflow
+            return
+        try:
+            optimizer_importance(trainer.optimizers, pl_module)
+            self._found = "optimizer"
+        except ValueError:
+            if self.source == "optimizer":
+                raise
+            self._found = "gradients"
+            rank_zero_info(
+                "the optimizer keeps no squared gradients (Adam's exp_avg_sq): importance is "
+                f"averaged from the gradients of each task's last {self._gradients.steps} steps"
+            )
+
+    def end_task(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Add the task's importance."""
+        if self._found != "gradients":
+            added = optimizer_importance(trainer.optimizers, pl_module)
+        else:
+            added = self._gradients.mean()
+        sums = [total(float(local(tensor).double().sum()), tensor) for tensor in added.values()]
+        mean = sum(sums) / max(1, sum(tensor.numel() for tensor in added.values()))
+        if not 0 < mean < math.inf:
+            rank_zero_warn(
+                "the task's squared gradients are none, zero or not finite (a fit that stopped "
+                "early?): its importance is left out of later merges"
+            )
+            return
+        for name, tensor in added.items():
+            own, earlier = tensor.float() / mean, self.by_name.get(name)
+            if earlier is not None and earlier.shape == own.shape:
+                own += earlier
+            self.by_name[name] = own
+        self.tasks += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the tensors and the number of tasks."""
+        return {
+            "by_name": self.by_name,
+            "tasks": self.tasks,
+            "found": self._found,
+            "gradients": self._gradients.state_dict(),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned."""
+        self.by_name, self.tasks = dict(state_dict["by_name"]), state_dict["tasks"]
+        self._found = state_dict["found"]
+        self._gradients.load_state_dict(state_dict["gradients"])
+
+    def resume(self, weights: Mapping[str, Tensor], device: torch.device) -> None:
+        """After a resume, move the tensors to the device, and shard them as the weights are."""
+        self.by_name = move_data_to_device(self.by_name, device)
+        for name, known in self.by_name.items():
+            if name in weights and weights[name].shape == known.shape:
+                self.by_name[name] = sharded_like(known, weights[name])
+
+
+def padded(known: Tensor, shape: Sequence[int]) -> Tensor:
+    """Return a tensor of a larger shape, zero behind what is known.
+
+    >>> padded(torch.ones(1, 2), (2, 3)).tolist()
+    [[1.0, 1.0, 0.0], [0.0, 0.0, 0.0]]
+    """
+    grown = known.new_zeros(shape)
+    grown[tuple(map(slice, known.shape))] = known
+    return grown
+
+
+def optimizer_importance(
+    optimizers: list[Optimizer], pl_module: torch.nn.Module
+) -> dict[str, Tensor]:
+    """Read Adam's running means of squared gradients, without their bias towards zero.
+
+    They are those of torch's Adam, AdamW (foreach, fused, capturable or not), NAdam and RAdam, and
+    of whatever else keeps ``exp_avg_sq`` in full precision.
+
+    Args:
+        optimizers: The Trainer's.
+        pl_module: Whose weights are named.
+
+    Returns:
+        Weight name to a tensor of its shape; a weight without any step has none.
+
+    Raises:
+        ValueError: If no optimizer holds such a state.
+
+    Example:
+        >>> layer = torch.nn.Linear(2, 1, bias=False)
+        >>> optimizer = torch.optim.Adam(layer.parameters())
+        >>> layer(torch.tensor([[1.0, 2.0]])).sum().backward()
+        >>> optimizer.step()
+        >>> optimizer_importance([optimizer], layer)["weight"].round(decimals=4)
+        tensor([[1., 4.]])
+    """
+    names = {id(weight): name for name, weight in named_weights(pl_module).items()}
+    found: dict[str, Tensor] = {}
+    without: list[str] = []
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                state = optimizer.state.get(parameter, {})
+                name, second = names.get(id(parameter)), state.get("exp_avg_sq")
+                if (
+                    name is None
+                    or not isinstance(second, Tensor)
+                    or second.shape != parameter.shape
+                ):
+                    # an Adam without any state has not stepped yet
+                    stepped = bool(state) or "betas" not in optimizer.defaults
+                    if name is not None and parameter.grad is not None and stepped:
+                        without.append(name)
+                    continue
+                beta, steps = group.get("betas", (0.0, 0.0))[1], float(state.get("step", 0))
+                unbiased = 1 - beta**steps if steps else 1.0
+                found[name] = second.detach().float() / unbiased
+    if not found or without:
+        kinds = ", ".join(type(optimizer).__name__ for optimizer in optimizers)
+        of = f" of {without[0]!r}" if found else ""
+        raise ValueError(
+            f"the importance of weights is read from Adam's exp_avg_sq, which {kinds} does not "
+            f"keep{of}: use importance_source='gradients'"
+        )
+    return found

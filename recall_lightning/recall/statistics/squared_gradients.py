@@ -1,0 +1,138 @@
+"""Squared gradients over a task's last steps: the diagonal of the empirical Fisher matrix."""
+
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from recall_lightning.callbacks.task_aware import TaskAwareCallback
+from recall_lightning.weights.naming import named_weights
+from recall_lightning.weights.sharding import sharded_like, whole
+
+
+def optimized_weights(optimizer: Optimizer, module: nn.Module) -> dict[str, Tensor]:
+    """Name the weights that an optimizer changes, as ``named_weights`` does.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+        >>> list(optimized_weights(torch.optim.SGD(net[1].parameters(), lr=0.1), net))
+        ['1.weight', '1.bias']
+    """
+    owned = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    return {name: weight for name, weight in named_weights(module).items() if id(weight) in owned}
+
+
+def amp_scale(optimizer: Optimizer, module: nn.Module) -> float:
+    """Return what AMP has scaled an optimizer's gradients by before its step, 1 where it is undone.
+
+    Under 16-mixed, fused optimizers undo the scale within their step, others before it.
+    """
+    trainer = getattr(module, "_trainer", None)
+    scaler = getattr(getattr(trainer, "precision_plugin", None), "scaler", None)
+    if scaler is None or not getattr(optimizer, "_step_supports_amp_scaling", False):
+        return 1.0
+    return float(scaler.get_scale())
+
+
+class SquaredGradients:
+    """The mean of each weight's squared gradient over the last optimizer steps of a task.
+
+    The gradient is the one the optimizer is about to use: of the mean loss over a batch, over all
+    accumulated batches and all processes, before clipping and without AMP's scale. For a loss that
+    averages B independent samples the mean square is, near the loss's minimum, 1/B of the diagonal
+    of the empirical Fisher matrix, E[(∂ log p / ∂θ)²].
+
+    Where the task's length is not known, or it turns out longer than it was thought, the mean is
+    an exponential one with the time constant ``steps``. A step whose gradient is not finite (AMP
+    skips such steps) does not count. A weight without a gradient in a step counts as zero there.
+
+    Args:
+        steps: How many optimizer steps before the task's end are averaged.
+
+    Raises:
+        MisconfigurationException: If ``steps`` is not a positive int.
+
+    Example:
+        >>> squared_gradients = SquaredGradients(steps=2)
+        >>> net = nn.Linear(1, 1, bias=False)
+        >>> optimizer, task = torch.optim.SGD(net.parameters(), lr=0.1), TaskAwareCallback()
+        >>> for gradient in (1.0, 3.0):
+        ...     net.weight.grad = torch.full((1, 1), gradient)
+        ...     squared_gradients.observe(task, optimizer, net)
+        >>> squared_gradients.mean()["weight"].item()
+        5.0
+    """
+
+    def __init__(self, steps: int) -> None:
+        if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
+            raise MisconfigurationException(
+                f"steps={steps!r} must be a positive number of optimizer steps to average over"
+            )
+        self.steps = steps
+        self._mean: dict[str, Tensor] = {}
+        self._counts: dict[str, int] = {}
+
+    @property
+    def count(self) -> int:
+        """Steps observed in this task so far, of the optimizer that took the most."""
+        return max(self._counts.values(), default=0)
+
+    def start_task(self) -> None:
+        """Forget what earlier tasks left."""
+        self._mean, self._counts = {}, {}
+
+    @torch.no_grad()
+    def observe(
+        self, task: TaskAwareCallback, optimizer: Optimizer, pl_module: nn.Module | LightningModule
+    ) -> None:
+        """Take in one step's gradients; call it in ``on_before_optimizer_step``.
+
+        Args:
+            task: Tells how far the task has come: ``task_steps`` and ``step_in_task``.
+            optimizer: The optimizer that is about to step; only its parameters count.
+            pl_module: The module whose weights these are.
+        """
+        if task.task_steps is not None and task.task_steps - task.step_in_task > self.steps:
+            return
+        weights = optimized_weights(optimizer, pl_module)
+        scale = amp_scale(optimizer, pl_module)
+        gradients = {n: _dense(w.grad) for n, w in weights.items() if w.grad is not None}
+        if not whole(torch.nn.utils.get_total_norm(list(gradients.values()))).isfinite():
+            return
+        for name, weight in weights.items():
+            mean = self._mean.get(name)
+            if mean is None:
+                mean = torch.zeros_like(weight, dtype=torch.float32)
+            # a checkpoint's is whole, and on the CPU
+            mean = self._mean[name] = sharded_like(mean.to(weight.device), weight)
+            self._counts[name] = self._counts.get(name, 0) + 1
+            share = 1 / min(self._counts[name], self.steps)
+            mean.mul_(1 - share)
+            if name in gradients:
+                gradient = gradients[name].float() / scale
+                mean.addcmul_(gradient, gradient, value=share)
+
+    def mean(self) -> dict[str, Tensor]:
+        """Return canonical weight name to mean squared gradient.
+
+        Each has its weight's shape, in float32 on its device; it is zero for a weight that never
+        had a gradient. Only weights of optimizers that stepped are in it, and none before the
+        first observed step.
+        """
+        return dict(self._mean)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the means and how many steps each is of."""
+        return {"mean": dict(self._mean), "counts": dict(self._counts)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned."""
+        self._mean = dict(state_dict["mean"])
+        self._counts = dict(state_dict["counts"])
+
+
+def _dense(gradient: Tensor) -> Tensor:
+    return gradient.to_dense() if gradient.is_sparse else gradient

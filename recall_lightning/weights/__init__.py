@@ -1,0 +1,1 @@
+"""A model's weights: their names, copies of them, and files of them. Plain torch."""

@@ -1,0 +1,164 @@
+"""Named copies of a model's weights, taken at a task boundary."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from hashlib import blake2b
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from recall_lightning.weights.finite import all_finite
+from recall_lightning.weights.naming import canonical_name, named_weights
+from recall_lightning.weights.sharding import local, reshard, sharded_like
+
+
+def weights_to_copy(module: nn.Module) -> dict[str, Tensor]:
+    """Return :func:`named_weights`, after checking that a copy of them is worth having.
+
+    Raises:
+        ValueError: If there is none, or one holds a NaN or an infinity.
+    """
+    live = named_weights(module)
+    if not live:
+        raise ValueError("the model has no trainable floating-point parameter to snapshot")
+    for name, weight in live.items():
+        if not all_finite(weight):
+            raise ValueError(f"the weight {name!r} holds NaN or infinite values at the snapshot")
+    return live
+
+
+def frozen_digest(module: nn.Module) -> str:
+    """Identify what a snapshot leaves out, the frozen parameters, by a sample of their values.
+
+    Example:
+        >>> layer = nn.Linear(2, 2).requires_grad_(False)
+        >>> before = frozen_digest(layer)
+        >>> _ = layer.weight.add_(1)
+        >>> before == frozen_digest(layer)
+        False
+    """
+    digest, copied = blake2b(digest_size=16), set(map(id, named_weights(module).values()))
+    for name, parameter in module.named_parameters():
+        shard = local(parameter)
+        if id(parameter) not in copied and shard.numel() and shard.device.type != "meta":
+            flat = shard.detach().reshape(-1)
+            sample = flat[:: max(1, len(flat) // 256)].contiguous().view(torch.uint8)
+            digest.update(canonical_name(name).encode() + sample.cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+class Snapshot(Mapping[str, Tensor]):
+    """A copy of a module's weights: a read-only mapping of canonical name to tensor.
+
+    Args:
+        tensors: The copies, by canonical name.
+
+    Example:
+        >>> layer = nn.Linear(2, 1, bias=False)
+        >>> snapshot = Snapshot.take(layer)
+        >>> with torch.no_grad():
+        ...     _ = layer.weight.zero_()
+        >>> bool((snapshot["weight"] == 0).any()), snapshot.nbytes
+        (False, 8)
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        self._tensors = dict(tensors)
+
+    @classmethod
+    def take(cls, module: nn.Module, device: torch.device | str | None = None) -> "Snapshot":
+        """Copy every weight of ``module`` (see :func:`named_weights`).
+
+        Args:
+            module: The live module.
+            device: Where the copies live; None keeps each beside its parameter. The CPU's copies
+                of a GPU's weights lie in pinned memory, from which a merge streams them.
+
+        Raises:
+            ValueError: If the module has no trainable weight, or one holds a NaN or an infinity.
+        """
+        live = weights_to_copy(module)
+        tensors = {
+            name: weight.detach().to(device, copy=True) if device else weight.detach().clone()
+            for name, weight in live.items()
+        }
+        tensors = {name: _pinned_for(tensor, live[name]) for name, tensor in tensors.items()}
+        return cls(tensors)
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._tensors[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the copies occupy in this process."""
+        return sum(local(tensor).numel() * tensor.element_size() for tensor in self.values())
+
+    def check_matches(self, live: Mapping[str, Tensor]) -> None:
+        """Check that every copy still has a live weight of its name and shape.
+
+        Weights that became trainable after the snapshot are no mismatch: they have no copy.
+
+        Raises:
+            ValueError: Naming up to three weights that are gone or changed their shape.
+        """
+        missing = [name for name in self if name not in live]
+        reshaped = [
+            f"{name} ({tuple(self[name].shape)} then, {tuple(live[name].shape)} now)"
+            for name in self
+            if name in live and self[name].shape != live[name].shape
+        ]
+        if missing or reshaped:
+            what = [f"{name} (gone or frozen)" for name in missing] + reshaped
+            more = f" and {len(what) - 3} more" if len(what) > 3 else ""
+            raise ValueError(
+                f"the snapshot no longer matches the model: {', '.join(what[:3])}{more}; change a "
+                "model's architecture or freeze parameters only at a task boundary"
+            )
+
+    def to_devices_of(
+        self, live: Mapping[str, Tensor], device: torch.device | None = None
+    ) -> "Snapshot":
+        """Return the snapshot with each copy on ``device``, or on that of its live weight.
+
+        A whole copy of a sharded weight becomes a shard.
+        """
+
+        def moved(copy: Tensor, weight: Tensor) -> Tensor:
+            if isinstance(weight, DTensor):
+                return sharded_like(copy, weight)
+            return _pinned_for(copy.to(device or weight.device), weight)
+
+        return Snapshot(
+            {name: moved(copy, live[name]) if name in live else copy for name, copy in self.items()}
+        )
+
+    @contextmanager
+    def applied_to(self, module: nn.Module) -> Iterator[None]:
+        """Let ``module`` compute with the snapshot's weights inside the ``with`` block.
+
+        The live weights come back bit for bit, also when the block raises.
+        """
+        reshard(module)
+        live = named_weights(module)
+        self.check_matches(live)
+        kept = {name: live[name].detach().clone() for name in self}
+        with torch.no_grad():
+            for name in self:
+                live[name].copy_(self[name])
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for name in self:
+                    live[name].copy_(kept[name])
+
+
+def _pinned_for(copy: Tensor, live: Tensor) -> Tensor:
+    return copy.pin_memory() if live.is_cuda and copy.device.type == "cpu" else copy

@@ -1,0 +1,214 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from lightning.pytorch import Trainer
+
+from recall_lightning.cli.fit import RecallCLI, defaults_beside
+from recall_lightning.cli.main import main
+from recall_lightning.methods.table import KEEPS_FIRST, METHODS
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+SMALL = ["--trainer.enable_progress_bar=false", "--trainer.accelerator=cpu"]
+
+
+def run(*args):
+    main([str(arg) for arg in args])
+
+
+def fit(tmp_path, recipe="digits_rotated", *args):
+    logger = f"--trainer.logger.init_args.save_dir={tmp_path}"
+    data = ["--data.init_args.num_tasks=2", "--data.init_args.epochs_per_task=1"]
+    data += ["--trainer.check_val_every_n_epoch=1"]
+    run("fit", "-c", RECIPES / f"{recipe}.yaml", logger, *data, *SMALL, *args)
+    return tmp_path / recipe / "version_0"
+
+
+@pytest.fixture(autouse=True)
+def _only_these_arguments(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["recall-lightning"])
+
+
+def printed_config(capsys, *args):
+    with pytest.raises(SystemExit) as stopped:
+        run("fit", *args, "--print_config")
+    assert stopped.value.code == 0
+    return yaml.safe_load(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(
+    "recipe", sorted({path.stem for path in RECIPES.glob("*.yaml")} - {"defaults"})
+)
+def test_every_recipe_is_an_overlay_on_the_defaults(recipe, capsys):
+    config = printed_config(capsys, "-c", RECIPES / f"{recipe}.yaml")
+    assert config["trainer"]["logger"]["init_args"]["name"] == recipe
+    assert config["trainer"]["num_sanity_val_steps"] == 0
+    starts_trained = isinstance(config["model"]["init_args"].get("model"), str)
+    assert config["recall"]["merge_first_task"] is starts_trained
+
+
+def test_options_override_the_recipe(capsys):
+    config = printed_config(
+        capsys, "-c", RECIPES / "digits_rotated.yaml", "--recall.every", "0.1",
+        "--recall.rule", "cka", "--trainer.logger", "WandbLogger",
+    )  # fmt: skip
+    assert config["recall"]["every"] == 0.1
+    assert config["recall"]["rule"] == "cka"
+    assert config["trainer"]["logger"]["class_path"].endswith("WandbLogger")
+
+
+def test_a_number_of_steps_stays_an_integer_and_a_fraction_a_float(capsys):
+    recipe = RECIPES / "digits_rotated.yaml"
+    steps = printed_config(capsys, "-c", recipe, "--recall.every", "5")["recall"]["every"]
+    whole = printed_config(capsys, "-c", recipe, "--recall.every", "1.0")["recall"]["every"]
+    assert type(steps) is int
+    assert type(whole) is float
+
+
+def test_a_run_leaves_its_files_and_resumes_and_validates(tmp_path):
+    folder = fit(tmp_path)
+    for name in ("config.yaml", "metrics.csv", "task_matrix.json", "task_matrix.png", "curves.png"):
+        assert (folder / name).exists(), name
+    checkpoint = next((folder / "checkpoints").glob("*.ckpt"))
+    before = json.loads((folder / "task_matrix.json").read_text())["before"]
+    assert len(before) == 2
+    recipe = RECIPES / "digits_rotated.yaml"
+    data = ["--data.init_args.num_tasks=2", "--data.init_args.epochs_per_task=1"]
+    data += [f"--ckpt_path={checkpoint}"]
+    run("validate", "-c", recipe, *data, *SMALL, "--trainer.logger=false")
+
+
+def test_the_saved_configuration_can_be_read_back(tmp_path, capsys):
+    saved = fit(tmp_path, "digits_rotated", "--trainer.max_epochs=2") / "config.yaml"
+    capsys.readouterr()
+    config = printed_config(capsys, "-c", saved)
+    assert config["model"] == yaml.safe_load(saved.read_text())["model"]
+    assert config["model"]["init_args"]["model"]["model_type"] == "vit"
+
+
+def test_last_is_the_newest_runs_checkpoint_or_a_new_run(tmp_path):
+    saves = ["--trainer.callbacks+=ModelCheckpoint", "--trainer.callbacks.save_last=true"]
+    first = fit(tmp_path, "digits_rotated", *saves, "--ckpt_path=last")
+    matrix = json.loads((first / "task_matrix.json").read_text())
+    assert matrix["before"] is not None
+    assert (first / "checkpoints" / "last.ckpt").is_file()
+    fit(tmp_path, "digits_rotated", *saves, "--ckpt_path=last")
+    resumed = json.loads((tmp_path / "digits_rotated/version_1/task_matrix.json").read_text())
+    assert resumed["measurements"] == matrix["measurements"]  # nothing was left to train
+
+
+def test_the_readmes_recipe_for_instructions_is_understood(tmp_path, capsys):
+    readme = (RECIPES.parent / "README.md").read_text()
+    (recipe,) = [part for part in readme.split("```yaml\n") if "InstructionStream" in part[:99]]
+    (tmp_path / "recipe.yaml").write_text(recipe.partition("```")[0])
+    config = printed_config(capsys, "-c", tmp_path / "recipe.yaml")
+    assert [task["name"] for task in config["data"]["init_args"]["tasks"]] == [
+        "reviews",
+        "capitals",
+    ]
+    assert config["model"]["init_args"]["lora"]["r"] == 16
+
+
+def test_fine_tuning_merges_nothing(tmp_path):
+    header = fit(tmp_path, "digits_split", "--data.init_args.num_tasks=2", "--method=finetune")
+    columns = (header / "metrics.csv").read_text().split("\n")[0]
+    assert "continual/forgetting" in columns
+    assert "recall/" not in columns
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_trains_with_its_own_callback_alone(name, tmp_path, monkeypatch):
+    fits = []
+    real = Trainer.fit
+    monkeypatch.setattr(Trainer, "fit", lambda own, *a, **k: (fits.append(own), real(own, *a, **k)))
+    few = ["--trainer.limit_train_batches=2", "--trainer.limit_val_batches=1"]
+    few += ["--trainer.enable_checkpointing=false"]
+    fit(tmp_path, "digits_split", *few, f"--method={name}", "--trainer.logger=false")
+    (trainer,) = fits
+    of_methods = {method.callback for method in METHODS.values()} - {None}
+    own = METHODS[name].callback
+    found = [type(callback) for callback in trainer.callbacks if type(callback) in of_methods]
+    assert found == ([] if own is None else [own])
+    assert trainer.global_step == 4
+    assert trainer.datamodule.joint == (name == "joint")
+    assert (trainer.datamodule.replay is not None) == (name == "replay")
+
+
+@pytest.mark.parametrize("value", [True, False])
+def test_whether_the_first_task_is_protected_is_told_once_for_all_methods(value, monkeypatch):
+    built = []
+    monkeypatch.setattr(RecallCLI, "_instantiate_trainer", lambda cli, *_: built.append(cli))
+    monkeypatch.setattr(RecallCLI, "_run_subcommand", lambda *_: None)
+    monkeypatch.setattr(RecallCLI, "_add_instantiators", lambda *_: None)
+    recipe = str(RECIPES / "digits_split.yaml")
+    run("fit", "-c", recipe, f"--recall.merge_first_task={str(value).lower()}")
+    (cli,) = built
+    for name, argument in KEEPS_FIRST.items():
+        assert getattr(cli.config_init["fit"][name], argument) is value
+
+
+def test_too_few_epochs_are_one_sentence_and_exit_code_2(tmp_path, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        fit(tmp_path, "digits_rotated", "--trainer.max_epochs=1")
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err.strip().split("\n")[-1]
+    assert error.startswith("recall-lightning: error: max_epochs=1 does not cover the stream")
+
+
+def test_defaults_are_looked_for_beside_the_recipe(tmp_path):
+    (tmp_path / "defaults.yaml").touch()
+    recipe = str(tmp_path / "mine.yaml")
+    assert defaults_beside(["fit", "-c", recipe]) == [str(tmp_path / "defaults.yaml")]
+    assert defaults_beside(["fit", f"--config={recipe}"]) == [str(tmp_path / "defaults.yaml")]
+    assert defaults_beside(["fit", "-c", str(tmp_path / "none" / "mine.yaml")]) == []
+
+
+def test_the_command_is_installed_and_helps():
+    shown = subprocess.run(
+        [sys.executable, "-m", "recall_lightning.cli.main", "fit", "--help"],
+        capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    for option in ("--method", "--recall.every", "--forgetting.monitor", "--trainer.max_epochs"):
+        assert option in shown
+
+
+def test_without_a_logger_no_file_of_the_users_is_overwritten(tmp_path, monkeypatch):
+    recipe = tmp_path / "config.yaml"
+    recipe.write_text((RECIPES / "digits_rotated.yaml").read_text())
+    (tmp_path / "defaults.yaml").write_text((RECIPES / "defaults.yaml").read_text())
+    monkeypatch.chdir(tmp_path)
+    run("fit", "-c", "config.yaml", "--trainer.logger=false", "--trainer.fast_dev_run=true", *SMALL)
+    assert recipe.read_text() == (RECIPES / "digits_rotated.yaml").read_text()
+
+
+def test_a_checkpoint_that_is_not_there_is_one_sentence(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        fit(tmp_path, "digits_rotated", "--ckpt_path=none.ckpt")
+    assert "recall-lightning: error:" in capsys.readouterr().err.strip().split("\n")[-1]
+
+
+def test_without_a_subcommand_it_says_what_there_is(capsys):
+    with pytest.raises(SystemExit):
+        main([])
+    assert "fit,validate" in capsys.readouterr().err
+
+
+def test_merging_is_a_command_of_its_own(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main(["merge", "a", "b", "0.5", "--wieghts", "1", "--out", str(tmp_path / "out")])
+    assert "joined by commas" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("argument", ["model.init_args.model", "data.init_args.tokenizer"])
+def test_a_model_or_tokenizer_that_is_not_there_is_one_line(argument, capsys, monkeypatch):
+    monkeypatch.chdir(RECIPES.parent)
+    with pytest.raises(SystemExit) as stopped:
+        run("fit", "-c", RECIPES / "five_tasks_tiny.yaml", f"--{argument}=no/such/folder", *SMALL)
+    assert stopped.value.code == 2
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last.startswith("recall-lightning: error: ")
+    assert "no/such/folder" in last
+    assert "local folder" in last

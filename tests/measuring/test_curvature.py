@@ -1,0 +1,185 @@
+import copy
+
+import pytest
+import torch
+import transformers
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from recall_lightning.measuring.curvature import (
+    KroneckerFactors,
+    kronecker_factors,
+    normalised,
+)
+from recall_lightning.measuring.input_moments import input_moments
+from recall_lightning.measuring.linear_maps import find_linear_maps
+from recall_lightning.measuring.moments import FullMoments
+from recall_lightning.weights.naming import named_weights
+
+
+def run(module, batch):
+    return module(batch[0])
+
+
+def factors_of(module, batches, forward=run, **kwargs):
+    maps, _ = find_linear_maps(module)
+    return kronecker_factors(module, maps, batches, forward, **kwargs)
+
+
+def fisher_of(net, inputs, weight):
+    """The exact Fisher information of one weight: E over inputs and all labels of ggᵀ, flat."""
+    total = 0.0
+    for x in inputs:
+        log_p = net(x[None]).log_softmax(-1)[0]
+        for label in range(len(log_p)):
+            gradient = torch.autograd.grad(log_p[label], weight, retain_graph=True)[0].flatten()
+            total = total + log_p[label].exp().detach() * torch.outer(gradient, gradient)
+    return total / len(inputs)
+
+
+def test_for_one_input_the_product_is_the_exact_fisher_information():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 4, bias=False), nn.Tanh(), nn.Linear(4, 3, bias=False))
+    x = torch.randn(1, 3)
+    batch = (x.expand(20_000, 3), torch.zeros(20_000, dtype=torch.long))
+    factors = factors_of(net, [batch])
+    for name, layer in (("0.weight", net[0]), ("2.weight", net[2])):
+        product = torch.kron(factors.outputs[name].matrix, factors.inputs[name].matrix)
+        exact = fisher_of(net, x, layer.weight)
+        torch.testing.assert_close(product, exact, atol=0.03 * float(exact.abs().max()), rtol=0.1)
+
+
+def test_inputs_are_those_of_a_forward_pass_alone():
+    net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(inplace=True), nn.Linear(8, 3))
+    batches = [(torch.randn(6, 4), torch.zeros(6, dtype=torch.long)) for _ in range(3)]
+    expected = input_moments(net, find_linear_maps(net)[0], batches, run)
+    found = factors_of(net, batches).inputs
+    for name, moments in expected.items():
+        torch.testing.assert_close(found[name].matrix, moments.matrix)
+
+
+def test_what_is_computed_in_place_does_not_reach_the_gradients_at_outputs():
+    torch.manual_seed(0)
+    layers = [nn.Linear(4, 8), nn.ReLU(inplace=True), nn.Linear(8, 3)]
+    apart = [layers[0], nn.ReLU(), layers[2]]
+    batch = (torch.randn(64, 4), torch.zeros(64, dtype=torch.long))
+    in_place, plain = (factors_of(nn.Sequential(*each), [batch]) for each in (layers, apart))
+    for name, moments in plain.outputs.items():
+        torch.testing.assert_close(in_place.outputs[name].matrix, moments.matrix)
+
+
+def test_layers_that_are_computed_again_in_backward_count_once():
+    class Checkpointed(nn.Sequential):
+        def forward(self, inputs):
+            return checkpoint(super().forward, inputs, use_reentrant=False)
+
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    again = Checkpointed(*plain)
+    batches = [(torch.randn(6, 4), torch.zeros(6, dtype=torch.long))] * 2
+    expected, found = factors_of(plain, batches), factors_of(again, batches)
+    for side in ("inputs", "outputs"):
+        for name, moments in getattr(expected, side).items():
+            torch.testing.assert_close(getattr(found, side)[name].matrix, moments.matrix)
+
+
+def test_a_convolution_sums_over_its_patches():
+    net = nn.Sequential(nn.Conv2d(1, 2, 2, stride=2), nn.Flatten(), nn.Linear(8, 3))
+    factors = factors_of(net, [(torch.randn(6, 1, 4, 4), torch.zeros(6, dtype=torch.long))])
+    assert factors.outputs["0.weight"].matrix.shape == (2, 2)
+    assert factors.inputs["0.weight"].width == 5
+
+
+def test_a_language_model_has_factors_of_its_embedding_too():
+    config = transformers.LlamaConfig(
+        vocab_size=11, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
+        num_attention_heads=2, num_key_value_heads=2,
+    )  # fmt: skip
+    model = transformers.LlamaForCausalLM(config)
+    ids = torch.randint(11, (2, 5))
+    factors = factors_of(model, [ids], lambda module, batch: module(input_ids=batch))
+    maps, _ = find_linear_maps(model)
+    assert set(factors.outputs) == {one.weight for one in maps}
+    assert factors.outputs["model.embed_tokens.weight"].matrix.shape == (8, 8)
+
+
+def test_wide_maps_and_unknown_predictions_have_inputs_alone():
+    net = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 3))
+    labelled = (torch.randn(6, 4), torch.zeros(6, dtype=torch.long))
+    assert set(factors_of(net, [labelled], full_width=7).outputs) == set()
+    unknown = factors_of(net, [(torch.randn(6, 4), ["text"] * 6)])
+    assert not unknown.outputs
+    assert "no targets that fit" in unknown.unknown
+    assert set(unknown.inputs) == {"0.weight", "1.weight"}
+
+
+def test_a_seed_gives_the_same_factors_and_the_model_is_as_before():
+    net = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.Linear(8, 3))
+    batch = (torch.randn(6, 4), torch.zeros(6, dtype=torch.long))
+    before, state = copy.deepcopy(net.state_dict()), torch.get_rng_state()
+    one, other = (factors_of(net, [batch], seed=3) for _ in range(2))
+    assert torch.equal(one.outputs["2.weight"].matrix, other.outputs["2.weight"].matrix)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
+    assert all(weight.grad is None for weight in named_weights(net).values())
+    assert net.training
+
+
+def test_normalised_curvature_has_mean_one_over_the_model():
+    net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    batch = (torch.randn(6, 4), torch.zeros(6, dtype=torch.long))
+    factors = normalised(factors_of(net, [batch]))
+    diagonals = [
+        torch.outer(factors.outputs[n].matrix.diagonal(), factors.inputs[n].matrix.diagonal())
+        for n in factors.outputs
+    ]
+    mean = torch.cat([diagonal.flatten() for diagonal in diagonals]).mean()
+    assert float(mean) == pytest.approx(1.0, rel=1e-5)
+    assert normalised(KroneckerFactors()) == KroneckerFactors()
+
+
+def test_a_map_that_is_not_finite_does_not_change_what_others_are_divided_by():
+    def scaled(value):
+        bad = FullMoments(torch.full((2, 2), value), torch.ones(()))
+        good = FullMoments(torch.eye(2), torch.ones(()))
+        factors = KroneckerFactors({"a": good, "b": bad}, {"a": good, "b": bad})
+        return normalised(factors).outputs["a"].matrix
+
+    torch.testing.assert_close(scaled(torch.nan), torch.eye(2))
+
+
+def test_checkpoints_that_cannot_be_differentiated_leave_inputs_and_say_why():
+    class Reentrant(nn.Sequential):
+        def forward(self, inputs):
+            return self[2](checkpoint(self[1], self[0](inputs), use_reentrant=True))
+
+    batch = (torch.randn(6, 4), torch.zeros(6, dtype=torch.long))
+    net = Reentrant(nn.Linear(4, 8), nn.Linear(8, 8), nn.Linear(8, 3))
+    factors = factors_of(net, [batch])
+    assert set(factors.inputs) == {"0.weight", "1.weight", "2.weight"}
+    assert not factors.outputs
+    assert "use_reentrant" in factors.unknown
+
+
+def test_layers_with_outputs_of_their_own_kind_are_left_out():
+    class Pair(nn.Linear):
+        def forward(self, inputs):
+            return super().forward(inputs), None
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = Pair(4, 8), nn.Linear(8, 3)
+
+        def forward(self, inputs):
+            return self.b(self.a(inputs)[0])
+
+    factors = factors_of(Net(), [(torch.randn(6, 4), torch.zeros(6, dtype=torch.long))])
+    assert set(factors.outputs) == {"b.weight"}
+    assert set(factors.inputs) == {"a.weight", "b.weight"}
+
+
+def test_a_bias_does_not_count_as_width():
+    net = nn.Linear(8, 3)
+    batch = (torch.randn(6, 8), torch.zeros(6, dtype=torch.long))
+    assert set(factors_of(net, [batch], full_width=8).outputs) == {"weight"}

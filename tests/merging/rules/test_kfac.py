@@ -1,0 +1,71 @@
+from dataclasses import replace
+
+import pytest
+import torch
+
+from recall_lightning.measuring.blocks import Block
+from recall_lightning.measuring.linear_maps import LinearMap
+from recall_lightning.measuring.moments import FullMoments
+from recall_lightning.merging.coefficients.kronecker import KroneckerCoefficient
+from recall_lightning.merging.rules import (
+    ImportanceRule,
+    KfacImportanceRule,
+    KfacSubspaceRule,
+    MergeInputs,
+    SubspaceRule,
+)
+
+MAP = LinearMap("layer.weight", "layer.bias", "linear", ("layer",), 4)
+BLOCK = Block("layer", 11, 1.0, "layer", ("layer.weight", "layer.bias", "norm.weight"))
+
+
+def moments(width):
+    rows = torch.randn(20, width)
+    return FullMoments(rows.T @ rows / 20, torch.ones(()))
+
+
+def measured():
+    return MergeInputs(
+        [BLOCK],
+        importance={"norm.weight": torch.tensor([0.0, 2.0])},
+        maps=[MAP],
+        old_moments={MAP.weight: moments(4)},
+        new_moments={MAP.weight: moments(4)},
+        old_output_moments={MAP.weight: moments(2)},
+        new_output_moments={MAP.weight: moments(2)},
+    )
+
+
+@pytest.mark.parametrize("rule", [KfacImportanceRule(), KfacSubspaceRule()])
+def test_weight_and_bias_of_a_map_share_one_matrix(rule):
+    found = rule.coefficients(measured())
+    assert isinstance(found["layer.weight"], KroneckerCoefficient)
+    assert found["layer.weight"] is found["layer.bias"]
+
+
+@pytest.mark.parametrize(
+    ("rule", "plain"),
+    [(KfacImportanceRule(0.4), ImportanceRule(0.4)), (KfacSubspaceRule(2.0), SubspaceRule(2.0))],
+)
+def test_all_else_has_what_the_plain_rule_gives(rule, plain):
+    inputs = measured()
+    found, expected = rule.coefficients(inputs), plain.coefficients(inputs)
+    torch.testing.assert_close(found["norm.weight"], expected["norm.weight"])
+    unknown = replace(inputs, old_output_moments={})
+    found, expected = rule.coefficients(unknown), plain.coefficients(unknown)
+    assert type(found["layer.weight"]) is type(expected["layer.weight"])
+
+
+def test_a_map_that_had_no_input_on_one_side_is_solved_as_by_the_plain_rule():
+    inputs = measured()
+    zero = FullMoments(torch.zeros(4, 4), torch.ones(()))
+    never_before = replace(inputs, old_moments={MAP.weight: zero})
+    assert KfacSubspaceRule().coefficients(never_before)["layer.weight"] == 0.0
+    not_now = replace(inputs, new_moments={MAP.weight: zero})
+    found = KfacSubspaceRule().coefficients(not_now)["layer.weight"]
+    assert 0.9 < found.mean <= 1
+
+
+def test_bad_ridges_are_refused():
+    with pytest.raises(ValueError, match="output_ridge=0"):
+        KfacSubspaceRule(output_ridge=0.0)

@@ -1,0 +1,119 @@
+import pytest
+import torch
+
+from recall_lightning.measuring.blocks import Block
+from recall_lightning.measuring.linear_maps import LinearMap
+from recall_lightning.measuring.moments import FullMoments
+from recall_lightning.merging.blockwise import merge_snapshots_, scaled_by, weights_of_names
+from recall_lightning.merging.lora.pairs import LoraPair
+from recall_lightning.merging.rules import (
+    ImportanceRule,
+    MergeInputs,
+    MergeRule,
+    ProductRule,
+    SimilarityRule,
+    SubspaceRule,
+    UniformRule,
+    rule_by_name,
+)
+
+BLOCK = Block("layer", 8, 1.0, "layer", ("layer.weight", "layer.bias"))
+
+
+class Half(MergeRule):
+    uses_representations = False
+
+    def coefficients(self, inputs):
+        return {block.name: 0.5 for block in inputs.blocks}
+
+
+def measured(**kwargs):
+    generator = torch.Generator().manual_seed(0)
+    linear_map = LinearMap("layer.weight", "layer.bias", "linear", ("layer",), 4)
+    sides = [torch.randn(9, 4, generator=generator) for _ in range(2)]
+    old, new = (
+        {"layer.weight": FullMoments(x.T @ x / 9, torch.tensor(1.0))} for x in sides
+    )  # fmt: skip
+    return MergeInputs(
+        [BLOCK], {"layer": 0.6}, maps=[linear_map], old_moments=old, new_moments=new, **kwargs
+    )
+
+
+def test_similarity_times_importance_is_the_product_element_by_element():
+    inputs = measured(importance={"layer.weight": torch.rand(2, 3)})
+    found = rule_by_name("rbf*importance").coefficients(inputs)
+    similarity = SimilarityRule("rbf").coefficients(inputs)["layer"]
+    importance = ImportanceRule().coefficients(inputs)
+    for name in BLOCK.weights:
+        torch.testing.assert_close(
+            torch.as_tensor(found[name]), torch.as_tensor(similarity * importance[name])
+        )
+
+
+def test_it_measures_what_its_factors_use():
+    product = rule_by_name("cka*importance")
+    assert (product.uses_representations, product.uses_importance) == (True, True)
+    then, now = torch.randn(2, 8, 4)
+    assert product.similarity(then, now) == SimilarityRule("cka").similarity(then, now)
+    assert not ProductRule([UniformRule(), UniformRule()]).uses_representations
+
+
+@pytest.mark.parametrize("rules", [["half", "subspace"], ["subspace", "half", "uniform"]])
+def test_a_matrix_times_a_number_is_merged_once_and_moves_by_that_much_less(rules):
+    known = {"half": Half(), "subspace": SubspaceRule(), "uniform": UniformRule()}
+    inputs, then = measured(), {"layer.weight": torch.ones(2, 3), "layer.bias": torch.ones(2)}
+
+    def merged(rule):
+        live = {name: torch.zeros_like(tensor) for name, tensor in then.items()}
+        weights = weights_of_names(rule.coefficients(inputs), [BLOCK], then)
+        merge_snapshots_(live, [then], [scaled_by(weights, 0.5, [BLOCK])])
+        return live
+
+    whole, half = merged(SubspaceRule()), merged(ProductRule([known[name] for name in rules]))
+    for name in then:
+        torch.testing.assert_close(half[name], 0.5 * whole[name])
+
+
+def test_the_factors_of_a_lora_pair_go_on_sharing_a_matrix():
+    pair = LoraPair("layer", "layer.weight", "layer.bias", 1.0, 2)
+    weights = ProductRule([Half(), SubspaceRule()]).coefficients(measured())
+    copies = dict.fromkeys(BLOCK.weights, torch.zeros(2, 2))
+    found = weights_of_names(weights, [BLOCK], copies, [pair])
+    assert found["layer.weight"] is found["layer.bias"]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("rbf*cka", "one similarity, not two"),
+        ("importance*subspace", "importance times a subspace or kfac rule"),
+        ("subspace*subspace", "only one can be in a product"),
+        ("kfac_importance*subspace", "only one can be in a product"),
+        (
+            "importance*kfac_importance",
+            "importance times a subspace or kfac rule",
+        ),
+    ],
+)
+def test_products_that_mean_nothing_are_refused(name, message):
+    with pytest.raises(ValueError, match=message):
+        rule_by_name(name)
+
+
+class Elementwise(Half):
+    def coefficients(self, inputs):
+        return {"layer.weight": torch.rand(2, 3), "layer.bias": 0.5}
+
+
+def test_a_matrix_times_a_number_an_element_is_refused():
+    with pytest.raises(ValueError, match="can be multiplied by a number alone, not by a Tensor"):
+        ProductRule([Elementwise(), SubspaceRule()]).coefficients(measured())
+
+
+def test_a_factor_that_leaves_out_a_block_is_refused():
+    class Nothing(Half):
+        def coefficients(self, inputs):
+            return {}
+
+    with pytest.raises(ValueError, match="gave no coefficient for every block"):
+        ProductRule([Nothing(), Half()]).coefficients(measured())

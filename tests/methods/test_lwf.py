@@ -1,0 +1,328 @@
+import math
+from contextlib import nullcontext
+
+import pytest
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.plugins import MixedPrecision
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import nn
+from torch.nn import functional
+from torch.utils.data import DataLoader
+
+from recall_lightning.methods.lwf import LearningWithoutForgetting, distillation_loss
+from recall_lightning.models import CausalLMModule, ClassifierModule
+from tests.support.baseline_tools import assert_same, trained_with_a_break, weights_of
+from tests.support.training import Plain, loader, quiet_trainer
+
+
+def by_hand(student, teacher, temperature):
+    """Σ_c p_c (ln p_c − ln q_c) · T², p of the teacher, q of the student."""
+    total = 0.0
+    for s, t in zip(student.tolist(), teacher.tolist(), strict=True):
+        q = [math.exp(x / temperature) for x in s]
+        p = [math.exp(x / temperature) for x in t]
+        pairs = [(x / sum(p), y / sum(q)) for x, y in zip(p, q, strict=True)]
+        total += sum(x * (math.log(x) - math.log(y)) for x, y in pairs)
+    return temperature**2 * total / len(student)
+
+
+def test_the_loss_is_the_divergence_of_the_student_from_the_teacher():
+    student, teacher = torch.randn(4, 3), 3 * torch.randn(4, 3)
+    for temperature in (1.0, 2.0):
+        value = distillation_loss(student, teacher, temperature).mean().item()
+        assert value == pytest.approx(by_hand(student, teacher, temperature), rel=1e-4)
+        assert value != pytest.approx(by_hand(teacher, student, temperature), rel=1e-2)
+
+
+def test_its_gradient_is_that_of_cross_entropy_with_the_teachers_probabilities():
+    student, teacher = torch.randn(4, 3, requires_grad=True), torch.randn(4, 3)
+    distillation_loss(student, teacher, 2.0).mean().backward()
+    expected = 2.0 * ((student / 2).softmax(-1) - (teacher / 2).softmax(-1)) / 4
+    torch.testing.assert_close(student.grad, expected.detach())
+
+
+class Seen(Plain):
+    """Takes no step; moves away from the teacher at once, and keeps batch and gradients."""
+
+    def __init__(self):
+        super().__init__()
+        self.batches, self.losses = [], []
+
+    def on_train_batch_start(self, batch, batch_idx):
+        if batch_idx == 0:
+            self.start = weights_of(self)
+            with torch.no_grad():
+                for parameter in self.parameters():
+                    parameter += 0.3 * torch.randn_like(parameter)
+        self.batches.append(batch)
+
+    def on_before_zero_grad(self, optimizer):
+        self.gradients = {n: p.grad for n, p in self.named_parameters()}
+
+    def on_train_end(self):
+        self.gradients = {n: p.grad for n, p in self.named_parameters()}
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.0)
+
+
+def expected_gradients(model, strength, temperature, batches, scale=1.0):
+    """Of the losses written out, with the teacher as a second network."""
+    teacher, student = Plain(), Plain()
+    teacher.load_state_dict(model.start)
+    student.load_state_dict(weights_of(model))
+    for inputs, labels in batches:
+        p = (teacher.net(inputs) / temperature).softmax(-1).detach()
+        log_q = (student.net(inputs) / temperature).log_softmax(-1)
+        divergence = (p * (p.log() - log_q)).sum(-1).mean()
+        task = functional.cross_entropy(student.net(inputs), labels)
+        (scale * (task + strength * temperature**2 * divergence)).backward()
+    return {name: parameter.grad for name, parameter in student.named_parameters()}
+
+
+@pytest.mark.parametrize("accumulate", [1, 4])
+def test_the_gradient_of_a_step_is_that_of_task_loss_plus_divergence(accumulate):
+    model = Seen()
+    callback = LearningWithoutForgetting(strength=0.7, temperature=3.0)
+    quiet_trainer(callback, accumulate_grad_batches=accumulate).fit(model, loader(0))
+    last = model.batches[-accumulate:]
+    expected = expected_gradients(model, 0.7, 3.0, last, 1 / accumulate)
+    assert_same(model.gradients, expected)
+
+
+class Manual(Seen):
+    def __init__(self):
+        super().__init__()
+        self.automatic_optimization = False
+
+    def training_step(self, batch, batch_idx):
+        self.optimizers().zero_grad()
+        self.manual_backward(super().training_step(batch, batch_idx))
+        self.optimizers().step()
+
+
+def test_manual_optimization():
+    model = Manual()
+    quiet_trainer(LearningWithoutForgetting(0.7, 3.0)).fit(model, loader(0))
+    assert_same(model.gradients, expected_gradients(model, 0.7, 3.0, model.batches[-1:]))
+
+
+def test_under_amps_scaler_the_gradient_is_the_same():
+    class Wide(MixedPrecision):
+        """16-mixed, as it scales, without half precision."""
+
+        def forward_context(self):
+            return nullcontext()
+
+    scaler = torch.amp.GradScaler("cpu", init_scale=64.0)
+    plugin = Wide("16-mixed", "cpu", scaler=scaler)
+    model = Seen()
+    trainer = quiet_trainer(LearningWithoutForgetting(0.7, 3.0), plugins=[plugin])
+    trainer.fit(model, loader(0))
+    assert_same(model.gradients, expected_gradients(model, 0.7, 3.0, model.batches[-1:]))
+
+
+def test_a_model_from_random_weights_has_no_teacher_in_its_first_task():
+    def train(*callbacks, task):
+        torch.manual_seed(0)
+        model = Plain()
+        for i in range(task + 1):
+            quiet_trainer(*callbacks).fit(model, loader(i))
+        return weights_of(model)
+
+    callback = LearningWithoutForgetting(10.0, from_first_task=False)
+    assert_same(train(task=0), train(callback, task=0), rtol=0, atol=0)
+    assert callback.teacher is None
+    callback = LearningWithoutForgetting(10.0, from_first_task=False)
+    plain, distilled = train(task=1), train(callback, task=1)
+    assert not torch.equal(plain["net.0.weight"], distilled["net.0.weight"])
+
+
+class BatchNormNet(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(
+            nn.Linear(8, 16), nn.BatchNorm1d(16), nn.Dropout(), nn.ReLU(), nn.Linear(16, 2)
+        )
+
+    def forward(self, inputs):
+        return self.net(inputs)
+
+
+def test_the_teachers_pass_leaves_no_trace():
+    """At strength 0, statistics and random numbers are those of training without a teacher."""
+
+    def train(*callbacks):
+        torch.manual_seed(0)
+        model = ClassifierModule(BatchNormNet(), num_classes=2)
+        quiet_trainer(*callbacks, max_epochs=2).fit(model, loader(0))
+        return dict(model.state_dict()), torch.get_rng_state()
+
+    (plain, random), (distilled, random_too) = train(), train(LearningWithoutForgetting(0.0))
+    assert_same(plain, distilled, rtol=0, atol=0)
+    assert torch.equal(random, random_too)
+
+
+def test_the_teacher_is_in_evaluation_mode_with_its_own_statistics():
+    model = ClassifierModule(BatchNormNet(), num_classes=2)
+    callback = LearningWithoutForgetting(1.0)
+    quiet_trainer(callback, max_epochs=2).fit(model, loader(0))
+    then = BatchNormNet()
+    then.load_state_dict(
+        {name.removeprefix("model."): value for name, value in callback.teacher.items()},
+        strict=False,
+    )
+    inputs, weights = torch.randn(4, 8), callback._teacher_weights(model, model)
+    model.eval()
+    now = torch.func.functional_call(model, weights, inputs)
+    torch.testing.assert_close(now, then.eval()(inputs))
+    assert not torch.equal(model(inputs), now)
+
+
+def causal_lm(model_type="llama"):
+    sizes = {
+        "llama": {"intermediate_size": 16, "num_attention_heads": 2, "hidden_size": 8},
+        "gpt2": {
+            "n_embd": 8,
+            "n_head": 2,
+            "resid_pdrop": 0.0,
+            "embd_pdrop": 0.0,
+            "attn_pdrop": 0.0,
+        },
+    }[model_type]
+    config = {"model_type": model_type, "vocab_size": 16, "num_hidden_layers": 1, **sizes}
+    return CausalLMModule(config)
+
+
+def divergence_of(callback, model, batch):
+    """What is added to the loss of one batch, after the student has moved off."""
+
+    added = []
+    original = callback._divergence
+    callback._divergence = lambda *args: added.append(original(*args)) or added[-1]
+
+    class Off(type(model)):
+        def on_train_batch_start(self, batch, batch_idx):
+            torch.manual_seed(3)
+            with torch.no_grad():
+                for parameter in self.parameters():
+                    parameter += 0.2 * torch.randn_like(parameter)
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.0)
+
+    model.__class__ = Off
+    quiet_trainer(callback).fit(model, DataLoader([batch], batch_size=None))
+    return added[0].item()
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gpt2"])
+def test_only_tokens_that_are_predicted_and_no_padding_count(model_type):
+    ids = torch.randint(16, (2, 6))
+    labels, attention = ids.clone(), torch.ones_like(ids)
+    labels[0, :3] = -100
+    labels[1, 4:] = -100
+    attention[1, 4:] = 0
+    batch = {"input_ids": ids, "labels": labels, "attention_mask": attention}
+    model, callback = causal_lm(model_type), LearningWithoutForgetting(1.0)
+    added = divergence_of(callback, model, batch)
+    inputs = {"input_ids": ids, "attention_mask": attention}
+    model.eval()
+    student = model(**inputs).logits
+    weights = callback._teacher_weights(model, model)
+    teacher = torch.func.functional_call(model, weights, (), inputs).logits
+    # token i's output counts if token i + 1 is predicted
+    counted = [(0, 2), (0, 3), (0, 4), (1, 0), (1, 1), (1, 2)]
+    rows = tuple(torch.tensor(counted).T)
+    assert added == pytest.approx(by_hand(student[rows], teacher[rows], 2.0), rel=1e-3)
+
+
+def test_a_batch_where_nothing_counts_adds_nothing():
+    ids = torch.randint(16, (2, 6))
+    batch = {"input_ids": ids, "labels": torch.full_like(ids, -100)}
+    assert divergence_of(LearningWithoutForgetting(1.0), causal_lm(), batch) == 0
+
+
+def test_a_classifier_by_hand():
+    batch = (torch.randn(4, 8), torch.tensor([0, 1, 0, 1]))
+    model = ClassifierModule(nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 2)), num_classes=2)
+    callback = LearningWithoutForgetting(1.0)
+    added = divergence_of(callback, model, batch)
+    teacher = torch.func.functional_call(model, dict(callback.teacher), batch[0])
+    assert added == pytest.approx(by_hand(model(batch[0]), teacher, 2.0), rel=1e-4)
+
+
+class TwoParts(LightningModule):
+    """No forward, and two children: which of them puts out logits cannot be known."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.net = nn.Linear(8, 2), nn.Linear(8, 2)
+
+    def training_step(self, batch, batch_idx):
+        return functional.cross_entropy(self.net(batch[0]) + 0 * self.body(batch[0]), batch[1])
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def test_logits_that_cannot_be_found_are_asked_for():
+    with pytest.raises(
+        MisconfigurationException, match=r"no logits in what TwoParts.*logits=.*mod"
+    ):
+        quiet_trainer(LearningWithoutForgetting()).fit(TwoParts(), loader(0))
+    quiet_trainer(LearningWithoutForgetting(module="net")).fit(TwoParts(), loader(0))
+    with pytest.raises(MisconfigurationException, match="module='nett' is no submodule of TwoPar"):
+        quiet_trainer(LearningWithoutForgetting(module="nett")).fit(TwoParts(), loader(0))
+
+
+class Wrapped(Plain):
+    def forward(self, inputs):
+        return {"scores": self.net(inputs)}
+
+    def training_step(self, batch, batch_idx):
+        return functional.cross_entropy(self(batch[0])["scores"], batch[1])
+
+
+def test_logits_can_be_picked_from_an_output_of_any_kind():
+    start = Wrapped()
+    callback = LearningWithoutForgetting(1e3, logits=lambda output: output["scores"])
+    model = Wrapped()
+    model.load_state_dict(start.state_dict())
+    quiet_trainer(callback).fit(model, loader(0))
+    free = Wrapped()
+    free.load_state_dict(start.state_dict())
+    quiet_trainer().fit(free, loader(0))
+    inputs = torch.randn(64, 8)
+    kept, lost = (
+        (each(inputs)["scores"] - start(inputs)["scores"]).norm() for each in (model, free)
+    )
+    assert kept < lost
+
+
+def test_a_resume_in_the_midst_of_a_task_goes_on_as_if_nothing_had_happened(tmp_path):
+    whole, resumed, callback = trained_with_a_break(
+        lambda: LearningWithoutForgetting(5.0, task_epochs=1), tmp_path / "mid.ckpt"
+    )
+    assert_same(whole, resumed, rtol=0, atol=0)
+    assert callback.teacher is not None
+
+
+def test_hooks_are_gone_after_the_fit():
+    model = Plain()
+    quiet_trainer(LearningWithoutForgetting()).fit(model, loader(0))
+    assert not any(child._forward_hooks for child in model.modules())
+
+
+def test_validation_and_probes_are_not_listened_to():
+    callback = LearningWithoutForgetting()
+    trainer = quiet_trainer(callback, val_check_interval=1)
+    trainer.fit(Plain(), loader(0), loader(0, shuffle=False))
+    assert callback._calls == {}
+
+
+@pytest.mark.parametrize("bad", [{"strength": -1}, {"strength": float("nan")}, {"temperature": 0}])
+def test_bad_arguments_are_refused(bad):
+    with pytest.raises(MisconfigurationException, match=f"{next(iter(bad))}="):
+        LearningWithoutForgetting(**bad)

@@ -1,0 +1,33 @@
+import math
+
+import pytest
+
+from recall_lightning.methods.recall_paper import RecallPaper, RecallPaperLoop
+from tests.support.training import Plain, loader, quiet_trainer
+
+SMALL = {"typical_samples": 8, "pool_size": 32}
+
+
+@pytest.mark.parametrize(
+    ("callback", "steps"),
+    [
+        (RecallPaper(task_epochs=1, **SMALL), [8, 16]),
+        (RecallPaperLoop(every=0.5, task_epochs=1, **SMALL), [4, 8, 12, 16]),
+        (RecallPaperLoop(every=0.5, task_epochs=1, merge_first_task=False, **SMALL), [12, 16]),
+    ],
+)
+def test_when_it_merges(callback, steps):
+    quiet_trainer(callback, max_epochs=2).fit(Plain(), loader(0))
+    assert [record["step"] for record in callback.history] == steps
+
+
+@pytest.mark.parametrize("method", [RecallPaper, RecallPaperLoop])
+@pytest.mark.parametrize("temperature", [1.0, 0.3])
+def test_every_merge_has_the_papers_coefficients(method, temperature):
+    callback = method(temperature=temperature, **SMALL)
+    quiet_trainer(callback, max_epochs=2).fit(Plain(), loader(0))
+    for record in callback.history:
+        for block, similarity in record["similarity"].items():
+            of_two = 1 / (1 + math.exp((1 - similarity) / temperature))
+            assert record["coefficient"][block] == pytest.approx(of_two)
+    assert len(set(callback.history[-1]["coefficient"].values())) == 3

@@ -1,0 +1,68 @@
+import json
+import math
+
+import pytest
+
+from recall_lightning import metrics
+from recall_lightning.metrics.record import TaskRecord
+
+
+def record(**kwargs):
+    fields = {
+        "score_name": "val/loss",
+        "higher_is_better": False,
+        "task_names": ["a", "b", "c"],
+        "matrix": [[1.0, 4.0, 5.0], [1.5, 1.25, 5.0]],
+        "before": [6.0, 6.0, 6.0],
+        "measurements": [{"step": 0, "scores": [6.0] * 3}, {"step": 8, "scores": [1.0, 4.0, 5.0]}],
+        "boundaries": [(0, "a"), (8, "b")],
+    }
+    return TaskRecord(**(fields | kwargs))
+
+
+def test_the_summary_is_that_of_the_metrics():
+    summary = record().summary()
+    assert summary["forgetting"] == 0.5
+    assert summary["forward_transfer"] == float(
+        metrics.forward_transfer(record().matrix, record().before, higher_is_better=False)
+    )
+
+
+def test_what_is_not_defined_is_left_out():
+    assert set(record(matrix=[[1.0, 4.0, 5.0]]).summary()) == {"average", "plasticity"}
+    gap = record(matrix=[[math.nan] * 3, [1.5, 1.25, 5.0]]).summary()
+    assert gap == {"average": pytest.approx(1.375)}
+    assert record(matrix=[]).summary() == {}
+
+
+def test_a_task_that_starts_again_forgets_what_came_after():
+    again = record()
+    again.restart_from(1)
+    assert (len(again.matrix), again.boundaries) == (1, [(0, "a")])
+    again.restart_from(0)
+    assert (again.matrix, again.boundaries) == ([], [])
+    assert again.measurements == [{"step": 0, "scores": [6.0] * 3}]
+
+
+def test_only_the_newest_tasks_own_measurement_stands_in_for_its_row():
+    assert record(boundaries=[(0, "a")]).last_measured_of(0)["scores"] == [1.0, 4.0, 5.0]
+    assert record().last_measured_of(1) is None
+    assert record().last_measured_of(0) is None
+
+
+def test_json_is_written_whole_and_without_what_it_does_not_know(tmp_path):
+    record(matrix=[[1.0, math.nan, math.inf]]).write(tmp_path / "run")
+    content = json.loads((tmp_path / "run" / "task_matrix.json").read_text())
+    assert content["matrix"] == [[1.0, None, None]]
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["task_matrix.json"]
+
+
+def test_a_state_comes_back():
+    again = TaskRecord("val/loss", higher_is_better=False)
+    again.load_state_dict(record().state_dict())
+    assert again == record()
+
+
+def test_the_table_has_a_row_a_task_and_the_untrained_one():
+    lines = record().table().split("\n")
+    assert [line.split("  ")[0] for line in lines] == ["val/loss", "before", "after a", "after b"]

@@ -1,0 +1,390 @@
+import copy
+import warnings
+
+import pytest
+import torch
+import transformers
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+
+from recall_lightning import RecallCallback
+from recall_lightning.measuring.moments import FullMoments
+from recall_lightning.merging.rules import SubspaceRule
+from recall_lightning.recall.statistics import moments as module_under_test
+from tests.support.training import Plain, loader, quiet_trainer, task_data
+
+SUBSPACE = {"every": 1.0, "rule": "uniform", "strength": 0.1}
+SUBSPACE |= {"end_rule": SubspaceRule(4.0, ridge=0.01, mix=0.3)}
+UNKNOWN = "the subspace rule has no inputs of what the model knew"
+
+
+def subspace(**kwargs):
+    return RecallCallback(**(SUBSPACE | kwargs))
+
+
+def moments_of(callback):
+    return callback._statistics.moments
+
+
+def fit(callback, model, *tasks, data=loader, **kwargs):
+    for task in tasks:
+        quiet_trainer(callback, **kwargs).fit(model, data(task))
+    return model
+
+
+class Spy(RecallCallback):
+    """Keeps the weights before its merges, and the batches of every task."""
+
+    def on_task_start(self, trainer, pl_module, task):
+        self.batches = [*getattr(self, "batches", []), []]
+        super().on_task_start(trainer, pl_module, task)
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
+        self.batches[-1].append(batch[0].clone())
+
+    def _merge(self, trainer, pl_module, rule):
+        self.live = copy.deepcopy(pl_module.net)
+        super()._merge(trainer, pl_module, rule)
+
+
+def layer_inputs(net, inputs):
+    """The inputs of every linear layer, with a 1 for the bias, in double precision."""
+    rows = {}
+    for name, layer in net.named_children():
+        if isinstance(layer, nn.Linear):
+            rows[name] = torch.cat([inputs, torch.ones(len(inputs), 1)], 1).detach().double()
+        inputs = layer(inputs)
+    return rows
+
+
+def solved(old, new, then, now, reached=None, new_inputs=4.0, ridge=0.01, mix=0.3):
+    """Stacked least squares over (inputs, targets): each task counts as the mean over it.
+
+    ``reached`` are the current task's inputs where they are no longer what they were.
+    """
+    reached = new if reached is None else reached
+    r = ridge * sum(x.square().sum() / len(x) for x in old) / now.shape[1]
+    parts = [(x, x @ then.T, 1 / len(x)) for x in old]
+    parts += [(reached, new @ now.T, new_inputs / len(new))]
+    parts += [(torch.eye(now.shape[1]).double(), mix * then.T + (1 - mix) * now.T, r)]
+    rows = torch.cat([x * share**0.5 for x, _, share in parts])
+    targets = torch.cat([y * share**0.5 for _, y, share in parts])
+    return torch.linalg.lstsq(rows, targets).solution.T
+
+
+def matrix(weights, name):
+    return torch.cat([weights[f"{name}.weight"], weights[f"{name}.bias"][:, None]], 1).double()
+
+
+def test_the_end_of_a_task_is_least_squares_on_all_earlier_tasks_and_this_ones_inputs():
+    spy, model = Spy(**SUBSPACE, merge_first_task=False), Plain()
+    old = []
+    for task in range(3):
+        fit(spy, model, task)
+        if task == 2:
+            break
+        old.append(layer_inputs(model.net, torch.cat(spy.batches[task])))
+    new = layer_inputs(spy.live, torch.cat(spy.batches[2]))
+    then = {name.removeprefix("net."): tensor for name, tensor in spy.snapshots[-1].items()}
+    now, merged = spy.live.state_dict(), model.net.state_dict()
+    for name in new:
+        best = solved([x[name] for x in old], new[name], matrix(then, name), matrix(now, name))
+        torch.testing.assert_close(matrix(merged, name), best, rtol=1e-3, atol=1e-4)
+        assert not torch.allclose(matrix(now, name), best, atol=1e-3)
+
+
+def test_where_nothing_came_before_the_first_tasks_inputs_stand_in_with_a_warning():
+    spy, model = Spy(**SUBSPACE), Plain()
+    before = copy.deepcopy(model.net)
+    with pytest.warns(UserWarning, match=UNKNOWN):
+        fit(spy, model, 0)
+    inputs = torch.cat(spy.batches[0])
+    old, new = layer_inputs(before, inputs), layer_inputs(spy.live, inputs)
+    then, now, merged = (net.state_dict() for net in (before, spy.live, model.net))
+    for name in new:
+        best = solved([old[name]], new[name], matrix(then, name), matrix(now, name))
+        torch.testing.assert_close(matrix(merged, name), best, rtol=1e-3, atol=1e-4)
+    assert moments_of(spy).tasks == 2
+
+
+def test_only_the_last_batches_are_measured():
+    spy, model = Spy(**SUBSPACE, moment_batches=2, merge_first_task=False), Plain()
+    fit(spy, model, 0)
+    rows = layer_inputs(model.net, torch.cat(spy.batches[0][-2:]))
+    for name, moments in moments_of(spy).old.items():
+        own = rows[name.split(".")[1]]
+        torch.testing.assert_close(moments.matrix.double(), own.T @ own / len(own))
+
+
+def test_a_first_task_that_is_not_merged_is_gathered_without_a_warning():
+    callback = subspace(merge_first_task=False)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=UNKNOWN)
+        fit(callback, Plain(), 0, 1)
+    assert {record["task"] for record in callback.history} == {1}
+    assert moments_of(callback).tasks == 2
+
+
+def test_a_new_run_starts_without_the_last_ones_moments():
+    callback = subspace(merge_first_task=False)
+    fit(callback, Plain(), 0)
+    callback.load_state_dict(callback.state_dict() | {"task": None, "task_ended": False})
+    callback._resumed = False
+    fit(callback, Plain(), 0)
+    assert moments_of(callback).tasks == 1
+
+
+def llama(**config):
+    config = {"vocab_size": 16, "hidden_size": 8, "intermediate_size": 8} | config
+    config |= {"num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2}
+    return transformers.LlamaForCausalLM(transformers.LlamaConfig(**config))
+
+
+class Language(LightningModule):
+    def __init__(self, **config):
+        super().__init__()
+        self.model = llama(**config)
+
+    def training_step(self, batch, batch_idx):
+        return self.model(**batch).loss
+
+    def configure_optimizers(self):
+        return torch.optim.AdamW(self.parameters(), lr=1e-2)
+
+
+def texts(task):
+    ids = torch.randint(4 * task, 4 * task + 4, (16, 6))
+    return DataLoader([{"input_ids": row, "labels": row} for row in ids], batch_size=4)
+
+
+def test_a_language_model_writes_what_it_knew_before_its_first_task():
+    callback, model = subspace(), Language(eos_token_id=None)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=UNKNOWN)
+        fit(callback, model, 0, data=texts)
+    counts = moments_of(callback).old["model.model.embed_tokens.weight"]
+    # the task's own tokens are 0 to 3: of the two means one is of all that it can write
+    assert float(counts.counts[4:].sum()) > 0.3
+    assert float(counts.counts.sum()) == pytest.approx(2)
+    assert moments_of(callback).tasks == 2
+
+
+def test_a_task_can_leave_nothing_but_what_the_model_writes_itself(monkeypatch):
+    generated = []
+    real = module_under_test.generated_batches
+
+    def spy(*args):
+        generated.extend(real(*args))
+        return generated[-args[1] :]
+
+    monkeypatch.setattr(module_under_test, "generated_batches", spy)
+    callback = subspace(moment_source="generated", merge_first_task=False, moment_batches=3)
+    fit(callback, Language(eos_token_id=None), 0, data=texts)
+    written = torch.cat([batch["input_ids"].flatten() for batch in generated])
+    assert written.shape == (3 * 4 * 6,)
+    counts = moments_of(callback).old["model.model.embed_tokens.weight"].counts
+    torch.testing.assert_close(counts, torch.bincount(written, minlength=16) / len(written))
+
+
+def test_rows_that_a_vocabulary_gains_between_tasks_had_no_lookups():
+    callback, model = subspace(merge_first_task=False), Language(vocab_size=8)
+    fit(callback, model, 0, data=texts)
+    model.model.resize_token_embeddings(16)
+    fit(callback, model, 1, data=texts)
+    counts = moments_of(callback).old["model.model.embed_tokens.weight"]
+    assert counts.width == 16
+    assert {record["task"] for record in callback.history} == {1}
+
+
+def test_moments_of_inputs_that_changed_are_dropped_with_a_warning_before_the_task():
+    callback, model = subspace(merge_first_task=False), Plain()
+    fit(callback, model, 0)
+    model.net[0] = nn.Linear(8, 20)
+    model.net[2] = nn.Linear(20, 16)
+    with pytest.warns(UserWarning, match=r"number of inputs of net\.2\.weight .* has changed"):
+        fit(callback, model, 1)
+    assert callback.history[-1]["coefficient"]["net.2"] == pytest.approx(1.003 / 5.01)
+    assert moments_of(callback).old["net.2.weight"].width == 21
+
+
+def test_weights_may_be_frozen_and_trained_again_between_tasks():
+    callback, model = subspace(merge_first_task=False), Plain()
+    fit(callback, model, 0)
+    model.net[0].bias.requires_grad_(False)
+    model.net[2].requires_grad_(False)
+    with pytest.warns(UserWarning, match=r"number of inputs of net\.0\.weight"):
+        fit(callback, model, 1)
+    model.net[2].requires_grad_(True)
+    fit(callback, model, 2)
+    assert [record["task"] for record in callback.history] == [1, 2]
+    assert callback.history[-1]["condition"].keys() == {"net.0", "net.2", "net.4"}
+
+
+def test_inputs_that_are_not_finite_at_a_tasks_end_are_left_out_with_a_warning():
+    class Divides(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Linear(8, 8), nn.Linear(8, 2)
+
+        def forward(self, inputs):
+            hidden = self.first(inputs)
+            return self.second(hidden if self.training else hidden / 0.0)
+
+    callback = subspace(merge_first_task=False)
+    with pytest.warns(UserWarning, match=r"inputs of net\.second\.weight hold NaN or infinite"):
+        fit(callback, Plain(Divides()), 0)
+    assert set(moments_of(callback).old) == {"net.first.weight"}
+
+
+def test_one_bad_batch_of_a_first_task_does_not_spoil_later_tasks():
+    class Skips(Plain):
+        def training_step(self, batch, batch_idx):
+            loss = super().training_step(batch, batch_idx)
+            return loss if torch.isfinite(loss) else None
+
+    callback, model = subspace(), Skips()
+    data = list(task_data(0))
+    bad = [(data[0][0] * torch.nan, data[0][1]), *data[1:]]
+    with pytest.warns(UserWarning, match="hold NaN or infinite|merge refused"):
+        quiet_trainer(callback).fit(model, DataLoader(bad, batch_size=8))
+    fit(callback, model, 1, 2)
+    assert "condition" in callback.history[-1]
+
+
+class Dead(nn.Module):
+    """The second layer's inputs are zeros, and the third layer is never called."""
+
+    def __init__(self, bias):
+        super().__init__()
+        self.first = nn.Linear(8, 8, bias=bias)
+        self.second = nn.Linear(8, 2, bias=bias)
+        self.third = nn.Linear(8, 2, bias=bias)
+
+    def forward(self, inputs):
+        return self.second(0 * self.first(inputs)) + inputs[:, :2] * self.first.weight[:2, 0]
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("moment_width", [1, 1024])
+def test_inputs_that_are_always_zero_and_layers_never_called_do_no_harm(bias, moment_width):
+    callback = subspace(merge_first_task=False, moment_width=moment_width, moment_rank=2)
+    model = fit(callback, Plain(Dead(bias)), 0, 1)
+    assert len(callback.history) == 1
+    assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("options", [{"moment_width": 1, "moment_rank": 500}, {"moment_width": 1}])
+def test_moments_of_low_rank_whose_rank_suffices_merge_like_full_ones(options):
+    def merged(**kwargs):
+        torch.manual_seed(0)
+        return fit(subspace(merge_first_task=False, **kwargs), Plain(), 0, 1).state_dict()
+
+    whole, low = merged(), merged(**options)
+    for name, tensor in whole.items():
+        torch.testing.assert_close(low[name], tensor, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("new_inputs", [1e-12, 1e12])
+@pytest.mark.parametrize("moment_width", [1, 99])
+def test_extreme_weights_of_new_inputs_keep_weights_finite(new_inputs, moment_width):
+    rule = SubspaceRule(new_inputs)
+    callback = subspace(merge_first_task=False, end_rule=rule, moment_width=moment_width)
+    model = fit(callback, Plain(), 0, 1)
+    assert len(callback.history) == 1
+    assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "bf16-mixed", "64-true"])
+@pytest.mark.parametrize("moment_width", [1, 1024])
+def test_moments_are_float32_in_every_precision(precision, moment_width):
+    rule = SubspaceRule()
+    options = {"moment_width": moment_width, "moment_rank": 4, "end_rule": rule}
+    callback = subspace(merge_first_task=False, **options)
+    fit(callback, Plain(), 0, 1, precision=precision)
+    assert len(callback.history) == 1
+    for moments in moments_of(callback).old.values():
+        states = moments.state_dict()
+        assert all(t.dtype is torch.float32 for t in states.values() if t.is_floating_point())
+
+
+def test_a_task_of_one_step_and_a_merge_after_every_step():
+    callback = subspace(every=1, rule="subspace", end_rule=None)
+    fit(callback, Plain(), 0, limit_train_batches=1)
+    fit(callback, Plain(), 1, limit_train_batches=3)
+    assert [record["step"] for record in callback.history] == [1, 2, 3, 4]
+    assert all(set(record["condition"]) == set(record["drift"]) for record in callback.history)
+
+
+class Ragged(Dataset):
+    """Batches that are mappings of tensors and texts."""
+
+    def __len__(self):
+        return 16
+
+    def __getitem__(self, index):
+        inputs, label = task_data(0)[index]
+        return {"x": inputs, "y": label, "text": str(index)}
+
+
+class Named(Plain):
+    def training_step(self, batch, batch_idx):
+        return super().training_step((batch["x"], batch["y"]), batch_idx)
+
+
+def test_batches_that_are_no_tensors_alone_are_kept_but_not_in_checkpoints(tmp_path):
+    callback = subspace(probe_forward=lambda module, batch: module.net(batch["x"]))
+    trainer = quiet_trainer(callback)
+    trainer.fit(Named(), DataLoader(Ragged(), batch_size=8))
+    assert len(callback.history) == 1
+    assert set(callback._statistics.recent.state_dict()["processes"][0]) == {None}
+
+
+def test_moments_come_back_from_a_checkpoint():
+    callback = subspace(merge_first_task=False, moment_width=16, moment_rank=3)
+    fit(callback, Plain(), 0)
+    back = subspace()
+    back.load_state_dict(copy.deepcopy(callback.state_dict()))
+    assert moments_of(back).tasks == 1
+    for name, moments in moments_of(callback).old.items():
+        other = moments_of(back).old[name].state_dict()
+        assert all(torch.equal(tensor, other[k]) for k, tensor in moments.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"moment_batches": 0}, "moment_batches=0 must be"),
+        ({"moment_rank": 2.5}, "moment_rank=2.5 must be"),
+        ({"moment_width": -1}, "moment_width=-1 must be"),
+        ({"moment_source": "model"}, "moment_source='model' is unknown"),
+        ({"rule": "subspace", "new_inputs": 0.0}, "new_inputs=0.0 must be a positive"),
+    ],
+)
+def test_bad_arguments_are_refused(arguments, message):
+    with pytest.raises(MisconfigurationException, match=message):
+        subspace(**arguments)
+
+
+def test_processes_average_maps_that_some_of_them_did_not_use():
+    """As two processes would, here one after the other: the other one adds nothing to net.2."""
+
+    class Two:
+        world_size = 2
+
+        class strategy:
+            @staticmethod
+            def reduce(tensor, reduce_op):
+                other = torch.tensor([1.0, 0.0, 0.0]) if tensor.shape == (3,) else torch.zeros(())
+                return (tensor + other) / 2
+
+    callback = subspace()
+    moments = moments_of(callback)
+    moments.find_maps(Plain(), [])
+    own = FullMoments(torch.eye(9), torch.tensor(1.0))
+    together = moments._reduced(Two, Plain(), {"net.0.weight": own, "net.2.weight": own})
+    assert set(together) == {"net.0.weight", "net.2.weight"}
+    torch.testing.assert_close(together["net.0.weight"].matrix, torch.eye(9) / 2)
+    torch.testing.assert_close(together["net.2.weight"].matrix, torch.eye(9))

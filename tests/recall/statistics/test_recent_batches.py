@@ -1,0 +1,29 @@
+import copy
+
+import pytest
+import torch
+
+from recall_lightning.recall.statistics.recent_batches import RecentBatches
+
+
+def test_batches_come_back_from_a_checkpoint_before_the_next_one():
+    recent, back = RecentBatches(3), RecentBatches(3)
+    for value in range(4):
+        recent.keep([torch.full((2,), float(value)), torch.zeros(2)])
+    back.load_state_dict(copy.deepcopy(recent.state_dict()))
+    back.keep([torch.full((2,), 9.0), torch.zeros(2)])
+    assert [batch[0][0].item() for batch in back.batches] == [2, 3, 9]
+
+
+def test_a_batch_that_training_changes_is_kept_as_it_was():
+    recent, batch = RecentBatches(1), [torch.zeros(2)]
+    recent.keep(batch)
+    batch.clear()
+    assert len(recent.batches[0]) == 1
+
+
+def test_batches_that_are_no_tensors_alone_are_not_in_checkpoints():
+    recent = RecentBatches(2)
+    recent.keep({"x": torch.zeros(1), "text": ["a"]})
+    with pytest.warns(UserWarning, match="leave the last 2 of them out"):
+        assert recent.state_dict() == {"processes": [[None]]}

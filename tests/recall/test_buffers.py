@@ -1,0 +1,139 @@
+import pytest
+import torch
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import nn
+from torch.optim.swa_utils import update_bn
+
+from recall_lightning import RecallCallback
+from recall_lightning.weights.naming import named_weights
+from tests.support.training import Plain, loader, quiet_trainer
+
+
+class Spy(RecallCallback):
+    """Keeps the running mean from before each merge, the one after it, and the batches until it."""
+
+    def __init__(self, buffers, **kwargs):
+        super().__init__(every=1.0, buffers=buffers, **(RULE | kwargs))
+        self.before = self.after = None
+        self.seen = []
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
+        self.seen.append(batch[0])
+
+    def _merge(self, trainer, pl_module, rule):
+        self.before = pl_module.net[1].running_mean.clone()
+        super()._merge(trainer, pl_module, rule)
+        self.after = pl_module.net[1].running_mean.clone()
+
+
+RULE = {"rule": "uniform", "end_rule": None, "strength": 0.5}
+
+
+def model(*more, norm=nn.BatchNorm1d):
+    return Plain(nn.Sequential(nn.Linear(8, 6), norm(6), *more, nn.Linear(6, 2)))
+
+
+def fitted(buffers, module=None, **kwargs):
+    spy, module = Spy(buffers, **kwargs), module or model()
+    quiet_trainer(spy).fit(module, loader(0))
+    assert len(spy.history) == 1
+    return spy, module
+
+
+def test_merged_statistics_lie_between_the_snapshots_and_the_live_ones():
+    spy, _ = fitted("merge")
+    then = spy.snapshots[0]["net.1.running_mean"]
+    torch.testing.assert_close(spy.after, (then + spy.before) / 2)
+
+
+def test_kept_statistics_are_not_touched_and_count_for_no_coefficient():
+    spy, _ = fitted("keep")
+    assert torch.equal(spy.after, spy.before)
+    assert set(spy.history[0]["coefficient"].values()) == {0.5}
+
+
+def test_recalibrated_statistics_are_those_of_torchs_own_averages_over_the_last_batches():
+    spy, module = fitted("recalibrate", moment_batches=3)
+    measured = named_weights(module)["net.1.running_var"].clone()
+    update_bn(spy.seen[-3:], module.net.train())
+    assert not torch.equal(spy.after, spy.before)
+    torch.testing.assert_close(spy.after, module.net[1].running_mean)
+    torch.testing.assert_close(measured, module.net[1].running_var)
+
+
+def test_recalibration_drops_nothing_and_leaves_no_other_trace():
+    class Once(Spy):
+        def _merge(self, trainer, pl_module, rule):
+            batches, random = pl_module.net[1].num_batches_tracked.clone(), torch.get_rng_state()
+            super()._merge(trainer, pl_module, rule)
+            assert pl_module.net[1].num_batches_tracked == batches
+            assert torch.equal(torch.get_rng_state(), random)
+            assert all(child.training for child in pl_module.modules())
+
+    module = Plain(nn.Sequential(nn.Dropout(0.5), nn.BatchNorm1d(8), nn.Linear(8, 2)))
+    spy = Once("recalibrate")
+    quiet_trainer(spy).fit(module, loader(0))
+    everything = torch.stack([batch.mean(0) for batch in spy.seen]).mean(0)
+    torch.testing.assert_close(spy.after, everything)
+    assert module.net[1].momentum == 0.1
+
+
+def test_instance_norm_is_averaged_too():
+    norm = nn.InstanceNorm1d(2, track_running_stats=True)
+    module = Plain(nn.Sequential(nn.Unflatten(1, (2, 4)), norm, nn.Flatten(), nn.Linear(8, 2)))
+    spy, _ = fitted("recalibrate", module)
+    means = [batch.unflatten(1, (2, 4)).mean(dim=(0, 2)) for batch in spy.seen]
+    torch.testing.assert_close(spy.after, torch.stack(means).mean(0))
+
+
+def test_a_layer_that_training_keeps_in_evaluation_mode_keeps_its_statistics():
+    class Frozen(Plain):
+        def on_train_batch_start(self, batch, batch_idx):
+            self.net[1].eval()
+
+    _, module = fitted("recalibrate", Frozen(model().net))
+    assert torch.equal(module.net[1].running_mean, torch.zeros(6))
+    assert not module.net[1].training
+
+
+class Overflowing(nn.Module):
+    def forward(self, inputs):
+        return inputs if self.training else inputs * float("inf")
+
+
+def test_statistics_that_are_not_finite_are_not_taken():
+    module = Plain(nn.Sequential(Overflowing(), nn.BatchNorm1d(8), nn.Linear(8, 2)))
+    with pytest.warns(UserWarning, match="running statistics were kept"):
+        spy, _ = fitted("recalibrate", module)
+    assert torch.equal(spy.after, spy.before)
+
+
+def test_a_layer_without_statistics_has_none_to_recalibrate():
+    recall = RecallCallback(every=1.0, buffers="recalibrate", **RULE)
+    module = model(norm=lambda size: nn.BatchNorm1d(size, track_running_stats=False))
+    quiet_trainer(recall).fit(module, loader(0))
+    assert len(recall.history) == 1
+
+
+def test_a_forward_that_fails_leaves_statistics_as_they_were():
+    class Strict(Plain):
+        def forward(self, image):
+            raise RuntimeError("no image")
+
+    module = Strict(model().net)
+    spy = Spy("recalibrate")
+    with pytest.raises(MisconfigurationException, match="no image"):
+        quiet_trainer(spy).fit(module, loader(0))
+    assert torch.equal(module.net[1].running_mean, spy.before)
+    assert module.net[1].momentum == 0.1
+
+
+def test_the_number_of_batches_has_an_effect_where_statistics_are_measured(recwarn):
+    Spy("recalibrate", moment_batches=3)
+    assert not [warning for warning in recwarn if "no effect" in str(warning.message)]
+
+
+def test_an_unknown_choice_is_refused():
+    with pytest.raises(MisconfigurationException, match="'keep', 'merge' or 'recalibrate'"):
+        RecallCallback(buffers="reset")

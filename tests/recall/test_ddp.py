@@ -1,0 +1,51 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+SCRIPT = """
+import json, sys
+sys.path.insert(0, {tests!r})
+import torch
+from tests.support.training import Plain, loader, quiet_trainer
+from recall_lightning import ForgettingMonitor, RecallCallback
+
+torch.set_num_threads(1)
+torch.manual_seed(0)
+similarity = {{"rule": "rbf", "end_rule": "rbf", "typical_samples": 8, "pool_size": 16}}
+statistics = {{"rule": "importance", "end_rule": "subspace"}}
+curvature = {{"rule": "kfac_importance", "end_rule": "kfac_subspace"}}
+recalibrated = {{"rule": "uniform", "end_rule": None, "strength": 0.2, "buffers": "recalibrate"}}
+low_rank = {{"rule": "subspace", "end_rule": None, "moment_width": 9, "moment_rank": 3}}
+content = []
+for arguments in (similarity, statistics, curvature, low_rank, recalibrated):
+    callback, monitor = RecallCallback(every=0.25, **arguments), ForgettingMonitor("val/acc")
+    layers = [torch.nn.Linear(8, 9), torch.nn.BatchNorm1d(9), torch.nn.Linear(9, 2)]
+    model = Plain(torch.nn.Sequential(*layers) if arguments is recalibrated else None)
+    for task in range(2):
+        trainer = quiet_trainer(callback, monitor, strategy="ddp", devices=2)
+        trainer.fit(model, loader(task), [loader(t, 16, shuffle=False) for t in range(2)])
+    moments = callback._statistics.moments
+    moments = [*moments.old.values(), *moments.old_outputs.values()]
+    typical = callback._statistics.probe._typical
+    content.append({{
+        "coefficients": [record["coefficient"] for record in callback.history],
+        "typical": typical[0][0].sum().item() if typical else trainer.global_rank,
+        "weights": [p.double().sum().item() for p in model.state_dict().values()],
+        "moments": [t.double().sum().item() for m in moments for t in m.state_dict().values()],
+        "matrix": monitor.matrix,
+    }})
+open({out!r} + str(trainer.global_rank), "w").write(json.dumps(content))
+"""
+
+
+def test_two_processes_agree_on_coefficients_and_weights_bit_for_bit(tmp_path):
+    script, out = tmp_path / "train.py", str(tmp_path / "rank_")
+    script.write_text(SCRIPT.format(tests=str(Path(__file__).parents[2]), out=out))
+    subprocess.run([sys.executable, script], check=True, capture_output=True, timeout=180)
+    ranks = (json.loads(Path(f"{out}{rank}").read_text()) for rank in range(2))
+    for first, second in zip(*ranks, strict=True):
+        assert first["typical"] != second["typical"]  # each measures on its own part of the data
+        assert len(first["coefficients"]) == 8
+        for agreed in ("coefficients", "weights", "moments", "matrix"):
+            assert first[agreed] == second[agreed]

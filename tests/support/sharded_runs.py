@@ -1,0 +1,177 @@
+"""A run to be started in one or several processes: what comes out must not depend on how many.
+
+    python sharded_runs.py STRATEGY PROCESSES FOLDER [--resume FOLDER] [--precision PRECISION]
+
+STRATEGY is single, ddp, fsdp, distributed (FSDP2 with distributed checkpoints), files (DDP with
+snapshots in files) or unequal (DDP on batches of unequal sizes). Writes ``FOLDER/RULE-RANK.pt`` for
+each rule, or those in RESUMED, with a checkpoint from the middle of the second task, where one is
+needed.
+"""
+
+import argparse
+import os
+import sys
+import warnings
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+import torch
+from lightning.pytorch import Callback
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
+from torch import nn
+from torch.utils.data import DataLoader, IterableDataset
+
+from recall_lightning import ForgettingMonitor, RecallCallback, TaskStream
+from recall_lightning.weights.naming import named_weights
+from recall_lightning.weights.sharding import whole
+from tests.support.training import Plain, quiet_trainer, task_data
+
+RULES = {
+    "uniform": {"rule": "uniform", "end_rule": None, "strength": 0.2},
+    "importance": {"rule": "importance", "end_rule": None},
+    "gradients": {"rule": "importance", "end_rule": None, "importance_source": "gradients"},
+    "subspace": {"rule": "subspace", "end_rule": None},
+    "low rank": {"rule": "subspace", "end_rule": None, "moment_width": 9, "moment_rank": 3},
+    "two": {"rule": "cka", "end_rule": "cosine", "snapshots": 2},
+    "paper": {"rule": "rbf", "end_rule": "rbf"},
+    "default": {},
+}
+RESUMED = ("two", "gradients", "default")
+
+
+class Scale(nn.Module):
+    """One number, of which all but one process hold nothing."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(1))
+
+    def forward(self, inputs):
+        return inputs * self.scale
+
+
+class Uneven(Plain):
+    """Layers that two processes can't share evenly, one of them sharded on its own."""
+
+    def __init__(self):
+        super().__init__(
+            nn.Sequential(
+                nn.Sequential(nn.Linear(8, 15), nn.LayerNorm(15), nn.ReLU()),
+                nn.Sequential(nn.Linear(15, 15), nn.ReLU(), Scale()),
+                nn.Linear(15, 2),
+            )
+        )
+        self.sharded = False
+
+    def configure_model(self):
+        if self.sharded or self.device_mesh is None:
+            return
+        from torch.distributed.fsdp import fully_shard
+
+        self.sharded = True
+        mesh = self.device_mesh["data_parallel"]
+        fully_shard(self.net[0], mesh=mesh)
+        fully_shard(self.net, mesh=mesh)
+
+
+class SaveAfter(Callback):
+    """Saves one checkpoint, in the middle of the second task."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def on_train_batch_end(self, trainer, pl_module, *_):
+        if trainer.global_step == 13:
+            trainer.save_checkpoint(self.path)
+
+
+class Unequal(IterableDataset):
+    """Samples of which the first process has fewer a batch than the second."""
+
+    def __iter__(self):
+        inputs, labels = task_data(0).tensors
+        size = 6 * int(os.environ.get("LOCAL_RANK", 0)) + 2
+        for start in range(8):
+            yield inputs[start : start + size], labels[start : start + size]
+
+
+def train_unequally(strategy):
+    """Merge while one process has typical samples and the other still lacks them."""
+    recall = RecallCallback(every=1, rule="rbf", end_rule="rbf", typical_samples=8, pool_size=8)
+    trainer = quiet_trainer(recall, strategy=strategy, devices=2)
+    trainer.fit(Plain(), DataLoader(Unequal(), batch_size=None))
+    return {"steps": [record["step"] for record in recall.history]}
+
+
+def train(strategy, processes, arguments, save=None, resume=None, **options):
+    torch.manual_seed(0)
+    model = Uneven()
+    recall = RecallCallback(
+        every=3, typical_samples=8, pool_size=16, importance_steps=4, **arguments
+    )
+    monitor = ForgettingMonitor("val/acc")
+    pairs = [(task_data(task), task_data(task + 2, 16)) for task in range(2)]
+    stream = TaskStream.from_datasets(pairs, batch_size=8 // processes, epochs_per_task=1)
+    trainer = quiet_trainer(
+        *[recall, monitor, *([SaveAfter(save)] if save else [])],
+        strategy=strategy,
+        devices=processes,
+        max_epochs=2,
+        reload_dataloaders_every_n_epochs=1,
+        **options,
+    )
+    trainer.fit(model, datamodule=stream, ckpt_path=resume)
+    weights = named_weights(model)
+    return {
+        "weights": {name: whole(weight).detach().clone() for name, weight in weights.items()},
+        "coefficients": [record["coefficient"] for record in recall.history],
+        "drift": [record["drift"] for record in recall.history],
+        "matrix": monitor.matrix,
+        "snapshot": recall.snapshots[-1].nbytes,
+        "files": sorted(path.name for path in Path(trainer.default_root_dir).rglob("task_*")),
+        "typical": recall._statistics.probe._typical[:1],
+    }
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("kind")
+    parser.add_argument("processes", type=int)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--resume", type=Path)
+    parser.add_argument("--precision", default="32-true")
+    given = parser.parse_args()
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    given.folder.mkdir(parents=True, exist_ok=True)
+
+    def strategy():
+        if given.kind == "single":
+            return "auto"
+        if given.kind in ("ddp", "unequal", "files"):
+            return DDPStrategy(process_group_backend="gloo")
+        return ModelParallelStrategy(
+            data_parallel_size=given.processes,
+            tensor_parallel_size=1,
+            save_distributed_checkpoint=given.kind == "distributed",
+            process_group_backend="gloo",
+        )
+
+    if given.kind == "unequal":
+        result = train_unequally(strategy())
+        torch.save(result, given.folder / f"unequal-{torch.distributed.get_rank()}.pt")
+        return
+    few = given.resume or given.kind in ("distributed", "files") or given.precision != "32-true"
+    for name in RESUMED if few else RULES:
+        save = given.folder / f"{name}.ckpt" if name in RESUMED and not given.resume else None
+        start = given.resume / f"{name}.ckpt" if given.resume else None
+        options = {"default_root_dir": given.folder / name, "precision": given.precision}
+        arguments = RULES[name] | ({"snapshot_to": "file"} if given.kind == "files" else {})
+        result = train(strategy(), given.processes, arguments, save, start, **options)
+        rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+        torch.save(result, given.folder / f"{name}-{rank}.pt")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,194 @@
+import fcntl
+import os
+import stat
+
+import pytest
+
+from recall_lightning.weights.atomic import atomic_folder
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def leave_a_dead_folder(target):
+    """What a process killed inside the block leaves: the temporary folder, its lock released."""
+    child = os.fork()
+    if child == 0:
+        try:
+            with atomic_folder(target):
+                os._exit(0)
+        finally:
+            os._exit(1)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+def test_nothing_is_seen_until_the_end_and_nothing_else_is_left(tmp_path):
+    out = tmp_path / "out"
+    with atomic_folder(out) as folder:
+        (folder / "sub").mkdir()
+        (folder / "sub" / "x").write_text("x")
+        assert not out.exists()
+    assert (out / "sub" / "x").read_text() == "x"
+    assert names(tmp_path) == names(out.parent) == ["out"]
+    assert names(out) == ["sub"]
+
+
+def test_the_folder_has_ordinary_permissions(tmp_path):
+    (tmp_path / "usual").mkdir()
+    with atomic_folder(tmp_path / "out"):
+        pass
+    modes = {stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("usual", "out")}
+    assert len(modes) == 1
+
+
+def fill(target, then):
+    with atomic_folder(target) as folder:
+        (folder / "mine").touch()
+        then(folder)
+
+
+def fail(error):
+    raise error
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_an_exception_leaves_nothing_not_even_the_parents(tmp_path, error):
+    with pytest.raises(error):
+        fill(tmp_path / "a" / "b" / "out", lambda folder: fail(error))
+    assert names(tmp_path) == []
+
+
+def test_parents_that_somebody_else_uses_meanwhile_stay(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        fill(tmp_path / "a" / "out", lambda folder: (tmp_path / "a" / "b" / "c").mkdir())
+    assert names(tmp_path) == []
+    with pytest.raises(FileExistsError):
+        fill(tmp_path / "a" / "out", lambda folder: [(tmp_path / "a" / "b").mkdir() for _ in "12"])
+    assert names(tmp_path / "a") == ["b"]
+
+
+def test_missing_parents_are_made(tmp_path):
+    with atomic_folder(tmp_path / "a" / "b" / "out"):
+        pass
+    assert names(tmp_path / "a" / "b") == ["out"]
+
+
+def test_an_empty_folder_is_replaced(tmp_path):
+    (tmp_path / "out").mkdir()
+    with atomic_folder(tmp_path / "out") as folder:
+        (folder / "x").touch()
+    assert names(tmp_path / "out") == ["x"]
+
+
+@pytest.mark.parametrize("kind", ["full folder", "file", "link", "dangling link"])
+def test_what_exists_is_refused_before_anything_is_made(tmp_path, kind):
+    out = tmp_path / "out"
+    if kind == "full folder":
+        out.mkdir()
+        (out / "x").touch()
+    elif kind == "file":
+        out.touch()
+    else:
+        (tmp_path / "empty").mkdir()
+        out.symlink_to(tmp_path / ("empty" if kind == "link" else "absent"))
+    before = names(tmp_path)
+    with pytest.raises(ValueError, match="out exists already: remove it"), atomic_folder(out):
+        pytest.fail("entered")
+    assert names(tmp_path) == before
+
+
+def test_a_mount_point_is_refused_at_the_start(tmp_path, monkeypatch):
+    (tmp_path / "out").mkdir()
+    monkeypatch.setattr("pathlib.Path.is_mount", lambda path: path.name == "out")
+    with pytest.raises(ValueError, match="mount point"), atomic_folder(tmp_path / "out"):
+        pytest.fail("entered")
+
+
+def test_a_parent_that_is_a_file_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    for target in (tmp_path / "file" / "out", tmp_path / "file" / "deeper" / "out"):
+        with (
+            pytest.raises(ValueError, match=r"no folder can be made in .*file"),
+            atomic_folder(target),
+        ):
+            pytest.fail("entered")
+    assert names(tmp_path) == ["file"]
+
+
+def test_a_target_that_appears_meanwhile_is_not_touched(tmp_path):
+    out = tmp_path / "out"
+
+    def appear(folder):
+        out.mkdir()
+        (out / "theirs").touch()
+
+    with pytest.raises(ValueError, match="out could not be put in place"):
+        fill(out, appear)
+    assert names(tmp_path) == ["out"]
+    assert names(out) == ["theirs"]
+
+
+def test_the_folder_of_a_process_still_going_is_left_alone(tmp_path):
+    out = tmp_path / "out"
+
+    def second_run(folder):
+        fill(out, lambda other: None)
+        assert names(folder) == ["mine"]
+
+    with pytest.raises(ValueError, match="appeared meanwhile"):
+        fill(out, second_run)
+    assert names(tmp_path) == ["out"]
+
+
+def test_the_folders_of_dead_processes_are_removed_and_no_other(tmp_path):
+    leave_a_dead_folder(tmp_path / "other")
+    leave_a_dead_folder(tmp_path / "out.partial-abcdefgh")
+    (tmp_path / ".out.partial-ofsomebody").mkdir()
+    kept = names(tmp_path)
+    leave_a_dead_folder(tmp_path / "out")
+    leave_a_dead_folder(tmp_path / "sub" / ".." / "out")
+    assert len(names(tmp_path)) == len(kept) + 1  # the second run removed the first's
+    fill(tmp_path / "out", lambda folder: None)
+    assert names(tmp_path) == [*kept, "out"]
+
+
+def test_a_folder_that_is_removed_as_a_leftover_before_it_is_locked_is_made_again(
+    tmp_path, monkeypatch
+):
+    out = tmp_path / "out"
+    plain = fcntl.flock
+
+    def meanwhile(descriptor, operation):
+        monkeypatch.setattr(fcntl, "flock", plain)
+        fill(out, lambda folder: None)
+        (out / "mine").unlink()
+        plain(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", meanwhile)
+    fill(out, lambda folder: (folder / "again").touch())
+    assert names(out) == ["again", "mine"]
+    assert names(tmp_path) == ["out"]
+
+
+def test_everything_is_flushed_before_the_rename(tmp_path, monkeypatch):
+    done = []
+    flush, rename = os.fsync, os.rename
+
+    def noted_flush(descriptor):
+        done.append(os.path.basename(os.readlink(f"/proc/self/fd/{descriptor}")))
+        flush(descriptor)
+
+    def noted_rename(old, new):
+        done.append("rename")
+        rename(old, new)
+
+    monkeypatch.setattr(os, "fsync", noted_flush)
+    monkeypatch.setattr(os, "rename", noted_rename)
+    with atomic_folder(tmp_path / "a" / "out") as folder:
+        (folder / "sub").mkdir()
+        (folder / "sub" / "x").touch()
+        (folder / "y").touch()
+    at = done.index("rename")
+    assert sorted(done[:at]) == ["out", "sub", "x", "y"]
+    assert done[at + 1 :] == ["a", tmp_path.name]
