@@ -2,7 +2,9 @@
 
 from typing import Literal
 
+from recall_lightning.merging.rules import Rbf
 from recall_lightning.recall.callback import RecallCallback
+from recall_lightning.recall.settings import SampleSettings
 
 
 class RecallPaper(RecallCallback):
@@ -45,12 +47,8 @@ class RecallPaper(RecallCallback):
     ) -> None:
         super().__init__(
             every=1.0,
-            rule="rbf",
-            end_rule="rbf",
-            temperature=temperature,
-            sigma=sigma,
-            typical_samples=typical_samples,
-            pool_size=pool_size,
+            rule=Rbf(temperature, sigma),
+            samples=SampleSettings(typical_samples, pool_size),
             merge_first_task=merge_first_task,
             task_epochs=task_epochs,
         )
@@ -95,13 +93,8 @@ class RecallPaperLoop(RecallCallback):
     ) -> None:
         super().__init__(
             every=every,
-            rule="rbf",
-            end_rule="rbf",
-            strength=1.0,
-            temperature=temperature,
-            sigma=sigma,
-            typical_samples=typical_samples,
-            pool_size=pool_size,
+            rule=Rbf(temperature, sigma),
+            samples=SampleSettings(typical_samples, pool_size),
             merge_first_task=merge_first_task,
             task_epochs=task_epochs,
         )

@@ -10,35 +10,34 @@ from lightning.pytorch import LightningModule, Trainer
 from recall_lightning.callbacks._trainer.strategies import is_sharded
 from recall_lightning.measuring.blocks import Block
 from recall_lightning.measuring.forward import ProbeForward, default_forward
+from recall_lightning.recall.context import TaskContext
 from recall_lightning.weights.sharding import reshard
 
 Measured = TypeVar("Measured")
 
 
-class ProbeRun:
+class ModelRun:
     """How a module is run on a training batch, in the Trainer's precision and without logging.
 
     Args:
         probe_forward: Runs the module on a batch; None works the inputs out.
-
-    Attributes:
-        blocks: The model's blocks, which tell the part of the module that computes them.
     """
 
     def __init__(self, probe_forward: ProbeForward | None = None) -> None:
         self.probe_forward = probe_forward
-        self.blocks: Sequence[Block] = []
 
     @contextmanager
-    def ready(
-        self, trainer: Trainer, pl_module: LightningModule
-    ) -> Iterator[Callable[[torch.nn.Module, Any], Any]]:
+    def ready(self, context: TaskContext) -> Iterator[Callable[[torch.nn.Module, Any], Any]]:
         """Give what runs the module on a batch; it raises a ValueError where that fails."""
+
+        def forward(module: torch.nn.Module, batch: Any) -> Any:
+            return self._forward(module, context.structure.blocks, batch)
+
         try:
-            with trainer.precision_plugin.forward_context(), _silent(pl_module):
-                yield self._forward
+            with context.trainer.precision_plugin.forward_context(), _silent(context.pl_module):
+                yield forward
         finally:
-            reshard(pl_module)
+            reshard(context.pl_module)
 
     def evenly(
         self, trainer: Trainer, batches: Sequence[Any], measure: Callable[[Sequence[Any]], Measured]
@@ -54,12 +53,12 @@ class ProbeRun:
                 measure([batches[0]] * (most - len(batches)))
         return measure(batches)
 
-    def _forward(self, module: torch.nn.Module, batch: Any) -> Any:
+    def _forward(self, module: torch.nn.Module, blocks: Sequence[Block], batch: Any) -> Any:
         own = self.probe_forward
         try:
             if own is not None:
                 return own(module, batch)
-            return default_forward(module, self.blocks, batch)
+            return default_forward(module, blocks, batch)
         except Exception as error:
             ran = type(module).__name__ if own is None else "your probe_forward"
             advice = ": pass probe_forward=lambda module, batch: module(…)" if own is None else ""
