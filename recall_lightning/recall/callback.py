@@ -22,6 +22,7 @@ from recall_lightning.merging.rules import MergeRule
 from recall_lightning.merging.structure import Structure
 from recall_lightning.recall.context import TaskContext
 from recall_lightning.recall.merge import SnapshotMerge
+from recall_lightning.recall.migration import migrated_state
 from recall_lightning.recall.model_run import ModelRun
 from recall_lightning.recall.records import record_scalars, records_figure
 from recall_lightning.recall.settings import (
@@ -315,6 +316,13 @@ class RecallCallback(TaskAwareCallback):
         """The global steps of all merges."""
         return {"merge": [record["step"] for record in self.history]}
 
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Keep the files of snapshots that the checkpoint refers to."""
+        super().on_save_checkpoint(trainer, pl_module, checkpoint)
+        self._kept.storage.checkpoint_saved(self.snapshots)
+
     def state_dict(self) -> dict[str, Any]:
         """Return snapshots, what rules decide from, and the history."""
         state = {
@@ -329,6 +337,12 @@ class RecallCallback(TaskAwareCallback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned."""
+        state_dict, said = migrated_state(state_dict)
+        if said:
+            rank_zero_warn(
+                "the checkpoint's RecallCallback is of an earlier version, and is read: "
+                f"{', '.join(said)}"
+            )
         super().load_state_dict(state_dict)
         self.history = list(state_dict["history"])
         self._kept.load_state_dict(state_dict["snapshots"])

@@ -18,7 +18,7 @@ from recall_lightning.callbacks._trainer.strategies import is_sharded
 from recall_lightning.recall.settings import SnapshotSettings
 from recall_lightning.weights.naming import running_statistics
 from recall_lightning.weights.snapshot import Snapshot
-from recall_lightning.weights.snapshot_file import FileReference, FileSnapshot
+from recall_lightning.weights.snapshot_file import FileReference, FileSnapshot, MissingSnapshotError
 
 _SUBFOLDER = "snapshots"
 
@@ -31,6 +31,7 @@ class SnapshotStorage:
 
     Attributes:
         written: The names of the files that this run has written and not yet removed.
+        named: Those of them that a checkpoint names.
     """
 
     def __init__(self, settings: SnapshotSettings) -> None:
@@ -38,6 +39,7 @@ class SnapshotStorage:
         self.on_failed_write = settings.on_failed_write
         self.device = None if settings.device is None else torch.device(settings.device)
         self.written: list[str] = []
+        self.named: set[str] = set()
 
     def check(self, trainer: Trainer) -> None:
         """Refuse what can't be stored in files, before training starts.
@@ -123,35 +125,47 @@ class SnapshotStorage:
             ValueError: If none of these holds it whole and unaltered.
         """
         found = None
-        failures = []
+        failures: list[ValueError] = []
         for folder in _unique([*_beside(trainer.ckpt_path), _folder(trainer), reference.folder]):
             try:
                 found = FileSnapshot.open(reference, folder)
                 break
             except ValueError as error:
-                failures.append(str(error))
+                failures.append(error)
         if trainer.strategy.reduce_boolean_decision(found is not None):
             assert found is not None
             return found
         # a file that is there and no longer what it was says more than one that is not
-        best = [failure for failure in failures if not failure.endswith("is missing")] or failures
-        raise ValueError(best[0] if best else "another process cannot read it")
+        best = [failure for failure in failures if not isinstance(failure, MissingSnapshotError)]
+        raise (best or failures or [ValueError("another process cannot read it")])[0]
+
+    def checkpoint_saved(self, kept: Sequence[Snapshot]) -> None:
+        """Take note that a checkpoint names the files of these snapshots."""
+        self.named |= _names(kept)
 
     def remove_unused(self, trainer: Trainer, kept: Sequence[Snapshot]) -> None:
-        """Remove the files of this run that neither ``kept`` nor any kept checkpoint refers to."""
+        """Remove the files of this run that neither ``kept`` nor any kept checkpoint refers to.
+
+        Where it is not known into which folder checkpoints go, what one may name is left.
+        """
         if not self.written:
             return
         folder = _folder(trainer)
-        used = {each.reference.name for each in kept if isinstance(each, FileSnapshot)}
+        logged = run_folder(trainer)
+        known = _unique([*_checkpoint_folders(trainer), *([logged] if logged else [])])
+        used = _names(kept)
         unused = [name for name in self.written if name not in used]
         if trainer.is_global_zero and unused:
-            checkpoints = [folder.parent, *map(Path, _checkpoint_folders(trainer))]
-            unused = _unmentioned(unused, _unique(checkpoints))
+            unused = _unmentioned(unused, known) if known else [*set(unused) - self.named]
             for name in unused:
                 with suppress(OSError):
                     (folder / name).unlink(missing_ok=True)
         unused = trainer.strategy.broadcast(unused)
         self.written = [name for name in self.written if name not in unused]
+
+
+def _names(snapshots: Sequence[Snapshot]) -> set[str]:
+    return {each.reference.name for each in snapshots if isinstance(each, FileSnapshot)}
 
 
 def _folder(trainer: Trainer) -> Path:

@@ -149,3 +149,4 @@ class KeptSnapshots:
         files = state_dict.get("files", [None] * len(self.tasks))  # older checkpoints have none
         self._restored = [None if state is None else FileReference(**state) for state in files]
         self.storage.written = [stem + SUFFIX for stem in state_dict.get("written", [])]
+        self.storage.named = {each.name for each in self._restored if each is not None}
