@@ -52,7 +52,13 @@ class RecentBatches(Statistic):
         self.keep(batch)
 
     def keep(self, batch: Any) -> None:
-        """Keep a training batch in place of the oldest."""
+        """Keep a batch in place of the oldest; say so where checkpoints will leave it out."""
+        if not self._told and only_tensors(batch) is None:
+            self._told = True
+            rank_zero_warn(
+                "training batches hold other things than tensors, so checkpoints leave the last "
+                f"{self.number} of them out: a run that resumes measures on those it trains itself"
+            )
         if self._restored and None not in self._restored:
             self._kept.extend(rebuild(batch, tensors or []) for tensors in self._restored)
         self._restored = []
@@ -65,12 +71,6 @@ class RecentBatches(Statistic):
     def state_dict(self) -> dict[str, Any]:
         """Return each process's batches, if they are tensors alone."""
         own = self._restored or [only_tensors(batch) for batch in self._kept]
-        if None in own and not self._told:
-            self._told = True
-            rank_zero_warn(
-                "training batches hold other things than tensors, so checkpoints leave the last "
-                f"{self.number} of them out: a run that resumes measures on those it trains itself"
-            )
         return {"processes": of_all_processes(own)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
