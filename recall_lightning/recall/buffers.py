@@ -9,7 +9,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 from torch.nn.modules.batchnorm import _NormBase
 
-from recall_lightning.measuring.hidden_states import undisturbed
+from recall_lightning.measuring.isolation import undisturbed
 from recall_lightning.recall.model_run import ProbeRun
 from recall_lightning.weights.finite import all_finite
 

@@ -59,7 +59,7 @@ class ProbeRun:
         try:
             if own is not None:
                 return own(module, batch)
-            return default_forward(module, self.blocks, batch)
+            return default_forward(module, batch)
         except Exception as error:
             ran = type(module).__name__ if own is None else "your probe_forward"
             advice = ": pass probe_forward=lambda module, batch: module(…)" if own is None else ""

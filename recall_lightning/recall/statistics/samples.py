@@ -19,11 +19,8 @@ from recall_lightning.measuring.batches import (
 )
 from recall_lightning.measuring.blocks import Block
 from recall_lightning.measuring.candidates import draw_candidates, training_samples
-from recall_lightning.measuring.hidden_states import (
-    cuda_devices,
-    hidden_states,
-    isolated_rng,
-)
+from recall_lightning.measuring.hidden_states import hidden_states
+from recall_lightning.measuring.isolation import cuda_devices, isolated_rng
 from recall_lightning.measuring.typical_samples import choose_typical_samples
 from recall_lightning.recall.model_run import ProbeRun
 from recall_lightning.weights.sharding import of_all_processes, of_this_process
