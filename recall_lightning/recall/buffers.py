@@ -9,7 +9,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 from torch.nn.modules.batchnorm import _NormBase
 
-from recall_lightning.measuring.hidden_states import undisturbed
+from recall_lightning.measuring.isolation import undisturbed
 from recall_lightning.recall.context import TaskContext
 from recall_lightning.recall.model_run import ModelRun
 from recall_lightning.weights.finite import all_finite
@@ -42,7 +42,7 @@ def recalibrate(context: TaskContext, run: ModelRun, batches: Sequence[Any]) -> 
         return
     before = [_Statistics(layer) for layer in layers]
     try:
-        with undisturbed(pl_module), run.ready(context) as forward:
+        with undisturbed(pl_module), run.ready(context) as view:
             for layer in layers:
                 layer.train()
 
@@ -52,7 +52,7 @@ def recalibrate(context: TaskContext, run: ModelRun, batches: Sequence[Any]) -> 
                 for number, batch in enumerate(some, 1):
                     for layer in layers:
                         layer.momentum = 1 / number  # the average of all batches so far
-                    forward(pl_module, batch)
+                    view.forward(pl_module, batch)
 
             run.evenly(trainer, batches, measure)
         measured = [_averaged(trainer, layer) for layer in layers]

@@ -18,6 +18,8 @@ from recall_lightning.callbacks._trainer.strategies import check_strategy
 from recall_lightning.callbacks.task_aware import TaskAwareCallback
 from recall_lightning.measuring.blocks import Block, format_blocks
 from recall_lightning.measuring.forward import ProbeForward
+from recall_lightning.measuring.predictions import Predictions
+from recall_lightning.measuring.view import ModelView
 from recall_lightning.merging.rules import MergeRule
 from recall_lightning.merging.structure import Structure
 from recall_lightning.recall.context import TaskContext
@@ -115,9 +117,14 @@ class RecallCallback(TaskAwareCallback):
             of merged weights after every merge.
         merge_first_task: Whether to merge in the first task too. False for a model that starts from
             random weights: they hold nothing worth keeping, and merging towards them harms.
-        probe_forward: ``probe_forward(pl_module, batch)`` runs the model on a training batch and
-            returns its output; only needed where the inputs can't be worked out from ``forward``'s
-            parameters.
+        predictions: What the model predicts, for curvature: ``"classes"``, ``"values"`` (real
+            numbers), ``"binary"`` (yes or no, each output of its own), a
+            :class:`~recall_lightning.measuring.predictions.Predictions` of your own, or ``"auto"``:
+            what a batch's targets tell, which is logged.
+        view: ``view(pl_module, batch)`` runs the model on a training batch and returns its output;
+            only needed where the inputs can't be worked out from ``forward``'s parameters. A
+            :class:`~recall_lightning.measuring.view.ModelView` also says where masks, targets and
+            logits are.
         blocks: Shell-style patterns of the module names to take as blocks, such as
             ``["model.layers.*"]``; by default they are found.
         task_epochs: Only where no datamodule tells the task: epochs a task (int), or each task's
@@ -143,7 +150,8 @@ class RecallCallback(TaskAwareCallback):
         buffers: Buffers = "merge",
         optimizer_state: Literal["keep", "reset"] = "keep",
         merge_first_task: bool = True,
-        probe_forward: ProbeForward | None = None,
+        predictions: str | Predictions = "auto",
+        view: ModelView | ProbeForward | None = None,
         blocks: list[str] | None = None,
         task_epochs: int | list[int] | None = None,
         allow_untested: bool = False,
@@ -159,7 +167,7 @@ class RecallCallback(TaskAwareCallback):
             self._kept = KeptSnapshots(snapshots or SnapshotSettings())
             for own in rules:
                 check_decides_about(self._kept.most, own)
-            run = ModelRun(probe_forward)
+            run = ModelRun(view)
             recent = RecentBatches((moments or MomentSettings()).batches)
             self._statistics = statistics_for(
                 rules,
@@ -170,6 +178,7 @@ class RecallCallback(TaskAwareCallback):
                 recent,
                 recalibrates=buffers == "recalibrate",
                 seed=seed,
+                predictions=predictions,
             )
         self._merge = SnapshotMerge(self._kept, self._statistics, keep, buffers, run, recent)
         self._settings = plain_settings(given, RecallCallback.__init__)

@@ -30,7 +30,7 @@ OF_RULES = {
 }
 """Each old argument to its name among those of rules, the rules' names, and its default."""
 
-_OLD = {*MOVED, *OF_RULES, "strength", "at_task_end"}
+_OLD = {*MOVED, *OF_RULES, "strength", "at_task_end", "probe_forward"}
 _NEEDED_BY = {"samples": "similarity", "importance": "importance", "moments": "moments"}
 _CLASSES = {
     "ImportanceRule": "Importance",
@@ -77,6 +77,9 @@ def migrated_arguments(given: Mapping[str, Any]) -> tuple[dict[str, Any], list[s
         if name in given and given[name] != default:
             new.setdefault(group, {})[own] = given[name]
             said.append(f"{name} is {group}.{own}")
+    if given.get("probe_forward") is not None:
+        new["view"] = given["probe_forward"]
+        said.append("probe_forward is view")
     if old or classes:
         said += _migrate_rules(new, given)
         _drop_unneeded(new)

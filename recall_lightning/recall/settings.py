@@ -208,11 +208,12 @@ def needed_settings(given: Mapping[str, Any], rules: Sequence[MergeRule], buffer
             "moments" in needs or buffers == "recalibrate",
             "the subspace and kfac rules, and buffers='recalibrate'",
         ),
+        "predictions": ("curvature" in needs, "the kfac rules"),
     }
     names = " and ".join(dict.fromkeys(rule.name or type(rule).__name__ for rule in rules))
     do = "does" if len(set(map(id, rules))) == 1 else "do"
     for argument, (used, users_of) in users.items():
-        if given[argument] is not None and not used:
+        if given.get(argument) not in (None, "auto") and not used:
             raise ValueError(
                 f"{argument}={given[argument]!r} has no effect: {names} {do} not need it; it is "
                 f"for {users_of}"

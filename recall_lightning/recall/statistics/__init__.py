@@ -6,6 +6,7 @@
 
 from collections.abc import Sequence
 
+from recall_lightning.measuring.predictions import Predictions
 from recall_lightning.merging.rules import MergeRule
 from recall_lightning.recall.model_run import ModelRun
 from recall_lightning.recall.settings import ImportanceSettings, MomentSettings, SampleSettings
@@ -28,6 +29,7 @@ def statistics_for(
     recent: RecentBatches,
     recalibrates: bool,
     seed: int,
+    predictions: str | Predictions,
 ) -> Statistics:
     """Return the statistics that rules need.
 
@@ -40,16 +42,17 @@ def statistics_for(
         recent: The last batches.
         recalibrates: Whether running statistics are measured on those.
         seed: Of whatever is drawn.
+        predictions: The kind of the model's.
 
     Raises:
-        ValueError: If a rule needs what there is not.
+        ValueError: If a rule needs what there is not, or there is no such kind of prediction.
     """
     curvature = any("curvature" in rule.needs for rule in rules)
     available: list[Statistic] = [
         recent,
         TypicalSamples(samples, run, seed),
         ParameterImportance(importance, beside_curvature=curvature),
-        MapMoments(recent, moments, run, seed, curvature),
+        MapMoments(recent, moments, run, seed, curvature, predictions),
     ]
     measures_maps = any(rule.needs & MapMoments.gives for rule in rules)
     others = [recent.name] if recalibrates or measures_maps else []

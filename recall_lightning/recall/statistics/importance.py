@@ -10,7 +10,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 
-from recall_lightning.measuring.generation import find_generator
+from recall_lightning.measuring.architecture import find_generator
 from recall_lightning.merging.rules import MergeRule
 from recall_lightning.recall.context import TaskContext
 from recall_lightning.recall.settings import ImportanceSettings

@@ -1,12 +1,13 @@
 """What the tasks so far gave to each linear map, and what the current one gives."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from lightning.fabric.utilities.apply_func import move_data_to_device
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
+from recall_lightning.measuring.architecture import find_generator
 from recall_lightning.measuring.batches import batch_size
 from recall_lightning.measuring.curvature import (
     KroneckerFactors,
@@ -14,10 +15,12 @@ from recall_lightning.measuring.curvature import (
     kronecker_factors,
     normalised,
 )
-from recall_lightning.measuring.generation import find_generator, generated_batches
+from recall_lightning.measuring.generation import generated_batches
 from recall_lightning.measuring.input_moments import empty_moments, input_moments
 from recall_lightning.measuring.linear_maps import LinearMap
 from recall_lightning.measuring.moments import FullMoments, Moments, RowCounts, moments_from
+from recall_lightning.measuring.predictions import FoundPredictions, Predictions
+from recall_lightning.measuring.view import ModelView, view_of
 from recall_lightning.merging.rules import MergeRule
 from recall_lightning.merging.structure import Structure
 from recall_lightning.recall.context import TaskContext
@@ -49,6 +52,10 @@ class MapMoments(Statistic):
         run: How the model is run on a batch.
         seed: Of generated sequences, and of labels drawn from predictions.
         curvature: Whether to measure the gradients at outputs, too.
+        predictions: Of which kind the model's are, for those.
+
+    Raises:
+        ValueError: If there is no such kind.
 
     Attributes:
         old: Weight name of a map to its moments, summed over tasks.
@@ -66,6 +73,7 @@ class MapMoments(Statistic):
         run: ModelRun,
         seed: int,
         curvature: bool,
+        predictions: str | Predictions = "auto",
     ) -> None:
         self.old: dict[str, Moments] = {}
         self.old_outputs: dict[str, FullMoments] = {}
@@ -73,7 +81,9 @@ class MapMoments(Statistic):
         self.settings = settings
         self.seed = seed
         self.curvature = curvature
-        self._told = False  # that predictions are not known
+        self._predictions = predictions
+        self._told: str | None = None  # what the log says of them
+        FoundPredictions(predictions)  # raises
         self._run = run
         self._recent = recent
 
@@ -147,23 +157,21 @@ class MapMoments(Statistic):
 
     def measure(self, context: TaskContext) -> KroneckerFactors:
         """Return the mean moments of the live model on the last batches."""
-        with self._run.ready(context) as forward:
-            return self._measure_on(context, self._recent.batches, forward)
+        with self._run.ready(context) as view:
+            return self._measure_on(context, self._recent.batches, view)
 
     def _measure_on(
-        self,
-        context: TaskContext,
-        batches: list[Any],
-        forward: Callable[[torch.nn.Module, Any], Any],
+        self, context: TaskContext, batches: list[Any], view: ModelView
     ) -> KroneckerFactors:
         trainer, module, maps = context.trainer, context.pl_module, context.structure.maps
         width, rank = self.settings.width, self.settings.rank
 
         def measure(batches: Sequence[Any]) -> KroneckerFactors:
-            given = (module, maps, batches, forward, width, rank)
-            if self.curvature:
-                return kronecker_factors(*given, seed=self.seed + trainer.global_rank)
-            return KroneckerFactors(input_moments(*given))
+            given = (module, maps, batches, view, width, rank)
+            if not self.curvature:
+                return KroneckerFactors(input_moments(*given))
+            seed = self.seed + trainer.global_rank
+            return kronecker_factors(*given, seed=seed, predictions=self._predictions)
 
         measured = self._run.evenly(trainer, batches, measure)
         if trainer.world_size > 1:
@@ -175,13 +183,27 @@ class MapMoments(Statistic):
             together = KroneckerFactors(inputs, outputs)
         else:
             together = KroneckerFactors(measured.inputs, measured.outputs)
-        if measured.unknown is not None and not self._told:
-            self._told = True
+        self._tell(measured)
+        return normalised(together)
+
+    def _tell(self, measured: KroneckerFactors) -> None:
+        """Say once what the model's predictions were taken for, or why for nothing."""
+        kind, found = measured.predictions, measured.unknown
+        if kind is not None:
+            found = found or kind.name or type(kind).__name__
+        if found is None or found == self._told:
+            return
+        if measured.unknown is not None:
             rank_zero_warn(
                 "curvature cannot be measured, and the kfac rules merge as importance and subspace "
-                f"do: {measured.unknown}"
+                f"do: {found}"
             )
-        return normalised(together)
+        elif self._predictions == "auto":
+            rank_zero_info(
+                f"RecallCallback takes what the model predicts for {found!r}, as the batch tells: "
+                "set predictions= if it is something else"
+            )
+        self._told = found
 
     def _add(self, measured: KroneckerFactors) -> None:
         unusable = [name for name, moments in measured.inputs.items() if not _is_finite(moments)]
@@ -210,8 +232,9 @@ class MapMoments(Statistic):
             assert generator is not None
             return generator(**batch)
 
+        view = view_of(module).with_forward(forward)
         with trainer.precision_plugin.forward_context():
-            return self._measure_on(context, list(batches), forward)
+            return self._measure_on(context, list(batches), view)
 
     def _fit_to_maps(self, maps: Sequence[LinearMap]) -> None:
         """Before a task, leave out moments of inputs that are no longer what they were."""

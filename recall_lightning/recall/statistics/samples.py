@@ -19,7 +19,8 @@ from recall_lightning.measuring.batches import (
 )
 from recall_lightning.measuring.blocks import Block
 from recall_lightning.measuring.candidates import draw_candidates, training_samples
-from recall_lightning.measuring.hidden_states import cuda_devices, hidden_states, isolated_rng
+from recall_lightning.measuring.hidden_states import hidden_states
+from recall_lightning.measuring.isolation import cuda_devices, isolated_rng
 from recall_lightning.measuring.typical_samples import choose_typical_samples
 from recall_lightning.merging.rules import MergeRule, Similarity
 from recall_lightning.recall.context import TaskContext
@@ -193,11 +194,11 @@ class TypicalSamples(Statistic):
     def _measure(
         self, context: TaskContext, batches: Sequence[Any], blocks: Sequence[Block]
     ) -> dict[str, Tensor]:
-        with self._run.ready(context) as forward:
+        with self._run.ready(context) as view:
             return self._run.evenly(
                 context.trainer,
                 batches,
-                lambda some: hidden_states(context.pl_module, blocks, some, forward),
+                lambda some: hidden_states(context.pl_module, blocks, some, view),
             )
 
 
