@@ -21,6 +21,7 @@ from recall_lightning.measuring.predictions import (
     positions_that_count,
     predicts_next_token,
 )
+from recall_lightning.methods.method import Method
 from recall_lightning.methods.protecting import ProtectingCallback
 from recall_lightning.weights.naming import named_weights
 from recall_lightning.weights.snapshot import Snapshot
@@ -252,3 +253,11 @@ def distillation_loss(student: Tensor, teacher: Tensor, temperature: float) -> T
     teacher_log = functional.log_softmax(teacher.detach().float() / temperature, dim=-1)
     each = functional.kl_div(student_log, teacher_log, reduction="none", log_target=True)
     return temperature**2 * each.sum(-1)
+
+
+METHOD = Method(
+    "lwf",
+    "learning without forgetting: distillation",
+    LearningWithoutForgetting,
+    keeps_first="from_first_task",
+)
