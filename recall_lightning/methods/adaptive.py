@@ -10,6 +10,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
 from recall_lightning.merging.rules import Uniform
+from recall_lightning.methods.method import Method
 from recall_lightning.recall.callback import RecallCallback
 from recall_lightning.weights.naming import named_weights
 
@@ -152,3 +153,11 @@ _STATE = ("distance", "steps", "travelled", "waited")
 
 def _parameters(module: nn.Module) -> list[tuple[str, Tensor]]:
     return [(n, w) for n, w in named_weights(module).items() if isinstance(w, nn.Parameter)]
+
+
+METHOD = Method(
+    "adaptive",
+    "uniform averaging at adaptive intervals",
+    AdaptiveInterval,
+    keeps_first="merge_first_task",
+)

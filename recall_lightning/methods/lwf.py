@@ -18,6 +18,7 @@ from recall_lightning.measuring.blocks import has_parameters
 from recall_lightning.measuring.isolation import undisturbed
 from recall_lightning.measuring.predictions import Categorical, FoundPredictions, Predictions
 from recall_lightning.measuring.view import ModelView, given_by_name, view_of
+from recall_lightning.methods.method import Method
 from recall_lightning.methods.protecting import ProtectingCallback
 from recall_lightning.weights.naming import named_weights
 from recall_lightning.weights.snapshot import Snapshot
@@ -283,3 +284,11 @@ def _with(batch: Any, kwargs: Mapping[str, Any]) -> Any:
     if isinstance(batch, (tuple, list)):
         return (inputs, *batch[1:])
     return inputs or batch
+
+
+METHOD = Method(
+    "lwf",
+    "learning without forgetting: distillation",
+    LearningWithoutForgetting,
+    keeps_first="from_first_task",
+)

@@ -1,6 +1,7 @@
 """SFA: sequential fine-tuning averaging."""
 
 from recall_lightning.merging.rules import Uniform
+from recall_lightning.methods.method import Method
 from recall_lightning.recall.callback import RecallCallback
 
 
@@ -42,3 +43,11 @@ class SequentialFinetuningAveraging(RecallCallback):
             merge_first_task=merge_first_task,
             task_epochs=task_epochs,
         )
+
+
+METHOD = Method(
+    "sfa",
+    "uniform averaging in the loop",
+    SequentialFinetuningAveraging,
+    keeps_first="merge_first_task",
+)

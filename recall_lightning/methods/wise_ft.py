@@ -1,6 +1,7 @@
 """WiSE-FT: one average of the weights before and after a task."""
 
 from recall_lightning.merging.rules import Uniform
+from recall_lightning.methods.method import Method
 from recall_lightning.recall.callback import RecallCallback
 
 
@@ -40,3 +41,8 @@ class WiseFT(RecallCallback):
             merge_first_task=merge_first_task,
             task_epochs=task_epochs,
         )
+
+
+METHOD = Method(
+    "wise_ft", "uniform averaging at a task's end", WiseFT, keeps_first="merge_first_task"
+)

@@ -102,13 +102,14 @@ class RecallCallback(TaskAwareCallback):
             by how much predictions depend on them; ``"rbf*importance"`` multiplies. A
             :class:`~recall_lightning.MergeRule` has numbers of its own, as in ``Uniform(0.2)``, or
             in YAML ``{class_path: Uniform, init_args: {weight: 0.2}}``.
-        end_rule: The same for the merge at a task's end. None takes what belongs to ``rule``:
-            ``"kfac_subspace"`` to ``"kfac_importance"``, to every other rule itself. ``"none"``
-            does not merge at a task's last step, not even where ``every`` falls on it.
+        end_rule: The same for the merge at a task's end. ``"auto"`` takes what belongs to ``rule``:
+            ``"kfac_subspace"`` to ``"kfac_importance"``, to every other rule itself; None takes
+            ``rule`` in any case. ``"never"`` does not merge at a task's last step, not even where
+            ``every`` falls on it.
         samples: The typical samples of rules by similarity.
         importance: Where the importance rules have it from.
         moments: How the subspace and kfac rules measure linear maps.
-        snapshots: How many there are, and where they live.
+        snapshots: How many tasks' snapshots are kept and merged at once, or all settings of them.
         buffers: What a merge does to running means and variances, such as BatchNorm's: ``"merge"``
             merges them as weights, with their block's coefficient; ``"keep"`` leaves the live ones,
             which training brings to the merged weights by and by; ``"recalibrate"`` measures them
@@ -142,11 +143,11 @@ class RecallCallback(TaskAwareCallback):
         every: int | float = 0.05,
         keep: float = 1.0,
         rule: MergeRule | str = "kfac_importance",
-        end_rule: MergeRule | str | None = None,
+        end_rule: MergeRule | str | None = "auto",
         samples: SampleSettings | None = None,
         importance: ImportanceSettings | None = None,
         moments: MomentSettings | None = None,
-        snapshots: SnapshotSettings | None = None,
+        snapshots: SnapshotSettings | int | Literal["all"] | None = None,
         buffers: Buffers = "merge",
         optimizer_state: Literal["keep", "reset"] = "keep",
         merge_first_task: bool = True,
@@ -164,7 +165,9 @@ class RecallCallback(TaskAwareCallback):
             self.rule, self.end_rule = rules_of(rule, end_rule)
             rules = [self.rule] if self.end_rule is None else [self.rule, self.end_rule]
             needed_settings(given, rules, buffers)
-            self._kept = KeptSnapshots(snapshots or SnapshotSettings())
+            if not isinstance(snapshots, SnapshotSettings):
+                snapshots = SnapshotSettings(1 if snapshots is None else snapshots)
+            self._kept = KeptSnapshots(snapshots)
             for own in rules:
                 check_decides_about(self._kept.most, own)
             run = ModelRun(view)
@@ -210,7 +213,7 @@ class RecallCallback(TaskAwareCallback):
 
         Returns:
             Whether to merge now. The default merges every ``every`` steps or fraction, and at the
-            last step unless ``end_rule`` is ``"none"``.
+            last step unless ``end_rule`` is ``"never"``.
 
         Example:
             >>> [s for s in range(1, 11) if RecallCallback(every=0.25).should_merge(s, 10)]

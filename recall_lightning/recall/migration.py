@@ -30,24 +30,20 @@ OF_RULES = {
 }
 """Each old argument to its name among those of rules, the rules' names, and its default."""
 
-_OLD = {*MOVED, *OF_RULES, "strength", "at_task_end", "probe_forward"}
+OLD_ARGUMENTS = (*MOVED, *OF_RULES, "strength", "at_task_end", "probe_forward")
+"""All arguments that are no more."""
+
+OLD_CALLBACKS = {"RecallPaperLoop": "RecallPaper"}
+"""By the class that a callback's state was saved under, the class that it is of now."""
+
 _NEEDED_BY = {"samples": "similarity", "importance": "importance", "moments": "moments"}
-_CLASSES = {
-    "ImportanceRule": "Importance",
-    "KfacImportanceRule": "KfacImportance",
-    "KfacSubspaceRule": "KfacSubspace",
-    "ProductRule": "Product",
-    "SubspaceRule": "Subspace",
-    "UniformRule": "Uniform",
-}
-_MEASURES = {"rbf": "Rbf", "cka": "Cka", "cosine": "Cosine"}  # of SimilarityRule
 
 
 def migrated_arguments(given: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """Return arguments of RecallCallback in today's form, as a recipe has them.
 
-    A recipe is of the old form if it has an argument that is no more, or a rule under its old
-    class; else it is left alone. What had no effect is left out.
+    A recipe is of the old form if it has an argument that is no more; else it is left alone. What
+    had no effect is left out.
 
     Args:
         given: Arguments by name; rules by name or as ``{class_path: …, init_args: …}``.
@@ -59,31 +55,41 @@ def migrated_arguments(given: Mapping[str, Any]) -> tuple[dict[str, Any], list[s
         >>> migrated_arguments({"rule": "rbf", "end_rule": "rbf", "typical_samples": 8})
         ({'rule': 'rbf', 'samples': {'typical': 8}}, ['typical_samples is samples.typical'])
     """
-    number = given.get("snapshots", 1)
-    old = _OLD & given.keys()
-    counts = number if isinstance(number, int | str) and "snapshots" in given else None
-    classes = any(_is_old_class(given.get(argument)) for argument in ("rule", "end_rule"))
-    if not old and counts is None and not classes:
+    old = set(OLD_ARGUMENTS) & given.keys()
+    if not old:
         return dict(given), []
-    new = {name: value for name, value in given.items() if name not in _OLD}
+    new = {name: value for name, value in given.items() if name not in OLD_ARGUMENTS}
     said: list[str] = []
-    new.pop("snapshots", None)
-    if isinstance(number, Mapping):
-        new["snapshots"] = dict(number)
-    elif number != 1:
-        new["snapshots"] = {"number": number}
-        said.append("snapshots is snapshots.number")
+    number = given.get("snapshots")
+    if isinstance(number, int | str):  # all settings of them go together now
+        new["snapshots"] = {} if number == 1 else {"number": number}
     for name, (group, own, default) in MOVED.items():
         if name in given and given[name] != default:
-            new.setdefault(group, {})[own] = given[name]
+            new[group] = {**(new.get(group) or {}), own: given[name]}
             said.append(f"{name} is {group}.{own}")
     if given.get("probe_forward") is not None:
         new["view"] = given["probe_forward"]
         said.append("probe_forward is view")
-    if old or classes:
-        said += _migrate_rules(new, given)
-        _drop_unneeded(new)
-    return new, said
+    said += _migrate_rules(new, given)
+    _drop_unneeded(new)
+    return {name: value for name, value in new.items() if value != {}}, said
+
+
+def rename_states(states: dict[str, Any]) -> None:
+    """Put a checkpoint's callback states under the names of today.
+
+    Args:
+        states: By state key: the class's name, or the name with what tells two of a class apart.
+
+    Example:
+        >>> states = {"RecallPaperLoop": {"task": 1}}
+        >>> rename_states(states)
+        >>> states
+        {'RecallPaper': {'task': 1}}
+    """
+    for old, new in OLD_CALLBACKS.items():
+        for key in [key for key in states if key.partition("{")[0] == old]:
+            states.setdefault(new + key.removeprefix(old), states.pop(key))
 
 
 def migrated_state(state: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
@@ -107,14 +113,18 @@ def migrated_state(state: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]
 def _migrate_rules(new: dict[str, Any], given: Mapping[str, Any]) -> list[str]:
     """Write both rules with their own arguments, as they were meant."""
     loop = given.get("rule") or "kfac_importance"
-    end = given.get("end_rule", "kfac_subspace")
+    end = given.get("end_rule", "auto")
+    end = "kfac_subspace" if end == "auto" else end
     new["rule"] = _rule(loop, given, given.get("strength", 1.0))
     new["end_rule"] = new["rule"] if end is None else _rule(end, given, 1.0)
     if not given.get("at_task_end", True):
-        new["end_rule"] = "none"
+        new["end_rule"] = "never"
     if new["end_rule"] == _partner(new["rule"]):
-        del new["end_rule"]
-    said = [
+        new.pop("end_rule")
+    said = []
+    if given.get("end_rule", "auto") == "auto" and new.get("end_rule") == "kfac_subspace":
+        said.append("end_rule was 'kfac_subspace' by default")
+    said += [
         f"{name} is an argument of rules, {own}"
         for name, (own, _, default) in OF_RULES.items()
         if given.get(name, default) != default
@@ -122,9 +132,7 @@ def _migrate_rules(new: dict[str, Any], given: Mapping[str, Any]) -> list[str]:
     if given.get("strength", 1.0) != 1.0:
         said.append("strength is an argument of rules, weight of Uniform")
     if not given.get("at_task_end", True):
-        said.append("at_task_end=False is end_rule='none'")
-    if any(_is_old_class(given.get(argument)) for argument in ("rule", "end_rule")):
-        said.append("classes of rules have lost the suffix Rule")
+        said.append("at_task_end=False is end_rule='never'")
     return said
 
 
@@ -139,7 +147,7 @@ def _partner(rule: Any) -> Any:
 def _rule(rule: Any, given: Mapping[str, Any], strength: Any) -> Any:
     """Return a rule with the arguments that it had from outside."""
     if not isinstance(rule, str):
-        return _with_strength(_class_of_today(rule), strength)
+        return _with_strength(rule, strength)
     parts = [part.strip() for part in rule.split("*")]
     if parts == ["uniform"]:
         return {"class_path": "Uniform", "init_args": {"weight": strength}}
@@ -185,33 +193,13 @@ def _class_name(rule: Any) -> str:
     return str(path).rpartition(".")[2]
 
 
-def _is_old_class(rule: Any) -> bool:
-    return _class_name(rule) in {*_CLASSES, "SimilarityRule"}
-
-
-def _class_of_today(rule: Any) -> Any:
-    if not _is_old_class(rule):
-        return rule
-    name, arguments = _class_name(rule), dict(rule.get("init_args", {}))
-    if name == "SimilarityRule":
-        measure = arguments.pop("measure", "rbf")
-        name = _MEASURES.get(measure, "Rbf")
-        if name != "Rbf":
-            arguments.pop("sigma", None)
-    elif name == "UniformRule":
-        arguments.setdefault("weight", 1.0)
-    elif name == "ProductRule":
-        arguments["rules"] = [_class_of_today(each) for each in arguments["rules"]]
-    return {"class_path": _CLASSES.get(name, name), "init_args": arguments}
-
-
 def _drop_unneeded(new: dict[str, Any]) -> None:
     """Leave out settings of statistics that neither rule needs, as far as the rules are known."""
     needs: set[str] = set()
-    for rule in (new["rule"], new.get("end_rule", _partner(new["rule"]))):
+    for rule in (new["rule"], new.get("end_rule") or _partner(new["rule"])):
         for part in _parts(rule):
             known = RULES.get(part) or next((r for r in RULES.values() if r.__name__ == part), None)
-            if known is None and part != "none":
+            if known is None and part not in ("auto", "never"):
                 return
             needs |= set() if known is None else known.needs
     if new.get("buffers") == "recalibrate":

@@ -160,25 +160,25 @@ class SnapshotSettings:
 def rules_of(
     rule: str | MergeRule, end_rule: str | MergeRule | None
 ) -> tuple[MergeRule, MergeRule | None]:
-    """Return the rule of the loop and that of a task's end, which is None for ``"none"``.
+    """Return the rule of the loop and that of a task's end, which is None for ``"never"``.
 
     Raises:
         ValueError: For an unknown name, or something else.
 
     Example:
-        >>> loop, end = rules_of("kfac_importance", None)
+        >>> loop, end = rules_of("kfac_importance", "auto")
         >>> loop.name, end.name
         ('kfac_importance', 'kfac_subspace')
-        >>> loop, end = rules_of("rbf", None)
+        >>> loop, end = rules_of("rbf", "auto")
         >>> end is loop
         True
     """
     loop = _rule_of("rule", rule)
-    if end_rule == "none":
+    if end_rule == "never":
         return loop, None
-    if end_rule is None:
-        end_rule = loop if loop.end_rule is None else loop.end_rule
-    return loop, _rule_of("end_rule", end_rule)
+    if end_rule == "auto":
+        end_rule = loop.end_rule
+    return loop, loop if end_rule is None else _rule_of("end_rule", end_rule)
 
 
 def _rule_of(argument: str, given: object) -> MergeRule:

@@ -3,7 +3,13 @@
 One rule a module; :mod:`~recall_lightning.merging.rules.base` says what a rule is given and gives.
 """
 
-from recall_lightning.merging.rules.base import RULES, Coefficient, MergeInputs, MergeRule
+from recall_lightning.merging.rules.base import (
+    RULES,
+    Coefficient,
+    MergeInputs,
+    MergeRule,
+    once_called,
+)
 from recall_lightning.merging.rules.importance import Importance
 from recall_lightning.merging.rules.kfac import KfacImportance, KfacSubspace
 from recall_lightning.merging.rules.product import Product
@@ -58,3 +64,14 @@ def rule_by_name(name: str, argument: str = "rule") -> MergeRule:
             f"{argument}={name!r} has arguments of its own to give: use the rule's class, as in "
             f"{argument}=Uniform(0.2) or class_path: {rule} with init_args"
         ) from error
+
+
+__getattr__ = once_called(
+    ImportanceRule=Importance,
+    KfacImportanceRule=KfacImportance,
+    KfacSubspaceRule=KfacSubspace,
+    ProductRule=Product,
+    SimilarityRule=Rbf,
+    SubspaceRule=Subspace,
+    UniformRule=Uniform,
+)

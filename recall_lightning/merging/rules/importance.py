@@ -3,7 +3,7 @@
 import math
 
 from recall_lightning.merging.block_settings import Setting
-from recall_lightning.merging.rules.base import Coefficient, MergeInputs, MergeRule
+from recall_lightning.merging.rules.base import Coefficient, MergeInputs, MergeRule, once_called
 
 
 class Importance(MergeRule):
@@ -56,3 +56,6 @@ class Importance(MergeRule):
             weighted = self.scale * given
             weights[name] = weighted / (1 + weighted)
         return weights
+
+
+__getattr__ = once_called(ImportanceRule=Importance)

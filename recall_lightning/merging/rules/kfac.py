@@ -3,7 +3,7 @@
 from recall_lightning.measuring.linear_maps import LinearMap
 from recall_lightning.merging.block_settings import Setting
 from recall_lightning.merging.coefficients.kronecker import KroneckerCoefficient
-from recall_lightning.merging.rules.base import Coefficient, MergeInputs
+from recall_lightning.merging.rules.base import Coefficient, MergeInputs, once_called
 from recall_lightning.merging.rules.importance import Importance
 from recall_lightning.merging.rules.subspace import Subspace
 
@@ -109,3 +109,6 @@ class KfacSubspace(Subspace):
             self.new_inputs / inputs.keep,
             (self.ridge, self.output_ridge),
         )
+
+
+__getattr__ = once_called(KfacImportanceRule=KfacImportance, KfacSubspaceRule=KfacSubspace)

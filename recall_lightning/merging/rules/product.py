@@ -6,7 +6,7 @@ from torch import Tensor
 
 from recall_lightning.merging.block_settings import Setting, numbers_of
 from recall_lightning.merging.coefficients.linear_maps import MapCoefficient
-from recall_lightning.merging.rules.base import Coefficient, MergeInputs, MergeRule
+from recall_lightning.merging.rules.base import Coefficient, MergeInputs, MergeRule, once_called
 from recall_lightning.merging.rules.importance import Importance
 from recall_lightning.merging.rules.similarity import Similarity
 
@@ -91,3 +91,6 @@ def _times(first: Coefficient, second: Coefficient | None, scaled: _Scaled) -> C
     if key not in scaled:
         scaled[key] = (matrix, matrix.scaled(key[1]))  # the first is kept for its id's sake
     return scaled[key][1]
+
+
+__getattr__ = once_called(ProductRule=Product)

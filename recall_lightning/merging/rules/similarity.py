@@ -9,7 +9,7 @@ from torch import Tensor
 from recall_lightning.measuring.similarity import cosine, linear_cka, median_squared_sigma, rbf
 from recall_lightning.merging.block_settings import Setting
 from recall_lightning.merging.coefficients.softmax import softmax_coefficients
-from recall_lightning.merging.rules.base import MergeInputs, MergeRule
+from recall_lightning.merging.rules.base import MergeInputs, MergeRule, once_called
 
 
 class Similarity(MergeRule):
@@ -120,3 +120,6 @@ class Cosine(Similarity):
     def similarity(self, snapshot_states: Tensor, live_states: Tensor) -> float:
         """Return the mean cosine over samples."""
         return cosine(snapshot_states, live_states)
+
+
+__getattr__ = once_called(SimilarityRule=Rbf)

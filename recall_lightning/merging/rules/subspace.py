@@ -6,7 +6,7 @@ from recall_lightning.measuring.linear_maps import LinearMap
 from recall_lightning.measuring.moments import RowCounts
 from recall_lightning.merging.block_settings import Setting
 from recall_lightning.merging.coefficients.linear_maps import Balance, solve_map
-from recall_lightning.merging.rules.base import Coefficient, MergeInputs, MergeRule
+from recall_lightning.merging.rules.base import Coefficient, MergeInputs, MergeRule, once_called
 
 
 class Subspace(MergeRule):
@@ -78,3 +78,6 @@ class Subspace(MergeRule):
         balance = Balance(self.new_inputs / inputs.keep, self.ridge, self.mix)
         solved = solve_map(linear_map, old, now, balance)
         return 0.0 if solved is None else solved
+
+
+__getattr__ = once_called(SubspaceRule=Subspace)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from recall_lightning.merging.block_settings import Setting, numbers_of, setting_by_weight
-from recall_lightning.merging.rules.base import MergeInputs, MergeRule
+from recall_lightning.merging.rules.base import MergeInputs, MergeRule, once_called
 
 
 class Uniform(MergeRule):
@@ -51,3 +51,6 @@ class Uniform(MergeRule):
         by_weight = setting_by_weight(self.weight, inputs[0].blocks)
         share = {name: value / len(inputs) for name, value in by_weight.items()}
         return [dict(share) for _ in inputs]
+
+
+__getattr__ = once_called(UniformRule=Uniform)
