@@ -25,7 +25,7 @@ from rich.table import Table
 
 from recall_lightning.merging.folders.merge import merge_files
 from recall_lightning.merging.folders.settings import OUT_DTYPES, MergeReport, MergeSettings
-from recall_lightning.merging.functional.methods import METHODS, inputs_of, options_of
+from recall_lightning.merging.functional import METHODS
 
 _BRIEF = 40  # blocks that the terminal shows
 
@@ -82,7 +82,7 @@ def merge_parser() -> ArgumentParser:
         "--statistics",
         nargs="+",
         metavar="FILE",
-        help="For importance and subspace: one safetensors file a model, under the weights' names.",
+        help="For fisher and regmean: one safetensors file a model, under the weights' names.",
     )
     add("--probe", metavar="FILE", help="For recall: JSON lines with a 'text', or plain lines.")
     add("--measure", help="For recall: rbf, cka or cosine (rbf).")
@@ -159,24 +159,24 @@ def _read_config(file: Path, known: Sequence[str]) -> dict[str, Any]:
 
 
 def _of_task_vectors() -> list[str]:
-    return [method for method in METHODS if "base" in inputs_of(method)]
+    return [name for name, method in METHODS.items() if method.needs_base]
 
 
 def _options() -> dict[str, list[str]]:
     """Return every method's options, and the methods that have each."""
     found: dict[str, list[str]] = {}
-    for method in METHODS:
-        for option in options_of(method):
-            found.setdefault(option, []).append(method)
+    for name, method in METHODS.items():
+        for option in method.options:
+            found.setdefault(option, []).append(name)
     return found
 
 
 def _help_of(option: str, methods: Sequence[str]) -> str:
     """Say what a method's docstring says of its option, and its default."""
-    described = docstring_parser.parse(METHODS[methods[0]].__doc__ or "").params
+    described = docstring_parser.parse(METHODS[methods[0]].function.__doc__ or "").params
     text = next(param.description for param in described if param.arg_name == option) or ""
     text = " ".join(text.replace("``", "").split())
-    default = options_of(methods[0])[option].default
+    default = METHODS[methods[0]].options[option].default
     also = ", recall" if option == "seed" else ""  # whose k-means has one too
     shown = " (required)" if default is Parameter.empty else f" ({default})"
     return f"For {', '.join(methods)}{also}: {text}{shown}".replace("%", "%%")
