@@ -25,7 +25,6 @@ from recall_lightning.merging.folders.inputs import (
 )
 from recall_lightning.merging.folders.layers import blocks_from_names, blocks_named
 from recall_lightning.merging.folders.model_card import write_companions
-from recall_lightning.merging.folders.probing import similarity_to_newest
 from recall_lightning.merging.folders.settings import MergeReport, MergeSettings
 from recall_lightning.merging.folders.writing import ModelWriter, Plan
 from recall_lightning.weights.atomic import refuse_existing
@@ -80,7 +79,7 @@ def _merge_files(settings: MergeSettings, progress: Progress | None) -> MergeRep
     else:
         work = _ModelMerge(models, base, settings)
     unopened = ModelWriter(settings.out, work.plan, settings.shard_size, None, work.stem)
-    measured, names = similarity_to_newest(models, settings) if settings.probe else ([], None)
+    measured, names = _measured(models, settings)
     started = time.perf_counter()
     blocks = _blocks(work.shapes, names, models[-1])
     weights = _weights(settings, blocks, measured, len(models))
@@ -104,6 +103,18 @@ def _merge_files(settings: MergeSettings, progress: Progress | None) -> MergeRep
         )
         write_companions(writer, donor, settings, report, work.config, _main_dtype(work.plan))
     return report
+
+
+def _measured(
+    models: Sequence[ModelFiles], settings: MergeSettings
+) -> tuple[list[dict[str, float]], list[str] | None]:
+    """Return the models' similarities and the names of the blocks, for methods that need them."""
+    if not settings.how.measures:
+        return [], None
+    # what runs models takes seconds to import
+    from recall_lightning.merging.folders.probing import similarity_to_newest
+
+    return similarity_to_newest(models, settings)
 
 
 def _opened(settings: MergeSettings) -> tuple[list[ModelFiles], ModelFiles | None]:
