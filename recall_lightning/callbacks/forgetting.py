@@ -19,7 +19,7 @@ from recall_lightning.callbacks._trainer.loggers import (
     plot_against,
     run_folder,
 )
-from recall_lightning.callbacks._trainer.monitored import direction_of, scores_by_loader
+from recall_lightning.callbacks._trainer.monitored_metric import direction_of, scores_by_loader
 from recall_lightning.callbacks.task_aware import TaskAwareCallback
 from recall_lightning.metrics.record import TaskRecord
 
@@ -140,8 +140,7 @@ class ForgettingMonitor(TaskAwareCallback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Do as at the end of training where a run was resumed that had nothing left to train."""
-        if self._resumed:
-            self._resumed = False
+        if self.clock.resumed:
             self._conclude(trainer)
 
     def _conclude(self, trainer: Trainer) -> None:

@@ -307,7 +307,7 @@ class RecallCallback(TaskAwareCallback):
             left = self._kept.resume(trainer, pl_module, needed=not self.task_ended)
         self._statistics.probe.leave_snapshots(left)
         if merges and not self._merges_this_task and not self.task_ended:
-            self._in_task = False  # the task starts anew
+            self.restart_task()
 
     def on_task_start(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:
         """Take the snapshot and gather candidates for typical samples."""
@@ -338,14 +338,14 @@ class RecallCallback(TaskAwareCallback):
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
         """Let the gradients be seen."""
-        self._statistics.observe_gradients(self, optimizer, pl_module)
+        self._statistics.observe_gradients(self.clock, optimizer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """End the task; say so where the last validation and checkpoint came before its merge."""
-        merges, ended = len(self.history), self.task_ended
+        merges = len(self.history)
         super().on_train_end(trainer, pl_module)
         self._kept.storage.remove_unused(trainer, self.snapshots)
-        if not ended and len(self.history) > merges:
+        if self.clock.stopped_early and len(self.history) > merges:
             rank_zero_warn(
                 "the fit stopped early, so the merge at its task's end came after the last "
                 "validation and checkpoint: validate and save the model once more"
@@ -353,7 +353,7 @@ class RecallCallback(TaskAwareCallback):
 
     def on_task_step(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:
         """Merge, if it is time."""
-        if self.step_in_task == 1:
+        if self.steps_since_start == 1:
             with _misconfiguration():
                 self._statistics.check_optimizers(trainer, pl_module)
         merges = len(self.history)

@@ -9,7 +9,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 
-from recall_lightning.callbacks.task_aware import TaskAwareCallback
+from recall_lightning.callbacks._trainer.clock import TaskClock
 from recall_lightning.measuring.blocks import Block
 from recall_lightning.measuring.generation import find_generator
 from recall_lightning.merging.lora.pairs import LoraPair
@@ -113,11 +113,11 @@ class RuleStatistics:
             self.probe.observe(trainer, pl_module, snapshots, batch)
 
     def observe_gradients(
-        self, task: TaskAwareCallback, optimizer: Optimizer, pl_module: LightningModule
+        self, clock: TaskClock, optimizer: Optimizer, pl_module: LightningModule
     ) -> None:
         """See the gradients before an optimizer step."""
         if self.uses_importance:
-            self.importance.observe(task, optimizer, pl_module)
+            self.importance.observe(clock, optimizer, pl_module)
 
     def check_optimizers(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """After a task's first step, refuse optimizers that importance cannot be read from."""

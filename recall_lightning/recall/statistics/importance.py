@@ -11,7 +11,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 
-from recall_lightning.callbacks.task_aware import TaskAwareCallback
+from recall_lightning.callbacks._trainer.clock import TaskClock
 from recall_lightning.recall.settings import check_choice
 from recall_lightning.recall.statistics.squared_gradients import SquaredGradients
 from recall_lightning.weights.naming import named_weights
@@ -77,12 +77,10 @@ class Importance:
                 "tasks is dropped"
             )
 
-    def observe(
-        self, task: TaskAwareCallback, optimizer: Optimizer, pl_module: LightningModule
-    ) -> None:
+    def observe(self, clock: TaskClock, optimizer: Optimizer, pl_module: LightningModule) -> None:
         """See an optimizer's gradients before its step."""
         if self._found != "optimizer":
-            self._gradients.observe(task, optimizer, pl_module)
+            self._gradients.observe(clock, optimizer, pl_module)
 
     def check(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """After the first step, refuse an optimizer that the source cannot be read from."""
