@@ -52,6 +52,10 @@ class TaskAwareCallback(Callback):
         """Epochs a task, or each task's first epoch, as one of the Trainer's callbacks was told."""
         return self.clock.schedule.task_epochs
 
+    @task_epochs.setter
+    def task_epochs(self, task_epochs: int | Sequence[int] | None) -> None:
+        self.clock.schedule = TaskSchedule(task_epochs)
+
     @property
     def task(self) -> int | None:
         """Index of the current task, from 0; None before the first."""

@@ -169,9 +169,7 @@ class TaskClock:
             return
         for name in _STATE:
             setattr(self, name, state_dict[name.lstrip("_")])
-        self.resumed = True
-        if self._fit == "running":
-            self._fit = "expected"
+        self.resumed = self._fit != "running"  # the tuner loads within a fit, which goes on
 
     def _correct_task_steps(self, trainer: Trainer) -> None:
         """Where the module steps as it likes, tell the task's length from how far it has come."""

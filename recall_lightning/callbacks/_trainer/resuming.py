@@ -39,12 +39,12 @@ class ExactResume:
 
         Must be called on all processes.
         """
-        epochs = trainer.fit_loop.epoch_progress.current  # type: ignore[attr-defined]
+        epochs = trainer.fit_loop.epoch_progress.current
         checkpoint[_KEY] = {
             "random_states": of_all_processes(random_state(pl_module.device)),
             "gradients": _accumulated_gradients(trainer, pl_module),
             "validation_due": _validation_is_due(trainer),
-            "in_epoch": epochs.processed < epochs.ready,
+            "in_epoch": epochs.processed < epochs.ready,  # type: ignore[attr-defined]
         }
 
     def load(self, trainer: Trainer, checkpoint: dict[str, Any]) -> None:

@@ -243,6 +243,18 @@ def test_the_tuner_leaves_the_clock_as_it_was(tmp_path):
     assert diary.of("start", "end") == [("start", 0, 0), ("end", 0, 8)]
 
 
+def test_a_state_that_is_loaded_within_a_fit_is_no_resume():
+    class Loads(Diary):
+        def on_train_epoch_start(self, trainer, pl_module):
+            self.load_state_dict(self.state_dict())
+            super().on_train_epoch_start(trainer, pl_module)
+
+    loads, other = Loads(), Other()
+    fit(loads, other, max_epochs=2)
+    assert not loads.clock.resumed
+    assert loads.events == other.events
+
+
 def test_a_stream_that_is_run_again_starts_from_its_first_task():
     diary, pairs = Diary(), [(task_data(task), task_data(task, 16)) for task in range(2)]
     for _ in range(2):
