@@ -1,7 +1,8 @@
-"""What is handed to a Trainer, one callback a file."""
+"""What a person hands to a Trainer, beside the methods, one a file."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from recall_lightning._lazily import lazily
 
 if TYPE_CHECKING:
     from recall_lightning.callbacks.early_stopping import TaskEarlyStopping
@@ -18,23 +19,13 @@ __all__ = [
     "WarmupCosine",
 ]
 
-_MODULES = {
-    "ForgettingMonitor": "forgetting",
-    "FreshAdapter": "fresh_adapter",
-    "TaskAwareCallback": "task_aware",
-    "TaskEarlyStopping": "early_stopping",
-    "WarmupCosine": "learning_rate",
-}
-
-
-def __getattr__(name: str) -> Any:
-    """Import a callback when it is first asked for."""
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazily(
+    __name__,
+    {
+        "ForgettingMonitor": "forgetting",
+        "FreshAdapter": "fresh_adapter",
+        "TaskAwareCallback": "task_aware",
+        "TaskEarlyStopping": "early_stopping",
+        "WarmupCosine": "learning_rate",
+    },
+)

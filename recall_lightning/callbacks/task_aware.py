@@ -45,7 +45,6 @@ class TaskAwareCallback(Callback):
     def __init__(self, task_epochs: int | Sequence[int] | None = None) -> None:
         self.clock = TaskClock(TaskSchedule(task_epochs))
         self._entry: int | None = None  # of the clock, that on_task_start went through for
-        self._start_step = 0
 
     @property
     def task_epochs(self) -> int | Sequence[int] | None:
@@ -97,11 +96,6 @@ class TaskAwareCallback(Callback):
         return {}
 
     # What subclasses use.
-
-    @property
-    def steps_since_start(self) -> int:
-        """Optimizer steps since :meth:`on_task_start`: fewer than the task's after a restart."""
-        return self.step_in_task - self._start_step
 
     def restart_task(self) -> None:
         """Have :meth:`on_task_start` called again before the next batch, for this callback alone.
@@ -216,14 +210,13 @@ class TaskAwareCallback(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned, for all callbacks that share the clock."""
         self.clock.load_state_dict(state_dict)
-        self._entry, self._start_step = self.clock.entry, 0
+        self._entry = self.clock.entry
 
     def _enter_task_if_changed(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.clock.enter_task(trainer)
         if self._entry == self.clock.entry:
             return
         assert self.task is not None
-        self._start_step = self.step_in_task
         self.on_task_start(trainer, pl_module, self.task)
         self._entry = self.clock.entry
 

@@ -1,5 +1,6 @@
 """``recall-lightning fit``: LightningCLI with a task stream, RECALL and the monitor."""
 
+import argparse
 import sys
 import warnings
 from collections.abc import Sequence
@@ -7,15 +8,23 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.cli import (
+    ArgsType,
+    LightningArgumentParser,
+    LightningCLI,
+    SaveConfigCallback,
+)
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
 import recall_lightning.models  # noqa: F401  # lets recipes name the modules without their path
 from recall_lightning.callbacks._trainer.loggers import run_folder
 from recall_lightning.callbacks.forgetting import ForgettingMonitor
-from recall_lightning.data import ReplayBuffer, TaskStream
-from recall_lightning.methods.table import KEEPS_FIRST, METHODS, give_old_data
+from recall_lightning.cli.arguments import refuse
+from recall_lightning.data import TaskStream
+from recall_lightning.methods.method import Method
+from recall_lightning.methods.table import METHODS
+from recall_lightning.recall.migration import OLD_ARGUMENTS, migrated_arguments
 
 _EPILOG = (
     "Methods are compared by: recall-lightning compare -c RECIPE --methods finetune,recall --out "
@@ -59,7 +68,7 @@ class RecallCLI(LightningCLI):
         return {name: of_lightning[name] for name in ("fit", "validate")}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the method and the callbacks' arguments."""
+        """Add the method, every method's arguments, the monitor's, and hidden ones of old."""
         parser.add_argument(
             "--method",
             type=Literal[tuple(METHODS)],
@@ -67,14 +76,53 @@ class RecallCLI(LightningCLI):
             help=_METHOD_HELP,
         )
         for method in METHODS.values():
-            if method.callback is not None:
-                parser.add_lightning_class_args(method.callback, method.name)
-        parser.add_class_arguments(ReplayBuffer, "replay")
-        for name, argument in KEEPS_FIRST.items():
-            if name != "recall":
-                parser.link_arguments("recall.merge_first_task", f"{name}.{argument}")
+            add_method_arguments(parser, method, instantiate=False)
+        first = METHODS["recall"]
+        for method in METHODS.values():
+            if method.keeps_first and method is not first:
+                parser.link_arguments(
+                    f"{first.name}.{first.keeps_first}", f"{method.name}.{method.keeps_first}"
+                )
         parser.add_lightning_class_args(ForgettingMonitor, "forgetting")
         parser.set_defaults({"forgetting.monitor": "val/loss"})
+        for name in OLD_ARGUMENTS:
+            parser.add_argument(
+                f"--{first.name}.{name}",
+                type=Any,
+                default=argparse.SUPPRESS,
+                help=argparse.SUPPRESS,
+            )
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parse, and bring what an earlier version called otherwise into its new form."""
+        super().parse_arguments(parser, args)
+        self.config = self.in_new_form(self.config)
+
+    def in_new_form(self, config: Any) -> Any:
+        """Return parsed arguments with old ones under their new names, of which a warning tells."""
+        subcommand = config["subcommand"]
+        settings = config[subcommand].as_dict()
+        settings.pop("config", None)  # a recipe is not to be read once more
+        arguments, told = migrated_arguments(settings["recall"])
+        if arguments == settings["recall"]:
+            return config
+        rank_zero_warn(f"the arguments of recall are of an earlier version: {', '.join(told)}")
+        settings["recall"] = arguments
+        config = self.parser.parse_object({"subcommand": subcommand, subcommand: settings})
+        for name in OLD_ARGUMENTS:  # a defaults.yaml was read again
+            config[subcommand].pop(f"recall.{name}", None)
+        return config
+
+    def instantiate_classes(self) -> None:
+        """Build what is used: of the methods the chosen one alone."""
+        used = self.config.clone()
+        for name in METHODS:
+            used[self.subcommand].pop(name, None)
+        self.config_init = self.parser.instantiate_classes(used)
+        self.datamodule = self._get(self.config_init, "data")
+        self.model = self._get(self.config_init, "model")
+        self._add_configure_optimizers_method_to_model(self.subcommand)
+        self.trainer = self.instantiate_trainer()
 
     def before_fit(self) -> None:
         """Find the last checkpoint; measure a model that starts untrained: the matrix's first row.
@@ -91,16 +139,52 @@ class RecallCLI(LightningCLI):
             self.trainer.validate(self.model, self.datamodule, verbose=False)
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
-        chosen = self._get(self.config, "method")
-        others = {
-            id(self._get(self.config_init, method.name))
-            for method in METHODS.values()
-            if method.callback is not None and method.name != chosen
-        }
-        callbacks = [callback for callback in callbacks if id(callback) not in others]
-        give_old_data(chosen, self.datamodule, self._get(self.config_init, "replay"))
+        method = METHODS[self._get(self.config, "method")]
+        built = build_method(method, self._get(self.config, method.name))
+        method.give_old_data(self.datamodule, built)
         _follow_stream(config, self.datamodule)
-        return super()._instantiate_trainer(config, callbacks)
+        own = [built] if isinstance(built, Callback) else []
+        return super()._instantiate_trainer(config, [*own, *callbacks])
+
+
+def add_method_arguments(
+    parser: LightningArgumentParser, method: Method, instantiate: bool
+) -> None:
+    """Add ``--METHOD.*``, if the method has arguments.
+
+    Args:
+        parser: Where to.
+        method: Whose.
+        instantiate: Whether the parser is to build the method's callback or settings of them.
+    """
+    if method.configured is None:
+        return
+    parser.add_class_arguments(
+        method.configured,
+        method.name,
+        fail_untyped=False,
+        instantiate=instantiate,
+        sub_configs=True,
+    )
+    parser.set_defaults({f"{method.name}.{name}": value for name, value in method.defaults.items()})
+
+
+def build_method(method: Method, arguments: Any) -> Any:
+    """Build a method's callback, or the settings of its option.
+
+    Args:
+        method: Which.
+        arguments: What was parsed as ``--METHOD.*``.
+
+    Returns:
+        None for a method that has neither.
+    """
+    if method.configured is None:
+        return None
+    parser = LightningArgumentParser()
+    add_method_arguments(parser, method, instantiate=True)
+    given = {method.name: arguments.as_dict()}
+    return parser.instantiate_classes(parser.parse_object(given))[method.name]
 
 
 def last_checkpoint(trainer: Trainer) -> str | None:
@@ -142,8 +226,7 @@ def main(args: Sequence[str] | None = None) -> None:
         said = _misconfiguration(error)
         if said is None:
             raise
-        print(f"recall-lightning: error: {said}", file=sys.stderr)
-        raise SystemExit(2) from error
+        refuse("recall-lightning", said)
 
 
 def _misconfiguration(error: BaseException | None) -> BaseException | None:

@@ -1,42 +1,27 @@
-"""The command ``recall-lightning merge``: models on disk in, a model folder out."""
+"""The command ``recall-lightning merge``: models on disk in, a model folder out.
+
+It is one of argparse, not of jsonargparse: there types of arguments are objects, and those of merge
+settings and methods come with torch, which takes longer to import than ``--help`` to read. What a
+value must be is checked once, by the settings, for scripts as for this command.
+"""
+
+from __future__ import annotations
 
 import sys
 from argparse import ArgumentParser
 from collections.abc import Sequence
-from inspect import Parameter
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
-import docstring_parser
-import torch
-import yaml
-from rich.console import Console
-from rich.filesize import decimal
-from rich.markup import escape
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
-from rich.table import Table
+from recall_lightning.cli.arguments import RaisingParser, refuse
+from recall_lightning.cli.merge_options import Option, methods_with, options
+from recall_lightning.merging.functional import FILES
 
-from recall_lightning.merging.folders.merge import merge_files
-from recall_lightning.merging.folders.settings import OUT_DTYPES, MergeReport, MergeSettings
-from recall_lightning.merging.functional.methods import METHODS, inputs_of, options_of
+if TYPE_CHECKING:
+    from recall_lightning.merging.folders.settings import MergeReport, MergeSettings
 
+_PROGRAM = "recall-lightning merge"
 _BRIEF = 40  # blocks that the terminal shows
-
-
-class _Parser(ArgumentParser):
-    """A parser that raises instead of printing its usage."""
-
-    def error(self, message: str) -> NoReturn:
-        if message.startswith("unrecognized"):
-            message += " (several numbers are joined by commas, as in --weights 0.6,0.4)"
-        raise ValueError(message)
 
 
 def merge_parser() -> ArgumentParser:
@@ -46,11 +31,11 @@ def merge_parser() -> ArgumentParser:
         >>> merge_parser().parse_args(["a", "b", "--out", "c", "--density", "0.2"]).density
         0.2
     """
-    parser = _Parser(
-        prog="recall-lightning merge",
+    parser = RaisingParser(
+        hint="several numbers are joined by commas, as in --weights 0.6,0.4",
+        prog=_PROGRAM,
         description="Merge models of one architecture, file to file. Weights are read lazily, and "
         "the output folder appears whole or not at all.",
-        allow_abbrev=False,
     )
     add = parser.add_argument
     add(
@@ -62,7 +47,7 @@ def merge_parser() -> ArgumentParser:
     )
     add("--config", metavar="YAML", help="File with any of these; the command line goes first.")
     add("--out", metavar="DIR", help="Folder to make; it must not exist.")
-    add("--method", help=f"One of {', '.join(METHODS)} (linear).")
+    add("--method", help=f"One of {', '.join(FILES)} (linear).")
     add(
         "--weights",
         type=_value,
@@ -71,8 +56,8 @@ def merge_parser() -> ArgumentParser:
     )
     add(
         "--base",
-        help=f"What all come from, needed for {', '.join(_of_task_vectors())}; for adapters, what "
-        "they adapt.",
+        help=f"What all come from, needed for {', '.join(methods_with('base'))}; for adapters, "
+        "what they adapt.",
     )
     add(
         "--donor",
@@ -90,11 +75,11 @@ def merge_parser() -> ArgumentParser:
     add("--pool-size", type=int, help="For recall: how many to choose them from (256).")
     add("--max-length", type=int, help="For recall: tokens of a text at most (512).")
     add("--normalize", type=_value, help="For linear: divide weights by their sum (true).")
-    for option, methods in _options().items():
-        add(f"--{option.replace('_', '-')}", type=_value, help=_help_of(option, methods))
+    for name, option in options().items():
+        add(f"--{name.replace('_', '-')}", type=_value, help=_help_of(option))
     add("--rank", type=_value, help="Of merged adapters: a number, or 'sum', which is exact.")
     add("--dtype", help="To compute in: float32 or float64 (float32).")
-    add("--out-dtype", help=f"To write: {', '.join(OUT_DTYPES)} (the first model's).")
+    add("--out-dtype", help="To write, such as bfloat16 (the first model's).")
     add("--shard-size", type=_value, help="Most bytes of a weight file (5GB).")
     add("--device", help="Where to compute (cpu).")
     return parser
@@ -107,28 +92,17 @@ def main(args: Sequence[str]) -> None:
         args: The command line after ``merge``.
     """
     try:
-        settings = _settings(args)
+        settings = _settings(_given(args))
         report = _merged(settings)
     except ValueError as error:
-        _fail(str(error), error)
+        refuse(_PROGRAM, error)
     except KeyboardInterrupt as error:
-        print("recall-lightning merge: interrupted, nothing was written", file=sys.stderr)
+        print(f"{_PROGRAM}: interrupted, nothing was written", file=sys.stderr)
         raise SystemExit(130) from error
-    except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and (
-            "allocate memory" not in str(error)  # how torch says it of the CPU's
-        ):
-            raise
-        _fail("the memory does not suffice: use another --device, or method linear", error)
     _show(settings, report)
 
 
-def _fail(message: str, error: Exception) -> NoReturn:
-    print("recall-lightning merge: error:", " ".join(message.split()), file=sys.stderr)
-    raise SystemExit(2) from error
-
-
-def _settings(args: Sequence[str]) -> MergeSettings:
+def _given(args: Sequence[str]) -> dict[str, Any]:
     """Read the command line on top of the YAML file that it names."""
     parser = merge_parser()
     parsed = vars(parser.parse_args(args))
@@ -140,10 +114,18 @@ def _settings(args: Sequence[str]) -> MergeSettings:
     weights = given.get("weights")
     if isinstance(weights, str | int | float):
         given["weights"] = _numbers(str(weights))
+    return given
+
+
+def _settings(given: dict[str, Any]) -> MergeSettings:
+    from recall_lightning.merging.folders.settings import MergeSettings
+
     return MergeSettings.from_flat(given)
 
 
 def _read_config(file: Path, known: Sequence[str]) -> dict[str, Any]:
+    import yaml
+
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -158,32 +140,17 @@ def _read_config(file: Path, known: Sequence[str]) -> dict[str, Any]:
     return content
 
 
-def _of_task_vectors() -> list[str]:
-    return [method for method in METHODS if "base" in inputs_of(method)]
-
-
-def _options() -> dict[str, list[str]]:
-    """Return every method's options, and the methods that have each."""
-    found: dict[str, list[str]] = {}
-    for method in METHODS:
-        for option in options_of(method):
-            found.setdefault(option, []).append(method)
-    return found
-
-
-def _help_of(option: str, methods: Sequence[str]) -> str:
-    """Say what a method's docstring says of its option, and its default."""
-    described = docstring_parser.parse(METHODS[methods[0]].__doc__ or "").params
-    text = next(param.description for param in described if param.arg_name == option) or ""
-    text = " ".join(text.replace("``", "").split())
-    default = options_of(methods[0])[option].default
-    also = ", recall" if option == "seed" else ""  # whose k-means has one too
-    shown = " (required)" if default is Parameter.empty else f" ({default})"
-    return f"For {', '.join(methods)}{also}: {text}{shown}".replace("%", "%%")
+def _help_of(option: Option) -> str:
+    """Say which methods have an option, what it is, and its default."""
+    also = ", recall" if option.name == "seed" else ""  # whose k-means has one too
+    shown = " (required)" if option.required else f" ({option.default})"
+    return f"For {', '.join(option.methods)}{also}: {option.text}{shown}".replace("%", "%%")
 
 
 def _value(text: str) -> Any:
     """Read a number, a truth value, or a list or mapping as in YAML; all else stays text."""
+    import yaml
+
     for kind in (int, float):
         try:
             return kind(text)
@@ -205,14 +172,24 @@ def _numbers(text: str) -> list[float]:
 
 
 def _merged(settings: MergeSettings) -> MergeReport:
+    """Merge, with a bar that shows how it goes.
+
+    Raises:
+        ValueError: If anything is wrong, or the memory does not suffice.
+    """
+    from rich import progress as rich
+    from rich.console import Console
+
+    from recall_lightning.merging.folders.merge import merge_files
+
     columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
+        rich.TextColumn("{task.description}"),
+        rich.BarColumn(),
+        rich.DownloadColumn(),
+        rich.TransferSpeedColumn(),
+        rich.TimeRemainingColumn(),
     )
-    progress = Progress(*columns, console=Console(stderr=True))
+    progress = rich.Progress(*columns, console=Console(stderr=True))
     task = progress.add_task("merging", total=None)
 
     def show(done: int, total: int) -> None:
@@ -221,12 +198,31 @@ def _merged(settings: MergeSettings) -> MergeReport:
 
     try:
         return merge_files(settings, show)
+    except (MemoryError, RuntimeError) as error:
+        if not _is_of_memory(error):
+            raise
+        raise ValueError(
+            "the memory does not suffice: use another --device, or method linear"
+        ) from error
     finally:
         if progress.live.is_started:
             progress.stop()
 
 
+def _is_of_memory(error: Exception) -> bool:
+    import torch
+
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+        "allocate memory" in str(error)  # how torch says it of the CPU's
+    )
+
+
 def _show(settings: MergeSettings, report: MergeReport) -> None:
+    from rich.console import Console
+    from rich.filesize import decimal
+    from rich.markup import escape
+    from rich.table import Table
+
     console = Console()
     names = [f"{i}: {Path(path).name}" for i, path in enumerate(settings.models, start=1)]
     rows = [

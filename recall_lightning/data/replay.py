@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset, Subset
 
 from recall_lightning.data.sampling import mix_seed
-from recall_lightning.measuring.hidden_states import isolated_rng
+from recall_lightning.measuring.isolation import isolated_rng
 
 _DEFAULT_CAPACITY = 500
 

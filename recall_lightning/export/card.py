@@ -11,6 +11,7 @@ import yaml
 
 from recall_lightning.methods.table import METHODS
 from recall_lightning.metrics.record import FORGETTING_VARIANT, TaskRecord
+from recall_lightning.recall.migration import rename_states
 
 
 @dataclass(frozen=True)
@@ -39,11 +40,13 @@ class Training:
     def of(cls, checkpoint: Mapping[str, Any]) -> Training:
         """Gather it from a checkpoint."""
         about, base = checkpoint["causal_lm"], checkpoint["causal_lm"]["model"]
-        states = {key.partition("{")[0]: s for key, s in checkpoint.get("callbacks", {}).items()}
-        methods = {m.callback.__name__: m.name for m in METHODS.values() if m.callback is not None}
-        used = [key for key in states if key in methods]
+        saved = dict(checkpoint.get("callbacks", {}))
+        rename_states(saved)
+        states = {key.partition("{")[0]: state for key, state in saved.items()}
+        of_methods = {m.callback.__name__ for m in METHODS.values() if m.callback is not None}
+        used = next((key for key in states if key in of_methods), None)
+        own = {} if used is None else states[used]
         plain = "joint training or replay" if about["reads_old_data"] else "finetune"
-        own = states[used[0]] if used else {}
         record = None
         if measured := states.get("ForgettingMonitor", {}).get("record"):
             record = TaskRecord(measured["score_name"], measured["higher_is_better"])
@@ -51,12 +54,19 @@ class Training:
         return cls(
             base if isinstance(base, str) else None,
             about["tasks"],
-            methods[used[0]] if used else plain,
+            plain if used is None else _method(used, own.get("settings", {})),
             own.get("settings", {}),
             checkpoint["global_step"],
             record,
             own.get("history", []),
         )
+
+
+def _method(callback: str, settings: Mapping[str, Any]) -> str:
+    """Name the method with such a callback; of several the one whose defaults were used."""
+    methods = [m for m in METHODS.values() if m.callback and m.callback.__name__ == callback]
+    fitting = [m for m in methods if all(settings.get(n) == v for n, v in m.defaults.items())]
+    return max(fitting, key=lambda method: len(method.defaults)).name
 
 
 def model_card(name: str, training: Training, adapter: bool) -> str:

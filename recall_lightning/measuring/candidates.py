@@ -13,7 +13,7 @@ from torch.utils.data import (
     SubsetRandomSampler,
 )
 
-from recall_lightning.measuring.hidden_states import isolated_rng
+from recall_lightning.measuring.isolation import isolated_rng
 
 
 def draw_candidates(loader: object, count: int, seed: int) -> list[Any] | None:

@@ -13,11 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from recall_lightning.measuring.hidden_states import undisturbed
+from recall_lightning.measuring.forward import ProbeForward
 from recall_lightning.measuring.input_moments import InputSums, hooked, input_moments
+from recall_lightning.measuring.isolation import undisturbed
 from recall_lightning.measuring.linear_maps import LinearMap
 from recall_lightning.measuring.moments import FullMoments, Moments
-from recall_lightning.measuring.predictions import Predictions
+from recall_lightning.measuring.predictions import FoundPredictions, Predictions
+from recall_lightning.measuring.view import ModelView, view_of
 from recall_lightning.weights.naming import named_weights
 
 
@@ -30,52 +32,60 @@ class KroneckerFactors:
         outputs: Weight name to the moments of the gradients g at a map's outputs, of maps that are
             not too wide, where the model's predictions are known.
         unknown: Why there are no moments at outputs, though there are maps that could have them.
+        predictions: The kind of prediction that outputs were taken for, where labels were drawn.
     """
 
     inputs: Mapping[str, Moments] = field(default_factory=dict)
     outputs: Mapping[str, FullMoments] = field(default_factory=dict)
     unknown: str | None = None
+    predictions: Predictions | None = None
 
 
 def kronecker_factors(
     module: nn.Module,
     maps: Sequence[LinearMap],
     batches: Sequence[Any],
-    forward: Callable[[nn.Module, Any], Any],
+    view: ModelView | ProbeForward | None = None,
     full_width: int = 1024,
     rank: int = 128,
     seed: int = 0,
+    predictions: str | Predictions = "auto",
 ) -> KroneckerFactors:
     """Run a model forward and backward over batches and sum up both factors of its curvature.
 
-    Gradients are those of −log p of labels drawn from the model's own predictions (see
-    :class:`~recall_lightning.measuring.predictions.Predictions`), so the curvature is that of
-    what the model says, whatever its training loss has come to. Source: K-FAC (Martens and Grosse,
-    arXiv 1503.05671), its expand form over tokens and image patches. The model's mode, gradients,
-    metrics and every random state are as before. It runs in evaluation mode, where Hugging Face
-    models checkpoint no activations: a batch takes the memory of a training step without that.
+    Gradients are those of −log p of labels drawn from the model's own predictions, so the curvature
+    is that of what the model says, whatever its training loss has come to. Source: K-FAC (Martens
+    and Grosse, arXiv 1503.05671), its expand form over tokens and image patches. The model's mode,
+    gradients, metrics and every random state are as before. It runs in evaluation mode, where
+    Hugging Face models checkpoint no activations: a batch takes the memory of a training step
+    without that.
 
     Args:
         module: The model.
         maps: Those of :func:`~recall_lightning.measuring.linear_maps.find_linear_maps`.
         batches: Batches on the model's device, targets included.
-        forward: Runs the module on one batch and returns its output.
+        view: How the module is run, what is padding, and where its logits and targets are; by
+            default found, see :func:`~recall_lightning.measuring.view.view_of`.
         full_width: Maps of more inputs than this have input moments of low rank; those, and maps of
             more outputs, have no output moments.
         rank: That rank.
         seed: Of the drawn labels.
+        predictions: The kind of the model's predictions, or ``"auto"``: see
+            :class:`~recall_lightning.measuring.predictions.FoundPredictions`.
 
     Returns:
         Input moments are means over inputs, output moments sums over a sample's tokens or patches
         and means over samples (of a language model: over predicted tokens). LoRA updates have input
         moments alone.
 
+    Raises:
+        ValueError: If the predictions are no kind, or of one that the batches contradict.
+
     Example:
         >>> from recall_lightning.measuring.linear_maps import find_linear_maps
         >>> net = nn.Linear(2, 1, bias=False)
-        >>> batch = (torch.ones(8, 2), torch.zeros(8, 1))  # squared error: E[gg] is 1
-        >>> factors = kronecker_factors(net, find_linear_maps(net)[0], [batch] * 500,
-        ...     lambda module, batch: module(batch[0]))
+        >>> batch = (torch.ones(8, 2), torch.rand(8, 1))  # real numbers: E[gg] is 1
+        >>> factors = kronecker_factors(net, find_linear_maps(net)[0], [batch] * 500)
         >>> factors.inputs["weight"].matrix.tolist()
         [[1.0, 1.0], [1.0, 1.0]]
         >>> round(factors.outputs["weight"].matrix.item(), 1)
@@ -83,12 +93,12 @@ def kronecker_factors(
     """
     weights = named_weights(module)
     maps = [one for one in maps if one.weight in weights]
+    view, found = view_of(module, view), FoundPredictions(predictions)
     factored = [one for one in maps if is_factored(one, weights, full_width)]
     if not factored:
-        return KroneckerFactors(input_moments(module, maps, batches, forward, full_width, rank))
-    inputs = InputSums(maps, full_width, rank)
+        return KroneckerFactors(input_moments(module, maps, batches, view, full_width, rank))
+    inputs = InputSums(maps, view, full_width, rank)
     outputs = _OutputSums({one: one.outputs(weights) for one in factored})
-    predictions = Predictions(module)
     with (
         undisturbed(module),
         inputs.gathered_from(module),
@@ -98,10 +108,28 @@ def kronecker_factors(
         torch.manual_seed(seed)
         for batch in batches:
             inputs.batch = batch
-            output = forward(module, copy.copy(batch))  # a forward may pop what it takes
+            output = view.forward(module, copy.copy(batch))  # a forward may pop what it takes
             inputs.batch = None  # checkpointed layers compute once more in backward
-            outputs.add(predictions.sampled_loss(output, batch))
-    return KroneckerFactors(inputs.means(), outputs.means(), outputs.unknown)
+            outputs.add(_sampled_loss(view, found, output, batch))
+    return KroneckerFactors(inputs.means(), outputs.means(), outputs.unknown, found.kind)
+
+
+def _sampled_loss(
+    view: ModelView, found: FoundPredictions, output: Any, batch: Any
+) -> tuple[Tensor, int] | None:
+    """Sum −log p of drawn labels over the predictions that count; return how many those are, too.
+
+    None where the kind of the predictions is not known, or the outputs have no gradient.
+    """
+    outputs = view.logits(output)
+    if outputs is None or not outputs.requires_grad:
+        return None
+    kind = found.of(outputs, view.targets(batch))
+    if kind is None:
+        return None
+    each = kind.sampled_loss(outputs)
+    counts = view.counts(batch, each)
+    return torch.where(counts, each, 0.0).sum(), int(counts.sum())
 
 
 def normalised(factors: KroneckerFactors) -> KroneckerFactors:
@@ -163,7 +191,8 @@ class _OutputSums:
         if loss_and_count is None:
             self.unknown = self.unknown or (
                 "the batch holds no targets that fit the model's outputs: integer classes for a "
-                "last axis of logits, or floats in the outputs' shape"
+                "last axis of logits, or numbers in the outputs' shape; what the model predicts "
+                "can be set, as in predictions='classes'"
             )
             return
         if not computed:

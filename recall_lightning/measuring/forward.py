@@ -1,23 +1,23 @@
 """How to run a model that knows nothing of us on a batch of its own training data."""
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
-from recall_lightning.measuring.blocks import Block, has_parameters
+from recall_lightning.measuring.blocks import has_parameters
 from recall_lightning.weights.naming import canonical_name
 
 ProbeForward = Callable[[nn.Module, Any], Any]
 """Runs a module on a batch and returns what it puts out."""
 
 
-def default_forward(module: nn.Module, blocks: Sequence[Block], batch: Any) -> Any:
+def default_forward(module: nn.Module, batch: Any) -> Any:
     """Run ``module`` on the inputs found in ``batch`` and return its output.
 
     The module called is ``module`` itself if its class defines ``forward``, otherwise the one child
-    that contains all blocks. It gets
+    that has parameters. It gets
 
     - of a mapping: the entries that its ``forward`` has a parameter for, by name, and masks and
       positions if it takes ``**kwargs``;
@@ -27,33 +27,31 @@ def default_forward(module: nn.Module, blocks: Sequence[Block], batch: Any) -> A
 
     Args:
         module: The LightningModule, or any module.
-        blocks: Its blocks; they tell which child computes them.
         batch: A batch as ``training_step`` gets it.
 
     Raises:
         ValueError: If the child or its inputs cannot be worked out; it says what is missing.
 
     Example:
-        >>> default_forward(nn.Linear(2, 1), [], (Tensor([[1.0, 2.0]]), Tensor([0.0]))).shape
+        >>> default_forward(nn.Linear(2, 1), (Tensor([[1.0, 2.0]]), Tensor([0.0]))).shape
         torch.Size([1, 1])
     """
-    target = _callable_module(module, [block.output for block in blocks])
+    target = _callable_module(module)
     args, kwargs = _bind(target, batch)
     return target(*args, **kwargs)
 
 
-def _callable_module(module: nn.Module, outputs: Sequence[str]) -> nn.Module:
+def _callable_module(module: nn.Module) -> nn.Module:
     while not _defines_forward(module):
-        children = {canonical_name(name): child for name, child in module.named_children()}
-        # a frozen backbone has no block, and yet the head is nothing without it
-        needed = [name for name, child in children.items() if has_parameters(child)]
-        if len(needed) != 1 or not all(f"{o}.".startswith(f"{needed[0]}.") for o in outputs):
+        # a frozen backbone counts, too: the head is nothing without it
+        needed = [child for child in module.children() if has_parameters(child)]
+        if len(needed) != 1:
+            names = ", ".join(canonical_name(name) for name, _ in module.named_children())
             raise ValueError(
-                f"{type(module).__name__} defines no forward, and how its children "
-                f"({', '.join(children)}) work together cannot be known"
+                f"{type(module).__name__} defines no forward, and how its children ({names}) work "
+                "together cannot be known"
             )
-        outputs = [output[len(needed[0]) + 1 :] for output in outputs]
-        module = children[needed[0]]
+        module = needed[0]
     return module
 
 

@@ -7,26 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from recall_lightning.measuring.hidden_states import undisturbed
+from recall_lightning.measuring.architecture import find_generator
+from recall_lightning.measuring.isolation import undisturbed
 
 _BATCHES_AT_ONCE = 4  # a token of many sequences takes little longer than one of few
-
-
-def find_generator(module: nn.Module) -> Any | None:
-    """Return the outermost causal language model inside that can generate, or None.
-
-    Example:
-        >>> find_generator(nn.Linear(2, 2)) is None
-        True
-    """
-    for child in module.modules():
-        config: Any = getattr(child, "config", None)
-        able = getattr(child, "can_generate", None)
-        if config is None or getattr(config, "is_encoder_decoder", False) or not callable(able):
-            continue
-        if able() and getattr(config, "vocab_size", None):
-            return child
-    return None
 
 
 def generated_batches(

@@ -1,21 +1,19 @@
 """Hidden states of a model's blocks on given samples, measured without a trace."""
 
 import copy
-import random
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
-from torchmetrics import Metric
 
 from recall_lightning.measuring.batches import batch_size
 from recall_lightning.measuring.blocks import Block
-from recall_lightning.measuring.masks import token_mask
+from recall_lightning.measuring.forward import ProbeForward
+from recall_lightning.measuring.isolation import undisturbed
+from recall_lightning.measuring.view import ModelView, view_of
 from recall_lightning.weights.naming import canonical_name
 
 
@@ -23,15 +21,14 @@ def hidden_states(
     module: nn.Module,
     blocks: Sequence[Block],
     batches: Sequence[Any],
-    forward: Callable[[nn.Module, Any], Any],
+    view: ModelView | ProbeForward | None = None,
 ) -> dict[str, Tensor]:
     """Run a model over batches and pool what its blocks put out, one vector a sample.
 
-    Tokens are averaged where the batch's ``attention_mask`` (in a decoder's blocks
-    ``decoder_attention_mask``, or labels that are not −100), or the padding mask that a torch
-    transformer layer was called with, has no padding; images by global average; several rows a
-    sample (frames, answer choices) are averaged. The module's mode, gradients, metrics and every
-    random state are as before.
+    Tokens are averaged where the view's mask, or the padding mask that a torch transformer layer
+    was called with, has no padding; images by global average; several rows a sample (frames, answer
+    choices) are averaged. Complex states are their real and imaginary parts, side by side. The
+    module's mode, gradients, metrics and every random state are as before.
 
     Source: RECALL (arXiv 2510.20479), hidden representations.
 
@@ -39,7 +36,8 @@ def hidden_states(
         module: The model.
         blocks: The blocks to measure.
         batches: Batches on the model's device.
-        forward: Runs the module on one batch; each block must compute at least once in it.
+        view: How the module is run, and what is padding; by default found, see
+            :func:`~recall_lightning.measuring.view.view_of`. Each block must compute at least once.
 
     Returns:
         Block name to states, (samples, hidden) float32 on the model's device, samples in the order
@@ -51,87 +49,27 @@ def hidden_states(
     Example:
         >>> from recall_lightning.measuring.blocks import find_blocks
         >>> mlp = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
-        >>> states = hidden_states(mlp, find_blocks(mlp), [torch.ones(5, 4)], lambda m, b: m(b))
+        >>> states = hidden_states(mlp, find_blocks(mlp), [torch.ones(5, 4)])
         >>> {name: tuple(s.shape) for name, s in states.items()}
         {'0': (5, 8), '2': (5, 2)}
     """
     states: dict[str, list[Tensor]] = {block.name: [] for block in blocks}
-    with undisturbed(module), _pooled_outputs(module, blocks) as probe:
+    view = view_of(module, view)
+    with undisturbed(module), _pooled_outputs(module, blocks, view) as probe:
         for batch in batches:
             probe.start(batch)
-            forward(module, copy.copy(batch))  # a forward may pop what it takes
+            view.forward(module, copy.copy(batch))  # a forward may pop what it takes
             for name, state in probe.finish().items():
                 states[name].append(state)
     return {name: torch.cat(parts) for name, parts in states.items()}
 
 
 @contextmanager
-def undisturbed(module: nn.Module) -> Iterator[None]:
-    """Evaluate a module inside the ``with`` block and leave no trace of it.
-
-    Inside: evaluation mode, no gradients, no compiled code (it would not call the hooks). After:
-    each submodule's mode, torch's, numpy's and Python's random states and the states of all
-    torchmetrics are what they were.
-    """
-    modes = [(child, child.training) for child in module.modules()]
-    metrics = [(child, _metric_state(child)) for child in module.modules() if _is_metric(child)]
-    try:
-        with ExitStack() as stack:
-            stack.enter_context(torch.no_grad())
-            stack.enter_context(isolated_rng(cuda_devices(module)))
-            if "torch._dynamo" in sys.modules:  # whatever was compiled would not call the hooks
-                stack.enter_context(torch.compiler.set_stance("force_eager"))
-            module.eval()
-            yield
-    finally:
-        for child, mode in modes:
-            child.training = mode
-        for metric, state in metrics:
-            metric.__dict__.update(state)
-
-
-def cuda_devices(module: nn.Module) -> list[int]:
-    """Return the indices of the CUDA devices that a module's parameters are on."""
-    return sorted({p.device.index or 0 for p in module.parameters() if p.is_cuda})
-
-
-@contextmanager
-def isolated_rng(devices: Sequence[int] = ()) -> Iterator[None]:
-    """Put torch's (CPU and the CUDA ``devices``'), numpy's and Python's random states back after.
-
-    Example:
-        >>> before = torch.get_rng_state()
-        >>> with isolated_rng():
-        ...     _ = torch.rand(3)
-        >>> bool((torch.get_rng_state() == before).all())
-        True
-    """
-    python_state, numpy_state = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng(devices=devices):
-            yield
-    finally:
-        random.setstate(python_state)
-        np.random.set_state(numpy_state)
-
-
-def _is_metric(module: nn.Module) -> bool:
-    return isinstance(module, Metric)
-
-
-def _metric_state(metric: Any) -> dict[str, Any]:
-    """Copy what an update changes: states may be updated in place."""
-    kept = {
-        name: state.clone() if isinstance(state, Tensor) else list(state)
-        for name, state in metric.metric_state.items()
-    }
-    return kept | {"_update_count": metric._update_count, "_computed": metric._computed}
-
-
-@contextmanager
-def _pooled_outputs(module: nn.Module, blocks: Sequence[Block]) -> Iterator["_Probe"]:
+def _pooled_outputs(
+    module: nn.Module, blocks: Sequence[Block], view: ModelView
+) -> Iterator["_Probe"]:
     modules = {canonical_name(name): child for name, child in module.named_modules()}
-    probe = _Probe(blocks)
+    probe = _Probe(blocks, view)
     handles = [
         modules[block.output].register_forward_hook(
             probe.hook(block.name, modules[block.name]), with_kwargs=True
@@ -148,10 +86,9 @@ def _pooled_outputs(module: nn.Module, blocks: Sequence[Block]) -> Iterator["_Pr
 class _Probe:
     """Collects one pooled output a block while one batch is computed."""
 
-    def __init__(self, blocks: Sequence[Block]) -> None:
+    def __init__(self, blocks: Sequence[Block], view: ModelView) -> None:
         self._names = [block.name for block in blocks]
-        # a decoder-only model's labels may hide the prompt, which is no padding
-        self._two_stacks = any("encoder" in name for name in self._names)
+        self._view = view
         self._batch: Any = None
         self._samples = 0
         self._pooled: dict[str, Tensor] = {}
@@ -164,7 +101,7 @@ class _Probe:
         if silent:
             raise ValueError(
                 f"the block(s) {', '.join(silent[:3])} computed nothing when the model ran: pass a "
-                "probe_forward that runs them, or the blocks to take as blocks=[…]"
+                "view that runs them, or the blocks to take as blocks=[…]"
             )
         return self._pooled
 
@@ -175,13 +112,13 @@ class _Probe:
                 raise ValueError(f"the block {name} puts out no tensor but {type(output).__name__}")
             mask = _padding_free(kwargs)
             if mask is None:
-                mask = token_mask(self._batch, decoder=self._two_stacks and "decoder" in name)
+                mask = self._view.mask(self._batch, name)
             samples = self._samples
             pooled = _pool(states, mask, block, samples)
             if len(pooled) % samples:
                 raise ValueError(
                     f"the block {name} put out {len(pooled)} rows for a batch of {samples}: "
-                    "leave it out of blocks=[…], or pass a probe_forward whose rows are samples"
+                    "leave it out of blocks=[…], or pass a view whose rows are samples"
                 )
             # several rows a sample, such as frames or answer choices, one after the other
             self._pooled[name] = pooled.unflatten(0, (samples, -1)).mean(dim=1)
@@ -216,6 +153,9 @@ def _pool(states: Tensor, mask: Tensor | None, block: nn.Module, samples: int) -
     """Average everything but rows and hidden units away: (rows, hidden) float32."""
     if states.is_nested:  # padded batches on torch's fast path: one (tokens, hidden) a sample
         return torch.stack([sample.float().mean(dim=0) for sample in states.unbind()])
+    if states.is_complex():
+        parts = [_pool(part, mask, block, samples) for part in (states.real, states.imag)]
+        return torch.cat(parts, dim=1)
     states = states.float()
     if states.dim() <= 2:
         return states.reshape(len(states), -1)

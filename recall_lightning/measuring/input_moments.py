@@ -12,15 +12,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.hooks import RemovableHandle
 
-from recall_lightning.measuring.hidden_states import undisturbed
+from recall_lightning.measuring.forward import ProbeForward
+from recall_lightning.measuring.isolation import undisturbed
 from recall_lightning.measuring.linear_maps import LinearMap
-from recall_lightning.measuring.masks import token_mask
 from recall_lightning.measuring.moments import (
     FullMoments,
     LowRankMoments,
     Moments,
     RowCounts,
 )
+from recall_lightning.measuring.view import ModelView, view_of
 from recall_lightning.weights.naming import canonical_name
 
 
@@ -28,7 +29,7 @@ def input_moments(
     module: nn.Module,
     maps: Sequence[LinearMap],
     batches: Sequence[Any],
-    forward: Callable[[nn.Module, Any], Any],
+    view: ModelView | ProbeForward | None = None,
     full_width: int = 1024,
     rank: int = 128,
 ) -> dict[str, Moments]:
@@ -42,7 +43,8 @@ def input_moments(
         module: The model.
         maps: Those of :func:`find_linear_maps`.
         batches: Batches on the model's device.
-        forward: Runs the module on one batch.
+        view: How the module is run, and what is padding; by default found, see
+            :func:`~recall_lightning.measuring.view.view_of`.
         full_width: Maps of more inputs than this have moments of low rank plus a diagonal.
         rank: That rank.
 
@@ -54,16 +56,17 @@ def input_moments(
         >>> from recall_lightning.measuring.linear_maps import find_linear_maps
         >>> mlp = nn.Sequential(nn.Linear(2, 3, bias=False))
         >>> maps, _ = find_linear_maps(mlp)
-        >>> moments = input_moments(mlp, maps, [torch.eye(2)], lambda module, batch: module(batch))
+        >>> moments = input_moments(mlp, maps, [torch.eye(2)])
         >>> moments["0.weight"].matrix
         tensor([[0.5000, 0.0000],
                 [0.0000, 0.5000]])
     """
-    sums = InputSums(maps, full_width, rank)
+    view = view_of(module, view)
+    sums = InputSums(maps, view, full_width, rank)
     with undisturbed(module), sums.gathered_from(module):
         for batch in batches:
             sums.batch = batch
-            forward(module, copy.copy(batch))  # a forward may pop what it takes
+            view.forward(module, copy.copy(batch))  # a forward may pop what it takes
     return sums.means()
 
 
@@ -72,6 +75,7 @@ class InputSums:
 
     Args:
         maps: The maps.
+        view: Of the model; it tells what is padding.
         full_width: Maps of more inputs than this have moments of low rank plus a diagonal.
         rank: That rank.
 
@@ -79,11 +83,12 @@ class InputSums:
         batch: What the model is running on, for its mask; nothing is summed while it is None.
     """
 
-    def __init__(self, maps: Sequence[LinearMap], full_width: int, rank: int) -> None:
-        self.maps, self.full_width, self.rank = maps, full_width, rank
+    def __init__(
+        self, maps: Sequence[LinearMap], view: ModelView, full_width: int, rank: int
+    ) -> None:
+        self.maps, self.view, self.full_width, self.rank = maps, view, full_width, rank
         self.batch: Any = None
         self._sums: dict[str, Moments] = {}
-        self._two_stacks = any("encoder" in name for one in maps for name in one.modules)
 
     def gathered_from(self, module: nn.Module) -> AbstractContextManager[None]:
         """Gather inside the ``with`` block, by forward hooks."""
@@ -109,7 +114,7 @@ class InputSums:
         if linear_map.weight not in self._sums:
             empty = empty_moments(linear_map, given.device, self.full_width, self.rank)
             self._sums[linear_map.weight] = empty
-        mask = token_mask(self.batch, self._two_stacks and "decoder" in linear_map.modules[0])
+        mask = self.view.mask(self.batch, linear_map.modules[0])
         with torch.autocast(given.device.type, enabled=False):  # sums want float32
             self._sums[linear_map.weight].update(_rows(linear_map, child, given, mask))
 

@@ -1,1 +1,66 @@
-"""Known ways of forgetting less, one a file, and the table of them."""
+"""Known ways of forgetting less, one a file, and the table of them.
+
+A file holds a method's callback, if it has one, and the record by which the command line knows it,
+a :class:`~recall_lightning.methods.method.Method`.
+"""
+
+from typing import TYPE_CHECKING
+
+from recall_lightning._lazily import lazily
+
+if TYPE_CHECKING:
+    from recall_lightning.methods.adaptive import AdaptiveInterval
+    from recall_lightning.methods.ewc import ElasticWeightConsolidation
+    from recall_lightning.methods.hft import HalfFineTuning
+    from recall_lightning.methods.l2 import L2ToSnapshot
+    from recall_lightning.methods.low_lr import LowLearningRate
+    from recall_lightning.methods.lwf import LearningWithoutForgetting
+    from recall_lightning.methods.recall_paper import RecallPaper
+    from recall_lightning.methods.sfa import SequentialFinetuningAveraging
+    from recall_lightning.methods.wise_ft import WiseFT
+
+FILES = {
+    "finetune": "finetune",
+    "joint": "joint",
+    "low_lr": "low_lr",
+    "l2": "l2",
+    "sfa": "sfa",
+    "wise_ft": "wise_ft",
+    "ewc": "ewc",
+    "lwf": "lwf",
+    "replay": "replay",
+    "hft": "hft",
+    "adaptive": "adaptive",
+    "recall_paper": "recall_paper",
+    "recall_paper_loop": "recall_paper",
+    "recall": "recall",
+}
+"""Each method's file by its name, in the order of tables; nothing is imported to know the names."""
+
+__all__ = [
+    "FILES",
+    "AdaptiveInterval",
+    "ElasticWeightConsolidation",
+    "HalfFineTuning",
+    "L2ToSnapshot",
+    "LearningWithoutForgetting",
+    "LowLearningRate",
+    "RecallPaper",
+    "SequentialFinetuningAveraging",
+    "WiseFT",
+]
+
+__getattr__, __dir__ = lazily(
+    __name__,
+    {
+        "AdaptiveInterval": "adaptive",
+        "ElasticWeightConsolidation": "ewc",
+        "HalfFineTuning": "hft",
+        "L2ToSnapshot": "l2",
+        "LearningWithoutForgetting": "lwf",
+        "LowLearningRate": "low_lr",
+        "RecallPaper": "recall_paper",
+        "SequentialFinetuningAveraging": "sfa",
+        "WiseFT": "wise_ft",
+    },
+)

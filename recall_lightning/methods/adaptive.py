@@ -9,6 +9,8 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
+from recall_lightning.merging.rules import Uniform
+from recall_lightning.methods.method import Method
 from recall_lightning.recall.callback import RecallCallback
 from recall_lightning.weights.naming import named_weights
 
@@ -34,7 +36,7 @@ class AdaptiveInterval(RecallCallback):
         every: The interval at mean speed, and about the mean interval. A float in (0, 1] is a
             fraction of the task, an int a number of optimizer steps. The task's last step always
             merges.
-        strength: The snapshot's weight in every merge, in [0, 1].
+        strength: The snapshot's weight in every merge, in [0, 1).
         limit: By how much the interval may be longer or shorter than ``every``, at least 1.
         merge_first_task: Whether to merge in the first task too. False for a model that starts from
             random weights.
@@ -60,9 +62,7 @@ class AdaptiveInterval(RecallCallback):
     ) -> None:
         super().__init__(
             every=every,
-            rule="uniform",
-            end_rule=None,
-            strength=strength,
+            rule=Uniform(strength),
             merge_first_task=merge_first_task,
             task_epochs=task_epochs,
         )
@@ -83,7 +83,7 @@ class AdaptiveInterval(RecallCallback):
             task_steps: How many the task takes; None if its dataloader has no length.
         """
         if step_in_task == task_steps:
-            return self.at_task_end
+            return True
         interval = float(self.every)
         if not isinstance(self.every, Integral):
             assert task_steps is not None  # checked when the task started
@@ -140,7 +140,12 @@ class AdaptiveInterval(RecallCallback):
         return float(torch.linalg.vector_norm(torch.stack(norms))) if norms else 0.0
 
     def _remember(self, pl_module: LightningModule) -> None:
-        self._before = {name: weight.detach().clone() for name, weight in _parameters(pl_module)}
+        for name, weight in _parameters(pl_module):
+            before = self._before.get(name)
+            if before is None or before.shape != weight.shape or before.device != weight.device:
+                self._before[name] = weight.detach().clone()
+            else:
+                before.copy_(weight.detach())
 
 
 _STATE = ("distance", "steps", "travelled", "waited")
@@ -148,3 +153,11 @@ _STATE = ("distance", "steps", "travelled", "waited")
 
 def _parameters(module: nn.Module) -> list[tuple[str, Tensor]]:
     return [(n, w) for n, w in named_weights(module).items() if isinstance(w, nn.Parameter)]
+
+
+METHOD = Method(
+    "adaptive",
+    "uniform averaging at adaptive intervals",
+    AdaptiveInterval,
+    keeps_first="merge_first_task",
+)

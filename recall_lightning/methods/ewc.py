@@ -9,6 +9,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 
+from recall_lightning.methods.method import Method
 from recall_lightning.methods.penalty import QuadraticPenalty
 from recall_lightning.recall.statistics.squared_gradients import SquaredGradients
 from recall_lightning.weights.naming import named_weights
@@ -147,3 +148,11 @@ class ElasticWeightConsolidation(QuadraticPenalty):
                 "the last task"
             )
             self.fisher = {n: f for n, f in self.fisher.items() if n not in gone}
+
+
+METHOD = Method(
+    "ewc",
+    "online elastic weight consolidation",
+    ElasticWeightConsolidation,
+    keeps_first="from_first_task",
+)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
 
 from recall_lightning.callbacks._trainer.strategies import check_strategy
+from recall_lightning.methods.method import Method
 from recall_lightning.methods.protecting import ProtectingCallback
 from recall_lightning.weights.naming import named_weights
 
@@ -157,3 +158,11 @@ def _groups(weights: Mapping[str, Tensor]) -> dict[tuple[str, str], list[list[st
 
 def _is_parameter(weight: Tensor) -> bool:
     return isinstance(weight, nn.Parameter)
+
+
+METHOD = Method(
+    "hft",
+    "half of the parameters frozen in each task",
+    HalfFineTuning,
+    keeps_first="from_first_task",
+)

@@ -1,5 +1,6 @@
 """L2-SP: a pull towards the weights that a task started from."""
 
+from recall_lightning.methods.method import Method
 from recall_lightning.methods.penalty import QuadraticPenalty
 
 
@@ -35,3 +36,8 @@ class L2ToSnapshot(QuadraticPenalty):
         task_epochs: int | list[int] | None = None,
     ) -> None:
         super().__init__(strength, from_first_task, task_epochs)
+
+
+METHOD = Method(
+    "l2", "L2 penalty towards the snapshot", L2ToSnapshot, keeps_first="from_first_task"
+)

@@ -7,6 +7,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from recall_lightning.methods.method import Method
 from recall_lightning.methods.protecting import ProtectingCallback
 
 
@@ -76,3 +77,11 @@ class LowLearningRate(ProtectingCallback):
         for hook in self._hooks:
             hook.remove()
         self._hooks, self._rates = [], {}
+
+
+METHOD = Method(
+    "low_lr",
+    "a lower learning rate after the first task",
+    LowLearningRate,
+    keeps_first="from_first_task",
+)

@@ -1,5 +1,6 @@
 """Learning without forgetting: stay close to what the model said at the task's start."""
 
+import copy
 import math
 from collections.abc import Callable, Mapping
 from itertools import chain
@@ -8,19 +9,16 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.utils.hooks import RemovableHandle
 
 from recall_lightning.callbacks._trainer.strategies import check_strategy
 from recall_lightning.measuring.blocks import has_parameters
-from recall_lightning.measuring.hidden_states import undisturbed
-from recall_lightning.measuring.predictions import (
-    has_two_stacks,
-    logits_of,
-    positions_that_count,
-    predicts_next_token,
-)
+from recall_lightning.measuring.isolation import undisturbed
+from recall_lightning.measuring.predictions import Categorical, FoundPredictions, Predictions
+from recall_lightning.measuring.view import ModelView, given_by_name, view_of
+from recall_lightning.methods.method import Method
 from recall_lightning.methods.protecting import ProtectingCallback
 from recall_lightning.weights.naming import named_weights
 from recall_lightning.weights.snapshot import Snapshot
@@ -29,11 +27,12 @@ from recall_lightning.weights.snapshot import Snapshot
 class LearningWithoutForgetting(ProtectingCallback):
     """Adds strength · T² · KL(teacher ‖ student) to the loss, on the new task's own batches.
 
-    The teacher is the model at the task's start, in evaluation mode; both sides' logits are divided
-    by the temperature T before the softmax, all classes of the output together. The divergence is
-    summed over classes and averaged over samples, or over tokens that count: those that
-    ``attention_mask`` does not hide and whose label (of a causal model: the next token's) is
-    not −100.
+    The teacher is the model at the task's start, in evaluation mode. The divergence is that of what
+    the model predicts: classes (a softmax over all of the output together), real numbers, whose
+    divergence is half the squared difference, or answers of yes and no. Logits of both sides are
+    divided by the temperature T. It is summed over the output's last axis and averaged over
+    samples, or over tokens that count: those that ``attention_mask`` does not hide and whose label
+    (of a causal model: the next token's) is not −100.
 
     Source: LwF (Li & Hoiem, arXiv 1606.09282), whose cross-entropy with the old outputs has the
     gradient of this divergence. T² keeps the gradient's size independent of T (Hinton et al., arXiv
@@ -58,12 +57,17 @@ class LearningWithoutForgetting(ProtectingCallback):
         module: Name of the submodule that computes logits from a batch's inputs, such as
             ``"net"``; only needed where it is neither the LightningModule itself nor its only
             submodule.
+        predictions: What the model predicts: ``"classes"``, ``"values"`` (real numbers),
+            ``"binary"`` (yes or no, each output of its own), a
+            :class:`~recall_lightning.measuring.predictions.Predictions` of your own, or ``"auto"``:
+            what a batch's targets tell, which is logged; where they tell nothing, classes.
         task_epochs: Only where no datamodule tells the task: epochs a task (int), or each task's
             first epoch (list). Without either, every fit is a task.
 
     Raises:
         MisconfigurationException: For an argument out of its range, a strategy that shards the
-            weights, or where no logits can be found.
+            weights, where no logits can be found, or where what is predicted is neither set nor
+            told by the batch, or both and not alike.
 
     Attributes:
         teacher: The weights at the current task's start; None in a task without distillation.
@@ -80,6 +84,7 @@ class LearningWithoutForgetting(ProtectingCallback):
         from_first_task: bool = True,
         logits: Callable[[Any], Tensor] | None = None,
         module: str | None = None,
+        predictions: str | Predictions = "auto",
         task_epochs: int | list[int] | None = None,
     ) -> None:
         super().__init__(from_first_task, task_epochs)
@@ -89,11 +94,17 @@ class LearningWithoutForgetting(ProtectingCallback):
             raise MisconfigurationException(f"temperature={temperature!r} must be positive")
         self.strength = strength
         self.temperature = temperature
-        self.logits = logits or logits_of
+        self.logits = logits
         self.module = module
+        try:
+            self._predictions = FoundPredictions(predictions)
+        except ValueError as error:
+            raise MisconfigurationException(f"LearningWithoutForgetting: {error}") from error
+        self._logged = self._predictions.kind
         self.teacher: Snapshot | None = None
         self._hooks: list[RemovableHandle] = []
-        self._batch: Mapping[str, Any] = {}
+        self._view = ModelView()
+        self._batch: Any = None
         self._found = True  # whether this batch's forward pass put out logits
         self._calls: dict[nn.Module, list[tuple[Any, Any, Tensor]]] = {}
 
@@ -108,6 +119,7 @@ class LearningWithoutForgetting(ProtectingCallback):
         if self.teacher is not None:
             self.teacher = self.teacher.to_devices_of(named_weights(pl_module))
         self._remove_hooks()
+        self._view = view_of(pl_module)
         for candidate in self._candidates(pl_module):
             self._hooks.append(candidate.register_forward_hook(self._listen, with_kwargs=True))
 
@@ -126,9 +138,9 @@ class LearningWithoutForgetting(ProtectingCallback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Keep the batch's masks."""
+        """Keep the batch's masks and labels."""
         super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
-        self._batch = dict(batch) if isinstance(batch, Mapping) else {}
+        self._batch = copy.copy(batch)  # a training_step may pop what it takes
         self._calls, self._found = {}, False
 
     def on_before_backward(
@@ -170,18 +182,40 @@ class LearningWithoutForgetting(ProtectingCallback):
     ) -> Tensor:
         """The mean over all samples or tokens of the calls that led to this loss."""
         weights = self._teacher_weights(pl_module, student_module)
-        causal, two_stacks = predicts_next_token(pl_module), has_two_stacks(pl_module)
         total, count = torch.zeros(2, device=pl_module.device)
         for args, kwargs, student in calls[student_module]:
             with trainer.precision_plugin.forward_context(), undisturbed(pl_module):
                 output = torch.func.functional_call(student_module, weights, args, kwargs)
-            teacher = self.logits(output)
+            teacher = self._logits_in(output)
             assert teacher is not None  # the student's were found in the same way
-            each = distillation_loss(student, teacher, self.temperature)
-            mask = positions_that_count({**self._batch, **kwargs}, each, causal, two_stacks)
-            total = total + torch.where(mask, each, 0.0).sum()
-            count = count + mask.sum()
+            given = _with(self._batch, kwargs)
+            each = self._kind(student, given).divergence(student, teacher, self.temperature)
+            counts = self._view.counts(given, each)
+            total = total + torch.where(counts, each, 0.0).sum()
+            count = count + counts.sum()
         return total / count.clamp(min=1)
+
+    def _kind(self, student: Tensor, batch: Any) -> Predictions:
+        """What the student predicts, logged where the batch has told it."""
+        try:
+            self._predictions.of(student, self._view.targets(batch))
+        except ValueError as error:
+            raise MisconfigurationException(f"LearningWithoutForgetting: {error}") from error
+        kind = self._predictions.kind or _fallback(student)
+        if type(kind) is not type(self._logged):
+            self._logged = kind
+            told = (
+                "the batch tells" if self._predictions.kind else "nothing in the batch tells more"
+            )
+            rank_zero_info(
+                f"LearningWithoutForgetting takes what the model predicts for {kind.name!r}, as "
+                f"{told}: set predictions= if it is something else"
+            )
+        return kind
+
+    def _logits_in(self, output: Any) -> Tensor | None:
+        own = output if self.logits is None else self.logits(output)
+        return self._view.logits(own)
 
     def _teacher_weights(self, pl_module: LightningModule, module: nn.Module) -> dict[str, Tensor]:
         """The teacher's weights under the names they have in ``module``."""
@@ -199,8 +233,8 @@ class LearningWithoutForgetting(ProtectingCallback):
         # not to validation, probes or the teacher: only a training_step computes gradients
         if self.teacher is None or not torch.is_grad_enabled():
             return
-        logits = self.logits(output)
-        if isinstance(logits, Tensor) and logits.requires_grad:
+        logits = self._logits_in(output)
+        if logits is not None and logits.requires_grad:
             self._calls.setdefault(module, []).append((args, kwargs, logits))
 
     def _candidates(self, pl_module: LightningModule) -> list[nn.Module]:
@@ -213,7 +247,7 @@ class LearningWithoutForgetting(ProtectingCallback):
                     f"module={self.module!r} is no submodule of {type(pl_module).__name__}"
                 ) from error
         own = [pl_module] if type(pl_module).forward is not LightningModule.forward else []
-        if own and self.logits is not logits_of:
+        if own and self.logits is not None:
             return [*own]  # the user's function is for what the module itself returns
         children = [child for child in pl_module.children() if has_parameters(child)]
         return [*own, *(children if len(children) == 1 else [])]
@@ -233,22 +267,28 @@ class LearningWithoutForgetting(ProtectingCallback):
         self._hooks, self._calls = [], {}
 
 
-def distillation_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """T² · KL(teacher ‖ student) at temperature T, one a sample or token.
+def _fallback(student: Tensor) -> Predictions:
+    """Take outputs for logits of classes where no target tells what they are."""
+    if student.dim() > 3 or student.shape[-1] == 1:
+        raise MisconfigurationException(
+            "LearningWithoutForgetting cannot tell what the model predicts from outputs of shape "
+            f"{tuple(student.shape)} and this batch: set predictions='classes', 'values' or "
+            "'binary'"
+        )
+    return Categorical()
 
-    Args:
-        student: Logits (…, classes).
-        teacher: Logits of the same shape, which get no gradient.
-        temperature: T.
 
-    Returns:
-        (…) float32, in nats.
+def _with(batch: Any, kwargs: Mapping[str, Any]) -> Any:
+    """Return a batch whose inputs are those that the model was called with, by name."""
+    inputs = {**given_by_name(batch), **kwargs}
+    if isinstance(batch, (tuple, list)):
+        return (inputs, *batch[1:])
+    return inputs or batch
 
-    Example:
-        >>> distillation_loss(torch.zeros(1, 2), torch.tensor([[0.0, 100.0]]), 1.0)  # ln 2
-        tensor([0.6931])
-    """
-    student_log = functional.log_softmax(student.float() / temperature, dim=-1)
-    teacher_log = functional.log_softmax(teacher.detach().float() / temperature, dim=-1)
-    each = functional.kl_div(student_log, teacher_log, reduction="none", log_target=True)
-    return temperature**2 * each.sum(-1)
+
+METHOD = Method(
+    "lwf",
+    "learning without forgetting: distillation",
+    LearningWithoutForgetting,
+    keeps_first="from_first_task",
+)

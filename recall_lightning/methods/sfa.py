@@ -1,5 +1,7 @@
 """SFA: sequential fine-tuning averaging."""
 
+from recall_lightning.merging.rules import Uniform
+from recall_lightning.methods.method import Method
 from recall_lightning.recall.callback import RecallCallback
 
 
@@ -13,7 +15,7 @@ class SequentialFinetuningAveraging(RecallCallback):
     Args:
         every: Interval between merges. A float in (0, 1] is a fraction of the task, an int a number
             of optimizer steps. The task's last step always merges.
-        strength: The snapshot's weight in every merge, in [0, 1].
+        strength: The snapshot's weight in every merge, in [0, 1).
         merge_first_task: Whether to merge in the first task too. False for a model that starts from
             random weights.
         task_epochs: Only where no datamodule tells the task: epochs a task (int), or each task's
@@ -37,9 +39,15 @@ class SequentialFinetuningAveraging(RecallCallback):
     ) -> None:
         super().__init__(
             every=every,
-            rule="uniform",
-            end_rule=None,
-            strength=strength,
+            rule=Uniform(strength),
             merge_first_task=merge_first_task,
             task_epochs=task_epochs,
         )
+
+
+METHOD = Method(
+    "sfa",
+    "uniform averaging in the loop",
+    SequentialFinetuningAveraging,
+    keeps_first="merge_first_task",
+)

@@ -1,5 +1,7 @@
 """WiSE-FT: one average of the weights before and after a task."""
 
+from recall_lightning.merging.rules import Uniform
+from recall_lightning.methods.method import Method
 from recall_lightning.recall.callback import RecallCallback
 
 
@@ -12,7 +14,7 @@ class WiseFT(RecallCallback):
     here task after task, each with the model before it.
 
     Args:
-        strength: The snapshot's weight, in [0, 1].
+        strength: The snapshot's weight, in [0, 1).
         merge_first_task: Whether to merge after the first task too. False for a model that starts
             from random weights.
         task_epochs: Only where no datamodule tells the task: epochs a task (int), or each task's
@@ -35,9 +37,12 @@ class WiseFT(RecallCallback):
     ) -> None:
         super().__init__(
             every=1.0,
-            rule="uniform",
-            end_rule=None,
-            strength=strength,
+            rule=Uniform(strength),
             merge_first_task=merge_first_task,
             task_epochs=task_epochs,
         )
+
+
+METHOD = Method(
+    "wise_ft", "uniform averaging at a task's end", WiseFT, keeps_first="merge_first_task"
+)

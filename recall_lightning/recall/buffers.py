@@ -4,19 +4,18 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 from torch.nn.modules.batchnorm import _NormBase
 
-from recall_lightning.measuring.hidden_states import undisturbed
-from recall_lightning.recall.model_run import ProbeRun
+from recall_lightning.measuring.isolation import undisturbed
+from recall_lightning.recall.context import TaskContext
+from recall_lightning.recall.model_run import ModelRun
 from recall_lightning.weights.finite import all_finite
 
 
-def recalibrate(
-    trainer: Trainer, pl_module: LightningModule, run: ProbeRun, batches: Sequence[Any]
-) -> None:
+def recalibrate(context: TaskContext, run: ModelRun, batches: Sequence[Any]) -> None:
     """Set running statistics to their averages over batches under the weights as they are.
 
     Normalisation layers alone are in training mode meanwhile, as statistics serve evaluation, where
@@ -26,14 +25,14 @@ def recalibrate(
     same for averaged weights.
 
     Args:
-        trainer: The Trainer.
-        pl_module: The model.
+        context: The task.
         run: How it is run on a batch.
         batches: Training batches; where there is none, nothing happens.
 
     Raises:
         ValueError: If the module cannot be run on them; statistics are then as before.
     """
+    trainer, pl_module = context.trainer, context.pl_module
     layers = [
         child
         for child in pl_module.modules()
@@ -43,7 +42,7 @@ def recalibrate(
         return
     before = [_Statistics(layer) for layer in layers]
     try:
-        with undisturbed(pl_module), run.ready(trainer, pl_module) as forward:
+        with undisturbed(pl_module), run.ready(context) as view:
             for layer in layers:
                 layer.train()
 
@@ -53,7 +52,7 @@ def recalibrate(
                 for number, batch in enumerate(some, 1):
                     for layer in layers:
                         layer.momentum = 1 / number  # the average of all batches so far
-                    forward(pl_module, batch)
+                    view.forward(pl_module, batch)
 
             run.evenly(trainer, batches, measure)
         measured = [_averaged(trainer, layer) for layer in layers]

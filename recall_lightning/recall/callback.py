@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from numbers import Integral
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -16,31 +16,32 @@ from recall_lightning.callbacks._trainer.optimizer_state import forget
 from recall_lightning.callbacks._trainer.other_callbacks import refuse_weight_averaging
 from recall_lightning.callbacks._trainer.strategies import check_strategy
 from recall_lightning.callbacks.task_aware import TaskAwareCallback
-from recall_lightning.measuring.blocks import Block, find_blocks, format_blocks
+from recall_lightning.measuring.blocks import Block, format_blocks
 from recall_lightning.measuring.forward import ProbeForward
-from recall_lightning.merging.block_settings import Setting
-from recall_lightning.merging.lora.pairs import LoraPair, find_lora_pairs
-from recall_lightning.merging.rules import MergeRule, RuleOptions
-from recall_lightning.recall.merge import Buffers, SnapshotMerge
-from recall_lightning.recall.model_run import ProbeRun
+from recall_lightning.measuring.predictions import Predictions
+from recall_lightning.measuring.view import ModelView
+from recall_lightning.merging.rules import MergeRule
+from recall_lightning.merging.structure import Structure
+from recall_lightning.recall.context import TaskContext
+from recall_lightning.recall.merge import SnapshotMerge
+from recall_lightning.recall.migration import migrated_state
+from recall_lightning.recall.model_run import ModelRun
 from recall_lightning.recall.records import record_scalars, records_figure
-from recall_lightning.recall.rule_statistics import RuleStatistics
 from recall_lightning.recall.settings import (
-    check_choice,
+    Buffers,
+    ImportanceSettings,
+    MomentSettings,
+    SampleSettings,
+    SnapshotSettings,
+    check_arguments,
     check_decides_about,
-    check_numbers,
-    check_strength,
-    device_of,
+    needed_settings,
     plain_settings,
-    rule_of,
-    warn_of_unused,
+    rules_of,
 )
-from recall_lightning.recall.snapshot_storage import SnapshotStorage
 from recall_lightning.recall.snapshots import KeptSnapshots
-from recall_lightning.recall.statistics.importance import Importance
-from recall_lightning.recall.statistics.moments import TaskMoments
+from recall_lightning.recall.statistics import statistics_for
 from recall_lightning.recall.statistics.recent_batches import RecentBatches
-from recall_lightning.recall.statistics.samples import Probe
 from recall_lightning.weights.naming import named_weights
 from recall_lightning.weights.sharding import gathered, reshard
 from recall_lightning.weights.snapshot import Snapshot
@@ -58,9 +59,9 @@ class RecallCallback(TaskAwareCallback):
     gathered while it was there: second moments of each map's inputs and of the gradients at its
     outputs, and one importance a parameter.
 
-    ``RecallCallback(every=1.0, rule="rbf", end_rule="rbf")`` is RECALL as published (EMNLP 2025,
-    arXiv 2510.20479): once, after training, a number a block, from how far its hidden
-    representations of a few typical samples of the new task have moved.
+    ``RecallCallback(every=1.0, rule="rbf")`` is RECALL as published (EMNLP 2025, arXiv 2510.20479):
+    once, after training, a number a block, from how far its hidden representations of a few typical
+    samples of the new task have moved.
 
     Note:
         Merging again and again towards one snapshot acts as a spring: with the snapshot's weight w
@@ -78,8 +79,8 @@ class RecallCallback(TaskAwareCallback):
     back to their rank), with several snapshots ``earlier`` (a list of dicts with the ``task``,
     ``similarity`` and ``coefficient`` of each but the newest, which the other entries are about).
     ``blocks`` is the table of blocks once the first task has started, a list of
-    :class:`~recall_lightning.measuring.blocks.Block`, and ``snapshots`` what is merged,
-    oldest first: the last was taken when the current task started.
+    :class:`~recall_lightning.measuring.blocks.Block`, and ``snapshots`` what is merged, oldest
+    first: the last was taken when the current task started.
 
     A PEFT model's adapter is merged as what it adds to the base, ΔW = scale · BA, not factor by
     factor, and brought back to its rank. The base is frozen, so neither copied nor merged.
@@ -91,165 +92,112 @@ class RecallCallback(TaskAwareCallback):
     Args:
         every: Interval between merges. A float in (0, 1] is a fraction of the task, an int a number
             of optimizer steps.
-        at_task_end: Whether the task's last step merges; if not, it never does, not even where
-            ``every`` falls on it.
+        keep: What the old counts against the new, > 0: it multiplies the odds of the snapshot's
+            weight in every merge. Larger keeps more of the old and learns less of the new.
         rule: How coefficients are made in the loop: ``"rbf"`` is the paper's, by similarity of
-            representations; ``"cka"`` and ``"cosine"`` exchange its similarity; ``"uniform"`` is 1
-            for every block; ``"importance"`` weighs every parameter by its importance to earlier
-            tasks; ``"kfac_importance"`` does so in the directions of a Kronecker-factored
-            curvature; ``"subspace"`` finds each linear map that keeps its outputs on earlier tasks'
-            inputs; ``"kfac_subspace"`` has them count by how much predictions depend on them;
-            ``"rbf*importance"`` multiplies; or a :class:`~recall_lightning.MergeRule`.
-        end_rule: The same for the merge at a task's end. None takes ``rule`` and ``strength``
-            there too.
-        strength: What multiplies the coefficients of ``rule``, in [0, 1]: a number, a list that is
-            interpolated from the first block to the last, or a dict of name patterns to either.
-        temperature: τ of the softmax over similarities, > 0. Smaller leaves drifted blocks more to
-            the live model: less forgetting prevented, more learned.
-        sigma: Width of the RBF kernel in units of the hidden states; ``"median"`` takes it from
-            the snapshot's own states, block by block.
-        importance_scale: λ > 0 of the importance rules, w = λF / (1 + λF). Larger keeps more.
-        importance_source: ``"optimizer"`` reads importance from Adam's state at a task's end,
-            ``"gradients"`` averages squared gradients over its last ``importance_steps`` steps,
-            ``"auto"`` does so where the optimizer has no such state.
-        importance_steps: How many optimizer steps that is.
-        new_inputs: λ > 0 of the subspace rules: what the current task's inputs count against those
-            of earlier tasks. Larger keeps less.
-        moment_batches: On how many of a task's last batches the moments of linear maps are
-            measured, per process.
-        moment_width: Maps of more inputs than this have their second moments kept as a matrix of
-            rank ``moment_rank`` plus a diagonal; of maps wider than this on either side curvature
-            is not kept, and the kfac rules merge them as ``"importance"`` and ``"subspace"`` do.
-        moment_rank: That rank.
-        moment_source: ``"task"``, or ``"generated"`` for sequences that a causal language model
-            writes itself at a task's end, where not even moments of the data may be kept after it.
+            representations; ``"cka"`` and ``"cosine"`` exchange its similarity; ``"importance"``
+            weighs every parameter by its importance to earlier tasks; ``"kfac_importance"`` does so
+            in the directions of a Kronecker-factored curvature; ``"subspace"`` finds each linear
+            map that keeps its outputs on earlier tasks' inputs; ``"kfac_subspace"`` has them count
+            by how much predictions depend on them; ``"rbf*importance"`` multiplies. A
+            :class:`~recall_lightning.MergeRule` has numbers of its own, as in ``Uniform(0.2)``, or
+            in YAML ``{class_path: Uniform, init_args: {weight: 0.2}}``.
+        end_rule: The same for the merge at a task's end. ``"auto"`` takes what belongs to ``rule``:
+            ``"kfac_subspace"`` to ``"kfac_importance"``, to every other rule itself; None takes
+            ``rule`` in any case. ``"never"`` does not merge at a task's last step, not even where
+            ``every`` falls on it.
+        samples: The typical samples of rules by similarity.
+        importance: Where the importance rules have it from.
+        moments: How the subspace and kfac rules measure linear maps.
+        snapshots: How many tasks' snapshots are kept and merged at once, or all settings of them.
         buffers: What a merge does to running means and variances, such as BatchNorm's: ``"merge"``
             merges them as weights, with their block's coefficient; ``"keep"`` leaves the live ones,
             which training brings to the merged weights by and by; ``"recalibrate"`` measures them
-            under the merged weights, on the last ``moment_batches`` batches.
+            under the merged weights, on the last ``moments.batches`` batches.
         optimizer_state: ``"keep"``, or ``"reset"`` to have the optimizer forget its running means
             of merged weights after every merge.
-        typical_samples: How many typical samples to measure on, per process. More make the
-            measure steadier and a probe slower.
-        pool_size: How many candidates they are chosen from.
-        sampling: How: ``"k-means"`` over hidden states, or ``"random"``.
-        task_epochs: Only where no datamodule tells the task: epochs a task (int), or each task's
-            first epoch (list). Without either, every fit is a task.
         merge_first_task: Whether to merge in the first task too. False for a model that starts from
             random weights: they hold nothing worth keeping, and merging towards them harms.
-        probe_forward: ``probe_forward(pl_module, batch)`` runs the model on a training batch and
-            returns its output; only needed where the inputs can't be worked out from ``forward``'s
-            parameters.
+        predictions: What the model predicts, for curvature: ``"classes"``, ``"values"`` (real
+            numbers), ``"binary"`` (yes or no, each output of its own), a
+            :class:`~recall_lightning.measuring.predictions.Predictions` of your own, or ``"auto"``:
+            what a batch's targets tell, which is logged.
+        view: ``view(pl_module, batch)`` runs the model on a training batch and returns its output;
+            only needed where the inputs can't be worked out from ``forward``'s parameters. A
+            :class:`~recall_lightning.measuring.view.ModelView` also says where masks, targets and
+            logits are.
         blocks: Shell-style patterns of the module names to take as blocks, such as
             ``["model.layers.*"]``; by default they are found.
-        snapshots: How many tasks' snapshots to keep and merge at once, the softmax running over all
-            of them and the live model; ``"all"`` keeps every one. Each costs a copy of the
-            trainable weights.
-        snapshot_device: Where snapshots live, for example ``"cpu"``; by default beside the
-            weights.
-        snapshot_to: ``"checkpoint"`` keeps snapshots in memory and puts them into every checkpoint;
-            ``"file"`` writes each once, into a folder ``snapshots`` beside the checkpoints, and
-            reads it through a memory map when it merges. Move that folder along with checkpoints.
-        on_missing_snapshot: Where that file is missing, truncated or altered at a resume:
-            ``"error"``, or ``"restart_task"`` to let the task start anew, with a snapshot of the
-            weights as they are then.
-        on_failed_write: Where the file cannot be written, for example on a full disk:
-            ``"keep_in_memory"`` warns and goes on as ``"checkpoint"`` does, ``"error"`` stops.
+        task_epochs: Only where no datamodule tells the task: epochs a task (int), or each task's
+            first epoch (list). Without either, every fit is a task.
         allow_untested: Whether to run under a Trainer's strategy with which this was never tried.
-        seed: Seed of the choice of typical samples.
+        seed: Seed of whatever is drawn to measure: typical samples, sequences, labels.
 
     Raises:
-        MisconfigurationException: For an argument out of its range, a strategy that is not
-            supported, a model without blocks, or inputs that can't be worked out.
+        MisconfigurationException: For an argument out of its range or without an effect, a strategy
+            that is not supported, a model without blocks, or inputs that can't be worked out.
     """
 
     def __init__(
         self,
         every: int | float = 0.05,
-        at_task_end: bool = True,
-        rule: str | MergeRule = "kfac_importance",
-        end_rule: str | MergeRule | None = "kfac_subspace",
-        strength: Setting = 1.0,
-        temperature: float = 1.0,
-        sigma: float | Literal["median"] = "median",
-        importance_scale: float = 0.1,
-        importance_source: Literal["auto", "optimizer", "gradients"] = "auto",
-        importance_steps: int = 50,
-        new_inputs: float = 1.0,
-        moment_batches: int = 32,
-        moment_width: int = 1024,
-        moment_rank: int = 128,
-        moment_source: Literal["task", "generated"] = "task",
+        keep: float = 1.0,
+        rule: MergeRule | str = "kfac_importance",
+        end_rule: MergeRule | str | None = "auto",
+        samples: SampleSettings | None = None,
+        importance: ImportanceSettings | None = None,
+        moments: MomentSettings | None = None,
+        snapshots: SnapshotSettings | int | Literal["all"] | None = None,
         buffers: Buffers = "merge",
         optimizer_state: Literal["keep", "reset"] = "keep",
-        typical_samples: int = 32,
-        pool_size: int = 256,
-        sampling: Literal["k-means", "random"] = "k-means",
-        task_epochs: int | list[int] | None = None,
         merge_first_task: bool = True,
-        probe_forward: ProbeForward | None = None,
+        predictions: str | Predictions = "auto",
+        view: ModelView | ProbeForward | None = None,
         blocks: list[str] | None = None,
-        snapshots: int | Literal["all"] = 1,
-        snapshot_device: str | None = None,
-        snapshot_to: Literal["checkpoint", "file"] = "checkpoint",
-        on_missing_snapshot: Literal["error", "restart_task"] = "error",
-        on_failed_write: Literal["keep_in_memory", "error"] = "keep_in_memory",
+        task_epochs: int | list[int] | None = None,
         allow_untested: bool = False,
         seed: int = 0,
     ) -> None:
         given = dict(locals())
         super().__init__(task_epochs)
-        options = RuleOptions(temperature, sigma, importance_scale, new_inputs)
         with _misconfiguration():
-            check_numbers(every, typical_samples, pool_size, snapshots)
-            check_choice("sampling", sampling, "k-means", "random")
-            check_choice("optimizer_state", optimizer_state, "keep", "reset")
-            check_choice("buffers", buffers, *get_args(Buffers))
-            check_strength(strength, rule)
-            self.snapshot_device = None if snapshot_device is None else device_of(snapshot_device)
-            self.rule = rule_of("rule", rule, options)
-            self.end_rule = None if end_rule is None else rule_of("end_rule", end_rule, options)
-            for own in self._rules:
-                check_decides_about(snapshots, own)
-            storage = SnapshotStorage(snapshot_to, on_failed_write, self.snapshot_device)
-            self._kept = KeptSnapshots(snapshots, storage, on_missing_snapshot)
-        warn_of_unused(given, RecallCallback.__init__)
+            check_arguments(every, keep, buffers, optimizer_state)
+            self.rule, self.end_rule = rules_of(rule, end_rule)
+            rules = [self.rule] if self.end_rule is None else [self.rule, self.end_rule]
+            needed_settings(given, rules, buffers)
+            if not isinstance(snapshots, SnapshotSettings):
+                snapshots = SnapshotSettings(1 if snapshots is None else snapshots)
+            self._kept = KeptSnapshots(snapshots)
+            for own in rules:
+                check_decides_about(self._kept.most, own)
+            run = ModelRun(view)
+            recent = RecentBatches((moments or MomentSettings()).batches)
+            self._statistics = statistics_for(
+                rules,
+                samples or SampleSettings(),
+                importance or ImportanceSettings(),
+                moments or MomentSettings(),
+                run,
+                recent,
+                recalibrates=buffers == "recalibrate",
+                seed=seed,
+                predictions=predictions,
+            )
+        self._merge = SnapshotMerge(self._kept, self._statistics, keep, buffers, run, recent)
         self._settings = plain_settings(given, RecallCallback.__init__)
         self.every = every
-        self.at_task_end = at_task_end
-        self.strength = strength
+        self.keep = keep
         self.optimizer_state = optimizer_state
         self.allow_untested = allow_untested
         self.merge_first_task = merge_first_task
         self.block_patterns = [blocks] if isinstance(blocks, str) else blocks
-        self.blocks: list[Block] = []
         self.history: list[dict[str, Any]] = []
-        self._lora_pairs: list[LoraPair] = []
-        run = ProbeRun(probe_forward)
-        with _misconfiguration():
-            recent = RecentBatches(moment_batches)
-            self._statistics = RuleStatistics(
-                self._rules,
-                run,
-                Probe(typical_samples, pool_size, run, seed, sampling),
-                Importance(importance_source, importance_steps),
-                TaskMoments(
-                    recent,
-                    moment_width,
-                    moment_rank,
-                    moment_source,
-                    run,
-                    seed,
-                    curvature=any(rule.uses_curvature for rule in self._rules),
-                ),
-                recent,
-                recalibrates=buffers == "recalibrate",
-            )
-        self._snapshot_merge = SnapshotMerge(self._kept, self._statistics, buffers)
+        self._structure = Structure()
 
     @property
-    def _rules(self) -> list[MergeRule]:
-        return [self.rule] if self.end_rule is None else [self.rule, self.end_rule]
+    def blocks(self) -> list[Block]:
+        """The table of blocks, shallow to deep; empty before the first task."""
+        return list(self._structure.blocks)
 
     @property
     def snapshots(self) -> list[Snapshot]:
@@ -265,14 +213,14 @@ class RecallCallback(TaskAwareCallback):
 
         Returns:
             Whether to merge now. The default merges every ``every`` steps or fraction, and at the
-            last step if ``at_task_end``.
+            last step unless ``end_rule`` is ``"never"``.
 
         Example:
             >>> [s for s in range(1, 11) if RecallCallback(every=0.25).should_merge(s, 10)]
             [3, 5, 8, 10]
         """
         if step_in_task == task_steps:
-            return self.at_task_end
+            return self.end_rule is not None
         if isinstance(self.every, Integral):
             return step_in_task % int(self.every) == 0
         assert task_steps is not None  # checked when the task started
@@ -285,7 +233,7 @@ class RecallCallback(TaskAwareCallback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse what can't work, and import what takes a second before training starts."""
         super().setup(trainer, pl_module, stage)
-        if self._statistics.uses_representations:
+        if "similarity" in self._needs:
             import sklearn.cluster  # noqa: F401
         check_strategy(trainer, self, sharded=True, allow_untested=self.allow_untested)
         refuse_weight_averaging(trainer, self)
@@ -300,45 +248,44 @@ class RecallCallback(TaskAwareCallback):
         super().on_train_start(trainer, pl_module)
         if self.task is not None:
             with _misconfiguration():
-                self._know_model(pl_module)
-            self._statistics.resume(pl_module)
+                self._find_structure(pl_module)
+            self._statistics.resume(self._context(trainer, pl_module))
         merges = self._merges_this_task
         with _misconfiguration():
             left = self._kept.resume(trainer, pl_module, needed=not self.task_ended)
-        self._statistics.probe.leave_snapshots(left)
+        self._statistics.leave_snapshots(left)
         if merges and not self._merges_this_task and not self.task_ended:
             self.restart_task()
 
     def on_task_start(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:
-        """Take the snapshot and gather candidates for typical samples."""
+        """Take the snapshot, and let the task's statistics start."""
         self._kept.make_room(task)
         self.history = [record for record in self.history if record["task"] < task]
         if self.task_steps is None and not isinstance(self.every, Integral):
             self._refuse_unknown_length()
-        first_table = not self.blocks
+        first_table = not self._structure.blocks
         with _misconfiguration():
-            others = self._know_model(pl_module)
+            self._find_structure(pl_module)
             if first_table:
-                rank_zero_info(format_blocks(self.blocks, others))
+                notes = self._statistics.notes(self._structure, pl_module)
+                rank_zero_info(format_blocks(self._structure.blocks, notes))
             if task > 0 or self.merge_first_task:
-                self._kept.take(trainer, pl_module, task, self._lora_pairs)
-            snapshots = self.snapshots if self._merges_this_task else []
-            self._statistics.start_task(trainer, pl_module, task, snapshots)
+                self._kept.take(trainer, pl_module, task, self._structure.lora_pairs)
+            self._statistics.start_task(self._context(trainer, pl_module))
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Let the batch be seen by what rules decide from."""
         super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
-        snapshots = self.snapshots if self._merges_this_task else []
         with _misconfiguration():
-            self._statistics.observe_batch(trainer, pl_module, snapshots, batch)
+            self._statistics.observe_batch(self._context(trainer, pl_module), batch)
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
         """Let the gradients be seen."""
-        self._statistics.observe_gradients(self.clock, optimizer, pl_module)
+        self._statistics.observe_gradients(self._context(trainer, pl_module), optimizer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """End the task; say so where the last validation and checkpoint came before its merge."""
@@ -353,23 +300,19 @@ class RecallCallback(TaskAwareCallback):
 
     def on_task_step(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:
         """Merge, if it is time."""
-        if self.steps_since_start == 1:
-            with _misconfiguration():
-                self._statistics.check_optimizers(trainer, pl_module)
-        merges = len(self.history)
-        if not self.task_ended and self.should_merge(self.step_in_task, self.task_steps):
-            self._merge_if_ready(trainer, pl_module)
-        if len(self.history) > merges:
+        with _misconfiguration():
+            self._statistics.observe_step(self._context(trainer, pl_module))
+        due = not self.task_ended and self.should_merge(self.step_in_task, self.task_steps)
+        if due and self._merge_by(self.rule, trainer, pl_module):
             self._reset_optimizers(trainer, pl_module)
 
     def on_task_end(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:
         """Merge at the last step, learn what the task depends on, and log its coefficients."""
-        merges = len(self.history)
-        if self.should_merge(self.step_in_task, self.step_in_task):
-            self._merge_if_ready(trainer, pl_module)
+        rule, due = self.end_rule, self.should_merge(self.step_in_task, self.step_in_task)
+        merged = due and rule is not None and self._merge_by(rule, trainer, pl_module)
         with _misconfiguration():
-            self._statistics.end_task(trainer, pl_module)
-        if len(self.history) > merges:
+            self._statistics.end_task(self._context(trainer, pl_module))
+        if merged:
             self._reset_optimizers(trainer, pl_module)  # importance has been read from them
         records = [record for record in self.history if record["task"] == task]
         if records:
@@ -385,6 +328,13 @@ class RecallCallback(TaskAwareCallback):
         """The global steps of all merges."""
         return {"merge": [record["step"] for record in self.history]}
 
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Keep the files of snapshots that the checkpoint refers to."""
+        super().on_save_checkpoint(trainer, pl_module, checkpoint)
+        self._kept.storage.checkpoint_saved(self.snapshots)
+
     def state_dict(self) -> dict[str, Any]:
         """Return snapshots, what rules decide from, and the history."""
         state = {
@@ -399,6 +349,12 @@ class RecallCallback(TaskAwareCallback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned."""
+        state_dict, said = migrated_state(state_dict)
+        if said:
+            rank_zero_warn(
+                "the checkpoint's RecallCallback is of an earlier version, and is read: "
+                f"{', '.join(said)}"
+            )
         super().load_state_dict(state_dict)
         self.history = list(state_dict["history"])
         self._kept.load_state_dict(state_dict["snapshots"])
@@ -417,38 +373,36 @@ class RecallCallback(TaskAwareCallback):
     def _merges_this_task(self) -> bool:
         return self.task in self._kept.tasks
 
-    def _know_model(self, pl_module: LightningModule) -> dict[str, str]:
+    @property
+    def _needs(self) -> frozenset[str]:
+        return self.rule.needs | (frozenset() if self.end_rule is None else self.end_rule.needs)
+
+    def _context(self, trainer: Trainer, pl_module: LightningModule) -> TaskContext:
+        snapshots = self.snapshots if self._merges_this_task else []
+        return TaskContext(trainer, pl_module, self.clock, self._structure, snapshots)
+
+    def _find_structure(self, pl_module: LightningModule) -> None:
         reshard(pl_module)
-        self.blocks = find_blocks(pl_module, self.block_patterns)
-        self._lora_pairs = find_lora_pairs(pl_module)
-        return self._statistics.know_model(pl_module, self.blocks, self._lora_pairs)
+        with_maps = "moments" in self._needs
+        self._structure = Structure.of(pl_module, self.block_patterns, with_maps)
 
     def _reset_optimizers(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.optimizer_state == "reset":
             live = named_weights(pl_module)
             forget(trainer.optimizers, [live[name] for name in self.snapshots[-1]])
 
-    def _merge_if_ready(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        rule = self.end_rule if self.task_ended and self.end_rule is not None else self.rule
+    def _merge_by(self, rule: MergeRule, trainer: Trainer, pl_module: LightningModule) -> bool:
+        """Merge, if there is something to merge and the rule can decide; tell whether."""
         if not self._merges_this_task:
-            return
+            return False
         with _misconfiguration():
-            ready = self._statistics.ready_for(
-                rule, trainer, pl_module, self.snapshots, last=self.task_ended
-            )
-        if ready:
-            self._merge(trainer, pl_module, rule)
-
-    def _merge(self, trainer: Trainer, pl_module: LightningModule, rule: MergeRule) -> None:
-        strength = 1.0 if self.task_ended and self.end_rule is not None else self.strength
-        with _misconfiguration():
-            merged = self._snapshot_merge.apply(
-                trainer, pl_module, rule, strength, self.blocks, self._lora_pairs
-            )
-        if merged is not None:
-            record = {"task": self.task, "step": self.steps_trained(trainer), **merged}
-            self.history.append(record)
-            log_scalars(trainer, record_scalars(record))
+            merged = self._merge.apply(self._context(trainer, pl_module), rule, self.task_ended)
+        if merged is None:
+            return False
+        record = {"task": self.task, "step": self.steps_trained(trainer), **merged}
+        self.history.append(record)
+        log_scalars(trainer, record_scalars(record))
+        return True
 
 
 @contextmanager

@@ -8,37 +8,40 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 
 from recall_lightning.callbacks._trainer.strategies import is_sharded
-from recall_lightning.measuring.blocks import Block
-from recall_lightning.measuring.forward import ProbeForward, default_forward
+from recall_lightning.measuring.forward import ProbeForward
+from recall_lightning.measuring.view import ModelView, view_of
+from recall_lightning.recall.context import TaskContext
 from recall_lightning.weights.sharding import reshard
 
 Measured = TypeVar("Measured")
 
 
-class ProbeRun:
+class ModelRun:
     """How a module is run on a training batch, in the Trainer's precision and without logging.
 
     Args:
-        probe_forward: Runs the module on a batch; None works the inputs out.
-
-    Attributes:
-        blocks: The model's blocks, which tell the part of the module that computes them.
+        view: The user's own view of the model, or what runs it on a batch; None finds it.
     """
 
-    def __init__(self, probe_forward: ProbeForward | None = None) -> None:
-        self.probe_forward = probe_forward
-        self.blocks: Sequence[Block] = []
+    def __init__(self, view: ModelView | ProbeForward | None = None) -> None:
+        self.view = view
 
     @contextmanager
-    def ready(
-        self, trainer: Trainer, pl_module: LightningModule
-    ) -> Iterator[Callable[[torch.nn.Module, Any], Any]]:
-        """Give what runs the module on a batch; it raises a ValueError where that fails."""
+    def ready(self, context: TaskContext) -> Iterator[ModelView]:
+        """Give the view of the model, which raises a ValueError where running it fails."""
+        view = view_of(context.pl_module, self.view)
+
+        def forward(module: torch.nn.Module, batch: Any) -> Any:
+            try:
+                return view.forward(module, batch)
+            except Exception as error:
+                raise ValueError(self._what_failed(module, batch, error)) from error
+
         try:
-            with trainer.precision_plugin.forward_context(), _silent(pl_module):
-                yield self._forward
+            with context.trainer.precision_plugin.forward_context(), _silent(context.pl_module):
+                yield view.with_forward(forward)
         finally:
-            reshard(pl_module)
+            reshard(context.pl_module)
 
     def evenly(
         self, trainer: Trainer, batches: Sequence[Any], measure: Callable[[Sequence[Any]], Measured]
@@ -54,20 +57,14 @@ class ProbeRun:
                 measure([batches[0]] * (most - len(batches)))
         return measure(batches)
 
-    def _forward(self, module: torch.nn.Module, batch: Any) -> Any:
-        own = self.probe_forward
-        try:
-            if own is not None:
-                return own(module, batch)
-            return default_forward(module, self.blocks, batch)
-        except Exception as error:
-            ran = type(module).__name__ if own is None else "your probe_forward"
-            advice = ": pass probe_forward=lambda module, batch: module(…)" if own is None else ""
-            entries = f" with entries {', '.join(batch)}" if isinstance(batch, Mapping) else ""
-            raise ValueError(
-                f"{ran} could not be run on a training batch ({type(batch).__name__}{entries}) "
-                f"to measure hidden states or moments{advice}; {type(error).__name__}: {error}"
-            ) from error
+    def _what_failed(self, module: torch.nn.Module, batch: Any, error: Exception) -> str:
+        ran = type(module).__name__ if self.view is None else "your view"
+        advice = ": pass view=lambda module, batch: module(…)" if self.view is None else ""
+        entries = f" with entries {', '.join(batch)}" if isinstance(batch, Mapping) else ""
+        return (
+            f"{ran} could not be run on a training batch ({type(batch).__name__}{entries}) to "
+            f"measure hidden states or moments{advice}; {type(error).__name__}: {error}"
+        )
 
 
 @contextmanager

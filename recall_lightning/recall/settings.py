@@ -1,81 +1,254 @@
-"""What the arguments of RecallCallback may be; each check raises a ValueError."""
+"""What belongs together among the arguments of RecallCallback, and what each may be."""
 
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from recall_lightning.merging.block_settings import Setting, numbers_of
-from recall_lightning.merging.rules import MergeRule, RuleOptions, rule_by_name
+from recall_lightning.merging.rules import MergeRule, rule_by_name
+
+Buffers = Literal["keep", "merge", "recalibrate"]
 
 
-def rule_of(argument: str, given: object, options: RuleOptions) -> MergeRule:
-    """Return a rule that was given by name or as an object."""
-    if given == "uniform" and argument == "end_rule":
-        raise ValueError(
-            "end_rule='uniform' has no weight and would undo the whole task: give it one, "
-            "end_rule=UniformRule(0.3) from recall_lightning.merging.rules, or use end_rule=None "
-            "for that of the loop"
-        )
+@dataclass(frozen=True)
+class SampleSettings:
+    """The typical samples on which hidden states are compared.
+
+    Attributes:
+        typical: How many to measure on, per process. More make the measure steadier and a probe
+            slower.
+        pool: How many candidates they are chosen from.
+        sampling: How: ``"k-means"`` over hidden states, or ``"random"``.
+
+    Raises:
+        MisconfigurationException: For a value out of its range.
+
+    Example:
+        >>> SampleSettings(typical=64).pool
+        256
+    """
+
+    typical: int = 32
+    pool: int = 256
+    sampling: Literal["k-means", "random"] = "k-means"
+
+    def __post_init__(self) -> None:
+        if not _is_integer(self.typical) or self.typical < 2:
+            raise MisconfigurationException(
+                f"samples.typical={self.typical!r} must be 2 or more: widths come from distances"
+            )
+        if not _is_integer(self.pool) or self.pool < self.typical:
+            raise MisconfigurationException(
+                f"samples.pool={self.pool!r} must be at least samples.typical={self.typical}, "
+                "which are chosen from the pool"
+            )
+        _check_choice("samples.sampling", self.sampling, "k-means", "random")
+
+
+@dataclass(frozen=True)
+class ImportanceSettings:
+    """Where the importance of parameters comes from.
+
+    Attributes:
+        source: ``"optimizer"`` reads it from Adam's state at a task's end, ``"gradients"`` averages
+            squared gradients over its last ``steps`` steps, ``"auto"`` does so where the optimizer
+            has no such state.
+        steps: How many optimizer steps that is.
+
+    Raises:
+        MisconfigurationException: For a value out of its range.
+
+    Example:
+        >>> ImportanceSettings(source="gradients").steps
+        50
+    """
+
+    source: Literal["auto", "optimizer", "gradients"] = "auto"
+    steps: int = 50
+
+    def __post_init__(self) -> None:
+        _check_choice("importance.source", self.source, "auto", "optimizer", "gradients")
+        _check_positive("importance.steps", self.steps)
+
+
+@dataclass(frozen=True)
+class MomentSettings:
+    """How the second moments of linear maps are measured and kept.
+
+    Attributes:
+        batches: On how many of a task's last batches they are measured, per process.
+        width: Maps of more inputs than this have their moments kept as a matrix of rank ``rank``
+            plus a diagonal; of maps wider than this on either side curvature is not kept, and the
+            kfac rules merge them as ``"importance"`` and ``"subspace"`` do.
+        rank: That rank.
+        source: ``"task"``, or ``"generated"`` for sequences that a causal language model writes
+            itself at a task's end, where not even moments of the data may be kept after it.
+
+    Raises:
+        MisconfigurationException: For a value out of its range.
+
+    Example:
+        >>> MomentSettings(batches=8).width
+        1024
+    """
+
+    batches: int = 32
+    width: int = 1024
+    rank: int = 128
+    source: Literal["task", "generated"] = "task"
+
+    def __post_init__(self) -> None:
+        for name in ("batches", "width", "rank"):
+            _check_positive(f"moments.{name}", getattr(self, name))
+        _check_choice("moments.source", self.source, "task", "generated")
+
+
+@dataclass(frozen=True)
+class SnapshotSettings:
+    """How many snapshots are kept, and where they live.
+
+    Attributes:
+        number: How many tasks' snapshots to keep and merge at once, the weights running over all
+            of them and the live model; ``"all"`` keeps every one. Each costs a copy of the
+            trainable weights.
+        device: Where they live, for example ``"cpu"``; by default beside the weights.
+        to: ``"checkpoint"`` keeps them in memory and puts them into every checkpoint; ``"file"``
+            writes each once, into a folder ``snapshots`` beside the checkpoints, and reads it
+            through a memory map when it merges. Move that folder along with checkpoints.
+        on_missing: Where that file is missing, truncated or altered at a resume: ``"error"``, or
+            ``"restart_task"`` to let the task start anew, with a snapshot of the weights as they
+            are then.
+        on_failed_write: Where the file cannot be written, for example on a full disk:
+            ``"keep_in_memory"`` warns and goes on as ``"checkpoint"`` does, ``"error"`` stops.
+
+    Raises:
+        MisconfigurationException: For a value out of its range, or one that has no effect.
+
+    Example:
+        >>> SnapshotSettings(number=3).to
+        'checkpoint'
+    """
+
+    number: int | Literal["all"] = 1
+    device: str | None = None
+    to: Literal["checkpoint", "file"] = "checkpoint"
+    on_missing: Literal["error", "restart_task"] = "error"
+    on_failed_write: Literal["keep_in_memory", "error"] = "keep_in_memory"
+
+    def __post_init__(self) -> None:
+        if self.number != "all" and (not _is_integer(self.number) or self.number < 1):
+            raise MisconfigurationException(
+                f"snapshots.number={self.number!r} must be 'all' or how many to keep, 1 or more"
+            )
+        _check_choice("snapshots.to", self.to, "checkpoint", "file")
+        _check_choice("snapshots.on_missing", self.on_missing, "error", "restart_task")
+        _check_choice("snapshots.on_failed_write", self.on_failed_write, "keep_in_memory", "error")
+        if self.device is not None:
+            try:
+                torch.device(self.device)
+            except RuntimeError as error:
+                raise MisconfigurationException(
+                    f"snapshots.device={self.device!r} is no device: {error}"
+                ) from error
+
+
+def rules_of(
+    rule: str | MergeRule, end_rule: str | MergeRule | None
+) -> tuple[MergeRule, MergeRule | None]:
+    """Return the rule of the loop and that of a task's end, which is None for ``"never"``.
+
+    Raises:
+        ValueError: For an unknown name, or something else.
+
+    Example:
+        >>> loop, end = rules_of("kfac_importance", "auto")
+        >>> loop.name, end.name
+        ('kfac_importance', 'kfac_subspace')
+        >>> loop, end = rules_of("rbf", "auto")
+        >>> end is loop
+        True
+    """
+    loop = _rule_of("rule", rule)
+    if end_rule == "never":
+        return loop, None
+    if end_rule == "auto":
+        end_rule = loop.end_rule
+    return loop, loop if end_rule is None else _rule_of("end_rule", end_rule)
+
+
+def _rule_of(argument: str, given: object) -> MergeRule:
     if isinstance(given, str):
-        return rule_by_name(given, options, argument)
+        return rule_by_name(given, argument)
     if not isinstance(given, MergeRule):
         raise ValueError(f"{argument}={given!r} must be the name of a rule or a MergeRule object")
     return given
 
 
-def unused_arguments(given: Mapping[str, object], rules: Sequence[str | MergeRule]) -> list[str]:
-    """Name those arguments that no rule of a schedule uses.
+def needed_settings(given: Mapping[str, Any], rules: Sequence[MergeRule], buffers: str) -> None:
+    """Refuse settings of statistics that nothing reads.
 
-    Args:
-        given: Arguments that are not at their defaults.
-        rules: Names and objects as they were given; an object has arguments of its own.
+    Raises:
+        ValueError: Naming the first argument, and what would use it.
 
     Example:
-        >>> unused_arguments({"temperature": 0.3, "new_inputs": 2.0}, ["rbf*importance"])
-        ['new_inputs']
+        >>> needed_settings({"samples": SampleSettings()}, [rule_by_name("importance")], "merge")
+        Traceback (most recent call last):
+        ValueError: samples=SampleSettings(...) has no effect: importance does not need it...
     """
-    names = {part.strip() for r in rules if isinstance(r, str) for part in r.split("*")}
-    built = [rule_by_name(rule) if isinstance(rule, str) else rule for rule in rules]
-    represented = any(rule.uses_representations for rule in built)
-    important = any(rule.uses_importance for rule in built)
-    moments = any(rule.uses_moments or rule.uses_curvature for rule in built)
-    used = {
-        "temperature": bool(names & {"rbf", "cka", "cosine"}),
-        "sigma": "rbf" in names,
-        "importance_scale": bool(names & {"importance", "kfac_importance"}),
-        "new_inputs": bool(names & {"subspace", "kfac_subspace"}),
-        **dict.fromkeys(("importance_source", "importance_steps"), important),
-        **dict.fromkeys(_MOMENTS, moments),
-        **dict.fromkeys(("typical_samples", "pool_size", "sampling"), represented),
+    needs = {need for rule in rules for need in rule.needs}
+    users = {
+        "samples": ("similarity" in needs, "rules by similarity, such as rule='rbf'"),
+        "importance": ("importance" in needs, "the importance rules"),
+        "moments": (
+            "moments" in needs or buffers == "recalibrate",
+            "the subspace and kfac rules, and buffers='recalibrate'",
+        ),
+        "predictions": ("curvature" in needs, "the kfac rules"),
     }
-    return [name for name in given if not used.get(name, True)]
+    names = " and ".join(dict.fromkeys(rule.name or type(rule).__name__ for rule in rules))
+    do = "does" if len(set(map(id, rules))) == 1 else "do"
+    for argument, (used, users_of) in users.items():
+        if given.get(argument) not in (None, "auto") and not used:
+            raise ValueError(
+                f"{argument}={given[argument]!r} has no effect: {names} {do} not need it; it is "
+                f"for {users_of}"
+            )
 
 
-_MOMENTS = ("moment_batches", "moment_width", "moment_rank", "moment_source")
+def check_arguments(every: object, keep: object, buffers: str, optimizer_state: str) -> None:
+    """Refuse an interval, a knob or a choice out of its range.
 
-
-def warn_of_unused(given: Mapping[str, Any], function: Callable[..., None]) -> None:
-    """Say which arguments have no effect under the rules that are given.
-
-    Args:
-        given: All arguments, ``rule`` and ``end_rule`` among them.
-        function: Its signature has their defaults.
+    Raises:
+        ValueError: Naming the argument, its value and what it may be.
     """
-    defaults = inspect.signature(function).parameters
-    own = [name for name in defaults if name in given]
-    changed = {name: given[name] for name in own if given[name] != defaults[name].default}
-    if given["buffers"] == "recalibrate":
-        changed.pop("moment_batches", None)
-    rules = [given[name] for name in ("rule", "end_rule") if given[name] is not None]
-    if unused := unused_arguments(changed, rules):
-        names = [repr(rule) if isinstance(rule, str) else type(rule).__name__ for rule in rules]
-        rank_zero_warn(
-            f"{', '.join(f'{name}={given[name]!r}' for name in unused)} has no effect: no rule of "
-            f"{' and '.join(names)} uses it"
+    steps = _is_integer(every) and int(every) > 0  # type: ignore[call-overload]
+    fraction = isinstance(every, Real) and not isinstance(every, Integral) and 0 < float(every) <= 1
+    if not steps and not fraction:
+        raise ValueError(
+            f"every={every!r} must be a fraction of the task in (0, 1] (float) or a positive "
+            "number of optimizer steps (int)"
+        )
+    if not isinstance(keep, Real) or isinstance(keep, bool) or not 0 < float(keep) < math.inf:
+        raise ValueError(f"keep={keep!r} must be a positive number: larger keeps more of the old")
+    _check_choice("buffers", buffers, *get_args(Buffers))
+    _check_choice("optimizer_state", optimizer_state, "keep", "reset")
+
+
+def check_decides_about(snapshots: int | str, rule: MergeRule) -> None:
+    """Refuse a rule that cannot decide about as many snapshots as are kept.
+
+    Raises:
+        ValueError: If it cannot.
+    """
+    if snapshots != 1 and not rule.decides_jointly:
+        raise ValueError(
+            f"snapshots={snapshots!r} needs a rule that decides about several, and end_rule too: "
+            f"use snapshots=1, or rule='rbf', or define joint_coefficients of {type(rule).__name__}"
         )
 
 
@@ -88,69 +261,33 @@ def plain_settings(given: Mapping[str, Any], function: Callable[..., None]) -> d
     defaults = inspect.signature(function).parameters
     own = {name: value for name, value in sorted(given.items()) if name in defaults}
     changed = {n: v for n, v in own.items() if n != "self" and v != defaults[n].default}
-    plain = str | int | float | bool | list | dict | None
-    return {name: v if isinstance(v, plain) else repr(v) for name, v in changed.items()}
+    return {name: _plain(value) for name, value in changed.items()}
 
 
-def check_decides_about(snapshots: int | str, rule: MergeRule) -> None:
-    """Refuse a rule that cannot decide about as many snapshots as are kept."""
-    decides_jointly = type(rule).joint_coefficients is not MergeRule.joint_coefficients
-    if snapshots != 1 and not decides_jointly:
-        raise ValueError(
-            f"snapshots={snapshots!r} needs a rule that decides about several, and end_rule too: "
-            f"use snapshots=1, rule='rbf' with end_rule='rbf', or define joint_coefficients of "
-            f"{type(rule).__name__}"
-        )
+def _plain(value: Any) -> Any:
+    if is_dataclass(value) and not isinstance(value, type):
+        return {
+            f.name: _plain(getattr(value, f.name))
+            for f in fields(value)
+            if f.default is MISSING or getattr(value, f.name) != f.default
+        }
+    return (
+        value if isinstance(value, str | int | float | bool | list | dict | None) else repr(value)
+    )
 
 
-def check_strength(strength: Setting, rule: object) -> None:
-    """Refuse a strength outside [0, 1], and one that would undo all training."""
-    if rule == "uniform" and set(numbers_of(strength)) == {1.0}:
-        raise ValueError(
-            "rule='uniform' with strength=1 puts the snapshot back at every merge: give a smaller "
-            "strength, such as 0.2"
-        )
-    for value in numbers_of(strength):
-        if not 0 <= value <= 1:
-            raise ValueError(f"strength={value!r} must lie in [0, 1]: it multiplies coefficients")
+def _is_integer(value: object) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
-def check_choice(argument: str, value: str, *known: str) -> None:
-    """Refuse a value that is none of an argument's.
+def _check_positive(name: str, value: object) -> None:
+    if not _is_integer(value) or int(value) < 1:  # type: ignore[call-overload]
+        raise MisconfigurationException(f"{name}={value!r} must be an integer of 1 or more")
 
-    Raises:
-        ValueError: Naming those that are.
-    """
+
+def _check_choice(argument: str, value: str, *known: str) -> None:
     if value not in known:
         *others, last = map(repr, known)
-        raise ValueError(f"{argument}={value!r} is unknown: use {', '.join(others)} or {last}")
-
-
-def check_numbers(every: object, typical_samples: int, pool_size: int, snapshots: object) -> None:
-    """Refuse numbers out of their range."""
-    steps = isinstance(every, Integral) and not isinstance(every, bool) and int(every) > 0
-    fraction = isinstance(every, Real) and not isinstance(every, Integral) and 0 < float(every) <= 1
-    if not steps and not fraction:
-        raise ValueError(
-            f"every={every!r} must be a fraction of the task in (0, 1] (float) or a positive "
-            "number of optimizer steps (int)"
+        raise MisconfigurationException(
+            f"{argument}={value!r} is unknown: use {', '.join(others)} or {last}"
         )
-    if not isinstance(typical_samples, Integral) or typical_samples < 2:
-        raise ValueError(
-            f"typical_samples={typical_samples} must be 2 or more: widths come from distances"
-        )
-    if not isinstance(pool_size, Integral) or pool_size < typical_samples:
-        raise ValueError(
-            f"pool_size={pool_size} must be at least typical_samples={typical_samples}, which are "
-            "chosen from the pool"
-        )
-    if snapshots != "all" and (not isinstance(snapshots, Integral) or snapshots < 1):
-        raise ValueError(f"snapshots={snapshots!r} must be 'all' or how many to keep, 1 or more")
-
-
-def device_of(name: str) -> torch.device:
-    """Return the device of a name."""
-    try:
-        return torch.device(name)
-    except RuntimeError as error:
-        raise ValueError(f"snapshot_device={name!r} is no device: {error}") from error

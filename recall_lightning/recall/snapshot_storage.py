@@ -6,7 +6,7 @@ import zipfile
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -15,10 +15,10 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from recall_lightning.callbacks._trainer.loggers import run_folder
 from recall_lightning.callbacks._trainer.strategies import is_sharded
-from recall_lightning.recall.settings import check_choice
+from recall_lightning.recall.settings import SnapshotSettings
 from recall_lightning.weights.naming import running_statistics
 from recall_lightning.weights.snapshot import Snapshot
-from recall_lightning.weights.snapshot_file import FileReference, FileSnapshot
+from recall_lightning.weights.snapshot_file import FileReference, FileSnapshot, MissingSnapshotError
 
 _SUBFOLDER = "snapshots"
 
@@ -27,29 +27,19 @@ class SnapshotStorage:
     """Stores snapshots in memory, from where they go into checkpoints, or in files beside those.
 
     Args:
-        to: ``"checkpoint"`` or ``"file"``.
-        on_failed_write: Where a file cannot be written, ``"keep_in_memory"`` or ``"error"``.
-        device: Where snapshots in memory live; None keeps each copy beside its weight.
+        settings: Which of the two, on which device, and what happens if a file cannot be written.
 
     Attributes:
         written: The names of the files that this run has written and not yet removed.
-
-    Raises:
-        ValueError: For arguments of other values.
+        named: Those of them that a checkpoint names.
     """
 
-    def __init__(
-        self,
-        to: Literal["checkpoint", "file"],
-        on_failed_write: Literal["keep_in_memory", "error"],
-        device: torch.device | None,
-    ) -> None:
-        check_choice("snapshot_to", to, "checkpoint", "file")
-        check_choice("on_failed_write", on_failed_write, "keep_in_memory", "error")
-        self.to = to
-        self.on_failed_write = on_failed_write
-        self.device = device
+    def __init__(self, settings: SnapshotSettings) -> None:
+        self.to = settings.to
+        self.on_failed_write = settings.on_failed_write
+        self.device = None if settings.device is None else torch.device(settings.device)
         self.written: list[str] = []
+        self.named: set[str] = set()
 
     def check(self, trainer: Trainer) -> None:
         """Refuse what can't be stored in files, before training starts.
@@ -59,21 +49,21 @@ class SnapshotStorage:
         """
         if is_sharded(trainer) and self.device is not None:
             raise MisconfigurationException(
-                f"snapshot_device={str(self.device)!r} moves whole weights, and "
+                f"snapshots.device={str(self.device)!r} moves whole weights, and "
                 "ModelParallelStrategy shards them: leave it out"
             )
         if self.to == "checkpoint":
             return
         if is_sharded(trainer):
             raise MisconfigurationException(
-                "snapshot_to='file' writes whole weights, and ModelParallelStrategy shards them: "
-                "use snapshot_to='checkpoint'"
+                "snapshots.to='file' writes whole weights, and ModelParallelStrategy shards them: "
+                "use snapshots.to='checkpoint'"
             )
         folder = _checkpoint_folders(trainer)[:1]
         if folder and "://" in folder[0]:
             raise MisconfigurationException(
-                "snapshot_to='file' maps files of a local disk, and checkpoints go to "
-                f"{folder[0]}: use snapshot_to='checkpoint'"
+                "snapshots.to='file' maps files of a local disk, and checkpoints go to "
+                f"{folder[0]}: use snapshots.to='checkpoint'"
             )
 
     def take(self, trainer: Trainer, pl_module: LightningModule, task: int) -> Snapshot:
@@ -103,7 +93,7 @@ class SnapshotStorage:
         if self.on_failed_write == "error":
             raise ValueError(
                 f"the snapshot of task {task} could not be stored in {folder}: {outcome}; make "
-                "room, or go on with it in memory: on_failed_write='keep_in_memory'"
+                "room, or go on with it in memory: snapshots.on_failed_write='keep_in_memory'"
             )
         rank_zero_warn(
             f"the snapshot of task {task} could not be stored in {folder}: {outcome}; it is kept "
@@ -135,35 +125,47 @@ class SnapshotStorage:
             ValueError: If none of these holds it whole and unaltered.
         """
         found = None
-        failures = []
+        failures: list[ValueError] = []
         for folder in _unique([*_beside(trainer.ckpt_path), _folder(trainer), reference.folder]):
             try:
                 found = FileSnapshot.open(reference, folder)
                 break
             except ValueError as error:
-                failures.append(str(error))
+                failures.append(error)
         if trainer.strategy.reduce_boolean_decision(found is not None):
             assert found is not None
             return found
         # a file that is there and no longer what it was says more than one that is not
-        best = [failure for failure in failures if not failure.endswith("is missing")] or failures
-        raise ValueError(best[0] if best else "another process cannot read it")
+        best = [failure for failure in failures if not isinstance(failure, MissingSnapshotError)]
+        raise (best or failures or [ValueError("another process cannot read it")])[0]
+
+    def checkpoint_saved(self, kept: Sequence[Snapshot]) -> None:
+        """Take note that a checkpoint names the files of these snapshots."""
+        self.named |= _names(kept)
 
     def remove_unused(self, trainer: Trainer, kept: Sequence[Snapshot]) -> None:
-        """Remove the files of this run that neither ``kept`` nor any kept checkpoint refers to."""
+        """Remove the files of this run that neither ``kept`` nor any kept checkpoint refers to.
+
+        Where it is not known into which folder checkpoints go, what one may name is left.
+        """
         if not self.written:
             return
         folder = _folder(trainer)
-        used = {each.reference.name for each in kept if isinstance(each, FileSnapshot)}
+        logged = run_folder(trainer)
+        known = _unique([*_checkpoint_folders(trainer), *([logged] if logged else [])])
+        used = _names(kept)
         unused = [name for name in self.written if name not in used]
         if trainer.is_global_zero and unused:
-            checkpoints = [folder.parent, *map(Path, _checkpoint_folders(trainer))]
-            unused = _unmentioned(unused, _unique(checkpoints))
+            unused = _unmentioned(unused, known) if known else [*set(unused) - self.named]
             for name in unused:
                 with suppress(OSError):
                     (folder / name).unlink(missing_ok=True)
         unused = trainer.strategy.broadcast(unused)
         self.written = [name for name in self.written if name not in unused]
+
+
+def _names(snapshots: Sequence[Snapshot]) -> set[str]:
+    return {each.reference.name for each in snapshots if isinstance(each, FileSnapshot)}
 
 
 def _folder(trainer: Trainer) -> Path:

@@ -1,13 +1,13 @@
 """The snapshots that a callback keeps from task to task."""
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from recall_lightning.merging.lora.pairs import LoraPair
-from recall_lightning.recall.settings import check_choice
+from recall_lightning.recall.settings import SnapshotSettings
 from recall_lightning.recall.snapshot_storage import SnapshotStorage
 from recall_lightning.weights.naming import named_weights
 from recall_lightning.weights.snapshot import Snapshot, frozen_digest
@@ -18,26 +18,18 @@ class KeptSnapshots:
     """The last few tasks' snapshots, oldest first.
 
     Args:
-        most: How many to keep, or ``"all"``.
-        storage: Where they live.
-        on_missing: Where a checkpoint's file is not to be found, ``"error"`` or
-            ``"restart_task"``: to go on without it.
+        settings: How many to keep, where they live, and what happens if a checkpoint's file is not
+            to be found.
 
     Attributes:
         snapshots: The snapshots.
         tasks: The task at whose start each was taken.
     """
 
-    def __init__(
-        self,
-        most: int | Literal["all"],
-        storage: SnapshotStorage,
-        on_missing: Literal["error", "restart_task"],
-    ) -> None:
-        check_choice("on_missing_snapshot", on_missing, "error", "restart_task")
-        self.most = most
-        self.storage = storage
-        self.on_missing = on_missing
+    def __init__(self, settings: SnapshotSettings) -> None:
+        self.most = settings.number
+        self.storage = SnapshotStorage(settings)
+        self.on_missing = settings.on_missing
         self.snapshots: list[Snapshot] = []
         self.tasks: list[int] = []
         self._rest = ""
@@ -129,7 +121,7 @@ class KeptSnapshots:
             if self.on_missing == "error":
                 raise ValueError(
                     f"{lost}; put the file back into a folder 'snapshots' beside the checkpoint, "
-                    "or go on without it: on_missing_snapshot='restart_task'"
+                    "or go on without it: snapshots.on_missing='restart_task'"
                 ) from error
             rank_zero_warn(f"{lost}; training goes on without it")
             return None
@@ -157,3 +149,4 @@ class KeptSnapshots:
         files = state_dict.get("files", [None] * len(self.tasks))  # older checkpoints have none
         self._restored = [None if state is None else FileReference(**state) for state in files]
         self.storage.written = [stem + SUFFIX for stem in state_dict.get("written", [])]
+        self.storage.named = {each.name for each in self._restored if each is not None}

@@ -49,6 +49,10 @@ class FileReference:
         return asdict(self)
 
 
+class MissingSnapshotError(ValueError):
+    """A snapshot's file is not where it was looked for."""
+
+
 class FileSnapshot(Snapshot):
     """A snapshot whose weights lie in a safetensors file and take no memory of the process.
 
@@ -131,7 +135,7 @@ class FileSnapshot(Snapshot):
                 while part := file.read(1 << 20):
                     digest.update(part)
         except FileNotFoundError as error:
-            raise ValueError(f"{what} is missing") from error
+            raise MissingSnapshotError(f"{what} is missing") from error
         except OSError as error:
             raise ValueError(f"{what} cannot be read ({error.strerror})") from error
         if digest.hexdigest() != reference.checksum:

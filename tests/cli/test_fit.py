@@ -1,3 +1,4 @@
+import functools
 import json
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from lightning.pytorch import Trainer
 
 from recall_lightning.cli.fit import RecallCLI, defaults_beside
 from recall_lightning.cli.main import main
-from recall_lightning.methods.table import KEEPS_FIRST, METHODS
+from recall_lightning.methods.table import METHODS
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 SMALL = ["--trainer.enable_progress_bar=false", "--trainer.accelerator=cpu"]
@@ -137,17 +138,54 @@ def test_every_method_trains_with_its_own_callback_alone(name, tmp_path, monkeyp
     assert (trainer.datamodule.replay is not None) == (name == "replay")
 
 
-@pytest.mark.parametrize("value", [True, False])
-def test_whether_the_first_task_is_protected_is_told_once_for_all_methods(value, monkeypatch):
-    built = []
-    monkeypatch.setattr(RecallCLI, "_instantiate_trainer", lambda cli, *_: built.append(cli))
+@pytest.fixture
+def parsed(monkeypatch):
+    """Parse a command line, and build and run nothing."""
+    monkeypatch.setattr(RecallCLI, "instantiate_classes", lambda *_: None)
     monkeypatch.setattr(RecallCLI, "_run_subcommand", lambda *_: None)
-    monkeypatch.setattr(RecallCLI, "_add_instantiators", lambda *_: None)
-    recipe = str(RECIPES / "digits_split.yaml")
-    run("fit", "-c", recipe, f"--recall.merge_first_task={str(value).lower()}")
-    (cli,) = built
-    for name, argument in KEEPS_FIRST.items():
-        assert getattr(cli.config_init["fit"][name], argument) is value
+    built = []
+    add = RecallCLI.parse_arguments
+    monkeypatch.setattr(
+        RecallCLI, "parse_arguments", lambda cli, *a: (built.append(cli), add(cli, *a))
+    )
+
+    def parse(*args):
+        run("fit", "-c", RECIPES / "digits_split.yaml", *args)
+        return built[-1].config["fit"]
+
+    return parse
+
+
+@pytest.mark.parametrize("value", [True, False])
+def test_whether_the_first_task_is_protected_is_told_once_for_all_methods(value, parsed):
+    config = parsed(f"--recall.merge_first_task={str(value).lower()}")
+    for method in METHODS.values():
+        if method.keeps_first:
+            assert config[method.name][method.keeps_first] is value
+
+
+def test_a_methods_own_defaults_are_those_of_the_command_line(parsed):
+    assert parsed()["recall_paper"]["every"] == 1.0
+    assert parsed()["recall_paper_loop"]["every"] == 0.25
+    assert parsed("--recall_paper_loop.every=0.5")["recall_paper_loop"]["every"] == 0.5
+
+
+def test_of_the_methods_the_chosen_one_alone_is_built(tmp_path, monkeypatch):
+    for method in METHODS.values():
+        if method.name != "ewc" and method.configured:
+            monkeypatch.setattr(method.configured, "__init__", _fails_like(method.configured))
+    few = ["--trainer.fast_dev_run=true", "--recall.every=0.3", "--replay.capacity=3"]
+    fit(tmp_path, "digits_split", "--method=ewc", *few, "--trainer.logger=false")
+
+
+def _fails_like(kind):
+    """Return an ``__init__`` that fails, with the arguments of the real one."""
+
+    @functools.wraps(kind.__init__)
+    def fail(self, *args, **kwargs):
+        raise AssertionError(f"{kind} was built")
+
+    return fail
 
 
 def test_too_few_epochs_are_one_sentence_and_exit_code_2(tmp_path, capsys):

@@ -7,8 +7,8 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from recall_lightning.cli import merge as merge_command
 from recall_lightning.cli.merge import main, merge_parser
+from recall_lightning.merging.folders import merge as merging
 
 
 @pytest.fixture
@@ -197,7 +197,7 @@ def test_too_little_memory_is_one_line(models, tmp_path, capsys, monkeypatch, er
     def fail(*_):
         raise error
 
-    monkeypatch.setattr(merge_command, "merge_files", fail)
+    monkeypatch.setattr(merging, "merge_files", fail)
     args = [*models, "--out", str(tmp_path / "out")]
     refused(capsys, tmp_path, args, "the memory does not suffice")
 
@@ -206,7 +206,7 @@ def test_an_interruption_is_one_line(models, tmp_path, capsys, monkeypatch):
     def fail(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(merge_command, "merge_files", fail)
+    monkeypatch.setattr(merging, "merge_files", fail)
     with pytest.raises(SystemExit) as caught:
         main([*models, "--out", str(tmp_path / "out")])
     assert caught.value.code == 130
@@ -217,7 +217,7 @@ def test_bugs_are_not_hidden(models, tmp_path, monkeypatch):
     def fail(*_):
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(merge_command, "merge_files", fail)
+    monkeypatch.setattr(merging, "merge_files", fail)
     with pytest.raises(RuntimeError, match="a bug"):
         main([*models, "--out", str(tmp_path / "out")])
 

@@ -7,7 +7,6 @@ import torch
 import transformers
 
 from recall_lightning.measuring.blocks import find_blocks
-from recall_lightning.measuring.forward import default_forward
 from recall_lightning.measuring.hidden_states import hidden_states
 from recall_lightning.measuring.similarity import median_squared_sigma, rbf
 from recall_lightning.merging.blockwise import merge_snapshots_, weights_of_names
@@ -83,7 +82,7 @@ def batch(name, samples=6):
 
 
 def states(model, blocks, given):
-    return hidden_states(model, blocks, [given], lambda m, b: default_forward(m, blocks, b))
+    return hidden_states(model, blocks, [given])
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)

@@ -4,7 +4,6 @@ from lightning.pytorch import LightningModule
 from torch import nn
 from transformers import BatchEncoding
 
-from recall_lightning.measuring.blocks import find_blocks
 from recall_lightning.measuring.forward import default_forward
 
 
@@ -45,7 +44,7 @@ X, Y = torch.ones(3, 2), torch.zeros(3)
 
 
 def run(model, batch):
-    default_forward(model, find_blocks(model), batch)
+    default_forward(model, batch)
     return model.got
 
 
@@ -80,13 +79,13 @@ def test_without_a_forward_the_child_with_the_blocks_is_run():
             self.model = TakesX()
 
     model = Wrapped()
-    default_forward(model, find_blocks(model), (X, Y))
+    default_forward(model, (X, Y))
     assert model.model.got is X
 
 
 def test_a_compiled_child_is_run_by_its_original_signature():
     model = nn.ModuleDict({"model": torch.compile(TakesX(), backend="eager")})
-    default_forward(model, find_blocks(model), (X, Y))
+    default_forward(model, (X, Y))
     assert torch.equal(model["model"].got, X)
 
 
@@ -105,7 +104,7 @@ def test_a_compiled_child_is_run_by_its_original_signature():
 )
 def test_inputs_that_cannot_be_found_are_said_exactly(model, batch, message):
     with pytest.raises(ValueError, match=message):
-        default_forward(model, find_blocks(model), batch)
+        default_forward(model, batch)
 
 
 def test_masks_reach_a_transformer_behind_keyword_arguments():
@@ -120,4 +119,4 @@ def test_masks_reach_a_transformer_behind_keyword_arguments():
 def test_a_head_on_a_frozen_backbone_is_not_run_alone():
     model = nn.ModuleDict({"backbone": TakesX().requires_grad_(False), "head": TakesX()})
     with pytest.raises(ValueError, match="how its children"):
-        default_forward(model, find_blocks(model), X)
+        default_forward(model, X)

@@ -423,7 +423,7 @@ def test_a_training_step_may_take_its_batch_apart():
         def __iter__(self):
             yield from ({"x": x, "y": y} for x, y in task_data(0))
 
-    callback = recall(every=2, probe_forward=lambda module, batch: module.net(batch.pop("x")))
+    callback = recall(every=2, view=lambda module, batch: module.net(batch.pop("x")))
     quiet_trainer(callback).fit(Pops(), DataLoader(Endless(), batch_size=8))
     assert len(callback.history) == 4
 

@@ -300,7 +300,7 @@ def test_without_known_predictions_the_kfac_rules_are_the_plain_ones():
         torch.manual_seed(0)
         callback = RecallCallback(
             every=2, rule=f"{prefix}importance", end_rule=f"{prefix}subspace",
-            merge_first_task=False, probe_forward=lambda module, batch: module.net(batch[0]),
+            merge_first_task=False, view=lambda module, batch: module.net(batch[0]),
         )  # fmt: skip
         model = Opaque()
         with warnings.catch_warnings(record=True) as caught:

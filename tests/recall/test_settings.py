@@ -87,10 +87,8 @@ def test_inputs_that_cannot_be_found_say_what_to_pass_and_passing_it_helps():
 
     data = [{"image": x, "label": y} for x, y in task_data(0)]
     loading = DataLoader(data, batch_size=8)
-    assert_fails_at_start(
-        Named(), loading, "entries image, label.*pass probe_forward=lambda module, batch"
-    )
-    callback = recall(every=0.5, probe_forward=lambda module, batch: module.net(batch["image"]))
+    assert_fails_at_start(Named(), loading, "entries image, label.*pass view=lambda module, batch")
+    callback = recall(every=0.5, view=lambda module, batch: module.net(batch["image"]))
     quiet_trainer(callback).fit(Named(), loading)
     assert len(callback.history) == 2
 
@@ -170,8 +168,8 @@ def test_a_fraction_of_endless_training_is_refused_before_it_starts():
         quiet_trainer(recall(), max_epochs=-1).fit(Plain(), loader(0))
 
 
-def test_a_probe_forward_that_fails_is_blamed_itself():
+def test_a_view_that_fails_is_blamed_itself():
     assert_fails_at_start(
-        Plain(), loader(0), "your probe_forward could not be run.*list.*TypeError",
-        probe_forward=lambda module, batch: module.net(batch["x"]),
+        Plain(), loader(0), "your view could not be run.*list.*TypeError",
+        view=lambda module, batch: module.net(batch["x"]),
     )  # fmt: skip

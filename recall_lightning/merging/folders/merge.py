@@ -26,7 +26,6 @@ from recall_lightning.merging.folders.inputs import (
 )
 from recall_lightning.merging.folders.layers import blocks_from_names, blocks_named
 from recall_lightning.merging.folders.model_card import write_companions
-from recall_lightning.merging.folders.probing import similarity_to_newest
 from recall_lightning.merging.folders.settings import MergeReport, MergeSettings
 from recall_lightning.merging.folders.writing import ModelWriter, Plan
 from recall_lightning.merging.functional.methods import inputs_of, method_named, options_of
@@ -82,7 +81,7 @@ def _merge_files(settings: MergeSettings, progress: Progress | None) -> MergeRep
     else:
         work = _ModelMerge(models, base, settings)
     unopened = ModelWriter(settings.out, work.plan, settings.shard_size, None, work.stem)
-    measured, names = similarity_to_newest(models, settings) if settings.probe else ([], None)
+    measured, names = _measured(models, settings) if settings.probe else ([], None)
     started = time.perf_counter()
     blocks = _blocks(work.shapes, names, models[-1])
     weights = _weights(settings, blocks, measured, len(models))
@@ -106,6 +105,14 @@ def _merge_files(settings: MergeSettings, progress: Progress | None) -> MergeRep
         )
         write_companions(writer, donor, settings, report, work.config, _main_dtype(work.plan))
     return report
+
+
+def _measured(
+    models: Sequence[ModelFiles], settings: MergeSettings
+) -> tuple[list[dict[str, float]], list[str]]:
+    from recall_lightning.merging.folders.probing import similarity_to_newest  # slow to import
+
+    return similarity_to_newest(models, settings)
 
 
 def _opened(settings: MergeSettings) -> tuple[list[ModelFiles], ModelFiles | None]:

@@ -15,7 +15,8 @@ from recall_lightning.measuring.blocks import Block, find_blocks
 from recall_lightning.measuring.hidden_states import hidden_states
 from recall_lightning.measuring.typical_samples import choose_typical_samples
 from recall_lightning.merging.folders.settings import MergeSettings
-from recall_lightning.merging.rules.similarity import SimilarityRule
+from recall_lightning.merging.rules import rule_by_name
+from recall_lightning.merging.rules.similarity import Similarity
 from recall_lightning.weights.finite import all_finite
 from recall_lightning.weights.reading import ModelFiles
 
@@ -51,7 +52,8 @@ def similarity_to_newest(
             f"{probe.file} has {len(texts)} usable line{'s' if len(texts) != 1 else ''}, and two "
             "or more are needed to measure: give JSON lines with a 'text', or plain lines"
         )
-    rule = SimilarityRule(probe.measure)
+    rule = rule_by_name(probe.measure, "measure")
+    assert isinstance(rule, Similarity)  # the settings were checked
     tokenizer = _tokenizer(models[-1], settings)
     module = _loaded(models[-1], settings)
     encoded = _tokenised(tokenizer, texts, settings, _positions(module))

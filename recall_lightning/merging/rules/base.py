@@ -1,95 +1,136 @@
 """What a merge rule is given, and what it gives."""
 
+from __future__ import annotations
+
+import inspect
+import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from torch import Tensor
 
 from recall_lightning.measuring.blocks import Block
 from recall_lightning.measuring.linear_maps import LinearMap
 from recall_lightning.measuring.moments import FullMoments, Moments
-from recall_lightning.measuring.similarity import median_squared_sigma, rbf
+from recall_lightning.merging.block_settings import Setting, numbers_of
 from recall_lightning.merging.coefficients.linear_maps import MapCoefficient
 from recall_lightning.merging.lora.pairs import LoraPair
+from recall_lightning.merging.structure import Structure
 
 Coefficient = float | Tensor | MapCoefficient
 """The snapshot's weight: one for a block or a weight, one an element, or a linear map's matrix."""
 
+RULES: dict[str, type[MergeRule]] = {}
+"""The rules that have a name, by it; they put themselves in."""
+
 
 @dataclass(frozen=True)
 class MergeInputs:
-    """What a rule may decide from.
+    """What a rule may decide from: what it ``needs``, and the weights.
 
     Attributes:
-        blocks: The model's blocks, shallow to deep.
-        similarity: Block name to similarity in [0, 1]; empty for a rule that measures none.
+        structure: The model's blocks, linear maps and LoRA updates.
         live: Name to live weight.
         snapshot: Name to snapshot weight.
+        keep: What the old counts against the new, > 0. The merge itself applies it to numbers; a
+            rule that gives matrices reads it.
+        similarity: Block name to similarity in [0, 1]; for ``"similarity"``.
         importance: Name to the importance of each element to earlier tasks, ≥ 0, in the weight's
-            shape, of mean 1 over the model for each task and summed over tasks; for a rule that
-            sets ``uses_importance``.
-        maps: The model's linear maps; for a rule that sets ``uses_moments`` or ``uses_curvature``.
+            shape, of mean 1 over the model for each task and summed over tasks; for
+            ``"importance"``.
         old_moments: Weight name of a map to its mean input moments, summed over earlier tasks; for
-            the same rules.
-        new_moments: The same of the current task; for a rule that sets ``uses_moments``.
+            ``"moments"``.
         old_output_moments: Weight name of a map to the moments of the gradients at its outputs, of
             mean 1 over the model (times those of its inputs) for each task and summed over earlier
-            tasks, whose number is its count; for a rule that sets ``uses_curvature``, as is the
-            next. Missing where a map is too wide or predictions are not known.
-        new_output_moments: The same of the current task, for a rule that sets ``uses_moments`` too.
+            tasks, whose number is its count; for ``"moments"`` with ``"curvature"``. Missing where
+            a map is too wide or predictions are not known.
+        new_moments: Input moments of the current task; for ``"new_moments"``.
+        new_output_moments: Output moments of the current task; for ``"new_moments"`` with
+            ``"curvature"``.
         earlier_tasks: How many tasks the old moments and the importance sum up.
-        lora_pairs: The factors that are merged as one update.
     """
 
-    blocks: Sequence[Block]
-    similarity: Mapping[str, float] = field(default_factory=dict)
+    structure: Structure
     live: Mapping[str, Tensor] = field(default_factory=dict)
     snapshot: Mapping[str, Tensor] = field(default_factory=dict)
+    keep: float = 1.0
+    similarity: Mapping[str, float] = field(default_factory=dict)
     importance: Mapping[str, Tensor] = field(default_factory=dict)
-    maps: Sequence[LinearMap] = ()
     old_moments: Mapping[str, Moments] = field(default_factory=dict)
-    new_moments: Mapping[str, Moments] = field(default_factory=dict)
     old_output_moments: Mapping[str, FullMoments] = field(default_factory=dict)
+    new_moments: Mapping[str, Moments] = field(default_factory=dict)
     new_output_moments: Mapping[str, FullMoments] = field(default_factory=dict)
     earlier_tasks: int = 1
-    lora_pairs: Sequence[LoraPair] = ()
+
+    @property
+    def blocks(self) -> Sequence[Block]:
+        """The model's blocks, shallow to deep."""
+        return self.structure.blocks
+
+    @property
+    def maps(self) -> Sequence[LinearMap]:
+        """The model's linear maps."""
+        return self.structure.maps
+
+    @property
+    def lora_pairs(self) -> Sequence[LoraPair]:
+        """The factors that are merged as one update."""
+        return self.structure.lora_pairs
 
 
 class MergeRule(ABC):
     """The plug-in point of :class:`~recall_lightning.RecallCallback`.
 
-    Subclass it for a rule of your own and pass an object of it as ``rule``. What a rule does not
-    use is not measured: one that sets ``uses_representations`` to False costs no probe and needs no
-    typical samples, and ``uses_importance``, ``uses_moments`` and ``uses_curvature`` are False
-    unless set.
+    Subclass it for a rule of your own and pass an object of it as ``rule``. With a ``name`` it is
+    also known by that, on the command line too.
+
+    Args:
+        strength: What multiplies the coefficients, in [0, 1]: a number, a list that is interpolated
+            from the first block to the last, or a dict of name patterns to either.
+
+    Attributes:
+        name: What the rule is called by; None for a rule that is only passed as an object.
+        needs: The statistics that it decides from: ``"similarity"`` (a rule of this kind is a
+            :class:`~recall_lightning.merging.rules.Similarity`), ``"importance"``, ``"moments"``
+            (of earlier tasks' inputs), ``"new_moments"`` (of the current task's), and
+            ``"curvature"`` (which has both measured at maps' outputs, too). What no rule needs is
+            not measured.
+        end_rule: The name of the rule that merges at a task's end where ``RecallCallback`` is
+            given this one alone; None for this one.
+
+    Raises:
+        ValueError: If a strength lies outside [0, 1].
 
     Example:
         >>> class HalfOfTheFirst(MergeRule):
-        ...     uses_representations = False
-        ...
         ...     def coefficients(self, inputs):
         ...         return {b.name: 0.5 if i == 0 else 0.0 for i, b in enumerate(inputs.blocks)}
     """
 
-    uses_representations: bool = True
-    uses_importance: bool = False
-    uses_moments: bool = False
-    uses_curvature: bool = False
+    name: ClassVar[str | None] = None
+    needs: ClassVar[frozenset[str]] = frozenset()
+    end_rule: ClassVar[str | None] = None
+    strength: Setting = 1.0
 
-    def similarity(self, snapshot_states: Tensor, live_states: Tensor) -> float:
-        """Compare one block's hidden states on the typical samples.
+    def __init_subclass__(cls, **options: object) -> None:
+        super().__init_subclass__(**options)
+        own = vars(cls).get("name")
+        if own is not None:
+            RULES[own] = cls
 
-        Called once a block and, with several processes, averaged over them.
+    def __init__(self, strength: Setting = 1.0) -> None:
+        for value in numbers_of(strength):
+            if not 0 <= value <= 1:
+                raise ValueError(
+                    f"strength={value!r} must lie in [0, 1]: it multiplies coefficients"
+                )
+        self.strength = strength
 
-        Args:
-            snapshot_states: (samples, hidden) float32.
-            live_states: The same samples under the live model, same shape.
-
-        Returns:
-            The similarity in [0, 1]; NaN has the merge refused.
-        """
-        return rbf(snapshot_states, live_states, median_squared_sigma(snapshot_states))
+    def __repr__(self) -> str:
+        names = [n for n in inspect.signature(type(self).__init__).parameters if hasattr(self, n)]
+        return f"{type(self).__name__}({', '.join(f'{n}={getattr(self, n)!r}' for n in names)})"
 
     @abstractmethod
     def coefficients(self, inputs: MergeInputs) -> Mapping[str, Coefficient]:
@@ -117,3 +158,29 @@ class MergeRule(ABC):
                 "joint_coefficients"
             )
         return [self.coefficients(inputs[0])]
+
+    @property
+    def decides_jointly(self) -> bool:
+        """Whether it can decide about several snapshots at once."""
+        return type(self).joint_coefficients is not MergeRule.joint_coefficients
+
+
+def once_called(**rules: type[MergeRule]) -> Callable[[str], type[MergeRule]]:
+    """Make a module's ``__getattr__``, which knows rules by the names that they once had.
+
+    Example:
+        >>> class Half(MergeRule):
+        ...     def coefficients(self, inputs):
+        ...         return {}
+        >>> once_called(HalfRule=Half)("HalfRule") is Half
+        True
+    """
+
+    def get(name: str) -> type[MergeRule]:
+        if name not in rules:
+            raise AttributeError(f"there is no rule {name!r}")
+        now = rules[name].__name__
+        warnings.warn(f"the rule {name} is called {now}", FutureWarning, stacklevel=2)
+        return rules[name]
+
+    return get

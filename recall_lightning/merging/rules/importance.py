@@ -2,10 +2,11 @@
 
 import math
 
-from recall_lightning.merging.rules.base import Coefficient, MergeInputs, MergeRule
+from recall_lightning.merging.block_settings import Setting
+from recall_lightning.merging.rules.base import Coefficient, MergeInputs, MergeRule, once_called
 
 
-class ImportanceRule(MergeRule):
+class Importance(MergeRule):
     """Element by element w = λF / (1 + λF), with F the importance to earlier tasks, of mean 1.
 
     This is the proximal step of a quadratic penalty λF/2 · (θ − θ_snapshot)². The two factors of a
@@ -14,28 +15,31 @@ class ImportanceRule(MergeRule):
     consolidation (arXiv 1612.00796), with the diagonal of the empirical Fisher information.
 
     Args:
-        scale: λ > 0.
+        scale: λ > 0. Larger keeps more of the old.
+        strength: What multiplies the coefficients; see :class:`MergeRule`.
 
     Raises:
-        ValueError: If ``scale`` is not positive.
+        ValueError: For an argument out of its range.
 
     Example:
         >>> import torch
         >>> from recall_lightning.measuring.blocks import Block
+        >>> from recall_lightning.merging.structure import Structure
         >>> inputs = MergeInputs(
-        ...     [Block("0", 2, 1.0, "0", ("0.weight",))],
+        ...     Structure([Block("0", 2, 1.0, "0", ("0.weight",))]),
         ...     importance={"0.weight": torch.tensor([0.0, 2.0])},
         ... )
-        >>> ImportanceRule(0.5).coefficients(inputs)
+        >>> Importance(0.5).coefficients(inputs)
         {'0.weight': tensor([0.0000, 0.5000])}
     """
 
-    uses_representations = False
-    uses_importance = True
+    name = "importance"
+    needs = frozenset({"importance"})
 
-    def __init__(self, scale: float = 0.1) -> None:
+    def __init__(self, scale: float = 0.1, strength: Setting = 1.0) -> None:
+        super().__init__(strength)
         if not 0 < scale < math.inf:
-            raise ValueError(f"importance_scale={scale!r} must be a positive number")
+            raise ValueError(f"scale={scale!r} must be a positive number")
         self.scale = scale
 
     def coefficients(self, inputs: MergeInputs) -> dict[str, Coefficient]:
@@ -47,8 +51,11 @@ class ImportanceRule(MergeRule):
             mean = float(sum(factor.sum() for factor in factors)) / size if size else 1.0
             shared |= {pair.a: mean, pair.b: mean}
         weights: dict[str, Coefficient] = {}
-        for name in (name for block in inputs.blocks for name in block.weights):
+        for name in inputs.structure.weights:
             given = shared.get(name, inputs.importance.get(name, 1.0))
             weighted = self.scale * given
             weights[name] = weighted / (1 + weighted)
         return weights
+
+
+__getattr__ = once_called(ImportanceRule=Importance)

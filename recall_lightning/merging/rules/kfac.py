@@ -1,14 +1,15 @@
 """Coefficients by curvature: what earlier tasks depend on, in its own coordinates."""
 
 from recall_lightning.measuring.linear_maps import LinearMap
+from recall_lightning.merging.block_settings import Setting
 from recall_lightning.merging.coefficients.kronecker import KroneckerCoefficient
-from recall_lightning.merging.rules.base import Coefficient, MergeInputs
-from recall_lightning.merging.rules.importance import ImportanceRule
-from recall_lightning.merging.rules.subspace import SubspaceRule
+from recall_lightning.merging.rules.base import Coefficient, MergeInputs, once_called
+from recall_lightning.merging.rules.importance import Importance
+from recall_lightning.merging.rules.subspace import Subspace
 
 
-class KfacImportanceRule(ImportanceRule):
-    """w = λF / (1 + λF) as in :class:`ImportanceRule`, with the Fisher information of whole maps.
+class KfacImportance(Importance):
+    """w = λF / (1 + λF) as in :class:`Importance`, with the Fisher information of whole maps.
 
     F is the Kronecker product of a map's two factors, of mean 1 over the model for each task: the
     second moments of its inputs, and those of the gradients at its outputs (K-FAC, Martens and
@@ -18,18 +19,20 @@ class KfacImportanceRule(ImportanceRule):
     sums over tasks of both factors.
 
     All other weights, and maps whose curvature is not known (wider than ``moment_width``, LoRA
-    updates, outputs that are no predictions), have what :class:`ImportanceRule` gives them.
+    updates, outputs that are no predictions), have what :class:`Importance` gives them.
 
     Args:
-        scale: λ > 0.
+        scale: λ > 0. Larger keeps more of the old.
+        strength: What multiplies the coefficients; see :class:`MergeRule`.
 
     Example:
-        >>> rule = KfacImportanceRule(0.5)
-        >>> rule.uses_curvature, rule.uses_importance, rule.uses_moments
-        (True, True, False)
+        >>> sorted(KfacImportance(0.5).needs)
+        ['curvature', 'importance', 'moments']
     """
 
-    uses_curvature = True
+    name = "kfac_importance"
+    needs = frozenset({"importance", "moments", "curvature"})
+    end_rule = "kfac_subspace"
 
     def coefficients(self, inputs: MergeInputs) -> dict[str, Coefficient]:
         """Return a matrix for every linear map, and what importance gives for the rest."""
@@ -38,16 +41,17 @@ class KfacImportanceRule(ImportanceRule):
             old = inputs.old_moments.get(linear_map.weight)
             outputs = inputs.old_output_moments.get(linear_map.weight)
             if old is not None and outputs is not None:
-                found = KroneckerCoefficient.of_importance(linear_map, old, outputs, self.scale)
+                scale = self.scale * inputs.keep
+                found = KroneckerCoefficient.of_importance(linear_map, old, outputs, scale)
                 names = (linear_map.weight, linear_map.bias)
                 weights |= {name: found for name in names if name is not None}
         return weights
 
 
-class KfacSubspaceRule(SubspaceRule):
+class KfacSubspace(Subspace):
     """Keep what earlier tasks predicted, and what the live model predicts of the current one.
 
-    As :class:`SubspaceRule`, each linear map minimises its error on old inputs plus λ times that on
+    As :class:`Subspace`, each linear map minimises its error on old inputs plus λ times that on
     new ones, but errors count by how much predictions depend on them: by the second moments of the
     gradients at the map's outputs, in the old tasks and in the new. The two quadratic losses are
     diagonal in common coordinates, so the minimum has a closed form. Source: merging by matching
@@ -55,25 +59,26 @@ class KfacSubspaceRule(SubspaceRule):
     arXiv 1503.05671).
 
     All other weights, and maps whose curvature is not known (wider than ``moment_width``, LoRA
-    updates, outputs that are no predictions), have what :class:`SubspaceRule` gives them.
+    updates, outputs that are no predictions), have what :class:`Subspace` gives them.
 
     Args:
         new_inputs: λ > 0: what the current task counts against each earlier one. Larger keeps less
             of the old.
         ridge: Added to the moments of inputs, relative to the mean of their diagonal.
-        mix: That of :class:`SubspaceRule`.
+        mix: That of :class:`Subspace`.
         output_ridge: Added to the moments at outputs, likewise.
+        strength: What multiplies the coefficients; see :class:`MergeRule`.
 
     Raises:
         ValueError: If an argument is out of its range.
 
     Example:
-        >>> rule = KfacSubspaceRule(new_inputs=2.0)
-        >>> rule.uses_curvature, rule.uses_moments, rule.uses_importance
-        (True, True, False)
+        >>> sorted(KfacSubspace(new_inputs=2.0).needs)
+        ['curvature', 'moments', 'new_moments']
     """
 
-    uses_curvature = True
+    name = "kfac_subspace"
+    needs = frozenset({"moments", "new_moments", "curvature"})
 
     def __init__(
         self,
@@ -81,8 +86,9 @@ class KfacSubspaceRule(SubspaceRule):
         ridge: float = 0.01,
         mix: float = 0.3,
         output_ridge: float = 0.1,
+        strength: Setting = 1.0,
     ) -> None:
-        super().__init__(new_inputs, ridge, mix)
+        super().__init__(new_inputs, ridge, mix, strength)
         if not 0 < output_ridge < float("inf"):
             raise ValueError(f"output_ridge={output_ridge!r} must be a positive number")
         self.output_ridge = output_ridge
@@ -100,6 +106,9 @@ class KfacSubspaceRule(SubspaceRule):
             linear_map,
             (old, new),
             (old_outputs, new_outputs),
-            self.balance.new,
-            (self.balance.ridge, self.output_ridge),
+            self.new_inputs / inputs.keep,
+            (self.ridge, self.output_ridge),
         )
+
+
+__getattr__ = once_called(KfacImportanceRule=KfacImportance, KfacSubspaceRule=KfacSubspace)

@@ -4,56 +4,58 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from recall_lightning.merging.block_settings import Setting, numbers_of
 from recall_lightning.merging.coefficients.linear_maps import MapCoefficient
-from recall_lightning.merging.rules.base import Coefficient, MergeInputs, MergeRule
+from recall_lightning.merging.rules.base import Coefficient, MergeInputs, MergeRule, once_called
+from recall_lightning.merging.rules.importance import Importance
+from recall_lightning.merging.rules.similarity import Similarity
 
 
-class ProductRule(MergeRule):
+class Product(MergeRule):
     """Multiply what several rules give each weight: ``"rbf*importance"`` by name.
 
     So a block that has drifted far keeps little even of its important parameters. Numbers multiply
     anything; a matrix of a linear map is multiplied by numbers alone.
 
     Args:
-        rules: Two or more, of which at most one uses representations.
+        rules: Two or more, of which at most one measures similarity and one gives matrices.
+        strength: What multiplies the products; see :class:`MergeRule`.
 
     Raises:
-        ValueError: If two rules use representations or give matrices, or one gives matrices and
-            another a number an element.
+        ValueError: If two rules measure similarity or give matrices, one gives matrices and another
+            a number an element, or one has a strength of its own.
 
     Example:
-        >>> from recall_lightning.merging.rules import UniformRule
         >>> from recall_lightning.measuring.blocks import Block
-        >>> rule = ProductRule([UniformRule(), UniformRule()])
-        >>> rule.coefficients(MergeInputs([Block("0", 1, 1.0, "0", ("0.weight",))]))
-        {'0.weight': 1.0}
+        >>> from recall_lightning.merging.rules import Uniform
+        >>> from recall_lightning.merging.structure import Structure
+        >>> structure = Structure([Block("0", 1, 1.0, "0", ("0.weight",))])
+        >>> Product([Uniform(0.5), Uniform(0.4)]).coefficients(MergeInputs(structure))
+        {'0.weight': 0.2}
     """
 
-    def __init__(self, rules: Sequence[MergeRule]) -> None:
-        measuring = [rule for rule in rules if rule.uses_representations]
-        if len(measuring) > 1:
+    def __init__(self, rules: Sequence[MergeRule], strength: Setting = 1.0) -> None:
+        super().__init__(strength)
+        similar = [rule for rule in rules if isinstance(rule, Similarity)]
+        if len(similar) > 1:
             raise ValueError("a product of rules can measure one similarity, not two")
-        matrices = sum(rule.uses_moments or rule.uses_curvature for rule in rules)
-        if matrices and any(r.uses_importance and not r.uses_curvature for r in rules):
+        of_maps = [rule for rule in rules if "moments" in rule.needs]
+        if of_maps and any(isinstance(r, Importance) and r not in of_maps for r in rules):
             raise ValueError(
                 "importance times a subspace or kfac rule means nothing: one gives a number an "
                 "element, the other a matrix; use one in the loop and the other as end_rule"
             )
-        if matrices > 1:
+        if len(of_maps) > 1:
             raise ValueError(
                 "of subspace, kfac_subspace and kfac_importance, which give matrices, only one can "
                 "be in a product"
             )
+        if any(set(numbers_of(rule.strength)) != {1.0} for rule in rules):
+            raise ValueError("give the product a strength, not one of its rules")
         self.rules = list(rules)
-        self.uses_representations = bool(measuring)
-        self.uses_importance = any(rule.uses_importance for rule in rules)
-        self.uses_moments = any(rule.uses_moments for rule in rules)
-        self.uses_curvature = any(rule.uses_curvature for rule in rules)
-
-    def similarity(self, snapshot_states: Tensor, live_states: Tensor) -> float:
-        """Compare the states as the rule that uses representations does."""
-        (measuring,) = (rule for rule in self.rules if rule.uses_representations)
-        return measuring.similarity(snapshot_states, live_states)
+        self.needs = frozenset().union(*(rule.needs for rule in rules))  # type: ignore[misc]
+        if similar:
+            self.similarity = similar[0].similarity
 
     def coefficients(self, inputs: MergeInputs) -> dict[str, Coefficient]:
         """Return the products, weight by weight."""
@@ -89,3 +91,6 @@ def _times(first: Coefficient, second: Coefficient | None, scaled: _Scaled) -> C
     if key not in scaled:
         scaled[key] = (matrix, matrix.scaled(key[1]))  # the first is kept for its id's sake
     return scaled[key][1]
+
+
+__getattr__ = once_called(ProductRule=Product)

@@ -1,58 +1,53 @@
 """RECALL's own rule: the more alike the hidden states, the more of the snapshot."""
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Literal
 
 from torch import Tensor
 
-from recall_lightning.measuring.similarity import cosine, linear_cka, rbf
+from recall_lightning.measuring.similarity import cosine, linear_cka, median_squared_sigma, rbf
+from recall_lightning.merging.block_settings import Setting
 from recall_lightning.merging.coefficients.softmax import softmax_coefficients
-from recall_lightning.merging.rules.base import MergeInputs, MergeRule
+from recall_lightning.merging.rules.base import MergeInputs, MergeRule, once_called
 
 
-class SimilarityRule(MergeRule):
-    """Softmax over similarities, block by block; with ``measure="rbf"`` RECALL's own rule.
+class Similarity(MergeRule):
+    """Softmax over similarities, block by block: w = softmax(S / τ).
+
+    A similarity of your own is a subclass that defines :meth:`similarity`. Source: RECALL (arXiv
+    2510.20479), merge coefficients.
 
     Args:
-        measure: ``"rbf"`` (the paper's), ``"cka"`` (linear CKA) or ``"cosine"``.
-        temperature: τ of the softmax.
-        sigma: The RBF kernel's width: ``"median"`` takes it from the data, block by block.
+        temperature: τ > 0 of the softmax. Smaller leaves drifted blocks more to the live model:
+            less forgetting prevented, more learned.
+        strength: What multiplies the coefficients; see :class:`MergeRule`.
 
     Raises:
-        ValueError: For an unknown measure, or a temperature or sigma that is not positive.
-
-    Example:
-        >>> from recall_lightning.measuring.blocks import Block
-        >>> block = Block("layer", 1, 1.0, "layer", ("layer.weight",))
-        >>> SimilarityRule("rbf").coefficients(MergeInputs([block], {"layer": 1.0}))
-        {'layer': 0.5}
+        ValueError: For an argument out of its range.
     """
 
-    def __init__(
-        self,
-        measure: str = "rbf",
-        temperature: float = 1.0,
-        sigma: float | Literal["median"] = "median",
-    ) -> None:
-        if measure not in ("rbf", "cka", "cosine"):
-            raise ValueError(f"measure={measure!r} is unknown: use rbf, cka or cosine")
+    needs = frozenset({"similarity"})
+
+    def __init__(self, temperature: float = 1.0, strength: Setting = 1.0) -> None:
+        super().__init__(strength)
         if not temperature > 0:
             raise ValueError(f"temperature={temperature!r} must be a positive number")
-        if sigma != "median" and (isinstance(sigma, str) or not sigma > 0):
-            raise ValueError(f"sigma={sigma!r} must be a positive number or 'median'")
-        self.measure = measure
         self.temperature = temperature
-        self.sigma = sigma
 
+    @abstractmethod
     def similarity(self, snapshot_states: Tensor, live_states: Tensor) -> float:
-        """Compare the states by the chosen measure."""
-        if self.measure == "cka":
-            return linear_cka(snapshot_states, live_states)
-        if self.measure == "cosine":
-            return cosine(snapshot_states, live_states)
-        if self.sigma == "median":
-            return super().similarity(snapshot_states, live_states)
-        return rbf(snapshot_states, live_states, self.sigma**2)
+        """Compare one block's hidden states on the typical samples.
+
+        Called once a block and, with several processes, averaged over them.
+
+        Args:
+            snapshot_states: (samples, hidden) float32.
+            live_states: The same samples under the live model, same shape.
+
+        Returns:
+            The similarity in [0, 1]; NaN has the merge refused.
+        """
 
     def coefficients(self, inputs: MergeInputs) -> dict[str, float]:
         """Turn similarities into weights by a softmax."""
@@ -65,3 +60,66 @@ class SimilarityRule(MergeRule):
         }
         weights = softmax_coefficients(similarity, self.temperature)
         return [{block: w[i] for block, w in weights.items()} for i in range(len(inputs))]
+
+
+class Rbf(Similarity):
+    """RECALL's own rule: an RBF kernel between the hidden states.
+
+    Args:
+        temperature: That of :class:`Similarity`.
+        sigma: Width of the kernel in units of the hidden states; ``"median"`` takes it from the
+            snapshot's own states, block by block.
+        strength: What multiplies the coefficients; see :class:`MergeRule`.
+
+    Raises:
+        ValueError: For an argument out of its range.
+
+    Example:
+        >>> from recall_lightning.measuring.blocks import Block
+        >>> from recall_lightning.merging.structure import Structure
+        >>> block = Block("layer", 1, 1.0, "layer", ("layer.weight",))
+        >>> Rbf().coefficients(MergeInputs(Structure([block]), similarity={"layer": 1.0}))
+        {'layer': 0.5}
+    """
+
+    name = "rbf"
+
+    def __init__(
+        self,
+        temperature: float = 1.0,
+        sigma: float | Literal["median"] = "median",
+        strength: Setting = 1.0,
+    ) -> None:
+        super().__init__(temperature, strength)
+        if sigma != "median" and (isinstance(sigma, str) or not sigma > 0):
+            raise ValueError(f"sigma={sigma!r} must be a positive number or 'median'")
+        self.sigma = sigma
+
+    def similarity(self, snapshot_states: Tensor, live_states: Tensor) -> float:
+        """Return the mean of the kernel over samples."""
+        if self.sigma == "median":
+            return rbf(snapshot_states, live_states, median_squared_sigma(snapshot_states))
+        return rbf(snapshot_states, live_states, self.sigma**2)
+
+
+class Cka(Similarity):
+    """Linear centred kernel alignment in the kernel's place; see :class:`Similarity`."""
+
+    name = "cka"
+
+    def similarity(self, snapshot_states: Tensor, live_states: Tensor) -> float:
+        """Return the alignment of the two sets of states."""
+        return linear_cka(snapshot_states, live_states)
+
+
+class Cosine(Similarity):
+    """The mean cosine in the kernel's place; see :class:`Similarity`."""
+
+    name = "cosine"
+
+    def similarity(self, snapshot_states: Tensor, live_states: Tensor) -> float:
+        """Return the mean cosine over samples."""
+        return cosine(snapshot_states, live_states)
+
+
+__getattr__ = once_called(SimilarityRule=Rbf)

@@ -4,11 +4,12 @@ import math
 
 from recall_lightning.measuring.linear_maps import LinearMap
 from recall_lightning.measuring.moments import RowCounts
+from recall_lightning.merging.block_settings import Setting
 from recall_lightning.merging.coefficients.linear_maps import Balance, solve_map
-from recall_lightning.merging.rules.base import Coefficient, MergeInputs, MergeRule
+from recall_lightning.merging.rules.base import Coefficient, MergeInputs, MergeRule, once_called
 
 
-class SubspaceRule(MergeRule):
+class Subspace(MergeRule):
     """Keep each linear map's outputs on old inputs, and the live model's on new ones.
 
     The coefficient of a linear map is the matrix A of
@@ -23,35 +24,40 @@ class SubspaceRule(MergeRule):
             Larger keeps less of the old.
         ridge: ε > 0, relative to the mean of the moments' diagonal.
         mix: s in [0, 1]: the snapshot's weight in directions that no input has.
+        strength: What multiplies the coefficients; see :class:`MergeRule`.
 
     Raises:
         ValueError: If an argument is out of its range.
 
     Example:
-        >>> rule = SubspaceRule(new_inputs=4.0)
-        >>> rule.uses_moments, rule.uses_representations
-        (True, False)
+        >>> sorted(Subspace(new_inputs=4.0).needs)
+        ['moments', 'new_moments']
     """
 
-    uses_representations = False
-    uses_moments = True
+    name = "subspace"
+    needs = frozenset({"moments", "new_moments"})
 
-    def __init__(self, new_inputs: float = 1.0, ridge: float = 0.01, mix: float = 0.3) -> None:
+    def __init__(
+        self,
+        new_inputs: float = 1.0,
+        ridge: float = 0.01,
+        mix: float = 0.3,
+        strength: Setting = 1.0,
+    ) -> None:
+        super().__init__(strength)
         for name, value in (("new_inputs", new_inputs), ("ridge", ridge)):
             if not 0 < value < math.inf:
                 raise ValueError(f"{name}={value!r} must be a positive number")
         if not 0 <= mix <= 1:
             raise ValueError(f"mix={mix!r} must lie in [0, 1]: the snapshot's weight")
-        self.balance = Balance(new_inputs, ridge, mix)
+        self.new_inputs, self.ridge, self.mix = new_inputs, ridge, mix
 
     def coefficients(self, inputs: MergeInputs) -> dict[str, Coefficient]:
         """Return a matrix for every linear map, a tensor for embeddings, a number for the rest."""
-        new, ridge, mix = self.balance.new, self.balance.ridge, self.balance.mix
         tasks = inputs.earlier_tasks
-        plain = (tasks + ridge * mix) / (tasks + new + ridge)
-        weights: dict[str, Coefficient] = {
-            name: plain for block in inputs.blocks for name in block.weights
-        }
+        kept = tasks + self.ridge * self.mix
+        plain = kept / (tasks + self.new_inputs + self.ridge)
+        weights: dict[str, Coefficient] = dict.fromkeys(inputs.structure.weights, plain)
         for linear_map in inputs.maps:
             names = [linear_map.weight, linear_map.bias, linear_map.second_factor]
             coefficient = self._of_map(linear_map, inputs)
@@ -65,10 +71,13 @@ class SubspaceRule(MergeRule):
         if old is None or now is None:
             return None
         if isinstance(old, RowCounts) and isinstance(now, RowCounts):
-            r = self.balance.ridge * old.counts.mean()
-            kept = old.counts + r * self.balance.mix
-            return (kept / (old.counts + self.balance.new * now.counts + r)).nan_to_num(0.0)[
-                :, None
-            ]
-        solved = solve_map(linear_map, old, now, self.balance)
+            r = self.ridge * old.counts.mean()
+            kept = old.counts + r * self.mix
+            taken = kept / (old.counts + self.new_inputs * now.counts + r)
+            return taken.nan_to_num(0.0)[:, None]
+        balance = Balance(self.new_inputs / inputs.keep, self.ridge, self.mix)
+        solved = solve_map(linear_map, old, now, balance)
         return 0.0 if solved is None else solved
+
+
+__getattr__ = once_called(SubspaceRule=Subspace)

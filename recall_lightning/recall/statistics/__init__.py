@@ -1,1 +1,59 @@
-"""What merge rules decide from, one statistic a file."""
+"""What merge rules decide from, one statistic a file.
+
+:mod:`~recall_lightning.recall.statistics.base` says what a statistic is;
+:func:`statistics_for` is the list of them.
+"""
+
+from collections.abc import Sequence
+
+from recall_lightning.measuring.predictions import Predictions
+from recall_lightning.merging.rules import MergeRule
+from recall_lightning.recall.model_run import ModelRun
+from recall_lightning.recall.settings import ImportanceSettings, MomentSettings, SampleSettings
+from recall_lightning.recall.statistics.base import Statistic
+from recall_lightning.recall.statistics.collection import Statistics
+from recall_lightning.recall.statistics.importance import ParameterImportance
+from recall_lightning.recall.statistics.moments import MapMoments
+from recall_lightning.recall.statistics.recent_batches import RecentBatches
+from recall_lightning.recall.statistics.samples import TypicalSamples
+
+__all__ = ["Statistic", "Statistics", "statistics_for"]
+
+
+def statistics_for(
+    rules: Sequence[MergeRule],
+    samples: SampleSettings,
+    importance: ImportanceSettings,
+    moments: MomentSettings,
+    run: ModelRun,
+    recent: RecentBatches,
+    recalibrates: bool,
+    seed: int,
+    predictions: str | Predictions,
+) -> Statistics:
+    """Return the statistics that rules need.
+
+    Args:
+        rules: Those of the schedule.
+        samples: Of the typical samples.
+        importance: Of the importance of parameters.
+        moments: Of the moments of linear maps.
+        run: How the model is run on a batch.
+        recent: The last batches.
+        recalibrates: Whether running statistics are measured on those.
+        seed: Of whatever is drawn.
+        predictions: The kind of the model's.
+
+    Raises:
+        ValueError: If a rule needs what there is not, or there is no such kind of prediction.
+    """
+    curvature = any("curvature" in rule.needs for rule in rules)
+    available: list[Statistic] = [
+        recent,
+        TypicalSamples(samples, run, seed),
+        ParameterImportance(importance, beside_curvature=curvature),
+        MapMoments(recent, moments, run, seed, curvature, predictions),
+    ]
+    measures_maps = any(rule.needs & MapMoments.gives for rule in rules)
+    others = [recent.name] if recalibrates or measures_maps else []
+    return Statistics(available, rules, others)

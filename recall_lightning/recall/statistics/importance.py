@@ -2,23 +2,25 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from lightning.fabric.utilities.apply_func import move_data_to_device
-from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 
-from recall_lightning.callbacks._trainer.clock import TaskClock
-from recall_lightning.recall.settings import check_choice
+from recall_lightning.measuring.architecture import find_generator
+from recall_lightning.merging.rules import MergeRule
+from recall_lightning.recall.context import TaskContext
+from recall_lightning.recall.settings import ImportanceSettings
+from recall_lightning.recall.statistics.base import Statistic
 from recall_lightning.recall.statistics.squared_gradients import SquaredGradients
 from recall_lightning.weights.naming import named_weights
 from recall_lightning.weights.sharding import local, sharded_like, total
 
 
-class Importance:
+class ParameterImportance(Statistic):
     """The importance of every weight's elements: squared gradients, summed over tasks.
 
     Of each task it is divided by its mean over the model, so that tasks count alike. Adam's mean
@@ -26,37 +28,121 @@ class Importance:
     ``"gradients"`` tells tasks apart better.
 
     Args:
-        source: ``"optimizer"`` reads Adam's running mean of squared gradients, ``exp_avg_sq``, at
-            the task's end, at no cost; ``"gradients"`` averages them over its last ``steps``
-            optimizer steps; ``"auto"`` is the first, or the second where an optimizer has no such
-            state.
-        steps: Optimizer steps that ``"gradients"`` averages.
+        settings: The source: ``"optimizer"`` reads Adam's running mean of squared gradients,
+            ``exp_avg_sq``, at the task's end, at no cost; ``"gradients"`` averages them over its
+            last ``steps`` optimizer steps; ``"auto"`` is the first, or the second where an
+            optimizer has no such state.
+        beside_curvature: Whether rules also use curvature, which tells more.
 
     Attributes:
         by_name: Weight name to importance, float32 in the weight's shape; empty before the end of
             the first task.
         tasks: How many tasks it sums up.
-
-    Raises:
-        ValueError: From every method, where the optimizer holds nothing of the kind.
     """
 
-    def __init__(self, source: Literal["auto", "optimizer", "gradients"], steps: int) -> None:
-        check_choice("importance_source", source, "auto", "optimizer", "gradients")
-        self.source = source
-        self._found = source  # where "auto" finds it, from a task's first step on
+    name = "importance"
+    gives = frozenset({"importance"})
+
+    def __init__(self, settings: ImportanceSettings, beside_curvature: bool = False) -> None:
+        self.source = settings.source
         self.by_name: dict[str, Tensor] = {}
         self.tasks = 0
-        self._gradients = SquaredGradients(steps)
+        self._beside_curvature = beside_curvature
+        self._found = settings.source  # where "auto" finds it, from a task's first step on
+        self._gradients = SquaredGradients(settings.steps)
+        self._step_is_due = False  # the first since start_task, which may come within a task
 
-    def start_task(self, task: int) -> None:
+    def start_task(self, context: TaskContext) -> None:
         """Forget the gradients of the last task; before the first one, everything."""
-        if task == 0:
+        if context.clock.task == 0:
             self.by_name, self.tasks = {}, 0
         self._gradients.start_task()
-        self._found = self.source
+        self._found, self._step_is_due = self.source, True
+        self._fit_to(named_weights(context.pl_module))
+        told = self._beside_curvature and find_generator(context.pl_module) is not None
+        if context.snapshots and not self.by_name and not told:
+            rank_zero_info(
+                "RecallCallback: nothing is known of what the model depended on before its first "
+                "task, so there every parameter counts alike; merge_first_task=False leaves that "
+                "task unmerged"
+            )
 
-    def fit_to(self, weights: Mapping[str, Tensor]) -> None:
+    def observe_gradients(self, context: TaskContext, optimizer: Optimizer) -> None:
+        """See an optimizer's gradients before its step."""
+        if self._found != "optimizer":
+            self._gradients.observe(context.clock, optimizer, context.pl_module)
+
+    def observe_step(self, context: TaskContext) -> None:
+        """After the first step, refuse an optimizer that the source cannot be read from."""
+        optimizers = context.trainer.optimizers
+        skipped = any("betas" in o.defaults and not o.state for o in optimizers)
+        first, self._step_is_due = self._step_is_due or context.clock.step_in_task == 1, False
+        if not first or self.source == "gradients":
+            return
+        if skipped:  # AMP skips steps that overflow
+            return
+        try:
+            optimizer_importance(optimizers, context.pl_module)
+            self._found = "optimizer"
+        except ValueError:
+            if self.source == "optimizer":
+                raise
+            self._found = "gradients"
+            rank_zero_info(
+                "the optimizer keeps no squared gradients (Adam's exp_avg_sq): importance is "
+                f"averaged from the gradients of each task's last {self._gradients.steps} steps"
+            )
+
+    def give(self, context: TaskContext, rule: MergeRule) -> Sequence[Mapping[str, Any]]:
+        """Return the importance to all earlier tasks, the same for each snapshot."""
+        own = {"importance": self.by_name, "earlier_tasks": max(1, self.tasks)}
+        return [own for _ in context.snapshots]
+
+    def end_task(self, context: TaskContext) -> None:
+        """Add the task's importance."""
+        if self._found != "gradients":
+            added = optimizer_importance(context.trainer.optimizers, context.pl_module)
+        else:
+            added = self._gradients.mean()
+        sums = [total(float(local(tensor).double().sum()), tensor) for tensor in added.values()]
+        mean = sum(sums) / max(1, sum(tensor.numel() for tensor in added.values()))
+        if not 0 < mean < math.inf:
+            rank_zero_warn(
+                "the task's squared gradients are none, zero or not finite (a fit that stopped "
+                "early?): its importance is left out of later merges"
+            )
+            return
+        for name, tensor in added.items():
+            own, earlier = tensor.float() / mean, self.by_name.get(name)
+            if earlier is not None and earlier.shape == own.shape:
+                own += earlier
+            self.by_name[name] = own
+        self.tasks += 1
+
+    def resume(self, context: TaskContext) -> None:
+        """After a resume, move the tensors to the device, and shard them as the weights are."""
+        weights = named_weights(context.pl_module)
+        self.by_name = move_data_to_device(self.by_name, context.pl_module.device)
+        for name, known in self.by_name.items():
+            if name in weights and weights[name].shape == known.shape:
+                self.by_name[name] = sharded_like(known, weights[name])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the tensors and the number of tasks."""
+        return {
+            "by_name": self.by_name,
+            "tasks": self.tasks,
+            "found": self._found,
+            "gradients": self._gradients.state_dict(),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned."""
+        self.by_name, self.tasks = dict(state_dict["by_name"]), state_dict["tasks"]
+        self._found = state_dict["found"]
+        self._gradients.load_state_dict(state_dict["gradients"])
+
+    def _fit_to(self, weights: Mapping[str, Tensor]) -> None:
         """Before a task, give weights that have grown no importance where they are new.
 
         What is known of weights that have changed their shape otherwise is dropped, with a warning.
@@ -76,71 +162,6 @@ class Importance:
                 f"the shape of {', '.join(changed[:3])} has changed: its importance to earlier "
                 "tasks is dropped"
             )
-
-    def observe(self, clock: TaskClock, optimizer: Optimizer, pl_module: LightningModule) -> None:
-        """See an optimizer's gradients before its step."""
-        if self._found != "optimizer":
-            self._gradients.observe(clock, optimizer, pl_module)
-
-    def check(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """After the first step, refuse an optimizer that the source cannot be read from."""
-        skipped = any("betas" in o.defaults and not o.state for o in trainer.optimizers)
-        if self.source == "gradients" or skipped:  # AMP skips steps that overflow
-            return
-        try:
-            optimizer_importance(trainer.optimizers, pl_module)
-            self._found = "optimizer"
-        except ValueError:
-            if self.source == "optimizer":
-                raise
-            self._found = "gradients"
-            rank_zero_info(
-                "the optimizer keeps no squared gradients (Adam's exp_avg_sq): importance is "
-                f"averaged from the gradients of each task's last {self._gradients.steps} steps"
-            )
-
-    def end_task(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Add the task's importance."""
-        if self._found != "gradients":
-            added = optimizer_importance(trainer.optimizers, pl_module)
-        else:
-            added = self._gradients.mean()
-        sums = [total(float(local(tensor).double().sum()), tensor) for tensor in added.values()]
-        mean = sum(sums) / max(1, sum(tensor.numel() for tensor in added.values()))
-        if not 0 < mean < math.inf:
-            rank_zero_warn(
-                "the task's squared gradients are none, zero or not finite (a fit that stopped "
-                "early?): its importance is left out of later merges"
-            )
-            return
-        for name, tensor in added.items():
-            own, earlier = tensor.float() / mean, self.by_name.get(name)
-            if earlier is not None and earlier.shape == own.shape:
-                own += earlier
-            self.by_name[name] = own
-        self.tasks += 1
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the tensors and the number of tasks."""
-        return {
-            "by_name": self.by_name,
-            "tasks": self.tasks,
-            "found": self._found,
-            "gradients": self._gradients.state_dict(),
-        }
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore what :meth:`state_dict` returned."""
-        self.by_name, self.tasks = dict(state_dict["by_name"]), state_dict["tasks"]
-        self._found = state_dict["found"]
-        self._gradients.load_state_dict(state_dict["gradients"])
-
-    def resume(self, weights: Mapping[str, Tensor], device: torch.device) -> None:
-        """After a resume, move the tensors to the device, and shard them as the weights are."""
-        self.by_name = move_data_to_device(self.by_name, device)
-        for name, known in self.by_name.items():
-            if name in weights and weights[name].shape == known.shape:
-                self.by_name[name] = sharded_like(known, weights[name])
 
 
 def padded(known: Tensor, shape: Sequence[int]) -> Tensor:
@@ -206,6 +227,6 @@ def optimizer_importance(
         of = f" of {without[0]!r}" if found else ""
         raise ValueError(
             f"the importance of weights is read from Adam's exp_avg_sq, which {kinds} does not "
-            f"keep{of}: use importance_source='gradients'"
+            f"keep{of}: use importance.source='gradients'"
         )
     return found

@@ -1,13 +1,13 @@
 """What the tasks so far gave to each linear map, and what the current one gives."""
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from lightning.fabric.utilities.apply_func import move_data_to_device
-from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
+from recall_lightning.measuring.architecture import find_generator
 from recall_lightning.measuring.batches import batch_size
 from recall_lightning.measuring.curvature import (
     KroneckerFactors,
@@ -15,25 +15,27 @@ from recall_lightning.measuring.curvature import (
     kronecker_factors,
     normalised,
 )
-from recall_lightning.measuring.generation import find_generator, generated_batches
+from recall_lightning.measuring.generation import generated_batches
 from recall_lightning.measuring.input_moments import empty_moments, input_moments
-from recall_lightning.measuring.linear_maps import LinearMap, find_linear_maps
-from recall_lightning.measuring.moments import (
-    FullMoments,
-    LowRankMoments,
-    Moments,
-    RowCounts,
-    moments_from,
+from recall_lightning.measuring.linear_maps import LinearMap
+from recall_lightning.measuring.moments import FullMoments, Moments, RowCounts, moments_from
+from recall_lightning.measuring.predictions import FoundPredictions, Predictions
+from recall_lightning.measuring.view import ModelView, view_of
+from recall_lightning.merging.rules import MergeRule
+from recall_lightning.merging.structure import Structure
+from recall_lightning.recall.context import TaskContext
+from recall_lightning.recall.model_run import ModelRun
+from recall_lightning.recall.settings import MomentSettings
+from recall_lightning.recall.statistics.base import Statistic
+from recall_lightning.recall.statistics.process_means import (
+    mean_over_processes,
+    mean_where_all_have,
 )
-from recall_lightning.merging.lora.pairs import LoraPair
-from recall_lightning.recall.model_run import ProbeRun
-from recall_lightning.recall.settings import check_choice
 from recall_lightning.recall.statistics.recent_batches import RecentBatches
 from recall_lightning.weights.naming import named_weights
-from recall_lightning.weights.snapshot import Snapshot
 
 
-class TaskMoments:
+class MapMoments(Statistic):
     """Mean second moments of each linear map's inputs, and at its outputs, summed over tasks.
 
     They are measured by running the model, in evaluation mode, on the last batches that were
@@ -46,125 +48,81 @@ class TaskMoments:
 
     Args:
         recent: The last batches, which are run.
-        full_width: Maps of more inputs than this have moments of low rank plus a diagonal.
-        rank: That rank.
-        source: ``"task"``, or ``"generated"`` for sequences of the model's own at every task's end.
+        settings: Widths, ranks and source.
         run: How the model is run on a batch.
         seed: Of generated sequences, and of labels drawn from predictions.
         curvature: Whether to measure the gradients at outputs, too.
+        predictions: Of which kind the model's are, for those.
+
+    Raises:
+        ValueError: If there is no such kind.
 
     Attributes:
         old: Weight name of a map to its moments, summed over tasks.
         old_outputs: The same of the gradients at its outputs; the count is the number of tasks.
         tasks: How many tasks that is.
-        maps: The model's linear maps.
     """
+
+    name = "moments"
+    gives = frozenset({"moments", "new_moments", "curvature"})
 
     def __init__(
         self,
         recent: RecentBatches,
-        full_width: int,
-        rank: int,
-        source: Literal["task", "generated"],
-        run: ProbeRun,
+        settings: MomentSettings,
+        run: ModelRun,
         seed: int,
         curvature: bool,
+        predictions: str | Predictions = "auto",
     ) -> None:
-        for name, value in (("moment_width", full_width), ("moment_rank", rank)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name}={value!r} must be an integer of 1 or more")
-        check_choice("moment_source", source, "task", "generated")
         self.old: dict[str, Moments] = {}
         self.old_outputs: dict[str, FullMoments] = {}
         self.tasks = 0
-        self.maps: list[LinearMap] = []
-        self.full_width = full_width
-        self.rank = rank
-        self.source = source
+        self.settings = settings
         self.seed = seed
         self.curvature = curvature
-        self._told = False  # that predictions are not known
+        self._predictions = predictions
+        self._told: str | None = None  # what the log says of them
+        FoundPredictions(predictions)  # raises
         self._run = run
         self._recent = recent
 
-    def find_maps(self, pl_module: LightningModule, pairs: list[LoraPair]) -> dict[str, str]:
-        """Find the linear maps; return how all else is merged, and why, by name."""
-        factors = {pair.a: pair.b for pair in pairs}
-        self.maps, others = find_linear_maps(pl_module, factors)
-        notes = {name: f"merged by one number, as {reason}" for name, reason in others.items()}
-        weights = named_weights(pl_module)
-        wide = [m.weight for m in self.maps if not is_factored(m, weights, self.full_width)]
+    def notes(self, structure: Structure, module: torch.nn.Module) -> Mapping[str, str]:
+        """Say which weights are merged by one number, and which without curvature."""
+        reasons = structure.others.items()
+        notes = {name: f"merged by one number, as {reason}" for name, reason in reasons}
+        weights, width = named_weights(module), self.settings.width
+        wide = [m.weight for m in structure.maps if not is_factored(m, weights, width)]
         if self.curvature and wide:
             more = f" and {len(wide) - 1} more" if len(wide) > 1 else ""
-            why = "LoRA updates" if pairs else f"wider than moment_width={self.full_width}"
+            why = "LoRA updates" if structure.lora_pairs else f"wider than moments.width={width}"
             notes[wide[0] + more] = f"merged without curvature, as {why}"
         return notes
 
-    def start_task(self, task: int, weights: Mapping[str, torch.Tensor]) -> None:
+    def start_task(self, context: TaskContext) -> None:
         """Before the first task forget all; else fit what is known to the model's maps."""
-        if task == 0:
-            self.old, self.old_outputs, self.tasks = {}, {}, 0
-        self._fit_to_maps()
-        self._fit_to_outputs(weights)
-
-    def check_source(self, pl_module: LightningModule) -> None:
-        """Refuse generated sequences of a model that cannot generate."""
-        if self.source == "generated" and find_generator(pl_module) is None:
+        module = context.pl_module
+        if self.settings.source == "generated" and find_generator(module) is None:
             raise ValueError(
-                "moment_source='generated' needs a causal language model of Hugging Face, which "
-                f"{type(pl_module).__name__} does not hold: use moment_source='task'"
+                "moments.source='generated' needs a causal language model of Hugging Face, which "
+                f"{type(module).__name__} does not hold: use 'task'"
             )
+        if context.clock.task == 0:
+            self.old, self.old_outputs, self.tasks = {}, {}, 0
+        self._fit_to_maps(context.structure.maps)
+        self._fit_to_outputs(context.structure.maps, named_weights(module))
 
-    def measure(self, trainer: Trainer, pl_module: LightningModule) -> KroneckerFactors:
-        """Return the mean moments of the live model on the last batches."""
-        with self._run.ready(trainer, pl_module) as forward:
-            return self._measure_on(self._recent.batches, trainer, pl_module, forward)
-
-    def _measure_on(
-        self,
-        batches: list[Any],
-        trainer: Trainer,
-        pl_module: LightningModule,
-        forward: Callable[[torch.nn.Module, Any], Any],
-    ) -> KroneckerFactors:
-        seed = self.seed + trainer.global_rank
-
-        def measure(batches: Sequence[Any]) -> KroneckerFactors:
-            given = (pl_module, self.maps, batches, forward, self.full_width, self.rank)
-            if self.curvature:
-                return kronecker_factors(*given, seed=seed)
-            return KroneckerFactors(input_moments(*given))
-
-        measured = self._run.evenly(trainer, batches, measure)
-        together = KroneckerFactors(
-            self._reduced(trainer, pl_module, measured.inputs),
-            self._reduced_outputs(trainer, pl_module, measured.outputs),
-        )
-        if measured.unknown is not None and not self._told:
-            self._told = True
-            rank_zero_warn(
-                "curvature cannot be measured, and the kfac rules merge as importance and subspace "
-                f"do: {measured.unknown}"
-            )
-        return normalised(together)
-
-    def measure_unknown(
-        self, trainer: Trainer, pl_module: LightningModule, snapshot: Snapshot, stand_in: bool
-    ) -> None:
+    def prepare_merge(self, context: TaskContext, rule: MergeRule, last: bool) -> bool:
         """Where no task came before, gather what stands for the snapshot's own inputs.
 
-        Args:
-            trainer: The Trainer.
-            pl_module: The model.
-            snapshot: Its weights at the task's start.
-            stand_in: Whether the new task's inputs are used if the model cannot generate.
+        That is the new task's inputs if the model cannot generate, for a rule that uses them.
         """
-        generates = find_generator(pl_module) is not None
-        if self.tasks or not (generates or stand_in):
-            return
-        with snapshot.applied_to(pl_module):
+        generates = find_generator(context.pl_module) is not None
+        if self.tasks or not (generates or "new_moments" in rule.needs):
+            return True
+        with context.snapshots[-1].applied_to(context.pl_module):
             if generates:
-                self._add(self._measure_generated(trainer, pl_module))
+                self._add(self._measure_generated(context))
             else:
                 rank_zero_warn(
                     "the subspace rule has no inputs of what the model knew before its first task: "
@@ -172,17 +130,80 @@ class TaskMoments:
                     "the earlier ones is protected; use merge_first_task=False if the model starts "
                     "from random weights"
                 )
-                self._add(self.measure(trainer, pl_module))
+                self._add(self.measure(context))
         self.tasks = 1
+        return True
 
-    def end_task(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def give(self, context: TaskContext, rule: MergeRule) -> Sequence[Mapping[str, Any]]:
+        """Return old moments and, measured now, those of the current task."""
+        own: dict[str, Any] = {
+            "old_moments": self.old,
+            "old_output_moments": self.old_outputs,
+            "earlier_tasks": max(1, self.tasks),
+        }
+        if "new_moments" in rule.needs:
+            new = self.measure(context)
+            own |= {"new_moments": new.inputs, "new_output_moments": new.outputs}
+        return [own for _ in context.snapshots]
+
+    def end_task(self, context: TaskContext) -> None:
         """Add the inputs of the task that ends, under the merged weights."""
         if not self._recent.batches:  # a resume after the task's last batch
             rank_zero_warn("no batch of the task was seen: later merges know nothing of its inputs")
             return
-        measure = self._measure_generated if self.source == "generated" else self.measure
-        self._add(measure(trainer, pl_module))
+        generated = self.settings.source == "generated"
+        self._add(self._measure_generated(context) if generated else self.measure(context))
         self.tasks += 1
+
+    def measure(self, context: TaskContext) -> KroneckerFactors:
+        """Return the mean moments of the live model on the last batches."""
+        with self._run.ready(context) as view:
+            return self._measure_on(context, self._recent.batches, view)
+
+    def _measure_on(
+        self, context: TaskContext, batches: list[Any], view: ModelView
+    ) -> KroneckerFactors:
+        trainer, module, maps = context.trainer, context.pl_module, context.structure.maps
+        width, rank = self.settings.width, self.settings.rank
+
+        def measure(batches: Sequence[Any]) -> KroneckerFactors:
+            given = (module, maps, batches, view, width, rank)
+            if not self.curvature:
+                return KroneckerFactors(input_moments(*given))
+            seed = self.seed + trainer.global_rank
+            return kronecker_factors(*given, seed=seed, predictions=self._predictions)
+
+        measured = self._run.evenly(trainer, batches, measure)
+        if trainer.world_size > 1:
+            empty = {m.weight: empty_moments(m, module.device, width, rank) for m in maps}
+            inputs = mean_over_processes(trainer, measured.inputs, empty)
+            outputs = measured.outputs
+            if self.curvature:
+                outputs = mean_where_all_have(trainer, outputs, list(empty), module.device)
+            together = KroneckerFactors(inputs, outputs)
+        else:
+            together = KroneckerFactors(measured.inputs, measured.outputs)
+        self._tell(measured)
+        return normalised(together)
+
+    def _tell(self, measured: KroneckerFactors) -> None:
+        """Say once what the model's predictions were taken for, or why for nothing."""
+        kind, found = measured.predictions, measured.unknown
+        if kind is not None:
+            found = found or kind.name or type(kind).__name__
+        if found is None or found == self._told:
+            return
+        if measured.unknown is not None:
+            rank_zero_warn(
+                "curvature cannot be measured, and the kfac rules merge as importance and subspace "
+                f"do: {found}"
+            )
+        elif self._predictions == "auto":
+            rank_zero_info(
+                f"RecallCallback takes what the model predicts for {found!r}, as the batch tells: "
+                "set predictions= if it is something else"
+            )
+        self._told = found
 
     def _add(self, measured: KroneckerFactors) -> None:
         unusable = [name for name, moments in measured.inputs.items() if not _is_finite(moments)]
@@ -199,25 +220,26 @@ class TaskMoments:
                 "left out of what later merges keep"
             )
 
-    def _measure_generated(self, trainer: Trainer, pl_module: LightningModule) -> KroneckerFactors:
+    def _measure_generated(self, context: TaskContext) -> KroneckerFactors:
+        module, trainer = context.pl_module, context.trainer
         size, length = _shape_of(self._recent.batches[-1])
-        batches = generated_batches(
-            pl_module, self._recent.number, size, length, self.seed + trainer.global_rank
-        )
+        seed = self.seed + trainer.global_rank
+        batches = generated_batches(module, self._recent.number, size, length, seed)
         rank_zero_info(f"{len(batches) * size} sequences of {length} tokens were generated")
-        generator = find_generator(pl_module)
+        generator = find_generator(module)
 
         def forward(_: torch.nn.Module, batch: Mapping[str, torch.Tensor]) -> Any:
             assert generator is not None
             return generator(**batch)
 
+        view = view_of(module).with_forward(forward)
         with trainer.precision_plugin.forward_context():
-            return self._measure_on(list(batches), trainer, pl_module, forward)
+            return self._measure_on(context, list(batches), view)
 
-    def _fit_to_maps(self) -> None:
+    def _fit_to_maps(self, maps: Sequence[LinearMap]) -> None:
         """Before a task, leave out moments of inputs that are no longer what they were."""
         changed = []
-        for linear_map in self.maps:
+        for linear_map in maps:
             old = self.old.get(linear_map.weight)
             if old is None or old.width == linear_map.width:
                 continue
@@ -236,9 +258,11 @@ class TaskMoments:
                 "task merges them by one number"
             )
 
-    def _fit_to_outputs(self, weights: Mapping[str, torch.Tensor]) -> None:
+    def _fit_to_outputs(
+        self, maps: Sequence[LinearMap], weights: Mapping[str, torch.Tensor]
+    ) -> None:
         """Before a task, fit moments at outputs to a map that has more of them, or fewer."""
-        for linear_map in self.maps:
+        for linear_map in maps:
             old = self.old_outputs.get(linear_map.weight)
             if old is None or old.width == linear_map.outputs(weights):
                 continue
@@ -248,35 +272,6 @@ class TaskMoments:
                 self.old_outputs[linear_map.weight] = FullMoments(matrix, old.count)
             else:
                 del self.old_outputs[linear_map.weight]
-
-    def _reduced(
-        self, trainer: Trainer, pl_module: LightningModule, moments: Mapping[str, Moments]
-    ) -> Mapping[str, Moments]:
-        """Average over the processes, each of which has run its own batches through a map."""
-        if trainer.world_size == 1:
-            return moments
-        used = torch.tensor([float(one.weight in moments) for one in self.maps])
-        used = _mean(trainer, used.to(pl_module.device))
-        together = {}
-        for linear_map, part in zip(self.maps, used.tolist(), strict=True):
-            if part > 0:
-                empty = empty_moments(linear_map, pl_module.device, self.full_width, self.rank)
-                own = moments.get(linear_map.weight, empty)
-                together[linear_map.weight] = _averaged(trainer, own).scaled(1 / part)
-        return together
-
-    def _reduced_outputs(
-        self, trainer: Trainer, pl_module: LightningModule, moments: Mapping[str, FullMoments]
-    ) -> Mapping[str, FullMoments]:
-        """Average over the processes; a map is left out that not all of them have run."""
-        if trainer.world_size == 1 or not self.curvature:
-            return moments
-        used = torch.tensor([float(one.weight in moments) for one in self.maps])
-        used = _mean(trainer, used.to(pl_module.device))
-        names = [
-            one.weight for one, part in zip(self.maps, used.tolist(), strict=True) if part == 1
-        ]
-        return {n: FullMoments(_mean(trainer, moments[n].matrix), moments[n].count) for n in names}
 
     def state_dict(self) -> dict[str, Any]:
         """Return the old moments' tensors and the number of tasks."""
@@ -293,8 +288,9 @@ class TaskMoments:
         self.old_outputs = {n: FullMoments(**state) for n, state in outputs.items()}
         self.tasks = state_dict["tasks"]
 
-    def to_device(self, device: torch.device) -> None:
+    def resume(self, context: TaskContext) -> None:
         """After a resume, move the tensors to the module's device."""
+        device = context.pl_module.device
         for name, moments in self.old.items():
             self.old[name] = moments_from(move_data_to_device(moments.state_dict(), device))
         for name, outputs in self.old_outputs.items():
@@ -310,31 +306,3 @@ def _shape_of(batch: Any) -> tuple[int, int]:
     """Return the number of sequences in a batch, and their tokens."""
     ids = batch.get("input_ids") if isinstance(batch, Mapping) else None
     return batch_size(batch), 64 if ids is None else max(2, int(ids.shape[1]))
-
-
-def _averaged(trainer: Trainer, own: Moments) -> Moments:
-    if isinstance(own, FullMoments):
-        return FullMoments(_mean(trainer, own.matrix), own.count)
-    if isinstance(own, RowCounts):
-        return RowCounts(_mean(trainer, own.counts), own.count)
-    assert isinstance(own, LowRankMoments)
-    return _gathered(trainer, own)
-
-
-def _mean(trainer: Trainer, tensor: torch.Tensor) -> torch.Tensor:
-    reduced = trainer.strategy.reduce(tensor.clone(), reduce_op="mean")
-    assert isinstance(reduced, torch.Tensor)
-    return reduced
-
-
-def _gathered(trainer: Trainer, own: LowRankMoments) -> LowRankMoments:
-    """Average moments of low rank, whose factors are stacked instead of added."""
-    short = own.rank - len(own.factor)
-    padded = torch.nn.functional.pad(own.factor, (0, 0, 0, short))  # all_gather wants one shape
-    diagonals = trainer.strategy.all_gather(own.diagonal)
-    factors = trainer.strategy.all_gather(padded)
-    share = 1 / trainer.world_size
-    total = LowRankMoments(factors[0], diagonals[0], own.count, own.rank).scaled(share)
-    for factor, diagonal in zip(factors[1:], diagonals[1:], strict=True):
-        total = total.plus(LowRankMoments(factor, diagonal, own.count, own.rank).scaled(share))
-    return LowRankMoments(total.factor, total.diagonal, own.count, own.rank)

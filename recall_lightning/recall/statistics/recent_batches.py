@@ -8,17 +8,18 @@ from lightning.fabric.utilities.apply_func import move_data_to_device
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from recall_lightning.measuring.batches import detached, only_tensors, rebuild
+from recall_lightning.recall.context import TaskContext
+from recall_lightning.recall.statistics.base import Statistic
 from recall_lightning.weights.sharding import of_all_processes, of_this_process
 
 
-class RecentBatches:
+class RecentBatches(Statistic):
     """The last few batches of a task, which checkpoints hold as far as they are tensors.
 
-    Args:
-        number: How many to keep.
+    Other statistics run the model on them.
 
-    Raises:
-        ValueError: If that is no integer of 1 or more.
+    Args:
+        number: How many to keep, 1 or more.
 
     Example:
         >>> recent = RecentBatches(2)
@@ -28,9 +29,9 @@ class RecentBatches:
         [tensor(1), tensor(2)]
     """
 
+    name = "recent_batches"
+
     def __init__(self, number: int) -> None:
-        if isinstance(number, bool) or not isinstance(number, int) or number < 1:
-            raise ValueError(f"moment_batches={number!r} must be an integer of 1 or more")
         self.number = number
         self._kept: deque[Any] = deque(maxlen=number)
         self._told = False  # that batches are left out of checkpoints
@@ -41,31 +42,35 @@ class RecentBatches:
         """Those that are kept, oldest first."""
         return list(self._kept)
 
-    def clear(self) -> None:
-        """Forget all of them."""
+    def start_task(self, context: TaskContext) -> None:
+        """Forget those of the last task."""
         self._kept.clear()
         self._restored = []
 
-    def keep(self, batch: Any) -> None:
+    def observe_batch(self, context: TaskContext, batch: Any) -> None:
         """Keep a training batch in place of the oldest."""
-        if self._restored and None not in self._restored:
-            self._kept.extend(rebuild(batch, tensors or []) for tensors in self._restored)
-        self._restored = []
-        self._kept.append(detached(batch))  # a training_step may change its batch
+        self.keep(batch)
 
-    def to_device(self, device: torch.device) -> None:
-        """After a resume, move what the checkpoint held to the module's device."""
-        self._restored = move_data_to_device(self._restored, device)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return each process's batches, if they are tensors alone."""
-        own = self._restored or [only_tensors(batch) for batch in self._kept]
-        if None in own and not self._told:
+    def keep(self, batch: Any) -> None:
+        """Keep a batch in place of the oldest; say so where checkpoints will leave it out."""
+        if not self._told and only_tensors(batch) is None:
             self._told = True
             rank_zero_warn(
                 "training batches hold other things than tensors, so checkpoints leave the last "
                 f"{self.number} of them out: a run that resumes measures on those it trains itself"
             )
+        if self._restored and None not in self._restored:
+            self._kept.extend(rebuild(batch, tensors or []) for tensors in self._restored)
+        self._restored = []
+        self._kept.append(detached(batch))  # a training_step may change its batch
+
+    def resume(self, context: TaskContext) -> None:
+        """After a resume, move what the checkpoint held to the module's device."""
+        self._restored = move_data_to_device(self._restored, context.pl_module.device)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return each process's batches, if they are tensors alone."""
+        own = self._restored or [only_tensors(batch) for batch in self._kept]
         return {"processes": of_all_processes(own)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -1,11 +1,11 @@
 """A task's typical samples, and what a model under training makes of them."""
 
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from lightning.fabric.utilities.apply_func import move_data_to_device
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from recall_lightning.callbacks._trainer.strategies import is_sharded
@@ -19,19 +19,19 @@ from recall_lightning.measuring.batches import (
 )
 from recall_lightning.measuring.blocks import Block
 from recall_lightning.measuring.candidates import draw_candidates, training_samples
-from recall_lightning.measuring.hidden_states import (
-    cuda_devices,
-    hidden_states,
-    isolated_rng,
-)
+from recall_lightning.measuring.hidden_states import hidden_states
+from recall_lightning.measuring.isolation import cuda_devices, isolated_rng
 from recall_lightning.measuring.typical_samples import choose_typical_samples
-from recall_lightning.recall.model_run import ProbeRun
+from recall_lightning.merging.rules import MergeRule, Similarity
+from recall_lightning.recall.context import TaskContext
+from recall_lightning.recall.model_run import ModelRun
+from recall_lightning.recall.settings import SampleSettings
+from recall_lightning.recall.statistics.base import Statistic
 from recall_lightning.weights.sharding import of_all_processes, of_this_process
-from recall_lightning.weights.snapshot import Snapshot
 
 
-class Probe:
-    """Chooses a task's typical samples once, and measures snapshot and live model on them.
+class TypicalSamples(Statistic):
+    """Chooses a task's typical samples once, and compares snapshots and live model on them.
 
     Candidates are drawn from the dataset behind the training dataloader when the task starts.
     Where it can't be read apart from training (an ``IterableDataset``, a custom sampler, several
@@ -39,32 +39,21 @@ class Probe:
     the choice as soon as there are enough.
 
     Args:
-        typical_samples: How many samples to choose.
-        pool_size: How many candidates to choose from.
-        run: How the model is run on a batch; it knows the blocks.
+        settings: How many samples, from how many candidates, chosen how.
+        run: How the model is run on a batch.
         seed: Seed of the draw and of k-means.
-        sampling: How to choose: by k-means over hidden states, or at random.
 
     Attributes:
         snapshot_states: For each snapshot, oldest first, block name to its states on the typical
             samples, (samples, hidden) float32; empty until they are chosen.
-
-    Raises:
-        ValueError: From every method, for samples, inputs or states that are of no use.
     """
 
-    def __init__(
-        self,
-        typical_samples: int,
-        pool_size: int,
-        run: ProbeRun,
-        seed: int = 0,
-        sampling: Literal["k-means", "random"] = "k-means",
-    ) -> None:
-        self.typical_samples = typical_samples
-        self.pool_size = pool_size
+    name = "samples"
+    gives = frozenset({"similarity"})
+
+    def __init__(self, settings: SampleSettings, run: ModelRun, seed: int = 0) -> None:
+        self.settings = settings
         self.seed = seed
-        self.sampling = sampling
         self._run = run
         self.snapshot_states: list[dict[str, Tensor]] = []
         self._candidates: list[Any] = []
@@ -81,88 +70,88 @@ class Probe:
         """Whether the task's typical samples are chosen."""
         return bool(self._typical)
 
-    def start_task(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        snapshots: Sequence[Snapshot],
-    ) -> None:
+    def start_task(self, context: TaskContext) -> None:
         """Forget the last task's samples and choose this one's, if its dataset can be read."""
         self.snapshot_states = []
         self._candidates, self._typical, self._restored = [], [], []
+        if not context.snapshots:
+            return
+        trainer, module = context.trainer, context.pl_module
         available = training_samples(trainer.train_dataloader)
-        if available is not None and available < self.typical_samples:
+        if available is not None and available < self.settings.typical:
             raise ValueError(
-                f"typical_samples={self.typical_samples} cannot be chosen from the {available} "
-                "training samples of this task: lower typical_samples"
+                f"samples.typical={self.settings.typical} cannot be chosen from the {available} "
+                "training samples of this task: lower it"
             )
-        batches = draw_candidates(trainer.train_dataloader, self.pool_size, self.seed) or []
-        with isolated_rng(cuda_devices(pl_module)):  # transfer hooks may augment at random
-            for batch in batches:
+        drawn = draw_candidates(trainer.train_dataloader, self.settings.pool, self.seed) or []
+        with isolated_rng(cuda_devices(module)):  # transfer hooks may augment at random
+            for batch in drawn:
                 batch = trainer.precision_plugin.convert_input(batch)
-                batch = pl_module._on_before_batch_transfer(batch, dataloader_idx=0)
+                batch = module._on_before_batch_transfer(batch, dataloader_idx=0)
                 batch = trainer.strategy.batch_to_device(batch, dataloader_idx=0)
                 self._candidates.append(batch)
         if self._candidates:
-            self.choose(trainer, pl_module, snapshots)
+            self._choose(context)
 
-    def observe(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        snapshots: Sequence[Snapshot],
-        batch: Any,
-    ) -> None:
+    def observe_batch(self, context: TaskContext, batch: Any) -> None:
         """Take a training batch's samples as candidates, while typical samples are lacking."""
+        if not context.snapshots:
+            return
         if self._restored and None not in self._restored:
-            tensors = move_data_to_device(self._restored, pl_module.device)
+            tensors = move_data_to_device(self._restored, context.pl_module.device)
             self._typical = [rebuild(batch, parts) for parts in tensors]
         self._restored = []
         if not self.has_typical_samples:
             self._candidates.append(detached(batch))  # a training_step may change its batch
-            enough = self.candidate_count >= self.pool_size
-            if is_sharded(trainer):  # its processes must run it together
-                enough = trainer.strategy.reduce_boolean_decision(enough)
+            enough = self.candidate_count >= self.settings.pool
+            if is_sharded(context.trainer):  # its processes must run it together
+                enough = context.trainer.strategy.reduce_boolean_decision(enough)
             if enough:
-                self.choose(trainer, pl_module, snapshots)
+                self._choose(context)
 
-    def choose(
-        self, trainer: Trainer, pl_module: LightningModule, snapshots: Sequence[Snapshot]
-    ) -> None:
-        """Choose typical samples under the newest snapshot, and measure all snapshots on them."""
-        count = min(self.typical_samples, self.candidate_count)
-        if self.sampling == "random":
-            generator = torch.Generator().manual_seed(self.seed)
-            chosen = torch.randperm(self.candidate_count, generator=generator)[:count].sort().values
-        else:
-            last_block = self._run.blocks[-1:]
-            with snapshots[-1].applied_to(pl_module):
-                deepest = self._measure(trainer, pl_module, self._candidates, last_block)
-            chosen = choose_typical_samples(next(iter(deepest.values())), count, self.seed)
-        parts, first = [], 0
-        for batch in self._candidates:
-            size = batch_size(batch)
-            inside = chosen[(chosen >= first) & (chosen < first + size)] - first
-            first += size
-            if len(inside):
-                parts.append(select_samples(batch, inside))
-        # no more at a time than training computes at a time
-        typical = concatenate(parts, most=max(map(batch_size, self._candidates)))
-        states = []
-        for snapshot in snapshots:
-            with snapshot.applied_to(pl_module):
-                states.append(self._measure(trainer, pl_module, typical, self._run.blocks))
-        for name, state in ((n, s) for measured in states for n, s in measured.items()):
-            if not torch.isfinite(state).all():
-                raise ValueError(
-                    f"the snapshot's hidden states of block {name} hold NaN or infinite values on "
-                    "this task's training data"
-                )
-        self.snapshot_states, self._typical, self._candidates = states, typical, []
+    def prepare_merge(self, context: TaskContext, rule: MergeRule, last: bool) -> bool:
+        """Choose typical samples, if there are enough; at the last merge from what there are."""
+        wanted = self.settings.typical
+        enough = self.has_typical_samples or self.candidate_count >= wanted
+        # processes wait for each other in a merge: all of them merge, or none
+        everywhere = context.trainer.strategy.reduce_boolean_decision(enough)
+        if not everywhere and not last:
+            return False  # more candidates come with the next batches
+        if self.has_typical_samples:
+            return True
+        if not enough:
+            rank_zero_warn(
+                f"the task had only {self.candidate_count} samples to choose "
+                f"samples.typical={wanted} from; all of them are used"
+            )
+        self._choose(context)
+        return True
 
-    def measure(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Tensor]:
-        """Return the live model's hidden states on the typical samples, by block name."""
-        return self._measure(trainer, pl_module, self._typical, self._run.blocks)
+    def give(self, context: TaskContext, rule: MergeRule) -> Sequence[Mapping[str, Any]]:
+        """Measure each block's similarity to each snapshot, averaged over processes."""
+        compare = getattr(rule, "similarity", None)
+        if compare is None:
+            raise ValueError(
+                f"{type(rule).__name__} needs similarity and does not say how states are compared: "
+                f"make it a subclass of {Similarity.__name__}"
+            )
+        states = self._measure(context, self._typical, context.structure.blocks)
+        local = torch.tensor(
+            [[compare(old[name], states[name]) for name in states] for old in self.snapshot_states],
+            device=context.pl_module.device,
+        )
+        mean = context.trainer.strategy.reduce(local, reduce_op="mean")
+        assert isinstance(mean, Tensor)
+        return [{"similarity": dict(zip(states, row, strict=True))} for row in mean.tolist()]
+
+    def resume(self, context: TaskContext) -> None:
+        """Make what a checkpoint held usable again on the module's device."""
+        self.snapshot_states = move_data_to_device(self.snapshot_states, context.pl_module.device)
+
+    def leave_snapshots(self, left: Sequence[int]) -> None:
+        """Forget what was measured under all snapshots but those at these positions."""
+        if self.snapshot_states:
+            self.snapshot_states = [self.snapshot_states[position] for position in left]
 
     def state_dict(self) -> dict[str, Any]:
         """Return each process's typical samples, where tensors, and the snapshot's states."""
@@ -178,23 +167,49 @@ class Probe:
         self.snapshot_states = own["snapshot_states"]
         self._restored = own["typical"]
 
-    def resume(self, pl_module: LightningModule) -> None:
-        """Make what a checkpoint held usable again on the module's device."""
-        self.snapshot_states = move_data_to_device(self.snapshot_states, pl_module.device)
-
-    def leave_snapshots(self, left: Sequence[int]) -> None:
-        """Forget what was measured under all snapshots but those at these positions."""
-        if self.snapshot_states:
-            self.snapshot_states = [self.snapshot_states[position] for position in left]
+    def _choose(self, context: TaskContext) -> None:
+        """Choose typical samples under the newest snapshot, and measure all snapshots on them."""
+        count = min(self.settings.typical, self.candidate_count)
+        if self.settings.sampling == "random":
+            generator = torch.Generator().manual_seed(self.seed)
+            chosen = torch.randperm(self.candidate_count, generator=generator)[:count].sort().values
+        else:
+            last_block = context.structure.blocks[-1:]
+            with context.snapshots[-1].applied_to(context.pl_module):
+                deepest = self._measure(context, self._candidates, last_block)
+            chosen = choose_typical_samples(next(iter(deepest.values())), count, self.seed)
+        typical = _samples_at(chosen, self._candidates)
+        states = []
+        for snapshot in context.snapshots:
+            with snapshot.applied_to(context.pl_module):
+                states.append(self._measure(context, typical, context.structure.blocks))
+        for name, state in ((n, s) for measured in states for n, s in measured.items()):
+            if not torch.isfinite(state).all():
+                raise ValueError(
+                    f"the snapshot's hidden states of block {name} hold NaN or infinite values on "
+                    "this task's training data"
+                )
+        self.snapshot_states, self._typical, self._candidates = states, typical, []
 
     def _measure(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        batches: Sequence[Any],
-        blocks: Sequence[Block],
+        self, context: TaskContext, batches: Sequence[Any], blocks: Sequence[Block]
     ) -> dict[str, Tensor]:
-        with self._run.ready(trainer, pl_module) as forward:
+        with self._run.ready(context) as view:
             return self._run.evenly(
-                trainer, batches, lambda some: hidden_states(pl_module, blocks, some, forward)
+                context.trainer,
+                batches,
+                lambda some: hidden_states(context.pl_module, blocks, some, view),
             )
+
+
+def _samples_at(chosen: Tensor, batches: Sequence[Any]) -> list[Any]:
+    """Take samples out of batches by their position among all, a batch's number at a time."""
+    parts, first = [], 0
+    for batch in batches:
+        size = batch_size(batch)
+        inside = chosen[(chosen >= first) & (chosen < first + size)] - first
+        first += size
+        if len(inside):
+            parts.append(select_samples(batch, inside))
+    # no more at a time than training computes at a time
+    return concatenate(parts, most=max(map(batch_size, batches)))

@@ -334,7 +334,7 @@ class Named(Plain):
 
 
 def test_batches_that_are_no_tensors_alone_are_kept_but_not_in_checkpoints(tmp_path):
-    callback = subspace(probe_forward=lambda module, batch: module.net(batch["x"]))
+    callback = subspace(view=lambda module, batch: module.net(batch["x"]))
     trainer = quiet_trainer(callback)
     trainer.fit(Named(), DataLoader(Ragged(), batch_size=8))
     assert len(callback.history) == 1

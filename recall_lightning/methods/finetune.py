@@ -1,0 +1,5 @@
+"""Plain fine-tuning: what every method is compared with."""
+
+from recall_lightning.methods.method import Method
+
+METHOD = Method("finetune", "plain fine-tuning")

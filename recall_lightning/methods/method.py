@@ -1,0 +1,73 @@
+"""What a method of the command line is: a record, which stands in the method's own file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from lightning.pytorch import Callback, LightningDataModule
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from recall_lightning.data.stream import TaskStream
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to train on a stream: a callback, an option of the stream, or nothing.
+
+    A new one is a file in ``recall_lightning/methods`` with such a record, and a line in
+    :data:`recall_lightning.methods.FILES`.
+
+    Attributes:
+        name: Its name on the command line, and of its group of arguments there.
+        summary: What it does, in a few words.
+        callback: The callback that does it. One callback may serve several methods.
+        keeps_first: The callback's argument that says whether what the model knows before its first
+            task is worth keeping.
+        defaults: Of the callback's arguments, where the method has others than the class.
+        old_data: ``old_data(stream, settings)`` sets the stream's option that has it read data of
+            earlier tasks; None for a method that reads none.
+        settings: The class of these settings, whose arguments are the method's; None for none.
+
+    Example:
+        >>> Method("finetune", "plain fine-tuning").needs_old_data
+        False
+    """
+
+    name: str
+    summary: str
+    callback: type[Callback] | None = None
+    keeps_first: str | None = None
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    old_data: Callable[[TaskStream, Any], None] | None = None
+    settings: type | None = None
+
+    @property
+    def needs_old_data(self) -> bool:
+        """Whether data of earlier tasks is read."""
+        return self.old_data is not None
+
+    @property
+    def configured(self) -> type | None:
+        """The class that the method's arguments are those of; None if it has no arguments."""
+        return self.callback or self.settings
+
+    def give_old_data(self, datamodule: LightningDataModule | None, settings: Any = None) -> None:
+        """Set the stream's option, if the method is one.
+
+        Args:
+            datamodule: The stream.
+            settings: An instance of :attr:`settings`.
+
+        Raises:
+            MisconfigurationException: If the method needs a TaskStream and ``datamodule`` is none.
+        """
+        if self.old_data is None:
+            return
+        if not isinstance(datamodule, TaskStream):
+            raise MisconfigurationException(
+                f"method={self.name!r} reads data of other tasks, which only a TaskStream can "
+                f"give: the data is {type(datamodule).__name__}"
+            )
+        self.old_data(datamodule, settings)

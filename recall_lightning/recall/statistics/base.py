@@ -1,0 +1,73 @@
+"""What every statistic has: hooks in which it learns, and one in which it tells."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+from torch import nn
+from torch.optim import Optimizer
+
+from recall_lightning.merging.rules import MergeRule
+from recall_lightning.merging.structure import Structure
+from recall_lightning.recall.context import TaskContext
+
+
+class Statistic:
+    """Something that merge rules decide from, gathered while tasks are trained.
+
+    It learns in its hooks, in the order in which they stand here; :meth:`give` measures and tells,
+    and writes nothing. Every process calls every hook. Each raises a ValueError where something
+    cannot be measured.
+
+    Attributes:
+        name: Under which its state is kept.
+        gives: Which of the ``needs`` of rules it meets.
+    """
+
+    name: ClassVar[str]
+    gives: ClassVar[frozenset[str]] = frozenset()
+
+    def notes(self, structure: Structure, module: nn.Module) -> Mapping[str, str]:
+        """Say of weights that are merged otherwise than their rules have it how and why."""
+        return {}
+
+    def start_task(self, context: TaskContext) -> None:
+        """Start a task; the first one forgets what another run has left."""
+
+    def observe_batch(self, context: TaskContext, batch: Any) -> None:
+        """See a batch before it is trained."""
+
+    def observe_gradients(self, context: TaskContext, optimizer: Optimizer) -> None:
+        """See the gradients before an optimizer step."""
+
+    def observe_step(self, context: TaskContext) -> None:
+        """See optimizers and weights after an optimizer step, before any merge."""
+
+    def prepare_merge(self, context: TaskContext, rule: MergeRule, last: bool) -> bool:
+        """Learn what a merge by ``rule`` lacks; tell whether it can be made.
+
+        Args:
+            context: The task.
+            rule: It needs this statistic.
+            last: Whether this is the task's last merge, which makes do with what there is.
+        """
+        return True
+
+    def give(self, context: TaskContext, rule: MergeRule) -> Sequence[Mapping[str, Any]]:
+        """Return what a rule needs, for each snapshot: fields of ``MergeInputs`` by name."""
+        return [{} for _ in context.snapshots]
+
+    def end_task(self, context: TaskContext) -> None:
+        """Add what the task that ends depends on, under its last weights."""
+
+    def resume(self, context: TaskContext) -> None:
+        """After a resume, bring what the checkpoint held to the module's device."""
+
+    def leave_snapshots(self, left: Sequence[int]) -> None:
+        """After a resume, forget what was measured under all snapshots but those at ``left``."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state, in plain Python and tensors."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned."""

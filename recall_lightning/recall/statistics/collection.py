@@ -1,0 +1,108 @@
+"""The statistics that a schedule's rules need, together."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from torch import nn
+from torch.optim import Optimizer
+
+from recall_lightning.merging.rules import MergeRule
+from recall_lightning.merging.structure import Structure
+from recall_lightning.recall.context import TaskContext
+from recall_lightning.recall.statistics.base import Statistic
+
+
+class Statistics:
+    """Passes every hook on to the statistics that are needed, and to no other.
+
+    Args:
+        available: All there are, in the order in which they see a hook.
+        rules: Those of the schedule.
+        others: Names of statistics that something else than a rule needs.
+
+    Raises:
+        ValueError: On construction if a rule needs what no statistic gives; from every hook where
+            something cannot be measured.
+    """
+
+    def __init__(
+        self, available: Sequence[Statistic], rules: Sequence[MergeRule], others: Sequence[str] = ()
+    ) -> None:
+        known = {need for statistic in available for need in statistic.gives}
+        for rule in rules:
+            for need in sorted(rule.needs - known):
+                raise ValueError(
+                    f"{type(rule).__name__} needs {need!r}, which nothing measures: use "
+                    f"{', '.join(sorted(known))}"
+                )
+        needs = {need for rule in rules for need in rule.needs}
+        self.active = [s for s in available if s.gives & needs or s.name in others]
+
+    def notes(self, structure: Structure, module: nn.Module) -> dict[str, str]:
+        """Return what all say of weights that are merged in a way of their own."""
+        return {name: how for s in self.active for name, how in s.notes(structure, module).items()}
+
+    def start_task(self, context: TaskContext) -> None:
+        """Start a task."""
+        for statistic in self.active:
+            statistic.start_task(context)
+
+    def observe_batch(self, context: TaskContext, batch: Any) -> None:
+        """See a batch before it is trained."""
+        for statistic in self.active:
+            statistic.observe_batch(context, batch)
+
+    def observe_gradients(self, context: TaskContext, optimizer: Optimizer) -> None:
+        """See the gradients before an optimizer step."""
+        for statistic in self.active:
+            statistic.observe_gradients(context, optimizer)
+
+    def observe_step(self, context: TaskContext) -> None:
+        """See what an optimizer step has left."""
+        for statistic in self.active:
+            statistic.observe_step(context)
+
+    def prepare_merge(self, context: TaskContext, rule: MergeRule, last: bool) -> bool:
+        """Tell whether all that ``rule`` needs is there, or can be had now."""
+        needed = [s for s in self.active if s.gives & rule.needs]
+        return all(s.prepare_merge(context, rule, last) for s in needed)
+
+    def give(self, context: TaskContext, rule: MergeRule) -> list[dict[str, Any]]:
+        """Return what ``rule`` needs for each snapshot, as fields of ``MergeInputs``."""
+        together: list[dict[str, Any]] = [{} for _ in context.snapshots]
+        for statistic in self.active:
+            if statistic.gives & rule.needs:
+                for fields, own in zip(together, statistic.give(context, rule), strict=True):
+                    fields |= own
+        return together
+
+    def end_task(self, context: TaskContext) -> None:
+        """Add what the task that ends depends on."""
+        for statistic in self.active:
+            statistic.end_task(context)
+
+    def resume(self, context: TaskContext) -> None:
+        """Bring what a checkpoint held to the module's device."""
+        for statistic in self.active:
+            statistic.resume(context)
+
+    def leave_snapshots(self, left: Sequence[int]) -> None:
+        """Forget what was measured under snapshots that are gone."""
+        for statistic in self.active:
+            statistic.leave_snapshots(left)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return each one's state by name."""
+        return {statistic.name: statistic.state_dict() for statistic in self.active}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned; one that it lacks starts empty, and says so."""
+        for statistic in self.active:
+            if statistic.name in state_dict:
+                statistic.load_state_dict(state_dict[statistic.name])
+            else:
+                rank_zero_warn(
+                    f"RecallCallback: the checkpoint holds no {statistic.name}, which the rules "
+                    "need now: nothing is known of the tasks before it"
+                )
