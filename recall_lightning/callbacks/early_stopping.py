@@ -8,7 +8,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
-from recall_lightning.callbacks._trainer.monitored import direction_of, scores_by_loader
+from recall_lightning.callbacks._trainer.monitored_metric import direction_of, scores_by_loader
 from recall_lightning.callbacks.task_aware import TaskAwareCallback
 
 

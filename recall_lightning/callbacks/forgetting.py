@@ -19,7 +19,7 @@ from recall_lightning.callbacks._trainer.loggers import (
     plot_against,
     run_folder,
 )
-from recall_lightning.callbacks._trainer.monitored import direction_of, scores_by_loader
+from recall_lightning.callbacks._trainer.monitored_metric import direction_of, scores_by_loader
 from recall_lightning.callbacks.task_aware import TaskAwareCallback
 from recall_lightning.metrics.record import TaskRecord
 
@@ -106,7 +106,10 @@ class ForgettingMonitor(TaskAwareCallback):
         self._check_validation_falls_on_task_end(trainer, task)
         if trainer.num_val_batches:  # empty until the first epoch that validates
             self._check_loaders(trainer, len(trainer.num_val_batches))
-        self.record.boundaries.append((self.steps_trained(trainer), self.task_name(trainer, task)))
+        names = [self.task_name(trainer, each) for each in range(task + 1)]
+        boundaries = self.record.boundaries
+        boundaries += [(0, name) for name in names[len(boundaries) : task]]  # came later than they
+        boundaries.append((self.steps_trained(trainer), names[task]))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Read the scores; after a task's end they are its row."""
@@ -128,7 +131,8 @@ class ForgettingMonitor(TaskAwareCallback):
             self.record.start_with(scores)
             return
         measured = self.record.measured(self.steps_trained(trainer), scores)
-        if self.task_ended and len(self.matrix) == self.task:
+        if self.task is not None and self.task_ended and len(self.matrix) <= self.task:
+            self._fill_missing_rows(self.task)
             self.record.finish(measured)
             self._report(trainer)
 
@@ -140,8 +144,7 @@ class ForgettingMonitor(TaskAwareCallback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Do as at the end of training where a run was resumed that had nothing left to train."""
-        if self._resumed:
-            self._resumed = False
+        if self.clock.resumed:
             self._conclude(trainer)
 
     def _conclude(self, trainer: Trainer) -> None:

@@ -1,20 +1,16 @@
 """Which task a batch belongs to: Lightning's hooks in, task hooks out."""
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
-from recall_lightning.callbacks._trainer.resuming import (
-    find_progress,
-    restore_progress,
-    save_progress,
-)
+from recall_lightning.callbacks._trainer.clock import TaskClock, clock_of
+from recall_lightning.callbacks._trainer.progress_bar import hide_items, show_items
+from recall_lightning.callbacks._trainer.schedule import TaskSchedule
 
 
 class TaskAwareCallback(Callback):
@@ -37,10 +33,8 @@ class TaskAwareCallback(Callback):
         MisconfigurationException: For ``task_epochs`` of any other form.
 
     Attributes:
-        task: Index of the current task, from 0; None before the first.
-        task_ended: Whether the current task's last batch has been trained.
-        step_in_task: Optimizer steps done in the current task.
-        task_steps: Optimizer steps that the current task will take; None if that can't be known.
+        clock: What tells the task and counts its steps: one object for all such callbacks of a
+            Trainer. Where several Trainers follow each other, what has counted furthest goes on.
 
     Example:
         >>> class Announce(TaskAwareCallback):
@@ -49,22 +43,37 @@ class TaskAwareCallback(Callback):
     """
 
     def __init__(self, task_epochs: int | Sequence[int] | None = None) -> None:
-        _check_task_epochs(task_epochs)
-        self.task_epochs = task_epochs
-        self.task: int | None = None
-        self.task_ended = False
-        self.step_in_task = 0
-        self.task_steps: int | None = None
-        self._fit_task = 0
-        self._in_task = False  # whether on_task_start went through
-        self._resumed = False
-        self._progress: dict[str, Any] | None = None  # a checkpoint's, for the last such callback
-        self._seen_global_step = 0
-        self._earlier_steps = 0  # of Trainers before this one
-        self._first_step = 0
-        self._batches = 0
-        self._task_batches: float = math.inf
-        self._total_epochs: int | None = None  # of the stream, when it was last looked at
+        self.clock = TaskClock(TaskSchedule(task_epochs))
+        self._entry: int | None = None  # of the clock, that on_task_start went through for
+
+    @property
+    def task_epochs(self) -> int | Sequence[int] | None:
+        """Epochs a task, or each task's first epoch, as one of the Trainer's callbacks was told."""
+        return self.clock.schedule.task_epochs
+
+    @task_epochs.setter
+    def task_epochs(self, task_epochs: int | Sequence[int] | None) -> None:
+        self.clock.schedule = TaskSchedule(task_epochs)
+
+    @property
+    def task(self) -> int | None:
+        """Index of the current task, from 0; None before the first."""
+        return self.clock.task
+
+    @property
+    def task_ended(self) -> bool:
+        """Whether the current task's last batch has been trained."""
+        return self.clock.task_ended
+
+    @property
+    def step_in_task(self) -> int:
+        """Optimizer steps done in the current task."""
+        return self.clock.step_in_task
+
+    @property
+    def task_steps(self) -> int | None:
+        """Optimizer steps that the current task will take; None if that can't be known."""
+        return self.clock.task_steps
 
     # What subclasses override.
 
@@ -88,78 +97,51 @@ class TaskAwareCallback(Callback):
 
     # What subclasses use.
 
+    def restart_task(self) -> None:
+        """Have :meth:`on_task_start` called again before the next batch, for this callback alone.
+
+        The task's steps are counted on, for other callbacks are in the midst of it.
+        """
+        self._entry = None
+
     def steps_trained(self, trainer: Trainer) -> int:
         """Return the optimizer steps so far, over all Trainers of one fit a task each."""
-        return self._earlier_steps + trainer.global_step
+        return self.clock.steps_trained(trainer)
 
     def task_name(self, trainer: Trainer, task: int) -> str:
         """Return the datamodule's name of a task, or ``task N``."""
-        names = _of_datamodule(trainer, "task_names")
-        return names[task] if names is not None and task < len(names) else f"task {task}"
+        return self.clock.schedule.task_name(trainer, task)
 
     def probes(self, trainer: Trainer) -> list[str]:
         """Return the datamodule's names of held-out sets that belong to no task."""
-        return list(_of_datamodule(trainer, "probe_names") or [])
+        return self.clock.schedule.probes(trainer)
 
     def known_tasks(self, trainer: Trainer) -> int | None:
         """Return the number of tasks, or None where only the future knows."""
-        names = _of_datamodule(trainer, "task_names")
-        if names is not None:
-            return len(names)
-        if isinstance(self.task_epochs, int):
-            epochs = trainer.max_epochs
-            return math.ceil(epochs / self.task_epochs) if epochs and epochs > 0 else None
-        return None if self.task_epochs is None else len(self.task_epochs)
+        return self.clock.schedule.known_tasks(trainer)
 
     def last_epoch_of_task(self, trainer: Trainer) -> int | None:
         """Return the current task's last epoch, or None where it is not known to end."""
-        for epoch in range(trainer.current_epoch, trainer.current_epoch + _ENDLESS):
-            if self._is_last_epoch_of_task(trainer, epoch):
-                return epoch
-            if self._task_at(trainer) is None and trainer.max_epochs in (-1, None):
-                return None
-        return None
+        return self.clock.schedule.last_epoch_of_task(trainer)
 
     # Lightning's hooks. A subclass that overrides one of these calls super().
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Agree on ``task_epochs`` with the Trainer's other callbacks; show the task's name."""
-        given = [
-            callback.task_epochs
-            for callback in trainer.callbacks  # type: ignore[attr-defined]
-            if isinstance(callback, TaskAwareCallback) and callback.task_epochs is not None
-        ]
-        if any(epochs != given[0] for epochs in given):
-            raise MisconfigurationException(
-                f"the Trainer's callbacks have different task_epochs: {given}; give one of them"
-            )
-        self.task_epochs = given[0] if given else None
+        """Share a clock with the Trainer's other callbacks; show the task's name."""
+        _share_clock(trainer, _sharing(trainer) or [self])
         if stage == "fit":  # a fit's own checkpoint is loaded after this; the tuner's was before
-            self._resumed, self._progress = False, None
-        bar = trainer.progress_bar_callback
-        if stage == "fit" and bar is not None:
-            bar.get_metrics = _with_items(bar.get_metrics, self)  # type: ignore[method-assign]
+            self.clock.expect_fit()
+            show_items(trainer.progress_bar_callback, _progress_bar_items)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Give the progress bar back its own ``get_metrics``."""
-        if trainer.progress_bar_callback is not None:
-            vars(trainer.progress_bar_callback).pop("get_metrics", None)
+        """Leave the progress bar as it was."""
+        hide_items(trainer.progress_bar_callback)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Decide whether the last task goes on, and which task this fit is where every fit is one.
-
-        It goes on after a resume from a checkpoint, and where the same Trainer fits again. Any
-        other fit starts its task anew: what an interrupted one left belongs to another model.
-        """
-        self._fit_task = 0 if self.task is None else self.task + int(self.task_ended)
-        same_trainer = 0 < trainer.global_step == self._seen_global_step
-        self._in_task = self._resumed or (self._in_task and same_trainer)
-        if trainer.global_step < self._seen_global_step and not self._resumed:
-            self._earlier_steps += self._seen_global_step
-        self._resumed = False
-        self._seen_global_step = trainer.global_step
-        if self._progress is not None:
-            restore_progress(trainer, pl_module, self._progress)
+        """Start the clock, and restore what an exact resume needs."""
+        self.clock.start_fit(trainer)
+        if self is _sharing(trainer)[-1]:  # the others may draw at random in this hook
+            self.clock.exact_resume.restore(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Enter the epoch's task."""
@@ -170,7 +152,7 @@ class TaskAwareCallback(Callback):
     ) -> None:
         """Enter the task, where Lightning skips the epoch's start: after some resumes."""
         self._enter_task_if_changed(trainer, pl_module)
-        self._follow_shortened_task(trainer, batch_idx)
+        self.clock.follow_shortened_task(trainer, batch_idx)
 
     def on_train_batch_end(
         self,
@@ -181,24 +163,20 @@ class TaskAwareCallback(Callback):
         batch_idx: int,
     ) -> None:
         """Count the optimizer step, if there was one, and end the task after its last batch."""
+        self.clock.count_batch(trainer)
         assert self.task is not None
-        self.task_ended = self._is_last_batch_of_task(trainer)
-        self._batches += 1
-        # several optimizers count several steps a batch: what matters is that one was taken
-        if trainer.global_step != self._seen_global_step:
-            self._seen_global_step = trainer.global_step
-            self.step_in_task += 1
-            self._correct_task_steps(trainer)
+        if self.clock.stepped:
             self.on_task_step(trainer, pl_module, self.task)
         if self.task_ended:
             self.on_task_end(trainer, pl_module, self.task)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """End the task of a fit that stopped early; say so where a stream was cut off."""
-        if self.task is None or self.task_ended:
+        self.clock.end_fit(trainer)
+        if not self.clock.stopped_early or self._entry != self.clock.entry:
             return
-        if self._task_at(trainer) is None:
-            self.task_ended = True
+        assert self.task is not None
+        if self.task_ended:
             self.on_task_end(trainer, pl_module, self.task)
         else:
             rank_zero_warn(
@@ -209,145 +187,62 @@ class TaskAwareCallback(Callback):
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """After a resume at the last step, before its validation, end where it was meant to."""
-        if self._progress is not None and "max_steps" in self._progress:
-            trainer.fit_loop.epoch_loop.max_steps = self._progress["max_steps"]
-        self._progress = None
+        self.clock.exact_resume.start_validation(trainer)
 
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Add what an exact resume needs and Lightning leaves out."""
-        if self._last_of_its_kind(trainer):
-            save_progress(trainer, pl_module, checkpoint)
+        if self is _sharing(trainer)[-1]:
+            self.clock.exact_resume.save(trainer, pl_module, checkpoint)
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Take what :meth:`on_save_checkpoint` added."""
-        if trainer.state.fn == TrainerFn.FITTING and self._last_of_its_kind(trainer):
-            self._progress = find_progress(trainer, checkpoint)
+        if trainer.state.fn == TrainerFn.FITTING and self is _sharing(trainer)[-1]:
+            self.clock.exact_resume.load(trainer, checkpoint)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the task and the progress in it, in plain Python."""
-        return {name.lstrip("_"): getattr(self, name) for name in _STATE}
+        return self.clock.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore what :meth:`state_dict` returned."""
-        for name in _STATE:
-            setattr(self, name, state_dict[name.lstrip("_")])
-        self._resumed = True
-
-    def _last_of_its_kind(self, trainer: Trainer) -> bool:
-        callbacks = trainer.callbacks  # type: ignore[attr-defined]
-        return self is [each for each in callbacks if isinstance(each, TaskAwareCallback)][-1]
+        """Restore what :meth:`state_dict` returned, for all callbacks that share the clock."""
+        self.clock.load_state_dict(state_dict)
+        self._entry = self.clock.entry
 
     def _enter_task_if_changed(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # not from on_train_start: after a resume the training dataloader may be stale there
-        task_at = self._task_at(trainer)
-        task = self._fit_task if task_at is None else task_at(trainer.current_epoch)
-        if self._in_task and task == self.task:
+        self.clock.enter_task(trainer)
+        if self._entry == self.clock.entry:
             return
-        self._in_task = False  # until on_task_start went through
-        self.task, self.task_ended, self.step_in_task, self._batches = task, False, 0, 0
-        if task == 0:
-            self._earlier_steps = 0
-        self._first_step = trainer.global_step
-        self.task_steps = self._count_task_steps(trainer)
-        self.on_task_start(trainer, pl_module, task)
-        self._in_task = True
-
-    def _task_at(self, trainer: Trainer) -> Callable[[int], int] | None:
-        """Return the map from epoch to task, or None where every fit is a task."""
-        from_datamodule = _of_datamodule(trainer, "task_at")
-        if from_datamodule is not None:
-            return from_datamodule
-        epochs = self.task_epochs
-        if epochs is None:
-            return None
-        if isinstance(epochs, int):
-            return lambda epoch: epoch // epochs
-        return lambda epoch: sum(first <= epoch for first in epochs) - 1
-
-    def _is_last_epoch_of_task(self, trainer: Trainer, epoch: int) -> bool:
-        task_at = self._task_at(trainer)
-        if epoch + 1 == trainer.max_epochs:
-            return True
-        return task_at is not None and task_at(epoch + 1) != task_at(epoch)
-
-    def _is_last_batch_of_task(self, trainer: Trainer) -> bool:
-        if self._task_at(trainer) is None and 0 < trainer.max_steps <= trainer.global_step:
-            return True
-        return trainer.is_last_batch and self._is_last_epoch_of_task(trainer, trainer.current_epoch)
-
-    def _count_task_steps(self, trainer: Trainer) -> int | None:
-        last = self.last_epoch_of_task(trainer)
-        epochs = math.inf if last is None else last - trainer.current_epoch + 1
-        batches = trainer.num_training_batches
-        self._task_batches = epochs * batches
-        regular = _steps_are_regular(trainer)
-        a_step = trainer.accumulate_grad_batches if regular else 1
-        an_epoch = math.ceil(batches / a_step) if batches != math.inf else math.inf
-        most = trainer.max_steps - trainer.global_step if trainer.max_steps > 0 else math.inf
-        steps = min(epochs * an_epoch, most)
-        return None if steps == math.inf else int(steps)
-
-    def _follow_shortened_task(self, trainer: Trainer, batch_idx: int) -> None:
-        """Count the task's steps again where the stream has become shorter meanwhile."""
-        total, before = _of_datamodule(trainer, "total_epochs"), self._total_epochs
-        self._total_epochs = total
-        if total == before or before is None or self.task_steps is None:
-            return
-        if _steps_are_regular(trainer):
-            left = self._count_task_steps(trainer) or 0
-            done = batch_idx // trainer.accumulate_grad_batches
-            self.task_steps = self.step_in_task + left - done
-
-    def _correct_task_steps(self, trainer: Trainer) -> None:
-        """Where the module steps as it likes, tell the task's length from how far it has come."""
-        if self.task_steps is None or _steps_are_regular(trainer):
-            return
-        done = self._batches / self._task_batches
-        if trainer.max_steps > 0:
-            steps = trainer.global_step - self._first_step
-            done = max(done, steps / (trainer.max_steps - self._first_step))
-        self.task_steps = max(self.step_in_task, round(self.step_in_task / min(1, done)))
+        assert self.task is not None
+        self.on_task_start(trainer, pl_module, self.task)
+        self._entry = self.clock.entry
 
 
-_STATE = ["task", "task_ended", "step_in_task", "task_steps"]
-_STATE += ["_earlier_steps", "_first_step", "_batches", "_task_batches"]
-_ENDLESS = 100_000  # epochs after which a task without a last epoch is taken to have none
-
-
-def _of_datamodule(trainer: Trainer, name: str) -> Any:
-    return getattr(getattr(trainer, "datamodule", None), name, None)
-
-
-def _steps_are_regular(trainer: Trainer) -> bool:
-    """Tell whether the number of batches a step is known: Lightning steps, and always alike."""
+def _sharing(trainer: Trainer) -> list[TaskAwareCallback]:
     callbacks = trainer.callbacks  # type: ignore[attr-defined]
-    scheduled = any(isinstance(callback, GradientAccumulationScheduler) for callback in callbacks)
-    return trainer.lightning_module.automatic_optimization and not scheduled
+    return [callback for callback in callbacks if isinstance(callback, TaskAwareCallback)]
 
 
-def _check_task_epochs(task_epochs: int | Sequence[int] | None) -> None:
-    if task_epochs is None:
-        return
-    if isinstance(task_epochs, int):
-        good = not isinstance(task_epochs, bool) and task_epochs > 0
-    else:
-        firsts = list(task_epochs)
-        good = bool(firsts) and firsts == sorted(set(firsts)) and firsts[0] == 0
-    if not good:
+def _share_clock(trainer: Trainer, sharing: Sequence[TaskAwareCallback]) -> None:
+    """Give a Trainer's callbacks one clock, and it what any of them was told of its tasks."""
+    given = [each.task_epochs for each in sharing if each.task_epochs is not None]
+    if any(epochs != given[0] for epochs in given):
         raise MisconfigurationException(
-            f"task_epochs={task_epochs!r} must be a positive number of epochs a task, or each "
-            "task's first epoch as an increasing list that starts with 0"
+            f"the Trainer's callbacks have different task_epochs: {given}; give one of them"
         )
+    clock = clock_of(trainer, [callback.clock for callback in sharing])
+    clock.schedule.task_epochs = given[0] if given else None
+    for callback in sharing:
+        if callback.clock is not clock:
+            callback.clock, callback._entry = clock, None
 
 
-def _with_items(
-    get_metrics: Callable[..., dict[str, Any]], callback: TaskAwareCallback
-) -> Callable[..., dict[str, Any]]:
-    def get_metrics_with_items(trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        return {**callback.progress_bar_items(trainer), **get_metrics(trainer, pl_module)}
-
-    return get_metrics_with_items
+def _progress_bar_items(trainer: Trainer) -> dict[str, int | str]:
+    """Return the items of all callbacks; of two with one label, the first callback's."""
+    items: dict[str, int | str] = {}
+    for callback in reversed(_sharing(trainer)):
+        items |= callback.progress_bar_items(trainer)
+    return items

@@ -6,7 +6,7 @@ from collections.abc import Sized
 from typing import Any
 
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.utils.data import Dataset, IterableDataset, random_split
 
 

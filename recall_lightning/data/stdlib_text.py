@@ -14,7 +14,7 @@ from types import CodeType
 from typing import Any
 
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from torch.utils.data import Dataset
 

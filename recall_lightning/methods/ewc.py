@@ -107,7 +107,7 @@ class ElasticWeightConsolidation(QuadraticPenalty):
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
         """Square the task's own gradient, then add the penalty's."""
-        self._squared_gradients.observe(self, optimizer, pl_module)
+        self._squared_gradients.observe(self.clock, optimizer, pl_module)
         super().on_before_optimizer_step(trainer, pl_module, optimizer)
 
     @torch.no_grad()

@@ -16,7 +16,7 @@ class ProtectingCallback(TaskAwareCallback):
 
     Example:
         >>> callback = ProtectingCallback(from_first_task=False)
-        >>> callback.task = 0
+        >>> callback.clock.task = 0
         >>> callback.protects
         False
     """

@@ -6,7 +6,7 @@ import os
 from typing import Any
 
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 
 from recall_lightning.models.lora import LoraSettings

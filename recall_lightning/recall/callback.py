@@ -255,7 +255,7 @@ class RecallCallback(TaskAwareCallback):
             left = self._kept.resume(trainer, pl_module, needed=not self.task_ended)
         self._statistics.leave_snapshots(left)
         if merges and not self._merges_this_task and not self.task_ended:
-            self._in_task = False  # the task starts anew
+            self.restart_task()
 
     def on_task_start(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:
         """Take the snapshot, and let the task's statistics start."""
@@ -289,10 +289,10 @@ class RecallCallback(TaskAwareCallback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """End the task; say so where the last validation and checkpoint came before its merge."""
-        merges, ended = len(self.history), self.task_ended
+        merges = len(self.history)
         super().on_train_end(trainer, pl_module)
         self._kept.storage.remove_unused(trainer, self.snapshots)
-        if not ended and len(self.history) > merges:
+        if self.clock.stopped_early and len(self.history) > merges:
             rank_zero_warn(
                 "the fit stopped early, so the merge at its task's end came after the last "
                 "validation and checkpoint: validate and save the model once more"
@@ -379,7 +379,7 @@ class RecallCallback(TaskAwareCallback):
 
     def _context(self, trainer: Trainer, pl_module: LightningModule) -> TaskContext:
         snapshots = self.snapshots if self._merges_this_task else []
-        return TaskContext(trainer, pl_module, self, self._structure, snapshots)
+        return TaskContext(trainer, pl_module, self.clock, self._structure, snapshots)
 
     def _find_structure(self, pl_module: LightningModule) -> None:
         reshard(pl_module)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from lightning.pytorch import LightningModule, Trainer
 
-from recall_lightning.callbacks.task_aware import TaskAwareCallback
+from recall_lightning.callbacks._trainer.clock import TaskClock
 from recall_lightning.merging.structure import Structure
 from recall_lightning.weights.snapshot import Snapshot
 
@@ -24,6 +24,6 @@ class TaskContext:
 
     trainer: Trainer
     pl_module: LightningModule
-    clock: TaskAwareCallback
+    clock: TaskClock
     structure: Structure
     snapshots: Sequence[Snapshot]

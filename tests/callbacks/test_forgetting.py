@@ -164,26 +164,6 @@ def test_a_resumed_run_keeps_its_rows(tmp_path):
     assert resumed.record.before == whole.record.before
 
 
-@pytest.mark.parametrize(
-    ("monitor", "higher"),
-    [
-        ("val/acc", True), ("val_loss", False), ("val/perplexity", False), ("test/f1", True),
-        ("bits_per_byte", False), ("valid/top1-accuracy", True), ("val/MulticlassAccuracy", True),
-        ("val_acc1", True), ("valLoss", False), ("val_cross_entropy", False), ("val.f1score", True),
-    ],
-)  # fmt: skip
-def test_the_direction_is_told_from_the_name(monitor, higher):
-    assert ForgettingMonitor(monitor).higher_is_better is higher
-    assert ForgettingMonitor(monitor, mode="max").higher_is_better
-
-
-def test_a_name_that_tells_no_direction_asks_for_one():
-    with pytest.raises(MisconfigurationException, match=r"'val/reward'.*pass mode='max' or"):
-        ForgettingMonitor("val/reward")
-    with pytest.raises(MisconfigurationException, match="mode='up'"):
-        ForgettingMonitor("val/acc", mode="up")
-
-
 def test_a_metric_that_is_not_logged_is_named_with_those_that_are():
     with pytest.raises(
         MisconfigurationException,

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from recall_lightning.data import DigitsStream

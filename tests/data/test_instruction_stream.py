@@ -5,7 +5,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from recall_lightning.data import InstructionStream, InstructionTask, Template
 from recall_lightning.models import CausalLMModule

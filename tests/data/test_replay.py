@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.utils.data import Dataset, TensorDataset
 
 from recall_lightning.data import ReplayBuffer

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from recall_lightning.data import StdlibTextStream
 from recall_lightning.data.stdlib_text import _names, _source_files

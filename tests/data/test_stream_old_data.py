@@ -4,8 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.utils.data import DataLoader
 
 from recall_lightning.data import DigitsStream, ReplayBuffer, TaskStream

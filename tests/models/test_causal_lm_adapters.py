@@ -6,8 +6,8 @@ from itertools import pairwise
 
 import pytest
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from recall_lightning import ForgettingMonitor, RecallCallback
 from recall_lightning.data import InstructionStream, InstructionTask, Template

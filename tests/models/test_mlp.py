@@ -1,7 +1,7 @@
 import pytest
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 
 from recall_lightning.measuring.blocks import find_blocks

@@ -14,41 +14,87 @@ from recall_lightning.weights.sharding import of_all_processes
 _KEY = "recall_lightning"
 
 
-def save_progress(trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-    """Add to a checkpoint what Lightning leaves out.
+class ExactResume:
+    """What a checkpoint holds beside Lightning's own, from when it is loaded to when it is used.
 
-    That is the state of every process's random generators, gradients accumulated for a step that
-    is still to come (of one process; several have their own, which would be several models' size),
-    and whether a validation was due right after the checkpoint: Lightning skips it otherwise.
-
-    Must be called on all processes.
+    One a Trainer: each method is called once, whatever the number of callbacks.
     """
-    checkpoint[_KEY] = {
-        "random_states": of_all_processes(random_state(pl_module.device)),
-        "gradients": _accumulated_gradients(trainer, pl_module),
-        "validation_due": _validation_is_due(trainer),
-        "in_epoch": trainer.fit_loop.epoch_progress.current.processed  # type: ignore[attr-defined]
-        < trainer.fit_loop.epoch_progress.current.ready,
-    }
 
+    def __init__(self) -> None:
+        self._progress: dict[str, Any] | None = None
 
-def find_progress(trainer: Trainer, checkpoint: dict[str, Any]) -> dict[str, Any] | None:
-    """Return what :func:`save_progress` added, and have Lightning's loops take note of it.
+    def forget(self) -> None:
+        """Drop what was loaded: it is another fit's."""
+        self._progress = None
 
-    Must be called before the loops are restored.
-    """
-    progress = checkpoint.get(_KEY)
-    if progress is None:
-        return None
-    loops = checkpoint["loops"]["fit_loop"]
-    if progress["validation_due"]:
-        _go_on_with_validation(loops)
-        if 0 < trainer.max_steps <= checkpoint["global_step"]:  # Lightning would end at once
-            progress["max_steps"] = trainer.max_steps
-            trainer.fit_loop.epoch_loop.max_steps = checkpoint["global_step"] + 1
-    elif trainer.max_steps != -1 and not progress["in_epoch"]:
-        _go_on_with_next_epoch(loops)
-    return progress
+    def save(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Add to a checkpoint what Lightning leaves out.
+
+        That is the state of every process's random generators, gradients accumulated for a step
+        that is still to come (of one process; several have their own, which would be several
+        models' size), and whether a validation was due right after the checkpoint: Lightning skips
+        it otherwise.
+
+        Must be called on all processes.
+        """
+        epochs = trainer.fit_loop.epoch_progress.current
+        checkpoint[_KEY] = {
+            "random_states": of_all_processes(random_state(pl_module.device)),
+            "gradients": _accumulated_gradients(trainer, pl_module),
+            "validation_due": _validation_is_due(trainer),
+            "in_epoch": epochs.processed < epochs.ready,  # type: ignore[attr-defined]
+        }
+
+    def load(self, trainer: Trainer, checkpoint: dict[str, Any]) -> None:
+        """Take what :meth:`save` added, and have Lightning's loops take note of it.
+
+        Must be called before the loops are restored.
+        """
+        progress = self._progress = checkpoint.get(_KEY)
+        if progress is None:
+            return
+        loops = checkpoint["loops"]["fit_loop"]
+        if progress["validation_due"]:
+            _go_on_with_validation(loops)
+            if 0 < trainer.max_steps <= checkpoint["global_step"]:  # Lightning would end at once
+                progress["max_steps"] = trainer.max_steps
+                trainer.fit_loop.epoch_loop.max_steps = checkpoint["global_step"] + 1
+        elif trainer.max_steps != -1 and not progress["in_epoch"]:
+            _go_on_with_next_epoch(loops)
+
+    def restore(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Restore what was loaded; in ``on_train_start``, as late as possible."""
+        progress = self._progress
+        if progress is None:
+            return
+        if progress["validation_due"]:
+            val_loop = trainer.fit_loop.epoch_loop.val_loop
+            val_loop._restart_stage = RestartStage.RESTARTED_MID_EVALUATION
+        parameters = dict(pl_module.named_parameters())
+        for name, gradient in progress["gradients"].items():
+            parameters[name].grad = gradient.to(parameters[name].device)
+        states = progress["random_states"]
+        if trainer.global_rank < len(states):
+            restore_random_state(states[trainer.global_rank], pl_module.device)
+        if len(states) != trainer.world_size:
+            rank_zero_warn(
+                f"the checkpoint holds the random states of {len(states)} processes and there are "
+                f"{trainer.world_size}: training goes on, but not as it would have"
+            )
+        _draw_order_again(trainer)
+
+    def start_validation(self, trainer: Trainer) -> None:
+        """Before the last step's own validation, have training end where it was meant to.
+
+        The sanity check is none of training's: it comes before :meth:`restore`.
+        """
+        if self._progress is None or trainer.sanity_checking:
+            return
+        if "max_steps" in self._progress:
+            trainer.fit_loop.epoch_loop.max_steps = self._progress["max_steps"]
+        self._progress = None
 
 
 def _go_on_with_validation(loops: dict[str, Any]) -> None:
@@ -70,26 +116,6 @@ def _go_on_with_next_epoch(loops: dict[str, Any]) -> None:
     batches["current"].update(dict.fromkeys(batches["current"], 0))
     batches["is_last_batch"] = False
     loops["epoch_loop.state_dict"]["_batches_that_stepped"] -= 1  # it adds one too many
-
-
-def restore_progress(
-    trainer: Trainer, pl_module: LightningModule, progress: Mapping[str, Any]
-) -> None:
-    """Restore what :func:`find_progress` returned; in ``on_train_start``, as late as possible."""
-    if progress["validation_due"]:
-        trainer.fit_loop.epoch_loop.val_loop._restart_stage = RestartStage.RESTARTED_MID_EVALUATION
-    parameters = dict(pl_module.named_parameters())
-    for name, gradient in progress["gradients"].items():
-        parameters[name].grad = gradient.to(parameters[name].device)
-    states = progress["random_states"]
-    if trainer.global_rank < len(states):
-        restore_random_state(states[trainer.global_rank], pl_module.device)
-    if len(states) != trainer.world_size:
-        rank_zero_warn(
-            f"the checkpoint holds the random states of {len(states)} processes and there are "
-            f"{trainer.world_size}: training goes on, but not as it would have"
-        )
-    _draw_order_again(trainer)
 
 
 def _draw_order_again(trainer: Trainer) -> None:

@@ -50,13 +50,14 @@ class ParameterImportance(Statistic):
         self._beside_curvature = beside_curvature
         self._found = settings.source  # where "auto" finds it, from a task's first step on
         self._gradients = SquaredGradients(settings.steps)
+        self._step_is_due = False  # the first since start_task, which may come within a task
 
     def start_task(self, context: TaskContext) -> None:
         """Forget the gradients of the last task; before the first one, everything."""
         if context.clock.task == 0:
             self.by_name, self.tasks = {}, 0
         self._gradients.start_task()
-        self._found = self.source
+        self._found, self._step_is_due = self.source, True
         self._fit_to(named_weights(context.pl_module))
         told = self._beside_curvature and find_generator(context.pl_module) is not None
         if context.snapshots and not self.by_name and not told:
@@ -75,7 +76,8 @@ class ParameterImportance(Statistic):
         """After the first step, refuse an optimizer that the source cannot be read from."""
         optimizers = context.trainer.optimizers
         skipped = any("betas" in o.defaults and not o.state for o in optimizers)
-        if context.clock.step_in_task != 1 or self.source == "gradients":
+        first, self._step_is_due = self._step_is_due or context.clock.step_in_task == 1, False
+        if not first or self.source == "gradients":
             return
         if skipped:  # AMP skips steps that overflow
             return

@@ -7,7 +7,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from recall_lightning.callbacks.task_aware import TaskAwareCallback
+from recall_lightning.callbacks._trainer.clock import TaskClock
 from recall_lightning.weights.naming import named_weights
 from recall_lightning.weights.sharding import sharded_like, whole
 
@@ -54,10 +54,10 @@ class SquaredGradients:
     Example:
         >>> squared_gradients = SquaredGradients(steps=2)
         >>> net = nn.Linear(1, 1, bias=False)
-        >>> optimizer, task = torch.optim.SGD(net.parameters(), lr=0.1), TaskAwareCallback()
+        >>> optimizer, clock = torch.optim.SGD(net.parameters(), lr=0.1), TaskClock()
         >>> for gradient in (1.0, 3.0):
         ...     net.weight.grad = torch.full((1, 1), gradient)
-        ...     squared_gradients.observe(task, optimizer, net)
+        ...     squared_gradients.observe(clock, optimizer, net)
         >>> squared_gradients.mean()["weight"].item()
         5.0
     """
@@ -78,16 +78,16 @@ class SquaredGradients:
 
     @torch.no_grad()
     def observe(
-        self, task: TaskAwareCallback, optimizer: Optimizer, pl_module: nn.Module | LightningModule
+        self, clock: TaskClock, optimizer: Optimizer, pl_module: nn.Module | LightningModule
     ) -> None:
         """Take in one step's gradients; call it in ``on_before_optimizer_step``.
 
         Args:
-            task: Tells how far the task has come: ``task_steps`` and ``step_in_task``.
+            clock: Tells how far the task has come: ``task_steps`` and ``step_in_task``.
             optimizer: The optimizer that is about to step; only its parameters count.
             pl_module: The module whose weights these are.
         """
-        if task.task_steps is not None and task.task_steps - task.step_in_task > self.steps:
+        if clock.task_steps is not None and clock.task_steps - clock.step_in_task > self.steps:
             return
         weights = optimized_weights(optimizer, pl_module)
         scale = amp_scale(optimizer, pl_module)

@@ -132,7 +132,6 @@ def test_a_new_run_starts_without_the_last_ones_moments():
     callback = subspace(merge_first_task=False)
     fit(callback, Plain(), 0)
     callback.load_state_dict(callback.state_dict() | {"task": None, "task_ended": False})
-    callback._resumed = False
     fit(callback, Plain(), 0)
     assert moments_of(callback).tasks == 1
 

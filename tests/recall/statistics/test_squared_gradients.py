@@ -6,6 +6,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 
 from recall_lightning import TaskAwareCallback
+from recall_lightning.callbacks._trainer.clock import TaskClock
 from recall_lightning.recall.statistics.squared_gradients import SquaredGradients
 from tests.support.training import Plain, loader, quiet_trainer
 
@@ -21,7 +22,7 @@ class Observed(TaskAwareCallback):
         self.squares.start_task()
 
     def on_before_optimizer_step(self, trainer, pl_module, optimizer):
-        self.squares.observe(self, optimizer, pl_module)
+        self.squares.observe(self.clock, optimizer, pl_module)
         gradients = {n: p.grad for n, p in pl_module.named_parameters() if p.grad is not None}
         self.seen.append({name: gradient.clone() for name, gradient in gradients.items()})
 
@@ -59,9 +60,9 @@ def test_every_task_starts_anew():
 
 
 def task(done, steps):
-    callback = TaskAwareCallback()
-    callback.step_in_task, callback.task_steps = done, steps
-    return callback
+    clock = TaskClock()
+    clock.step_in_task, clock.task_steps = done, steps
+    return clock
 
 
 def test_a_task_without_a_known_end_has_an_exponential_mean():
@@ -157,5 +158,5 @@ def test_what_amp_has_scaled_a_fused_optimizers_gradients_by_is_undone():
     for fused, expected in ((True, 1.0), (False, 64.0)):
         optimizer, squares = torch.optim.AdamW(net.parameters(), fused=fused), SquaredGradients(1)
         net.weight.grad = torch.full((1, 1), 8.0)
-        squares.observe(TaskAwareCallback(), optimizer, net)
+        squares.observe(TaskClock(), optimizer, net)
         assert squares.mean()["weight"].item() == expected
