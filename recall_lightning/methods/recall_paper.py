@@ -4,6 +4,7 @@ from typing import Literal
 
 from recall_lightning.merging.rules import Rbf
 from recall_lightning.recall.callback import RecallCallback
+from recall_lightning.recall.misconfiguration import misconfiguration
 from recall_lightning.recall.settings import SampleSettings
 
 
@@ -45,9 +46,11 @@ class RecallPaper(RecallCallback):
         merge_first_task: bool = True,
         task_epochs: int | list[int] | None = None,
     ) -> None:
+        with misconfiguration("RecallPaper"):
+            rule = Rbf(temperature, sigma)
         super().__init__(
             every=1.0,
-            rule=Rbf(temperature, sigma),
+            rule=rule,
             samples=SampleSettings(typical_samples, pool_size),
             merge_first_task=merge_first_task,
             task_epochs=task_epochs,
@@ -91,9 +94,11 @@ class RecallPaperLoop(RecallCallback):
         merge_first_task: bool = True,
         task_epochs: int | list[int] | None = None,
     ) -> None:
+        with misconfiguration("RecallPaperLoop"):
+            rule = Rbf(temperature, sigma)
         super().__init__(
             every=every,
-            rule=Rbf(temperature, sigma),
+            rule=rule,
             samples=SampleSettings(typical_samples, pool_size),
             merge_first_task=merge_first_task,
             task_epochs=task_epochs,

@@ -2,6 +2,7 @@
 
 from recall_lightning.merging.rules import Uniform
 from recall_lightning.recall.callback import RecallCallback
+from recall_lightning.recall.misconfiguration import misconfiguration
 
 
 class SequentialFinetuningAveraging(RecallCallback):
@@ -36,9 +37,11 @@ class SequentialFinetuningAveraging(RecallCallback):
         merge_first_task: bool = True,
         task_epochs: int | list[int] | None = None,
     ) -> None:
+        with misconfiguration("strength"):
+            rule = Uniform(strength)
         super().__init__(
             every=every,
-            rule=Uniform(strength),
+            rule=rule,
             merge_first_task=merge_first_task,
             task_epochs=task_epochs,
         )

@@ -106,3 +106,8 @@ def test_the_copies_of_the_weights_keep_their_memory_from_step_to_step_and_task_
 def test_bad_limits_are_refused():
     with pytest.raises(MisconfigurationException, match=r"limit=0\.5"):
         AdaptiveInterval(limit=0.5)
+
+
+def test_bad_strengths_are_refused():
+    with pytest.raises(MisconfigurationException, match="strength: weight="):
+        AdaptiveInterval(strength=1.0)

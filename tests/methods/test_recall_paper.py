@@ -1,6 +1,7 @@
 import math
 
 import pytest
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from recall_lightning.methods.recall_paper import RecallPaper, RecallPaperLoop
 from tests.support.training import Plain, loader, quiet_trainer
@@ -31,3 +32,10 @@ def test_every_merge_has_the_papers_coefficients(method, temperature):
             of_two = 1 / (1 + math.exp((1 - similarity) / temperature))
             assert record["coefficient"][block] == pytest.approx(of_two)
     assert len(set(callback.history[-1]["coefficient"].values())) == 3
+
+
+@pytest.mark.parametrize("bad", [{"temperature": 0.0}, {"sigma": -1.0}, {"typical_samples": 1}])
+def test_bad_arguments_are_refused(bad):
+    (name,) = bad
+    with pytest.raises(MisconfigurationException, match=name.removesuffix("_samples")):
+        RecallPaper(**bad)
