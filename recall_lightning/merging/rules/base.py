@@ -128,7 +128,7 @@ class MergeRule(ABC):
         self.strength = strength
 
     def __repr__(self) -> str:
-        names = [n for n in inspect.signature(type(self).__init__).parameters if hasattr(self, n)]
+        names = [n for n in inspect.signature(type(self).__init__).parameters if n in vars(self)]
         return f"{type(self).__name__}({', '.join(f'{n}={getattr(self, n)!r}' for n in names)})"
 
     @abstractmethod
