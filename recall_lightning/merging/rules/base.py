@@ -153,7 +153,7 @@ class MergeRule(ABC):
         """
         if len(inputs) > 1:
             raise ValueError(
-                f"{type(self).__name__} decides about one snapshot: use snapshots=1, or define its "
+                f"{type(self).__name__} decides about one snapshot: keep one, or define its "
                 "joint_coefficients"
             )
         return [self.coefficients(inputs[0])]
