@@ -9,6 +9,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from recall_lightning import RecallCallback, TaskStream
+from recall_lightning.merging import rules
 from recall_lightning.merging.blockwise import Drift
 from recall_lightning.merging.rules import Cosine, Importance, Product, Rbf, Subspace, Uniform
 from recall_lightning.recall.settings import ImportanceSettings, MomentSettings
@@ -33,7 +34,7 @@ def test_models_of_every_kind_are_merged_as_they_are(case):
     assert all(0.26 < value <= 0.5 for value in record["coefficient"].values())
 
 
-RULES = {n: r for n, r in rules.RULES.items() if r.__module__.startswith(rules.__package__)}
+RULES = {n: r for n, r in rules.base.RULES.items() if r.__module__.startswith(rules.__name__)}
 """Those that ship; tests define others."""
 HALF = {name: partial(rule, strength=0.5) for name, rule in RULES.items() if name != "uniform"}
 HALF["uniform"] = partial(Uniform, 0.5)
@@ -113,9 +114,10 @@ def test_a_larger_keep_keeps_more_of_what_the_snapshot_predicts_by_every_rule(ru
 
     def distance(keep):
         model, callback = merged_once(rule, keep)
-        with torch.no_grad(), callback.snapshots[-1].applied_to(model):
-            then = model.net(inputs)
-        return float((model.net(inputs) - then).norm())
+        with torch.no_grad():
+            with callback.snapshots[-1].applied_to(model):
+                then = model.net(inputs)
+            return float((model.net(inputs) - then).norm())
 
     little, some, much = map(distance, (0.2, 1.0, 5.0))
     assert little > 1.05 * some > 1.05**2 * much > 0
