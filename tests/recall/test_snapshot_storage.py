@@ -12,12 +12,11 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from recall_lightning import RecallCallback
 from recall_lightning.merging.rules import Uniform
-from recall_lightning.recall.settings import SampleSettings, SnapshotSettings
+from recall_lightning.recall.settings import SnapshotSettings
 from recall_lightning.weights.snapshot_file import FileSnapshot
+from tests.support.callbacks import FEW
 from tests.support.resumed_runs import differences, resumed_from_each, savers, stream, train
 from tests.support.training import Plain, loader, quiet_trainer
-
-FEW = SampleSettings(typical=8, pool=16)
 
 
 def recall(rule="kfac_importance", end_rule=None, to="file", samples=None, **snapshots):
