@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from recall_lightning.methods.penalty import QuadraticPenalty
+from recall_lightning.recall.settings import check_positive
 from recall_lightning.recall.statistics.squared_gradients import SquaredGradients
 from recall_lightning.weights.naming import named_weights
 
@@ -66,6 +67,7 @@ class ElasticWeightConsolidation(QuadraticPenalty):
         super().__init__(strength, from_first_task, task_epochs)
         if not 0 <= decay <= 1:
             raise MisconfigurationException(f"decay={decay!r} must lie in [0, 1]")
+        check_positive("fisher_steps", fisher_steps)
         self.decay = decay
         self.fisher: dict[str, Tensor] = {}
         self._squared_gradients = SquaredGradients(fisher_steps)

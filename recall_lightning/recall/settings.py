@@ -73,7 +73,7 @@ class ImportanceSettings:
 
     def __post_init__(self) -> None:
         _check_choice("importance.source", self.source, "auto", "optimizer", "gradients")
-        _check_positive("importance.steps", self.steps)
+        check_positive("importance.steps", self.steps)
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ class MomentSettings:
 
     def __post_init__(self) -> None:
         for name in ("batches", "width", "rank"):
-            _check_positive(f"moments.{name}", getattr(self, name))
+            check_positive(f"moments.{name}", getattr(self, name))
         _check_choice("moments.source", self.source, "task", "generated")
 
 
@@ -280,7 +280,12 @@ def _is_integer(value: object) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
-def _check_positive(name: str, value: object) -> None:
+def check_positive(name: str, value: object) -> None:
+    """Refuse what is no integer of 1 or more.
+
+    Raises:
+        MisconfigurationException: Naming the argument and its value.
+    """
     if not _is_integer(value) or int(value) < 1:  # type: ignore[call-overload]
         raise MisconfigurationException(f"{name}={value!r} must be an integer of 1 or more")
 
