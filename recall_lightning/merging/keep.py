@@ -15,7 +15,8 @@ def with_kept_odds(
 
     A weight w becomes keep·w / (1 + (keep − 1)·w), of several snapshots with the sum of all in the
     denominator: so 0 stays 0 and 1 stays 1, and of λF / (1 + λF) it multiplies λ. The matrices of
-    linear maps are left as they are: their rules have read ``keep`` themselves.
+    linear maps are left as they are: their rules have read ``keep`` themselves. So are weights that
+    have no odds, as they sum to more than 1: a merge refuses them by what they are.
 
     Args:
         weights: Of each snapshot, name to its weight.
@@ -30,11 +31,14 @@ def with_kept_odds(
     kept: list[dict[str, Coefficient]] = [{} for _ in weights]
     for name in weights[0]:
         own = [given[name] for given in weights]
-        if isinstance(own[0], MapCoefficient):
-            kept[0][name] = own[0]
-            continue
-        numbers: list[float | Tensor] = [w for w in own if not isinstance(w, MapCoefficient)]
-        denominator = 1 + (keep - 1) * sum(numbers)
-        for changed, number in zip(kept, numbers, strict=True):
-            changed[name] = keep * number / denominator
+        for changed, weight in zip(kept, _with_odds(own, keep), strict=True):
+            changed[name] = weight
     return kept
+
+
+def _with_odds(own: Sequence[Coefficient], keep: float) -> Sequence[Coefficient]:
+    numbers: list[float | Tensor] = [w for w in own if not isinstance(w, MapCoefficient)]
+    total = sum(numbers)
+    if len(numbers) < len(own) or (isinstance(total, float) and total > 1 + 1e-9):
+        return own
+    return [keep * number / (1 + (keep - 1) * total) for number in numbers]

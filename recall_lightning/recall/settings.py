@@ -252,8 +252,9 @@ def check_decides_about(snapshots: int | str, rule: MergeRule) -> None:
     """
     if snapshots != 1 and not rule.decides_jointly:
         raise ValueError(
-            f"snapshots={snapshots!r} needs a rule that decides about several, and end_rule too: "
-            f"use snapshots=1, or rule='rbf', or define joint_coefficients of {type(rule).__name__}"
+            f"snapshots.number={snapshots!r} needs a rule that decides about several, and end_rule "
+            "too: keep one, or use rule='rbf', or define joint_coefficients of "
+            f"{type(rule).__name__}"
         )
 
 

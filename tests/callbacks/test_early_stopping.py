@@ -6,6 +6,8 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from recall_lightning import ForgettingMonitor, RecallCallback, TaskStream
 from recall_lightning.callbacks.early_stopping import TaskEarlyStopping
+from recall_lightning.recall.settings import ImportanceSettings
+from tests.support.callbacks import statistic
 from tests.support.training import Plain, loader, quiet_trainer, task_data
 
 
@@ -98,15 +100,13 @@ def test_what_happens_at_a_tasks_end_happens_at_the_new_one():
         callback = RecallCallback(
             every=100,
             rule="importance",
-            end_rule=None,
-            importance_source=source,
-            importance_steps=4,
+            importance=ImportanceSettings(source, steps=4),
         )
         monitor = ForgettingMonitor("val/acc")
         fit([0.5], patience=1, extra=[callback, monitor])
         assert [(r["task"], r["step"]) for r in callback.history] == [(0, 24), (1, 48)]
         assert len(monitor.matrix) == 2
-        assert callback._statistics.importance.tasks == 2
+        assert statistic(callback, "importance").tasks == 2
 
 
 def test_a_resumed_run_ends_its_tasks_as_it_would_have(tmp_path):

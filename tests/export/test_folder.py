@@ -16,6 +16,7 @@ from recall_lightning.merging.folders.merge import merge_files
 from recall_lightning.merging.folders.settings import MergeSettings
 from recall_lightning.models import CausalLMModule
 from recall_lightning.models.lora import LoraSettings
+from recall_lightning.recall.settings import SampleSettings
 from tests.support.tiny_language_model import CHAT, save_model, save_tokenizer
 from tests.support.training import quiet_trainer
 
@@ -41,7 +42,7 @@ def train(base, lora=None, precision="32-true", model=None, **kwargs):
         model or base, lambda params: torch.optim.AdamW(params, lr=1e-2), lora=lora, **kwargs
     )
     trainer = quiet_trainer(
-        RecallCallback(every=1.0, rule="rbf", end_rule="rbf", typical_samples=4),
+        RecallCallback(every=1.0, rule="rbf", samples=SampleSettings(typical=4)),
         ForgettingMonitor("val/score"),
         max_epochs=2,
         reload_dataloaders_every_n_epochs=1,

@@ -12,6 +12,8 @@ import pytest
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from recall_lightning import RecallCallback
+from recall_lightning.recall.settings import SnapshotSettings
+from tests.support.callbacks import FEW
 from tests.support.resumed_runs import differences, stream, train
 
 CALLS = ["write", "fsync", "replace", "rename", "mkdir"]
@@ -63,9 +65,8 @@ class FailingDisk:
 
 def run(folder, fail_at=None):
     """Train from the last checkpoint if there is one; return the result, or None, and the disk."""
-    recall = RecallCallback(
-        every=3, rule="rbf", end_rule="rbf", typical_samples=8, pool_size=16, snapshot_to="file"
-    )
+    in_files = SnapshotSettings(to="file")
+    recall = RecallCallback(every=3, rule="rbf", samples=FEW, snapshots=in_files)
     checkpoints = ModelCheckpoint(folder, every_n_train_steps=4, save_last=True)
     with warnings.catch_warnings(), FailingDisk(fail_at) as disk:
         warnings.simplefilter("ignore")

@@ -19,18 +19,25 @@ from recall_lightning.merging import blockwise
 from recall_lightning.merging.coefficients import linear_maps
 from recall_lightning.merging.functional import in_place
 from recall_lightning.recall import snapshot_storage
+from recall_lightning.recall.settings import ImportanceSettings, SnapshotSettings
 from recall_lightning.recall.statistics import moments, samples
+from tests.support.callbacks import FEW
 from tests.support.resumed_runs import differences, stream, train
 
 SCENARIOS = {
     "default": ({}, {}),
-    "default, files": ({"snapshot_to": "file"}, {}),
+    "default, files": ({"snapshots": SnapshotSettings(to="file")}, {}),
     "paper's rule, files, two snapshots": (
-        {"rule": "rbf", "end_rule": "rbf", "snapshots": 2, "snapshot_to": "file"},
+        {"rule": "rbf", "samples": FEW, "snapshots": SnapshotSettings(number=2, to="file")},
         {"val_check_interval": 0.5},
     ),
     "gradients, accumulated": (
-        {"rule": "rbf*importance", "end_rule": "subspace", "importance_source": "gradients"},
+        {
+            "rule": "rbf*importance",
+            "end_rule": "subspace",
+            "samples": FEW,
+            "importance": ImportanceSettings("gradients", steps=4),
+        },
         {"accumulate_grad_batches": 2},
     ),
 }
@@ -96,7 +103,7 @@ def run(folder, scenario, kill_at):
     recall, trainer = SCENARIOS[scenario]
     callbacks = [
         countdown.hooks(),
-        RecallCallback(every=2, typical_samples=8, pool_size=16, importance_steps=4, **recall),
+        RecallCallback(every=2, **recall),
         ModelCheckpoint(folder, "{step}", every_n_train_steps=1, save_top_k=1, save_last=True),
     ]
     for owner, name in CALLS:

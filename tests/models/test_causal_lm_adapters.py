@@ -11,7 +11,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from recall_lightning import ForgettingMonitor, RecallCallback
 from recall_lightning.data import InstructionStream, InstructionTask, Template
-from recall_lightning.merging.rules import UniformRule
+from recall_lightning.merging.rules import Uniform
 from recall_lightning.models import CausalLMModule
 from recall_lightning.models.lora import LoraSettings
 from tests.support.tiny_language_model import save_model
@@ -226,7 +226,7 @@ def test_modules_that_are_trained_as_a_whole_are_merged_as_plain_weights(folder)
                 merged.append((before, self.snapshots[-1][name], pl_module.get_parameter(name)))
 
     merged = []
-    recall = Watches(every=1.0, rule=UniformRule(0.25), end_rule=None)
+    recall = Watches(every=1.0, rule=Uniform(0.25))
     fit(module(folder, lora=lora), stream(folder, WRITE), recall)
     ((before, old, after),) = merged
     assert not torch.equal(before, old)

@@ -5,29 +5,26 @@ from torch import nn
 from torch.optim.swa_utils import update_bn
 
 from recall_lightning import RecallCallback
+from recall_lightning.merging.rules import Uniform
+from recall_lightning.recall.settings import MomentSettings
 from recall_lightning.weights.naming import named_weights
+from tests.support.callbacks import Spy
 from tests.support.training import Plain, loader, quiet_trainer
 
 
-class Spy(RecallCallback):
-    """Keeps the running mean from before each merge, the one after it, and the batches until it."""
+class Running(Spy):
+    """Keeps the running mean from before a merge, the one after it, and the batches until it."""
 
     def __init__(self, buffers, **kwargs):
-        super().__init__(every=1.0, buffers=buffers, **(RULE | kwargs))
-        self.before = self.after = None
+        super().__init__(every=1.0, rule=Uniform(0.5), buffers=buffers, **kwargs)
         self.seen = []
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
         self.seen.append(batch[0])
 
-    def _merge(self, trainer, pl_module, rule):
-        self.before = pl_module.net[1].running_mean.clone()
-        super()._merge(trainer, pl_module, rule)
-        self.after = pl_module.net[1].running_mean.clone()
-
-
-RULE = {"rule": "uniform", "end_rule": None, "strength": 0.5}
+    def look(self, pl_module):
+        return pl_module.net[1].running_mean.clone()
 
 
 def model(*more, norm=nn.BatchNorm1d):
@@ -35,7 +32,7 @@ def model(*more, norm=nn.BatchNorm1d):
 
 
 def fitted(buffers, module=None, **kwargs):
-    spy, module = Spy(buffers, **kwargs), module or model()
+    spy, module = Running(buffers, **kwargs), module or model()
     quiet_trainer(spy).fit(module, loader(0))
     assert len(spy.history) == 1
     return spy, module
@@ -54,7 +51,7 @@ def test_kept_statistics_are_not_touched_and_count_for_no_coefficient():
 
 
 def test_recalibrated_statistics_are_those_of_torchs_own_averages_over_the_last_batches():
-    spy, module = fitted("recalibrate", moment_batches=3)
+    spy, module = fitted("recalibrate", moments=MomentSettings(batches=3))
     measured = named_weights(module)["net.1.running_var"].clone()
     update_bn(spy.seen[-3:], module.net.train())
     assert not torch.equal(spy.after, spy.before)
@@ -63,19 +60,20 @@ def test_recalibrated_statistics_are_those_of_torchs_own_averages_over_the_last_
 
 
 def test_recalibration_drops_nothing_and_leaves_no_other_trace():
-    class Once(Spy):
-        def _merge(self, trainer, pl_module, rule):
-            batches, random = pl_module.net[1].num_batches_tracked.clone(), torch.get_rng_state()
-            super()._merge(trainer, pl_module, rule)
-            assert pl_module.net[1].num_batches_tracked == batches
-            assert torch.equal(torch.get_rng_state(), random)
+    class Once(Running):
+        def look(self, pl_module):
             assert all(child.training for child in pl_module.modules())
+            batches = int(pl_module.net[1].num_batches_tracked)
+            return super().look(pl_module), batches, torch.get_rng_state()
 
     module = Plain(nn.Sequential(nn.Dropout(0.5), nn.BatchNorm1d(8), nn.Linear(8, 2)))
     spy = Once("recalibrate")
     quiet_trainer(spy).fit(module, loader(0))
+    (_, batches, random), (after, *rest) = spy.before, spy.after
     everything = torch.stack([batch.mean(0) for batch in spy.seen]).mean(0)
-    torch.testing.assert_close(spy.after, everything)
+    torch.testing.assert_close(after, everything)
+    assert rest[0] == batches
+    assert torch.equal(rest[1], random)
     assert module.net[1].momentum == 0.1
 
 
@@ -110,7 +108,7 @@ def test_statistics_that_are_not_finite_are_not_taken():
 
 
 def test_a_layer_without_statistics_has_none_to_recalibrate():
-    recall = RecallCallback(every=1.0, buffers="recalibrate", **RULE)
+    recall = RecallCallback(every=1.0, rule=Uniform(0.5), buffers="recalibrate")
     module = model(norm=lambda size: nn.BatchNorm1d(size, track_running_stats=False))
     quiet_trainer(recall).fit(module, loader(0))
     assert len(recall.history) == 1
@@ -118,22 +116,16 @@ def test_a_layer_without_statistics_has_none_to_recalibrate():
 
 def test_a_forward_that_fails_leaves_statistics_as_they_were():
     class Strict(Plain):
+        def training_step(self, batch, batch_idx):
+            loss = super().training_step(batch, batch_idx)
+            self.trained = self.net[1].running_mean.clone()
+            return loss
+
         def forward(self, image):
             raise RuntimeError("no image")
 
     module = Strict(model().net)
-    spy = Spy("recalibrate")
     with pytest.raises(MisconfigurationException, match="no image"):
-        quiet_trainer(spy).fit(module, loader(0))
-    assert torch.equal(module.net[1].running_mean, spy.before)
+        quiet_trainer(Running("recalibrate")).fit(module, loader(0))
+    assert torch.equal(module.net[1].running_mean, module.trained)
     assert module.net[1].momentum == 0.1
-
-
-def test_the_number_of_batches_has_an_effect_where_statistics_are_measured(recwarn):
-    Spy("recalibrate", moment_batches=3)
-    assert not [warning for warning in recwarn if "no effect" in str(warning.message)]
-
-
-def test_an_unknown_choice_is_refused():
-    with pytest.raises(MisconfigurationException, match="'keep', 'merge' or 'recalibrate'"):
-        RecallCallback(buffers="reset")

@@ -1,89 +1,43 @@
-from functools import partial
+import warnings
 
 import pytest
 import torch
-import transformers
-from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import EarlyStopping, RichProgressBar, TQDMProgressBar
-from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
-from recall_lightning import MergeRule, RecallCallback, TaskStream
-from recall_lightning.weights.naming import named_weights
-from recall_lightning.weights.snapshot import Snapshot
+from recall_lightning import RecallCallback, TaskStream
+from tests.support.callbacks import (
+    BLOCKS,
+    FEW,
+    Fixed,
+    Never,
+    assert_fails_at_start,
+    recall,
+    same,
+    statistic,
+    weights_of,
+)
 from tests.support.training import Plain, loader, quiet_trainer, task_data
 
-SMALL = {"typical_samples": 8, "pool_size": 32}
-SIMILARITY = {"rule": "rbf", "end_rule": None, "strength": 1.0}
-"""RECALL's own rule, in the loop and at the task's end."""
+
+def constant(value, strength=1.0):
+    return Fixed(dict.fromkeys(BLOCKS, value), strength)
 
 
-def recall(**kwargs):
-    return RecallCallback(**(SMALL | SIMILARITY | kwargs))
-
-
-def weights_of(model):
-    return {name: tensor.detach().clone() for name, tensor in named_weights(model).items()}
-
-
-def same(one, other):
-    return all(torch.equal(one[name], other[name]) for name in one)
-
-
-class Fixed(MergeRule):
-    """A rule of the user's own."""
-
-    uses_representations = False
-
-    def __init__(self, coefficients):
-        self.given = coefficients
-
-    def coefficients(self, inputs):
-        return {b.name: self.given.get(b.name, 0.0) for b in inputs.blocks}
-
-
-def test_every_block_is_merged_with_its_own_coefficient():
-    class Spy(RecallCallback):
-        def _merge(self, trainer, pl_module, rule):
-            self.live, self.then = weights_of(pl_module), dict(self.snapshots[-1])
-            super()._merge(trainer, pl_module, rule)
-            self.merged = weights_of(pl_module)
-
-    spy = Spy(every=1.0, **SMALL, **SIMILARITY)
-    quiet_trainer(spy).fit(Plain(), loader(0))
-    coefficient = spy.history[-1]["coefficient"]
-    assert len(set(coefficient.values())) == 3
-    for block in spy.blocks:
-        for name in block.weights:
-            w = coefficient[block.name]
-            expected = (1 - w) * spy.live[name] + w * spy.then[name]
-            torch.testing.assert_close(spy.merged[name], expected)
-
-
-def test_blocks_that_drifted_more_keep_more_of_the_new():
-    callback = recall(every=1.0)
-    quiet_trainer(callback, max_epochs=3).fit(Plain(), loader(0))
-    record = callback.history[-1]
-    by_similarity = sorted(record["similarity"], key=record["similarity"].get)
-    by_coefficient = sorted(record["coefficient"], key=record["coefficient"].get)
-    assert by_similarity == by_coefficient
-    spread = max(record["coefficient"].values()) - min(record["coefficient"].values())
-    assert spread > 0.02
+def values(record):
+    return set(record["coefficient"].values())
 
 
 def test_a_run_that_never_merges_is_bit_identical_to_one_without_the_callback():
-    class Never(RecallCallback):
-        def should_merge(self, step_in_task, task_steps):
-            return False
-
     def train(*callbacks):
         torch.manual_seed(7)
         model = Plain(nn.Sequential(nn.Linear(8, 16), nn.Dropout(), nn.Linear(16, 2)))
         quiet_trainer(*callbacks, max_epochs=3).fit(model, loader(0))
         return weights_of(model)
 
-    assert same(train(), train(Never(**SMALL, rule="rbf", end_rule="subspace")))
+    assert same(train(), train(Never(samples=FEW, rule="rbf", end_rule="subspace")))
     assert not same(train(), train(recall()))
 
 
@@ -92,8 +46,8 @@ def test_a_run_that_never_merges_is_bit_identical_to_one_without_the_callback():
     [
         ({"every": 0.25}, [2, 4, 6, 8]),
         ({"every": 3}, [3, 6, 8]),
-        ({"every": 3, "at_task_end": False}, [3, 6]),
-        ({"every": 0.5, "at_task_end": False}, [4]),
+        ({"every": 3, "end_rule": "never"}, [3, 6]),
+        ({"every": 0.5, "end_rule": "never"}, [4]),
         ({"every": 1.0}, [8]),
         ({"every": 100}, [8]),
     ],
@@ -102,6 +56,43 @@ def test_the_schedule(arguments, steps):
     callback = recall(**arguments)
     quiet_trainer(callback).fit(Plain(), loader(0))
     assert [record["step"] for record in callback.history] == steps
+
+
+def test_the_rule_merges_in_the_loop_and_the_end_rule_at_the_end():
+    callback = RecallCallback(every=2, rule=constant(0.25), end_rule=constant(0.5))
+    quiet_trainer(callback).fit(Plain(), loader(0))
+    assert [values(r) for r in callback.history] == [{0.25}, {0.25}, {0.25}, {0.5}]
+
+
+def test_each_rule_has_a_strength_of_its_own():
+    rules = {"rule": constant(0.5, strength=0.5), "end_rule": constant(0.5)}
+    callback = RecallCallback(every=4, **rules)
+    quiet_trainer(callback).fit(Plain(), loader(0))
+    assert [values(r) for r in callback.history] == [{0.25}, {0.5}]
+
+
+def test_a_rule_alone_merges_at_the_end_too_with_its_strength():
+    callback = RecallCallback(every=4, rule=constant(0.5, strength=0.5))
+    quiet_trainer(callback).fit(Plain(), loader(0))
+    assert [values(r) for r in callback.history] == [{0.25}, {0.25}]
+
+
+def test_without_a_merge_at_the_end_the_last_step_is_none_even_if_the_interval_falls_on_it():
+    callback = RecallCallback(every=4, rule=constant(0.5), end_rule="never")
+    quiet_trainer(callback).fit(Plain(), loader(0))
+    assert [record["step"] for record in callback.history] == [4]
+
+
+def test_a_fit_that_stops_early_ends_with_the_end_rule():
+    class Stops(Plain):
+        def on_train_batch_end(self, outputs, batch, batch_idx):
+            self.trainer.should_stop = batch_idx == 4
+
+    callback = RecallCallback(every=100, rule=constant(0.25), end_rule=constant(0.5))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        quiet_trainer(callback, max_epochs=2, min_epochs=0).fit(Stops(), loader(0))
+    assert [values(record) for record in callback.history] == [{0.5}]
 
 
 def test_merges_fall_between_optimizer_steps_only():
@@ -130,173 +121,6 @@ def test_the_snapshot_is_the_weights_at_the_boundary():
     assert same(dict(callback.snapshots[-1]), boundary)
 
 
-def test_history_is_plain_and_complete():
-    callback = recall()
-    quiet_trainer(callback).fit(Plain(), loader(0))
-    record = callback.history[0]
-    assert set(record) == {
-        "task", "step", "similarity", "coefficient", "drift", "probe_seconds", "merge_seconds"
-    }  # fmt: skip
-    names = [block.name for block in callback.blocks]
-    for measured in ("similarity", "coefficient", "drift"):
-        assert list(record[measured]) == names
-        assert all(type(value) is float for value in record[measured].values())
-    assert record["drift"]["net.0"] > 0
-
-
-def test_uniform_merging_needs_no_probe():
-    callback = recall(rule="uniform", strength=0.4)
-    quiet_trainer(callback).fit(Plain(), loader(0))
-    assert set(callback.history[0]["coefficient"].values()) == {0.4}
-    assert callback.history[0]["similarity"] == {}
-
-
-def test_what_is_merged_is_logged(tmp_path):
-    logger = CSVLogger(tmp_path)
-    quiet_trainer(recall(), logger=logger).fit(Plain(), loader(0))
-    header = (tmp_path / "lightning_logs/version_0/metrics.csv").read_text().split("\n")[0]
-    for key in ("similarity/net.0", "coefficient/net.2", "drift/net.4", "probe_seconds"):
-        assert f"recall/{key}" in header
-
-
-def test_an_iterable_dataset_is_read_once_and_by_training_alone():
-    class Once(IterableDataset):
-        read = 0
-
-        def __iter__(self):
-            for sample in task_data(0):
-                Once.read += 1
-                yield sample
-
-    callback = recall(every=3)
-    quiet_trainer(callback).fit(Plain(), DataLoader(Once(), batch_size=8))
-    assert Once.read == 64
-    assert [record["step"] for record in callback.history] == [3, 6, 8]
-
-
-def test_candidates_from_training_are_measured_under_the_snapshots_weights():
-    """The pool is full after four steps: the snapshot's states must not be the live model's."""
-    stream = DataLoader(
-        list(task_data(0)),
-        batch_size=8,
-        sampler=torch.utils.data.WeightedRandomSampler([1.0] * 64, 64),
-    )
-    callback, model = recall(every=8), Plain()
-    before = Snapshot.take(model)
-    quiet_trainer(callback).fit(model, stream)
-    assert same(dict(callback.snapshots[-1]), dict(before))
-    probe = callback._statistics.probe
-    with before.applied_to(model):
-        states = model.net[:2](probe._typical[0][0])
-    torch.testing.assert_close(probe.snapshot_states[0]["net.0"], states)
-
-
-class BatchNormCNN(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.features = nn.Sequential(
-            nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(),
-            nn.Conv2d(4, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(),
-        )  # fmt: skip
-        self.head = nn.Linear(8, 2)
-
-    def forward(self, images):
-        return self.head(self.features(images).mean(dim=(2, 3)))
-
-
-class Batches(LightningModule):
-    """Trains any model by any loss on any batch."""
-
-    def __init__(self, model, loss):
-        super().__init__()
-        self.model, self.loss = model, loss
-
-    def training_step(self, batch, batch_idx):
-        return self.loss(self.model, batch)
-
-    def configure_optimizers(self):
-        return torch.optim.AdamW(self.parameters(), lr=1e-2)
-
-
-class Seq2Seq(Batches):
-    def forward(self, source, target):
-        return self.model(source, target)
-
-
-def cross_entropy(model, batch):
-    output = model(batch[0])
-    logits = output if isinstance(output, torch.Tensor) else output.logits
-    return nn.functional.cross_entropy(logits, batch[1])
-
-
-def images(count=32):
-    return list(zip(torch.randn(count, 1, 8, 8), torch.randint(0, 2, (count,)), strict=True))
-
-
-def encodings(items):
-    ids = torch.stack(items)
-    return transformers.BatchEncoding(
-        {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
-    )
-
-
-def vit():
-    config = transformers.ViTConfig(
-        hidden_size=8, intermediate_size=8, num_hidden_layers=2, num_attention_heads=2,
-        image_size=8, patch_size=4, num_channels=1, num_labels=2,
-    )  # fmt: skip
-    return transformers.ViTForImageClassification(config)
-
-
-def llama():
-    config = transformers.LlamaConfig(
-        vocab_size=16, hidden_size=8, intermediate_size=8, num_hidden_layers=2,
-        num_attention_heads=2, num_key_value_heads=2,
-    )  # fmt: skip
-    return transformers.LlamaForCausalLM(config)
-
-
-CASES = {
-    "cnn with batchnorm": lambda: (
-        Batches(BatchNormCNN(), cross_entropy),
-        DataLoader(images(), batch_size=8),
-    ),
-    "vit": lambda: (Batches(vit(), cross_entropy), DataLoader(images(), batch_size=8)),
-    "llama": lambda: (
-        Batches(llama(), lambda model, batch: model(**batch).loss),
-        DataLoader(torch.randint(0, 16, (32, 6)), batch_size=8, collate_fn=encodings),
-    ),
-    "encoder-decoder": lambda: (
-        Seq2Seq(
-            nn.Transformer(8, 2, 1, 1, 16, batch_first=True),
-            lambda model, batch: model(batch[0], batch[1]).square().mean(),
-        ),
-        DataLoader(
-            list(zip(torch.randn(32, 5, 8), torch.randn(32, 7, 8), strict=True)), batch_size=8
-        ),
-    ),
-}
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_models_of_every_kind_are_merged_as_they_are(case):
-    module, data = CASES[case]()
-    callback = recall(every=2)
-    quiet_trainer(callback).fit(module, data)
-    record = callback.history[-1]
-    assert len(record["coefficient"]) >= 2
-    assert all(0.26 < value <= 0.5 for value in record["coefficient"].values())
-
-
-def test_batchnorm_statistics_are_merged_with_their_block():
-    module, data = CASES["cnn with batchnorm"]()
-    callback = recall(every=1.0, rule=Fixed({"model.features.0": 1.0}))
-    then = module.model.features[1].running_mean.clone()
-    quiet_trainer(callback).fit(module, data)
-    assert torch.equal(module.model.features[1].running_mean, then)
-    assert not torch.equal(module.model.features[4].running_mean, torch.zeros(8))
-
-
 @pytest.mark.parametrize("precision", ["32-true", "bf16-true", "bf16-mixed", "64-true"])
 def test_precisions(precision):
     callback = recall(every=4)
@@ -314,7 +138,7 @@ def test_a_resumed_run_ends_like_the_uninterrupted_one(tmp_path):
 
     def train(ckpt_path=None):
         torch.manual_seed(0)
-        model, callback = Plain(), Checkpoint(every=0.2, **SMALL)
+        model, callback = Plain(), Checkpoint(every=0.2)
         trainer = quiet_trainer(callback, max_epochs=4, reload_dataloaders_every_n_epochs=1)
         trainer.fit(model, datamodule=data, ckpt_path=ckpt_path)
         return weights_of(model), [record["coefficient"] for record in callback.history]
@@ -326,39 +150,45 @@ def test_a_resumed_run_ends_like_the_uninterrupted_one(tmp_path):
         assert same(weights, whole[0])
 
 
-class Logs(Plain):
-    """A forward that logs and draws random numbers."""
-
-    def forward(self, inputs):
-        self.log("noise", torch.rand(()))
-        return self.net(inputs)
+def test_a_pattern_that_matches_nothing():
+    assert_fails_at_start(
+        Plain(), loader(0), r"'layers\.\*' matches no module", blocks=["layers.*"]
+    )
 
 
-def test_what_a_forward_logs_while_probed_is_not_logged():
-    trainer = quiet_trainer(recall())
-    trainer.fit(Logs(), loader(0))
-    assert "noise" not in trainer.callback_metrics
+def test_a_model_without_blocks():
+    class Bare(Plain):
+        def __init__(self):
+            super().__init__(nn.Identity())
+            self.matrix = nn.Parameter(torch.randn(8, 2))
+
+        def training_step(self, batch, batch_idx):
+            return nn.functional.cross_entropy(batch[0] @ self.matrix, batch[1])
+
+    assert_fails_at_start(Bare(), loader(0), "no block was found in Bare: name its blocks")
 
 
-class Diverges(Plain):
-    def on_train_batch_start(self, batch, batch_idx):
-        if batch_idx == 5:
-            nn.init.constant_(self.net[2].weight, float("nan"))
+def test_a_fraction_of_a_task_without_length():
+    class Endless(IterableDataset):
+        def __iter__(self):
+            yield from task_data(0)
+
+    assert_fails_at_start(Plain(), DataLoader(Endless(), batch_size=8), "every=0.05 is a fraction")
 
 
-def test_a_log_method_of_the_users_own_outlives_a_probe():
-    module = Plain()
-    module.log = own = partial(module.log, batch_size=8)
-    quiet_trainer(recall(every=4)).fit(module, loader(0))
-    assert module.log is own
+def test_a_fraction_of_endless_training_is_refused_before_it_starts():
+    with pytest.raises(MisconfigurationException, match=r"every=0\.05 is a fraction"):
+        quiet_trainer(recall(), max_epochs=-1).fit(Plain(), loader(0))
 
 
-def test_a_merge_of_weights_that_are_not_finite_is_refused_and_reported():
-    callback, model = recall(every=3), Diverges()
-    with pytest.warns(UserWarning, match="merge refused at step 6, weights kept"):
-        quiet_trainer(callback).fit(model, loader(0))
-    assert [record["step"] for record in callback.history] == [3]
-    assert model.net[0].weight.isnan().sum() in (0, model.net[0].weight.numel())
+def test_a_strategy_that_cannot_work_is_named():
+    from lightning.pytorch.strategies import FSDPStrategy
+
+    callback = recall()
+    trainer = quiet_trainer()
+    trainer.strategy.__class__ = FSDPStrategy
+    with pytest.raises(MisconfigurationException, match="does not support FSDPStrategy"):
+        callback.setup(trainer, Plain(), "fit")
 
 
 @pytest.mark.parametrize("bar", [TQDMProgressBar, RichProgressBar])
@@ -401,34 +231,52 @@ def test_a_transfer_hook_that_augments_does_not_break_bit_identity():
         def on_after_batch_transfer(self, batch, dataloader_idx):
             return [batch[0] + 0.1 * torch.randn_like(batch[0]), batch[1]]
 
-    class Never(RecallCallback):
-        def should_merge(self, step_in_task, task_steps):
-            return False
-
     def train(*callbacks):
         torch.manual_seed(7)
         model = Augments()
         quiet_trainer(*callbacks).fit(model, loader(0))
         return weights_of(model)
 
-    assert same(train(), train(Never(**SMALL)))
-
-
-def test_a_training_step_may_take_its_batch_apart():
-    class Pops(Plain):
-        def training_step(self, batch, batch_idx):
-            return super().training_step((batch.pop("x"), batch.pop("y")), batch_idx)
-
-    class Endless(IterableDataset):
-        def __iter__(self):
-            yield from ({"x": x, "y": y} for x, y in task_data(0))
-
-    callback = recall(every=2, view=lambda module, batch: module.net(batch.pop("x")))
-    quiet_trainer(callback).fit(Pops(), DataLoader(Endless(), batch_size=8))
-    assert len(callback.history) == 4
+    assert same(train(), train(Never(rule="rbf", samples=FEW)))
 
 
 def test_an_early_stop_says_that_its_merge_came_last():
     stop = EarlyStopping("val/acc", mode="max", stopping_threshold=0.0)
     with pytest.warns(UserWarning, match="validate and save the model once more"):
         quiet_trainer(recall(every=1.0), stop, max_epochs=3).fit(Plain(), loader(0), loader(0))
+
+
+def test_new_trainers_carry_the_statistics_of_earlier_tasks_on():
+    callback, model = RecallCallback(every=2, rule="importance", end_rule="subspace"), Plain()
+    for task in range(3):
+        quiet_trainer(callback).fit(model, loader(task))
+    assert statistic(callback, "importance").tasks == 3
+    assert statistic(callback, "moments").tasks == 4  # and what was before
+
+
+def test_a_task_that_is_not_merged_is_learned_from():
+    callback = RecallCallback(
+        every=2, rule="importance", end_rule="subspace", merge_first_task=False
+    )
+    quiet_trainer(callback).fit(Plain(), loader(0))
+    assert callback.history == []
+    assert [statistic(callback, name).tasks for name in ("importance", "moments")] == [1, 1]
+
+
+def test_the_state_is_plain_enough_to_be_loaded_with_weights_only(tmp_path):
+    callback = RecallCallback(every=4, rule="rbf*importance", end_rule="subspace", samples=FEW)
+    quiet_trainer(callback).fit(Plain(), loader(0))
+    torch.save(callback.state_dict(), tmp_path / "state")
+    torch.load(tmp_path / "state", weights_only=True)
+
+
+def test_a_compiled_module_is_merged_by_its_own_names():
+    class Compiled(Plain):
+        def __init__(self):
+            super().__init__()
+            self.net = torch.compile(self.net, backend="eager")
+
+    callback = RecallCallback(every=4, rule="importance", end_rule="subspace")
+    quiet_trainer(callback).fit(Compiled(), loader(0))
+    assert set(callback.history[-1]["condition"]) == set(BLOCKS)
+    assert set(statistic(callback, "importance").by_name) == set(weights_of(Plain()))

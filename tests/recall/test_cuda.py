@@ -2,6 +2,7 @@
 
 import copy
 import gc
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,14 +10,17 @@ from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from torch import nn
 
 from recall_lightning import ForgettingMonitor, RecallCallback
-from tests.recall.test_precisions import PRECISIONS, RULES, Half, Spy
+from recall_lightning.merging.rules import Uniform
+from recall_lightning.recall.settings import SnapshotSettings
+from tests.recall.test_precisions import PRECISIONS, RULES, Half
+from tests.support.callbacks import Never, Spy
 from tests.support.resumed_runs import Random, differences, savers, stream
 from tests.support.training import Plain, loader, quiet_trainer
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 
-SMALL = {"typical_samples": 8, "pool_size": 16}
 SHARDED = ("32-true", "bf16-true", "bf16-mixed", "16-true")
+IN_FILES = {"snapshots": SnapshotSettings(to="file")}
 DTYPES = PRECISIONS | {"16-mixed": torch.float32}
 
 
@@ -35,7 +39,7 @@ def _deterministic(monkeypatch):
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("precision", DTYPES)
 def test_every_rule_merges_in_every_precision(precision, rule):
-    module, spy = Half(), Spy(every=3, **SMALL, **RULES[rule])
+    module, spy = Half(), Spy(every=3, **RULES[rule])
     for task in range(2):
         gpu_trainer(spy, precision=precision).fit(module, loader(task))
     assert len(spy.history) == 6
@@ -60,13 +64,6 @@ def test_steps_that_loss_scaling_skips_spoil_nothing(rule):
     assert all(weight.isfinite().all() for weight in module.state_dict().values())
 
 
-class Never(RecallCallback):
-    """Measures and gathers, and never merges."""
-
-    def should_merge(self, step_in_task, task_steps):
-        return False
-
-
 @pytest.mark.parametrize("rule", ["default", "product"])
 def test_measuring_leaves_training_as_it_was(rule):
     def train(*callbacks):
@@ -75,7 +72,7 @@ def test_measuring_leaves_training_as_it_was(rule):
         gpu_trainer(*callbacks).fit(module, loader(0))
         return module.state_dict()
 
-    assert differences(train(), train(Never(every=3, **SMALL, **RULES[rule]))) == []
+    assert differences(train(), train(Never(every=3, **RULES[rule]))) == []
 
 
 def trained(recall, folder, checkpoint=None, save=False):
@@ -95,13 +92,11 @@ def trained(recall, folder, checkpoint=None, save=False):
     return {"weights": weights, "coefficients": coefficients, "matrix": monitor.matrix}
 
 
-@pytest.mark.parametrize(
-    "storage", [{}, {"snapshot_to": "file"}, {"buffers": "recalibrate"}], ids=str
-)
+@pytest.mark.parametrize("storage", [{}, IN_FILES, {"buffers": "recalibrate"}], ids=str)
 @pytest.mark.parametrize("rule", ["default", "paper", "importance"])
 def test_a_resumed_run_ends_bit_for_bit_as_one_that_went_through(rule, storage, tmp_path):
     def recall():
-        return RecallCallback(every=2, **SMALL, **RULES[rule], **storage)
+        return RecallCallback(every=2, **RULES[rule], **storage)
 
     whole = trained(recall(), tmp_path, save=True)
     checkpoints = sorted(tmp_path.glob("*.ckpt"))
@@ -111,17 +106,20 @@ def test_a_resumed_run_ends_bit_for_bit_as_one_that_went_through(rule, storage, 
 
 @pytest.mark.parametrize("rule", ["default", "paper", "cka and cosine"])
 def test_where_snapshots_are_kept_changes_no_bit(rule, tmp_path):
-    kept = [{}, {"snapshot_device": "cpu"}, {"snapshot_to": "file"}]
-    runs = [trained(RecallCallback(every=2, **SMALL, **RULES[rule], **k), tmp_path) for k in kept]
+    kept = RULES[rule].get("snapshots", SnapshotSettings())
+    runs = [
+        trained(RecallCallback(every=2, **RULES[rule] | {"snapshots": where}), tmp_path)
+        for where in (kept, replace(kept, device="cpu"), replace(kept, to="file"))
+    ]
     assert differences(runs[0], runs[1]) == differences(runs[0], runs[2]) == []
 
 
 def test_a_snapshot_on_the_cpu_spares_most_of_a_copy_on_the_gpu():
-    def peak(**arguments):
+    def peak(**settings):
         torch.manual_seed(0)
         module = Plain(nn.Sequential(nn.Linear(8, 4096), nn.Linear(4096, 4096), nn.Linear(4096, 2)))
         module.configure_optimizers = lambda: torch.optim.SGD(module.parameters(), lr=1e-3)
-        recall = RecallCallback(every=2, rule="uniform", end_rule=None, strength=0.2, **arguments)
+        recall = RecallCallback(every=2, rule=Uniform(0.2), snapshots=SnapshotSettings(**settings))
         gc.collect()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -130,7 +128,7 @@ def test_a_snapshot_on_the_cpu_spares_most_of_a_copy_on_the_gpu():
 
     copy_of_weights = 4096 * 4096 * 4
     # a merge brings a part of it to the GPU at a time
-    assert peak() - peak(snapshot_device="cpu") > 0.5 * copy_of_weights
+    assert peak() - peak(device="cpu") > 0.5 * copy_of_weights
 
 
 @pytest.mark.parametrize("rule", ["default", "paper"])
@@ -141,7 +139,7 @@ def test_compiled_models_merge_as_others_within_rounding(rule):
             nn.Linear(8, 32), nn.GELU(), nn.Linear(32, 32), nn.GELU(), nn.Linear(32, 2)
         )
         module = Plain(torch.compile(net) if compile_it else net)
-        recall = RecallCallback(every=3, **SMALL, **RULES[rule])
+        recall = RecallCallback(every=3, **RULES[rule])
         gpu_trainer(recall).fit(module, loader(0))
         return net.state_dict()
 
@@ -164,7 +162,7 @@ def test_strategies_of_many_gpus_run_on_one(kind, precision, rule):
                 self.sharded = True
                 fully_shard(self.net, mesh=self.device_mesh["data_parallel"])
 
-    recall, module = RecallCallback(every=3, **SMALL, **RULES[rule]), Sharded()
+    recall, module = RecallCallback(every=3, **RULES[rule]), Sharded()
     for task in range(2):
         strategy = (
             DDPStrategy()

@@ -9,14 +9,17 @@ sys.path.insert(0, {tests!r})
 import torch
 from tests.support.training import Plain, loader, quiet_trainer
 from recall_lightning import ForgettingMonitor, RecallCallback
+from recall_lightning.merging.rules import Uniform
+from recall_lightning.recall.settings import MomentSettings, SampleSettings
+from tests.support.callbacks import statistic
 
 torch.set_num_threads(1)
 torch.manual_seed(0)
-similarity = {{"rule": "rbf", "end_rule": "rbf", "typical_samples": 8, "pool_size": 16}}
+similarity = {{"rule": "rbf", "samples": SampleSettings(typical=8, pool=16)}}
 statistics = {{"rule": "importance", "end_rule": "subspace"}}
 curvature = {{"rule": "kfac_importance", "end_rule": "kfac_subspace"}}
-recalibrated = {{"rule": "uniform", "end_rule": None, "strength": 0.2, "buffers": "recalibrate"}}
-low_rank = {{"rule": "subspace", "end_rule": None, "moment_width": 9, "moment_rank": 3}}
+recalibrated = {{"rule": Uniform(0.2), "buffers": "recalibrate"}}
+low_rank = {{"rule": "subspace", "moments": MomentSettings(width=9, rank=3)}}
 content = []
 for arguments in (similarity, statistics, curvature, low_rank, recalibrated):
     callback, monitor = RecallCallback(every=0.25, **arguments), ForgettingMonitor("val/acc")
@@ -25,9 +28,9 @@ for arguments in (similarity, statistics, curvature, low_rank, recalibrated):
     for task in range(2):
         trainer = quiet_trainer(callback, monitor, strategy="ddp", devices=2)
         trainer.fit(model, loader(task), [loader(t, 16, shuffle=False) for t in range(2)])
-    moments = callback._statistics.moments
-    moments = [*moments.old.values(), *moments.old_outputs.values()]
-    typical = callback._statistics.probe._typical
+    moments, samples = statistic(callback, "moments"), statistic(callback, "samples")
+    moments = [*moments.old.values(), *moments.old_outputs.values()] if moments else []
+    typical = samples._typical if samples else []
     content.append({{
         "coefficients": [record["coefficient"] for record in callback.history],
         "typical": typical[0][0].sum().item() if typical else trainer.global_rank,

@@ -8,12 +8,13 @@ from torch.utils.data import DataLoader
 
 from recall_lightning import RecallCallback
 from recall_lightning.merging.lora.pairs import find_lora_pairs
+from recall_lightning.merging.rules import Subspace, Uniform
+from recall_lightning.recall.settings import SampleSettings
 from recall_lightning.weights.naming import named_weights
+from tests.support.callbacks import Spy
 from tests.support.training import quiet_trainer
 
-SIMILARITY = {
-    "typical_samples": 4, "pool_size": 16, "rule": "rbf", "end_rule": None, "strength": 1.0
-}  # fmt: skip
+FOUR = SampleSettings(typical=4, pool=16)
 
 
 class LoraModule(LightningModule):
@@ -46,31 +47,32 @@ def updates(tensors, pairs):
     return {module: f.scale * f.b @ f.a for module, f in factors.items()}
 
 
-class Spy(RecallCallback):
-    def _merge(self, trainer, pl_module, rule):
+class Updates(Spy):
+    """Keeps the updates before and after a merge, and those of the snapshot."""
+
+    def look(self, pl_module):
         pairs = find_lora_pairs(pl_module)
-        self.live = updates(named_weights(pl_module), pairs)
-        self.then = updates(self.snapshots[-1], pairs)
-        super()._merge(trainer, pl_module, rule)
-        self.merged = updates(named_weights(pl_module), pairs)
+        if self.snapshots:
+            self.then = updates(self.snapshots[-1], pairs)
+        return updates(named_weights(pl_module), pairs)
 
 
 def test_an_adapter_is_merged_as_the_product_of_its_factors():
-    spy, model = Spy(every=1.0, **SIMILARITY), LoraModule()
+    spy, model = Updates(every=1.0, rule="rbf", samples=FOUR), LoraModule()
     for task in range(2):
         quiet_trainer(spy).fit(model, batches(task))
     record = spy.history[-1]
-    for module in spy.live:
+    for module in spy.before:
         block = next(b.name for b in spy.blocks if module.startswith(b.name))
         w = record["coefficient"][block]
-        u, s, v = torch.linalg.svd((1 - w) * spy.live[module] + w * spy.then[module])
+        u, s, v = torch.linalg.svd((1 - w) * spy.before[module] + w * spy.then[module])
         best = u[:, :4] * s[:4] @ v[:4]
-        torch.testing.assert_close(spy.merged[module], best, rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(spy.after[module], best, rtol=1e-3, atol=1e-5)
     assert all(0 <= lost < 0.5 for lost in record["discarded_energy"].values())
 
 
 def test_snapshot_is_of_the_adapter_and_not_of_its_base():
-    callback, model = RecallCallback(every=1.0, **SIMILARITY), LoraModule()
+    callback, model = RecallCallback(every=1.0, rule="rbf", samples=FOUR), LoraModule()
     base = {n: p.clone() for n, p in model.named_parameters() if not p.requires_grad}
     quiet_trainer(callback).fit(model, batches(0))
     adapter = sum(p.numel() * 4 for p in model.parameters() if p.requires_grad)
@@ -80,7 +82,7 @@ def test_snapshot_is_of_the_adapter_and_not_of_its_base():
 
 def test_a_fresh_adapter_still_learns_after_a_merge():
     """B starts at zero: a merge must not leave directions that get no gradient."""
-    callback = RecallCallback(every=1, rule="uniform", end_rule=None, strength=0.9)
+    callback = RecallCallback(every=1, rule=Uniform(0.9))
     model = LoraModule()
     quiet_trainer(callback, max_epochs=1).fit(model, batches(0))
     for pair in find_lora_pairs(model):
@@ -95,9 +97,7 @@ def test_what_cannot_be_merged_as_a_product_is_refused_by_name():
 
 
 def test_factors_of_one_update_cannot_have_coefficients_of_their_own():
-    callback = RecallCallback(
-        every=1.0, rule="uniform", end_rule=None, strength={"*lora_B*": 0.9, "*": 0.1}
-    )
+    callback = RecallCallback(every=1.0, rule=Uniform({"*lora_B*": 0.9, "*": 0.1}))
     with pytest.raises(MisconfigurationException, match="are merged as one update"):
         quiet_trainer(callback).fit(LoraModule(), batches(0))
 
@@ -110,10 +110,7 @@ def test_an_update_that_merges_shrink_to_nothing_does_not_end_training():
             )
             return [optimizer], [{"scheduler": schedule, "interval": "step"}]
 
-    callback, model = (
-        RecallCallback(every=1, rule="uniform", end_rule=None, strength=0.99),
-        Frozen(),
-    )
+    callback, model = RecallCallback(every=1, rule=Uniform(0.99)), Frozen()
     quiet_trainer(callback, max_epochs=6).fit(model, batches(0))
     assert all(torch.isfinite(p).all() for p in model.parameters())
     for pair in find_lora_pairs(model):
@@ -123,27 +120,26 @@ def test_an_update_that_merges_shrink_to_nothing_does_not_end_training():
 @pytest.mark.parametrize("rank", [4, 16])
 def test_an_update_is_merged_by_a_matrix_as_the_dense_formula_says_up_to_the_rank(rank):
     """With a rank of all of the hidden size nothing is lost."""
-    from recall_lightning.merging.rules import SubspaceRule
 
-    class Dense(SubspaceRule):
+    class Dense(Subspace):
         def coefficients(self, inputs):
             self.given = super().coefficients(inputs)
             return self.given
 
     rule = Dense(4.0)
-    spy = Spy(every=1.0, rule="rbf", end_rule=rule, merge_first_task=False)
+    spy = Updates(every=1.0, rule="rbf", end_rule=rule, merge_first_task=False)
     model = LoraModule(r=rank)
     for task in range(2):
         quiet_trainer(spy).fit(model, batches(task))
     pairs = find_lora_pairs(model)
     assert rule.given[pairs[0].a] is rule.given[pairs[0].b]
     for pair in pairs:
-        live, then = (side[pair.module].double() for side in (spy.live, spy.then))
+        live, then = (side[pair.module].double() for side in (spy.before, spy.then))
         dense = live + rule.given[pair.a].pull(then - live)
         u, s, v = torch.linalg.svd(dense)
         best = (u[:, :rank] * s[:rank] @ v[:rank]).float()
-        torch.testing.assert_close(spy.merged[pair.module], best, rtol=1e-3, atol=1e-5)
-        assert not torch.allclose(spy.merged[pair.module], spy.live[pair.module], atol=1e-4)
+        torch.testing.assert_close(spy.after[pair.module], best, rtol=1e-3, atol=1e-5)
+        assert not torch.allclose(spy.after[pair.module], spy.before[pair.module], atol=1e-4)
     lost = spy.history[-1]["discarded_energy"].values()
     assert all(0 < part < 0.5 if rank == 4 else part < 1e-6 for part in lost)
 

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from recall_lightning import RecallCallback
-from recall_lightning.weights.naming import named_weights
+from recall_lightning.merging.rules import Uniform
+from recall_lightning.recall.settings import ImportanceSettings, MomentSettings, SnapshotSettings
+from tests.support.callbacks import FEW, Spy
 from tests.support.training import Plain, loader, quiet_trainer
 
 PRECISIONS = {
@@ -16,12 +17,17 @@ PRECISIONS = {
 }
 RULES = {
     "default": {},
-    "paper": {"rule": "rbf", "end_rule": "rbf"},
-    "cka and cosine": {"rule": "cka", "end_rule": "cosine", "snapshots": 2},
-    "importance": {"rule": "importance", "importance_source": "gradients", "end_rule": None},
-    "subspace": {"rule": "subspace", "end_rule": "subspace", "moment_width": 9, "moment_rank": 3},
-    "product": {"rule": "rbf*importance", "end_rule": "cosine*subspace"},
-    "uniform": {"rule": "uniform", "end_rule": None, "strength": 0.3},
+    "paper": {"rule": "rbf", "samples": FEW},
+    "cka and cosine": {
+        "rule": "cka",
+        "end_rule": "cosine",
+        "samples": FEW,
+        "snapshots": SnapshotSettings(number=2),
+    },
+    "importance": {"rule": "importance", "importance": ImportanceSettings("gradients")},
+    "subspace": {"rule": "subspace", "moments": MomentSettings(width=9, rank=3)},
+    "product": {"rule": "rbf*importance", "end_rule": "cosine*subspace", "samples": FEW},
+    "uniform": {"rule": Uniform(0.3)},
 }
 
 
@@ -32,17 +38,8 @@ class Half(Plain):
         return torch.optim.Adam(self.parameters(), lr=1e-2, eps=1e-4)
 
 
-class Spy(RecallCallback):
-    """Keeps the weights before and after the last merge."""
-
-    def _merge(self, trainer, pl_module, rule):
-        self.before = {n: w.detach().clone() for n, w in named_weights(pl_module).items()}
-        super()._merge(trainer, pl_module, rule)
-        self.after = {n: w.detach().clone() for n, w in named_weights(pl_module).items()}
-
-
 def trained(precision, rule, **kwargs):
-    module, spy = Half(), Spy(every=3, typical_samples=8, pool_size=16, **RULES[rule])
+    module, spy = Half(), Spy(every=3, **RULES[rule])
     for task in range(2):
         quiet_trainer(spy, precision=precision, **kwargs).fit(module, loader(task))
     return spy

@@ -1,175 +1,148 @@
 import math
 
 import pytest
-import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from torch import nn
-from torch.utils.data import DataLoader, IterableDataset
 
 from recall_lightning import MergeRule, RecallCallback
-from recall_lightning.merging.rules import UniformRule
-from tests.recall.test_callback import Fixed, recall
-from tests.support.training import Plain, loader, quiet_trainer, task_data
+from recall_lightning.merging.rules import Importance, KfacSubspace, Uniform
+from recall_lightning.recall.settings import (
+    ImportanceSettings,
+    MomentSettings,
+    SampleSettings,
+    SnapshotSettings,
+)
+from tests.support.callbacks import FEW, Fixed
+
+
+@pytest.mark.parametrize(
+    ("settings", "values", "message"),
+    [
+        (SampleSettings, {"typical": 1}, "samples.typical=1 must be 2 or more"),
+        (SampleSettings, {"typical": 8.5}, "samples.typical=8.5 must be 2 or more"),
+        (SampleSettings, {"typical": True}, "samples.typical=True"),
+        (SampleSettings, {"pool": 31}, "samples.pool=31 must be at least samples.typical=32"),
+        (SampleSettings, {"pool": 64.0}, "samples.pool=64.0 must be"),
+        (SampleSettings, {"sampling": "first"}, "samples.sampling='first' is unknown: use 'k-me"),
+        (ImportanceSettings, {"source": "adam"}, "importance.source='adam' is unknown: use 'auto'"),
+        (ImportanceSettings, {"steps": 0}, "importance.steps=0 must be an integer of 1 or more"),
+        (ImportanceSettings, {"steps": 2.5}, "importance.steps=2.5 must be"),
+        (MomentSettings, {"batches": 0}, "moments.batches=0 must be"),
+        (MomentSettings, {"width": -1}, "moments.width=-1 must be"),
+        (MomentSettings, {"rank": 2.5}, "moments.rank=2.5 must be"),
+        (MomentSettings, {"source": "model"}, "moments.source='model' is unknown: use 'task' or"),
+        (SnapshotSettings, {"number": 0}, "snapshots.number=0 must be 'all' or how many"),
+        (SnapshotSettings, {"number": "every"}, "snapshots.number='every' must be 'all'"),
+        (SnapshotSettings, {"device": "gpu"}, "snapshots.device='gpu' is no device"),
+        (
+            SnapshotSettings,
+            {"to": "disk"},
+            "snapshots.to='disk' is unknown: use 'checkpoint' or",
+        ),
+        (SnapshotSettings, {"on_missing": "skip"}, "snapshots.on_missing='skip' is unknown"),
+        (SnapshotSettings, {"on_failed_write": "skip"}, "snapshots.on_failed_write='skip' is unkn"),
+    ],
+    ids=lambda value: getattr(value, "__name__", None),
+)
+def test_settings_out_of_their_range_are_refused_where_they_are_made(settings, values, message):
+    with pytest.raises(MisconfigurationException, match=message):
+        settings(**values)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({"rule": "mean"}, "rule='mean' is unknown"),
+        ({"end_rule": "mean"}, "end_rule='mean' is unknown"),
+        ({"rule": "never"}, "rule='never' is unknown"),
+        ({"rule": MergeRule}, "rule=.* must be the name of a rule or a MergeRule object"),
+        ({"end_rule": 0.5}, "end_rule=0.5 must be the name of a rule or a MergeRule object"),
         ({"every": 0}, "every=0 must be"),
         ({"every": -0.5}, "every=-0.5 must be"),
         ({"every": 1.5}, "every=1.5 must be"),
         ({"every": True}, "every=True must be"),
         ({"every": math.nan}, "every=nan must be"),
-        ({"typical_samples": 1}, "typical_samples=1 must be 2 or more"),
-        ({"pool_size": 4}, "pool_size=4 must be at least typical_samples=8"),
-        ({"temperature": -1.0}, "temperature=-1.0"),
+        *[({"keep": k}, f"keep={k} must be a positive") for k in (0, -1.0, math.inf, math.nan)],
+        ({"keep": True}, "keep=True must be a positive number: larger keeps more of the old"),
+        ({"keep": "much"}, "keep='much' must be"),
+        ({"buffers": "reset"}, "buffers='reset' is unknown: use 'keep', 'merge' or 'recalibrate'"),
+        ({"optimizer_state": "forget"}, "optimizer_state='forget' is unknown: use 'keep' or"),
     ],
+    ids=str,
 )
-def test_bad_arguments_are_refused_at_once(arguments, message):
-    with pytest.raises(MisconfigurationException, match=message):
-        recall(**arguments)
+def test_arguments_out_of_their_range_are_refused_at_once(arguments, message):
+    with pytest.raises(MisconfigurationException, match=f"RecallCallback: {message}|^{message}"):
+        RecallCallback(**arguments)
+
+
+@pytest.mark.parametrize("argument", ["rule", "end_rule"])
+def test_averaging_by_name_is_refused_as_nobody_said_by_how_much(argument):
+    with pytest.raises(MisconfigurationException, match=rf"as in {argument}=Uniform\(0\.2\)"):
+        RecallCallback(**{argument: "uniform"})
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"temperature": 0.3}, "temperature=0.3 has no effect: no rule of 'importance'"),
-        ({"sampling": "random", "end_rule": UniformRule(0.1)}, "of 'importance' and UniformRule"),
-        ({"rule": "uniform", "strength": 0.1, "importance_steps": 9}, "importance_steps=9"),
+        ({"rule": "importance", "samples": FEW}, r"samples=Samp.* no effect: importance does not"),
+        ({"samples": FEW}, "samples=.* kfac_importance and kfac_subspace do not need it"),
+        ({"rule": "rbf", "importance": ImportanceSettings()}, "importance=.* no effect: rbf does"),
+        ({"rule": "rbf", "moments": MomentSettings()}, "moments=.*for the subspace and kfac rules"),
+        ({"rule": Fixed({}), "end_rule": "never", "samples": FEW}, "no effect: Fixed does not"),
+        ({"rule": "rbf", "end_rule": Uniform(0.1), "moments": MomentSettings()}, "rbf and uniform"),
     ],
 )
-def test_arguments_that_no_rule_uses_are_named(arguments, message):
-    with pytest.warns(UserWarning, match=message):
-        RecallCallback(**({"rule": "importance", "end_rule": None} | arguments))
+def test_settings_without_an_effect_are_refused_by_name(arguments, message):
+    with pytest.raises(MisconfigurationException, match=message):
+        RecallCallback(**arguments)
 
 
-def test_arguments_that_a_rule_uses_are_not(recwarn):
-    RecallCallback(rule="rbf*importance", temperature=0.3, importance_scale=1.0, new_inputs=2.0)
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"rule": "rbf*importance", "samples": FEW, "importance": ImportanceSettings()},
+        {"rule": "importance", "end_rule": "rbf", "samples": FEW},
+        {"importance": ImportanceSettings(), "moments": MomentSettings()},
+        {"rule": Uniform(0.1), "buffers": "recalibrate", "moments": MomentSettings(batches=3)},
+    ],
+)
+def test_settings_that_one_rule_or_the_other_needs_are_taken(arguments, recwarn):
+    RecallCallback(**arguments)
     assert not recwarn
 
 
-def assert_fails_at_start(module, data, message, **arguments):
-    callback = recall(**arguments)
-    with pytest.raises(MisconfigurationException, match=message):
-        quiet_trainer(callback).fit(module, data)
-    assert callback.history == []
+@pytest.mark.parametrize("rule", ["rbf", "cka", "importance", "subspace", "rbf*importance"])
+def test_a_rule_alone_merges_at_a_tasks_end_too(rule):
+    callback = RecallCallback(rule=rule)
+    assert callback.end_rule is callback.rule
 
 
-def test_fewer_data_than_typical_samples():
-    assert_fails_at_start(
-        Plain(), loader(0, samples=5), "typical_samples=8 cannot be chosen from the 5"
+def test_a_rule_with_a_partner_leaves_the_tasks_end_to_it():
+    for given in ({}, {"rule": "kfac_importance"}):
+        assert isinstance(RecallCallback(**given).end_rule, KfacSubspace)
+
+
+def test_an_end_rule_that_is_given_counts_whatever_belongs_to_the_rule():
+    own = Importance(scale=2.0)
+    assert RecallCallback(end_rule=own).end_rule is own
+    assert RecallCallback(end_rule="never").end_rule is None
+
+
+def test_several_snapshots_need_rules_that_decide_about_several():
+    two = SnapshotSettings(number=2)
+    with pytest.raises(MisconfigurationException, match=r"snapshots\.number=2 needs .*Fixed"):
+        RecallCallback(rule=Fixed({}), snapshots=two)
+    with pytest.raises(MisconfigurationException, match=r"snapshots\.number=2 needs .*KfacSub"):
+        RecallCallback(rule="rbf", end_rule="kfac_subspace", snapshots=two)
+    RecallCallback(rule="rbf", end_rule="never", snapshots=two)
+
+
+def test_a_checkpoint_says_in_plain_python_what_was_not_the_default():
+    callback = RecallCallback(
+        keep=2.0, rule=Uniform(0.2), snapshots=SnapshotSettings(2, device="cpu"), blocks=["net.*"]
     )
-
-
-def test_a_pattern_that_matches_nothing():
-    assert_fails_at_start(
-        Plain(), loader(0), r"'layers\.\*' matches no module", blocks=["layers.*"]
-    )
-
-
-def test_a_model_without_blocks():
-    class Bare(Plain):
-        def __init__(self):
-            super().__init__(nn.Identity())
-            self.matrix = nn.Parameter(torch.randn(8, 2))
-
-        def training_step(self, batch, batch_idx):
-            return nn.functional.cross_entropy(batch[0] @ self.matrix, batch[1])
-
-    assert_fails_at_start(Bare(), loader(0), "no block was found in Bare: name its blocks")
-
-
-def test_inputs_that_cannot_be_found_say_what_to_pass_and_passing_it_helps():
-    class Named(Plain):
-        def training_step(self, batch, batch_idx):
-            return super().training_step((batch["image"], batch["label"]), batch_idx)
-
-    data = [{"image": x, "label": y} for x, y in task_data(0)]
-    loading = DataLoader(data, batch_size=8)
-    assert_fails_at_start(Named(), loading, "entries image, label.*pass view=lambda module, batch")
-    callback = recall(every=0.5, view=lambda module, batch: module.net(batch["image"]))
-    quiet_trainer(callback).fit(Named(), loading)
-    assert len(callback.history) == 2
-
-
-def test_a_probe_that_is_not_finite():
-    class Overflows(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.layers = Plain().net
-
-        def forward(self, inputs):
-            return self.layers(inputs) if self.training else self.layers(inputs * math.inf)
-
-    assert_fails_at_start(Plain(Overflows()), loader(0), "hold NaN or infinite values")
-
-
-def test_a_fraction_of_a_task_without_length():
-    class Endless(IterableDataset):
-        def __iter__(self):
-            yield from task_data(0)
-
-    assert_fails_at_start(Plain(), DataLoader(Endless(), batch_size=8), "every=0.05 is a fraction")
-
-
-@pytest.mark.parametrize(
-    ("coefficients", "message"),
-    [({}, "no coefficient for block net.0"), ({"net.0": 1.5}, "block net.0 the coefficient 1.5")],
-)
-def test_what_a_rule_returns_is_checked(coefficients, message):
-    class Bad(Fixed):
-        def coefficients(self, inputs):
-            return self.given
-
-    model = Plain()
-    with pytest.raises(MisconfigurationException, match=message):
-        quiet_trainer(recall(rule=Bad(coefficients))).fit(model, loader(0))
-
-
-def test_a_model_that_changed_since_the_snapshot():
-    class Grows(Plain):
-        def on_train_batch_start(self, batch, batch_idx):
-            if batch_idx == 1:
-                self.net[0] = nn.Linear(8, 20)
-                self.net[2] = nn.Linear(20, 16)
-
-    with pytest.raises(
-        MisconfigurationException, match=r"no longer matches the model.*net.0.weight"
-    ):
-        quiet_trainer(recall()).fit(Grows(), loader(0))
-
-
-def test_a_strategy_that_cannot_work_is_named():
-    from lightning.pytorch.strategies import FSDPStrategy
-
-    callback = recall()
-    trainer = quiet_trainer()
-    trainer.strategy.__class__ = FSDPStrategy
-    with pytest.raises(MisconfigurationException, match="does not support FSDPStrategy"):
-        callback.setup(trainer, Plain(), "fit")
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"rule": MergeRule}, "must be the name of a rule or a MergeRule object"),
-        ({"snapshot_device": "gpu"}, "snapshot_device='gpu' is no device"),
-        ({"typical_samples": 8.5}, "typical_samples=8.5"),
-    ],
-)
-def test_arguments_of_the_wrong_kind_are_refused_at_once(arguments, message):
-    with pytest.raises(MisconfigurationException, match=message):
-        recall(**arguments)
-
-
-def test_a_fraction_of_endless_training_is_refused_before_it_starts():
-    with pytest.raises(MisconfigurationException, match=r"every=0\.05 is a fraction"):
-        quiet_trainer(recall(), max_epochs=-1).fit(Plain(), loader(0))
-
-
-def test_a_view_that_fails_is_blamed_itself():
-    assert_fails_at_start(
-        Plain(), loader(0), "your view could not be run.*list.*TypeError",
-        view=lambda module, batch: module.net(batch["x"]),
-    )  # fmt: skip
+    assert callback.state_dict()["settings"] == {
+        "blocks": ["net.*"],
+        "keep": 2.0,
+        "rule": "Uniform(weight=0.2)",
+        "snapshots": {"device": "cpu", "number": 2},
+    }

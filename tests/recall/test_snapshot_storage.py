@@ -5,22 +5,24 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from recall_lightning import RecallCallback
+from recall_lightning.merging.rules import Uniform
+from recall_lightning.recall.settings import SnapshotSettings
 from recall_lightning.weights.snapshot_file import FileSnapshot
+from tests.support.callbacks import FEW
 from tests.support.resumed_runs import differences, resumed_from_each, savers, stream, train
 from tests.support.training import Plain, loader, quiet_trainer
 
-UNIFORM = {"rule": "uniform", "end_rule": None, "strength": 0.2}
 
-
-def recall(**kwargs):
-    kwargs = {"snapshot_to": "file", "typical_samples": 8, "pool_size": 16} | kwargs
-    return RecallCallback(every=3, **kwargs)
+def recall(rule="kfac_importance", end_rule="auto", to="file", samples=None, **snapshots):
+    stored = SnapshotSettings(to=to, **snapshots)
+    return RecallCallback(every=3, rule=rule, end_rule=end_rule, samples=samples, snapshots=stored)
 
 
 def files(folder):
@@ -31,11 +33,13 @@ def fails(*_, **__):
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
-@pytest.mark.parametrize("rule", ["rbf", "kfac_subspace", "importance"])
-def test_files_and_memory_merge_alike_bit_for_bit(rule, tmp_path):
+@pytest.mark.parametrize(
+    ("rule", "samples"), [("rbf", FEW), ("kfac_subspace", None), ("importance", None)]
+)
+def test_files_and_memory_merge_alike_bit_for_bit(rule, samples, tmp_path):
     runs = []
     for to in ("file", "checkpoint"):
-        callback = recall(snapshot_to=to, rule=rule, end_rule=None)
+        callback = recall(rule, to=to, samples=samples)
         runs.append(train([callback, *savers(tmp_path / to, ["validation"])], stream()))
         kinds = {isinstance(snapshot, FileSnapshot) for snapshot in callback.snapshots}
         assert kinds == {to == "file"}
@@ -48,17 +52,17 @@ def test_a_forward_that_writes_into_its_weight_leaves_the_file_as_it_is(tmp_path
             net = nn.Sequential(nn.EmbeddingBag(16, 8, max_norm=0.1), nn.Linear(8, 2))
             super().__init__(net)
 
-    callback, model = recall(rule="rbf", end_rule="rbf"), Renormalised()
+    callback, model = recall("rbf", samples=FEW), Renormalised()
     before = model.net[0].weight.clone()
     data = TensorDataset(torch.randint(16, (64, 3)), torch.randint(2, (64,)))
     quiet_trainer(callback, default_root_dir=tmp_path).fit(model, DataLoader(data, batch_size=8))
     assert torch.equal(callback.snapshots[0]["net.0.weight"], before)
 
 
-@pytest.mark.parametrize("snapshots", [1, 2])
-def test_a_run_with_files_resumes_exactly(snapshots, tmp_path):
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_run_with_files_resumes_exactly(number, tmp_path):
     def callbacks():
-        return [recall(rule="rbf", end_rule="rbf", snapshots=snapshots)]
+        return [recall("rbf", samples=FEW, number=number)]
 
     assert resumed_from_each(tmp_path, callbacks, ["batch"], stream) == {}
 
@@ -66,10 +70,7 @@ def test_a_run_with_files_resumes_exactly(snapshots, tmp_path):
 def test_checkpoints_refer_to_the_file_and_hold_no_copy(tmp_path):
     sizes = []
     for to in ("file", "checkpoint"):
-        train(
-            [recall(snapshot_to=to, **UNIFORM), *savers(tmp_path, ["batch"])],
-            stream(),
-        )
+        train([recall(Uniform(0.2), to=to), *savers(tmp_path, ["batch"])], stream())
         sizes.append(min(tmp_path.glob("*.ckpt")).stat().st_size)
     assert sizes[1] - sizes[0] > 4 * (8 * 16 + 16 + 2 * 16 + 16 * 2)  # parameters
 
@@ -119,7 +120,7 @@ def test_a_lost_file_is_named_with_what_it_held_and_how_to_go_on(how, said, move
 @pytest.mark.parametrize("how", ["missing", "truncated", "altered"])
 def test_a_task_whose_file_is_lost_starts_anew_if_asked_to(how, moved, tmp_path):
     damage(moved[0], how)
-    callback = recall(on_missing_snapshot="restart_task")
+    callback = recall(on_missing="restart_task")
     with pytest.warns(UserWarning, match="task 0 .*goes on without it"):
         train([callback], stream(), moved[0] / "step=003-batch.ckpt", default_root_dir=tmp_path)
     steps = [record["step"] for record in callback.history if record["task"] == 0]
@@ -141,7 +142,7 @@ def test_after_a_tasks_end_its_lost_file_is_not_missed(moved, tmp_path):
 
 @pytest.mark.parametrize("call", ["write", "fsync", "replace"])
 def test_a_full_disk_leaves_the_snapshot_in_memory(call, tmp_path, monkeypatch):
-    callback = recall(**UNIFORM)
+    callback = recall(Uniform(0.2))
     monkeypatch.setattr(os, call, fails)
     trainer = quiet_trainer(callback, default_root_dir=tmp_path)
     with pytest.warns(UserWarning, match=r"No space left.*memory"):
@@ -180,21 +181,29 @@ def test_files_of_other_runs_are_left_alone(tmp_path):
     assert len(files(tmp_path)) == 2
 
 
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        ({"snapshot_to": "disk"}, "snapshot_to='disk' is unknown: use 'checkpoint' or 'file'"),
-        ({"on_missing_snapshot": "skip"}, "on_missing_snapshot='skip' is unknown"),
-        ({"on_failed_write": "skip"}, "on_failed_write='skip' is unknown"),
-    ],
-)
-def test_unknown_choices_are_refused(arguments, said):
-    with pytest.raises(MisconfigurationException, match=said):
-        recall(**arguments)
-
-
 def test_a_folder_that_is_on_no_disk_is_refused(tmp_path):
     checkpoints = ModelCheckpoint(dirpath="memory://checkpoints")
     trainer = quiet_trainer(recall(), checkpoints, enable_checkpointing=True)
     with pytest.raises(MisconfigurationException, match="local disk, and checkpoints go to memory"):
         trainer.fit(Plain(), loader(0))
+
+
+def test_where_checkpoints_may_lie_anywhere_nothing_is_searched_and_what_one_names_is_kept(
+    tmp_path,
+):
+    callback = recall(Uniform(0.2))
+    (tmp_path / "somewhere").mkdir()
+
+    class Saves(Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            if callback.task == 0 and batch_idx == 1:
+                trainer.save_checkpoint(tmp_path / "somewhere" / "by_hand.ckpt")
+
+    unreadable = tmp_path / "other.ckpt"  # another program's; it would forbid any removal
+    unreadable.write_text("no checkpoint")
+    model = Plain()
+    for task in range(3):
+        trainer = quiet_trainer(callback, Saves(), default_root_dir=tmp_path)
+        trainer.fit(model, loader(task))
+    kept = {path.name.partition("-")[0] for path in (tmp_path / "snapshots").iterdir()}
+    assert kept == {"task_0", "task_2"}

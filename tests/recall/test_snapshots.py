@@ -5,20 +5,16 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from recall_lightning import MergeRule, RecallCallback
-from recall_lightning.weights.naming import named_weights
+from recall_lightning import RecallCallback
+from recall_lightning.merging.rules import Uniform
+from recall_lightning.recall.settings import SnapshotSettings
+from tests.support.callbacks import FEW, Fixed, Spy
 from tests.support.training import Plain, loader, quiet_trainer
 
-SMALL = {"typical_samples": 8, "pool_size": 32, "rule": "rbf", "end_rule": None, "strength": 1.0}
 
-
-class Spy(RecallCallback):
-    """Keeps what a merge had before it and left behind."""
-
-    def _merge(self, trainer, pl_module, rule):
-        self.live = {n: t.detach().clone() for n, t in named_weights(pl_module).items()}
-        super()._merge(trainer, pl_module, rule)
-        self.merged = {n: t.detach().clone() for n, t in named_weights(pl_module).items()}
+def recall(number, **kwargs):
+    given = {"every": 1.0, "rule": "rbf", "samples": FEW, "snapshots": SnapshotSettings(number)}
+    return Spy(**given | kwargs)
 
 
 def trained(callback, tasks=3, model=None):
@@ -28,9 +24,9 @@ def trained(callback, tasks=3, model=None):
     return model
 
 
-@pytest.mark.parametrize(("keep", "tasks"), [(1, [2]), (2, [1, 2]), ("all", [0, 1, 2])])
-def test_the_last_few_tasks_snapshots_are_kept(keep, tasks):
-    callback = RecallCallback(every=1.0, snapshots=keep, **SMALL)
+@pytest.mark.parametrize(("number", "tasks"), [(1, [2]), (2, [1, 2]), ("all", [0, 1, 2])])
+def test_the_last_few_tasks_snapshots_are_kept(number, tasks):
+    callback = recall(number)
     trained(callback)
     assert len(callback.snapshots) == len(tasks)
     earlier = [old["task"] for old in callback.history[-1].get("earlier", [])]
@@ -38,7 +34,7 @@ def test_the_last_few_tasks_snapshots_are_kept(keep, tasks):
 
 
 def test_all_kept_snapshots_and_the_live_model_share_one_softmax_and_one_sum():
-    spy = Spy(every=1.0, snapshots="all", **SMALL)
+    spy = recall("all")
     trained(spy)
     record = spy.history[-1]
     columns = [*record["earlier"], record]
@@ -47,24 +43,24 @@ def test_all_kept_snapshots_and_the_live_model_share_one_softmax_and_one_sum():
         shares = [power / (sum(powers) + math.e) for power in powers]
         assert [c["coefficient"][block.name] for c in columns] == pytest.approx(shares, rel=1e-6)
         for name in block.weights:
-            expected = (1 - sum(shares)) * spy.live[name] + sum(
+            expected = (1 - sum(shares)) * spy.before[name] + sum(
                 w * snapshot[name] for w, snapshot in zip(shares, spy.snapshots, strict=True)
             )
-            torch.testing.assert_close(spy.merged[name], expected)
+            torch.testing.assert_close(spy.after[name], expected)
 
 
 def test_what_a_checkpoint_holds_of_several_snapshots_comes_back():
-    callback = RecallCallback(every=1.0, snapshots=2, **SMALL)
+    callback = recall(2)
     trained(callback)
-    restored = RecallCallback(every=1.0, snapshots=2, **SMALL)
+    restored = recall(2)
     restored.load_state_dict(callback.state_dict())
     for kept, back in zip(callback.snapshots, restored.snapshots, strict=True):
         assert all(torch.equal(kept[name], back[name]) for name in kept)
 
 
 def test_a_resume_with_fewer_snapshots_merges_the_newest(tmp_path):
-    def train(keep, *others, checkpoint=None):
-        callback = RecallCallback(every=2, snapshots=keep, task_epochs=1, **SMALL)
+    def train(number, *others, checkpoint=None):
+        callback = recall(number, every=2, task_epochs=1)
         trainer = quiet_trainer(callback, *others, max_epochs=3, enable_checkpointing=bool(others))
         trainer.fit(Plain(), loader(0), ckpt_path=checkpoint)
         return callback.history[-1]
@@ -76,7 +72,7 @@ def test_a_resume_with_fewer_snapshots_merges_the_newest(tmp_path):
 
 
 def test_snapshots_of_a_model_that_trained_other_weights_are_dropped_with_a_warning():
-    callback, model = RecallCallback(every=1.0, snapshots="all", **SMALL), Plain()
+    callback, model = recall("all"), Plain()
     trained(callback, 2, model)
     model.net[0].requires_grad_(False)
     with pytest.warns(UserWarning, match="trainable weights changed before task 2"):
@@ -84,8 +80,8 @@ def test_snapshots_of_a_model_that_trained_other_weights_are_dropped_with_a_warn
     assert len(callback.snapshots) == 1
 
 
-def test_uniform_strength_is_shared_by_snapshots_and_may_differ_over_depth():
-    spy = Spy(every=1.0, snapshots=2, **(SMALL | {"rule": "uniform", "strength": [0.8, 0.4]}))
+def test_a_uniform_weight_is_shared_by_snapshots_and_may_differ_over_depth():
+    spy = Spy(every=1.0, rule=Uniform([0.8, 0.4]), snapshots=SnapshotSettings(2))
     trained(spy)
     assert spy.history[-1]["coefficient"] == pytest.approx(
         {"net.0": 0.4, "net.2": 0.3, "net.4": 0.2}
@@ -93,40 +89,17 @@ def test_uniform_strength_is_shared_by_snapshots_and_may_differ_over_depth():
     assert spy.history[-1]["earlier"][0]["coefficient"] == spy.history[-1]["coefficient"]
 
 
-def test_strength_by_pattern_merges_weight_by_weight():
-    spy = Spy(every=1.0, rule="uniform", end_rule=None, strength={"*.bias": 0.0, "*": 0.5})
+def test_a_weight_by_pattern_merges_weight_by_weight():
+    spy = Spy(every=1.0, rule=Uniform({"*.bias": 0.0, "*": 0.5}))
     trained(spy, 1)
-    assert torch.equal(spy.merged["net.0.bias"], spy.live["net.0.bias"])
-    middle = (spy.live["net.0.weight"] + spy.snapshots[0]["net.0.weight"]) / 2
-    torch.testing.assert_close(spy.merged["net.0.weight"], middle)
-
-
-class OneOnly(MergeRule):
-    uses_representations = False
-
-    def coefficients(self, inputs):
-        return {block.name: 0.5 for block in inputs.blocks}
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"snapshots": 0}, "snapshots=0 must be 'all' or how many"),
-        ({"snapshots": "every"}, "snapshots='every' must be 'all'"),
-        (
-            {"snapshots": 2, "rule": OneOnly(), "end_rule": None},
-            "snapshots=2 needs a rule that decides about several",
-        ),
-    ],
-)
-def test_bad_arguments_are_refused(arguments, message):
-    with pytest.raises(MisconfigurationException, match=message):
-        RecallCallback(**arguments)
+    assert torch.equal(spy.after["net.0.bias"], spy.before["net.0.bias"])
+    middle = (spy.before["net.0.weight"] + spy.snapshots[0]["net.0.weight"]) / 2
+    torch.testing.assert_close(spy.after["net.0.weight"], middle)
 
 
 def test_snapshots_of_an_adapter_whose_base_has_changed_are_dropped_with_a_warning():
     """One that was merged into it and replaced by a fresh one has the same names and shapes."""
-    callback, model = RecallCallback(every=1.0, snapshots=2, **SMALL), Plain()
+    callback, model = recall(2), Plain()
     model.net[0].requires_grad_(False)
     trained(callback, 1, model)
     with torch.no_grad():
@@ -136,12 +109,12 @@ def test_snapshots_of_an_adapter_whose_base_has_changed_are_dropped_with_a_warni
     assert len(callback.snapshots) == 1
 
 
-class CountsTheLiveModelToo(OneOnly):
+class CountsTheLiveModelToo(Fixed):
     def joint_coefficients(self, inputs):
         return [self.coefficients(given) for given in inputs] * 2
 
 
 def test_a_rule_that_gives_the_live_models_share_too_is_refused():
-    callback = RecallCallback(every=1.0, rule=CountsTheLiveModelToo(), end_rule=None)
+    callback = RecallCallback(every=1.0, rule=CountsTheLiveModelToo({}))
     with pytest.raises(MisconfigurationException, match="coefficients of 2 models for 1 snapshot"):
         trained(callback, 1)

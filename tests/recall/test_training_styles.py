@@ -9,10 +9,13 @@ from torch.nn.utils import parametrizations
 from torch.utils.checkpoint import checkpoint
 
 from recall_lightning import RecallCallback
+from recall_lightning.merging.rules import Uniform
+from recall_lightning.recall.settings import ImportanceSettings
 from tests.callbacks.test_task_aware import StepsEachFourBatches, TwoOptimizers
+from tests.support.callbacks import FEW, Never, Spy, statistic
 from tests.support.training import Plain, loader, quiet_trainer
 
-EVERY, STRENGTH = 3, 0.25
+EVERY, WEIGHT = 3, 0.25
 
 
 class ByHand(Callback):
@@ -35,15 +38,8 @@ class ByHand(Callback):
             state, done = pl_module.state_dict(), set()
             for name, then in self.snapshot.items():
                 if state[name].data_ptr() not in done:
-                    state[name].lerp_(then, STRENGTH)
+                    state[name].lerp_(then, WEIGHT)
                 done.add(state[name].data_ptr())
-
-
-class Never(RecallCallback):
-    """Measures and gathers, and never merges."""
-
-    def should_merge(self, step_in_task, task_steps):
-        return False
 
 
 class Checkpointed(nn.Module):
@@ -137,27 +133,29 @@ def weights_after(style, *callbacks):
 
 @styles
 def test_merges_are_those_written_by_hand(style):
-    callback = RecallCallback(
-        every=EVERY, at_task_end=False, rule="uniform", end_rule=None, strength=STRENGTH
-    )
-    by_hand = ByHand()
+    rule, by_hand = Uniform(WEIGHT), ByHand()
     expected = weights_after(style, by_hand)
-    if by_hand.steps % EVERY == 0:
-        callback.at_task_end = True
+    end_rule = rule if by_hand.steps % EVERY == 0 else "never"
+    callback = RecallCallback(every=EVERY, rule=rule, end_rule=end_rule)
     merged = weights_after(style, callback)
     assert len(callback.history) == by_hand.steps // EVERY > 0
     for name, tensor in expected.items():
         torch.testing.assert_close(merged[name], tensor)
 
 
-PRODUCT = {"rule": "rbf*importance", "importance_source": "gradients"}
+PRODUCT = {
+    "rule": "rbf*importance",
+    "end_rule": "kfac_subspace",
+    "samples": FEW,
+    "importance": ImportanceSettings("gradients"),
+}
 
 
 @styles
-@pytest.mark.parametrize("rules", [{}, PRODUCT])
+@pytest.mark.parametrize("rules", [{}, PRODUCT], ids=["default", "product"])
 def test_measuring_leaves_training_as_it_was(style, rules):
     plain = weights_after(style)
-    measured = weights_after(style, Never(every=EVERY, typical_samples=8, pool_size=16, **rules))
+    measured = weights_after(style, Never(every=EVERY, **rules))
     assert all(torch.equal(plain[name], tensor) for name, tensor in measured.items())
 
 
@@ -171,12 +169,15 @@ def test_the_default_rules_merge(style):
     assert len(callback.history) >= 1
 
 
-@pytest.mark.parametrize("rules", [("rbf", "rbf"), ("importance", "subspace")])
+@pytest.mark.parametrize(
+    "rules",
+    [{"rule": "rbf", "samples": FEW}, {"rule": "importance", "end_rule": "subspace"}],
+    ids=lambda rules: rules["rule"],
+)
 @pytest.mark.parametrize("style", ["checkpointing", "reentrant checkpointing"])
 def test_activation_checkpointing_changes_no_merge(style, rules):
     def train(style):
-        arguments = {"typical_samples": 8, "pool_size": 16} if rules[0] == "rbf" else {}
-        return weights_after(style, RecallCallback(EVERY, True, *rules, **arguments)).values()
+        return weights_after(style, RecallCallback(every=EVERY, **rules)).values()
 
     assert all(torch.equal(*pair) for pair in zip(train("plain"), train(style), strict=True))
 
@@ -202,18 +203,12 @@ def test_parameters_that_become_trainable_within_a_task_are_left_alone_until_the
         def on_train_batch_start(self, batch, batch_idx):
             self.net[0].requires_grad_(batch_idx >= 4)
 
-    class Spy(RecallCallback):
-        def _merge(self, trainer, pl_module, rule):
-            before = pl_module.net[0].weight.clone(), pl_module.net[1].weight.clone()
-            super()._merge(trainer, pl_module, rule)
-            after = pl_module.net[0].weight, pl_module.net[1].weight
-            alike.append([torch.equal(*pair) for pair in zip(before, after, strict=True)])
-
-    alike = []
     module = Unfreezes(frozen(nn.Sequential(nn.Linear(8, 16), nn.Linear(16, 2))))
-    uniform = {"rule": "uniform", "end_rule": None, "strength": 0.5}
-    quiet_trainer(Spy(every=6, at_task_end=False, **uniform)).fit(module, loader(0))
-    assert alike == [[True, False]]
+    spy = Spy(every=6, rule=Uniform(0.5), end_rule="never")
+    quiet_trainer(spy).fit(module, loader(0))
+    assert len(spy.history) == 1
+    assert torch.equal(spy.before["net.0.weight"], spy.after["net.0.weight"])
+    assert not torch.equal(spy.before["net.1.weight"], spy.after["net.1.weight"])
 
 
 class TwoAdams(TwoOptimizers):
@@ -228,12 +223,12 @@ def test_every_optimizer_forgets_its_running_means_of_merged_weights_if_asked_to
             left.append([len(optimizer.state) for optimizer in trainer.optimizers])
 
     left = []
-    uniform = {"rule": "uniform", "end_rule": None, "strength": 0.2}
-    quiet_trainer(Watches(every=4, optimizer_state="reset", **uniform)).fit(TwoAdams(), loader(0))
+    callback = Watches(every=4, rule=Uniform(0.2), optimizer_state="reset")
+    quiet_trainer(callback).fit(TwoAdams(), loader(0))
     assert left == [[0, 0], [0, 0]]
 
 
 def test_importance_is_read_from_every_optimizer():
-    callback = RecallCallback(every=4, rule="importance", end_rule=None)
+    callback = RecallCallback(every=4, rule="importance")
     quiet_trainer(callback).fit(TwoAdams(), loader(0))
-    assert {"net.0.weight", "net.2.bias"} <= set(callback._statistics.importance.by_name)
+    assert {"net.0.weight", "net.2.bias"} <= set(statistic(callback, "importance").by_name)

@@ -12,6 +12,7 @@ import argparse
 import os
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
@@ -23,18 +24,30 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from recall_lightning import ForgettingMonitor, RecallCallback, TaskStream
+from recall_lightning.merging.rules import Uniform
+from recall_lightning.recall.settings import (
+    ImportanceSettings,
+    MomentSettings,
+    SampleSettings,
+    SnapshotSettings,
+)
 from recall_lightning.weights.naming import named_weights
 from recall_lightning.weights.sharding import whole
 from tests.support.training import Plain, quiet_trainer, task_data
 
 RULES = {
-    "uniform": {"rule": "uniform", "end_rule": None, "strength": 0.2},
-    "importance": {"rule": "importance", "end_rule": None},
-    "gradients": {"rule": "importance", "end_rule": None, "importance_source": "gradients"},
-    "subspace": {"rule": "subspace", "end_rule": None},
-    "low rank": {"rule": "subspace", "end_rule": None, "moment_width": 9, "moment_rank": 3},
-    "two": {"rule": "cka", "end_rule": "cosine", "snapshots": 2},
-    "paper": {"rule": "rbf", "end_rule": "rbf"},
+    "uniform": {"rule": Uniform(0.2)},
+    "importance": {"rule": "importance"},
+    "gradients": {"rule": "importance", "importance": ImportanceSettings("gradients", steps=4)},
+    "subspace": {"rule": "subspace"},
+    "low rank": {"rule": "subspace", "moments": MomentSettings(width=9, rank=3)},
+    "two": {
+        "rule": "cka",
+        "end_rule": "cosine",
+        "samples": SampleSettings(typical=8, pool=16),
+        "snapshots": SnapshotSettings(number=2),
+    },
+    "paper": {"rule": "rbf", "samples": SampleSettings(typical=8, pool=16)},
     "default": {},
 }
 RESUMED = ("two", "gradients", "default")
@@ -98,7 +111,7 @@ class Unequal(IterableDataset):
 
 def train_unequally(strategy):
     """Merge while one process has typical samples and the other still lacks them."""
-    recall = RecallCallback(every=1, rule="rbf", end_rule="rbf", typical_samples=8, pool_size=8)
+    recall = RecallCallback(every=1, rule="rbf", samples=SampleSettings(typical=8, pool=8))
     trainer = quiet_trainer(recall, strategy=strategy, devices=2)
     trainer.fit(Plain(), DataLoader(Unequal(), batch_size=None))
     return {"steps": [record["step"] for record in recall.history]}
@@ -107,9 +120,7 @@ def train_unequally(strategy):
 def train(strategy, processes, arguments, save=None, resume=None, **options):
     torch.manual_seed(0)
     model = Uneven()
-    recall = RecallCallback(
-        every=3, typical_samples=8, pool_size=16, importance_steps=4, **arguments
-    )
+    recall = RecallCallback(every=3, **arguments)
     monitor = ForgettingMonitor("val/acc")
     pairs = [(task_data(task), task_data(task + 2, 16)) for task in range(2)]
     stream = TaskStream.from_datasets(pairs, batch_size=8 // processes, epochs_per_task=1)
@@ -130,7 +141,6 @@ def train(strategy, processes, arguments, save=None, resume=None, **options):
         "matrix": monitor.matrix,
         "snapshot": recall.snapshots[-1].nbytes,
         "files": sorted(path.name for path in Path(trainer.default_root_dir).rglob("task_*")),
-        "typical": recall._statistics.probe._typical[:1],
     }
 
 
@@ -167,7 +177,10 @@ def main():
         save = given.folder / f"{name}.ckpt" if name in RESUMED and not given.resume else None
         start = given.resume / f"{name}.ckpt" if given.resume else None
         options = {"default_root_dir": given.folder / name, "precision": given.precision}
-        arguments = RULES[name] | ({"snapshot_to": "file"} if given.kind == "files" else {})
+        arguments = dict(RULES[name])
+        if given.kind == "files":
+            kept = arguments.get("snapshots", SnapshotSettings())
+            arguments["snapshots"] = replace(kept, to="file")
         result = train(strategy(), given.processes, arguments, save, start, **options)
         rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
         torch.save(result, given.folder / f"{name}-{rank}.pt")

@@ -235,7 +235,7 @@ def solve_map(
         return LowRankCoefficient.solve(linear_map, old, new, balance)
     raise ValueError(
         f"the moments of {linear_map.weight!r} are {type(old).__name__} of earlier tasks and "
-        f"{type(new).__name__} now: keep moment_width as it was"
+        f"{type(new).__name__} now: keep moments.width as it was"
     )
 
 

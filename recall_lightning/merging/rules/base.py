@@ -129,7 +129,7 @@ class MergeRule(ABC):
         self.strength = strength
 
     def __repr__(self) -> str:
-        names = [n for n in inspect.signature(type(self).__init__).parameters if hasattr(self, n)]
+        names = [n for n in inspect.signature(type(self).__init__).parameters if n in vars(self)]
         return f"{type(self).__name__}({', '.join(f'{n}={getattr(self, n)!r}' for n in names)})"
 
     @abstractmethod
@@ -154,7 +154,7 @@ class MergeRule(ABC):
         """
         if len(inputs) > 1:
             raise ValueError(
-                f"{type(self).__name__} decides about one snapshot: use snapshots=1, or define its "
+                f"{type(self).__name__} decides about one snapshot: keep one, or define its "
                 "joint_coefficients"
             )
         return [self.coefficients(inputs[0])]

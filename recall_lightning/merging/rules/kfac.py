@@ -18,7 +18,7 @@ class KfacImportance(Importance):
     of the penalty of Kronecker-factored online Laplace (Ritter et al., arXiv 1805.07810), with the
     sums over tasks of both factors.
 
-    All other weights, and maps whose curvature is not known (wider than ``moment_width``, LoRA
+    All other weights, and maps whose curvature is not known (wider than ``moments.width``, LoRA
     updates, outputs that are no predictions), have what :class:`Importance` gives them.
 
     Args:
@@ -58,7 +58,7 @@ class KfacSubspace(Subspace):
     curvature (Tam et al., arXiv 2312.04339), of two models and with K-FAC (Martens and Grosse,
     arXiv 1503.05671).
 
-    All other weights, and maps whose curvature is not known (wider than ``moment_width``, LoRA
+    All other weights, and maps whose curvature is not known (wider than ``moments.width``, LoRA
     updates, outputs that are no predictions), have what :class:`Subspace` gives them.
 
     Args:

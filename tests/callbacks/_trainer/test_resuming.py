@@ -16,7 +16,9 @@ from recall_lightning.methods.low_lr import LowLearningRate
 from recall_lightning.methods.lwf import LearningWithoutForgetting
 from recall_lightning.methods.sfa import SequentialFinetuningAveraging
 from recall_lightning.methods.wise_ft import WiseFT
+from recall_lightning.recall.settings import ImportanceSettings, MomentSettings, SnapshotSettings
 from tests.callbacks.test_task_aware import StepsEachFourBatches
+from tests.support.callbacks import FEW
 from tests.support.resumed_runs import Random, differences, resumed_from_each, savers, stream, train
 from tests.support.training import loader, quiet_trainer
 
@@ -24,7 +26,7 @@ EVERYWHERE = ["batch", "validation", "epoch"]
 
 
 def recall(**kwargs):
-    return lambda: [RecallCallback(every=2, typical_samples=8, pool_size=16, **kwargs)]
+    return lambda: [RecallCallback(every=2, **kwargs)]
 
 
 @pytest.mark.parametrize(
@@ -46,10 +48,13 @@ def test_a_run_resumed_anywhere_ends_bit_for_bit_as_one_that_went_through(traine
 METHODS = [AdaptiveInterval, ElasticWeightConsolidation, HalfFineTuning, L2ToSnapshot]
 METHODS += [LowLearningRate, LearningWithoutForgetting, SequentialFinetuningAveraging, WiseFT]
 CALLBACKS = {method.__name__: lambda method=method: [method()] for method in METHODS}
-CALLBACKS["rbf"] = recall(rule="rbf", end_rule="rbf", snapshots=2)
-CALLBACKS["recalibrate"] = recall(buffers="recalibrate", moment_batches=3)
+CALLBACKS["rbf"] = recall(rule="rbf", samples=FEW, snapshots=SnapshotSettings(number=2))
+CALLBACKS["recalibrate"] = recall(buffers="recalibrate", moments=MomentSettings(batches=3))
 CALLBACKS["gradients"] = recall(
-    rule="rbf*importance", end_rule="subspace", importance_source="gradients", importance_steps=4
+    rule="rbf*importance",
+    end_rule="subspace",
+    samples=FEW,
+    importance=ImportanceSettings("gradients", steps=4),
 )
 
 
@@ -128,7 +133,8 @@ def test_a_run_without_anything_left_to_train_shows_its_matrix(tmp_path, capsys)
 
 
 def test_checkpoints_hold_nothing_that_needs_unpickling(tmp_path):
-    train([*recall(rule="rbf*importance")(), *savers(tmp_path, ["batch"])], stream())
+    callbacks = recall(rule="rbf*importance", end_rule="kfac_subspace", samples=FEW)()
+    train([*callbacks, *savers(tmp_path, ["batch"])], stream())
     for path in tmp_path.iterdir():
         assert "recall_lightning" in torch.load(path, weights_only=True)
 

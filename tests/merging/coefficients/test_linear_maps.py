@@ -153,7 +153,7 @@ def test_moments_that_are_not_finite_give_a_condition_that_is_not_either(rank):
 
 
 def test_moments_of_different_kinds_or_widths_are_refused_by_name():
-    with pytest.raises(ValueError, match=r"the moments of 'w' are FullMoments.*keep moment_width"):
+    with pytest.raises(ValueError, match=r"the moments of 'w' are FullMoments.*keep moments.width"):
         solve_map(MAP, moments(OLD), moments(NEW, 3), BALANCE)
     with pytest.raises(ValueError, match=r"the inputs of 'w' had 6 entries .* have 7 now"):
         solve_map(MAP, moments(OLD[:, :6]), moments(NEW), BALANCE)

@@ -1,4 +1,5 @@
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -6,10 +7,19 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 
 from recall_lightning import RecallCallback
-from recall_lightning.recall.statistics.importance import Importance, optimizer_importance
+from recall_lightning.merging.rules import Importance
+from recall_lightning.merging.structure import Structure
+from recall_lightning.recall.context import TaskContext
+from recall_lightning.recall.settings import ImportanceSettings
+from recall_lightning.recall.statistics.importance import ParameterImportance, optimizer_importance
+from tests.support.callbacks import Spy, statistic, weights_of
 from tests.support.training import Plain, loader, quiet_trainer
 
-IMPORTANCE = {"every": 0.5, "rule": "importance", "end_rule": None, "strength": 1.0}
+IMPORTANCE = {"every": 0.5, "rule": "importance"}
+
+
+def importance_of(callback):
+    return statistic(callback, "importance")
 
 
 def stepped(make, steps=3):
@@ -61,22 +71,22 @@ class Sgd(Plain):
 
 
 def test_sgd_is_refused_after_its_first_step_in_one_sentence_and_gradients_are_the_way_out():
-    callback = RecallCallback(**IMPORTANCE, importance_source="optimizer")
+    callback = RecallCallback(**IMPORTANCE, importance=ImportanceSettings("optimizer"))
     trainer = quiet_trainer(callback)
     with pytest.raises(MisconfigurationException, match=r"SGD does not keep.*'gradients'"):
         trainer.fit(Sgd(), loader(0))
     assert trainer.global_step == 1
-    callback = RecallCallback(**IMPORTANCE, importance_source="gradients")
+    callback = RecallCallback(**IMPORTANCE, importance=ImportanceSettings("gradients"))
     quiet_trainer(callback).fit(Sgd(), loader(0))
     assert len(callback.history) == 2
 
 
 def test_the_automatic_source_is_adams_state_or_else_gradients():
     for model, source in ((Plain(), "optimizer"), (Sgd(), "gradients")):
-        callback = RecallCallback(**IMPORTANCE, importance_source="auto")
+        callback = RecallCallback(**IMPORTANCE, importance=ImportanceSettings("auto"))
         quiet_trainer(callback).fit(model, loader(0))
-        assert callback._statistics.importance._found == source
-        assert callback._statistics.importance.by_name
+        assert importance_of(callback)._found == source
+        assert importance_of(callback).by_name
 
 
 def test_an_adam_whose_first_step_was_skipped_is_waited_for():
@@ -99,7 +109,7 @@ def test_the_first_tasks_importance_is_one_and_then_has_mean_one_for_each_task()
     callback, model = RecallCallback(**IMPORTANCE), Plain()
     for task in range(3):
         quiet_trainer(callback).fit(model, loader(task))
-        importance = callback._statistics.importance
+        importance = importance_of(callback)
         assert importance.tasks == task + 1
         values = torch.cat([tensor.flatten() for tensor in importance.by_name.values()])
         assert float(values.mean()) == pytest.approx(task + 1, rel=1e-4)
@@ -108,19 +118,17 @@ def test_the_first_tasks_importance_is_one_and_then_has_mean_one_for_each_task()
 
 
 def test_the_merge_takes_by_importance_of_earlier_tasks_alone():
-    class Spy(RecallCallback):
-        def _merge(self, trainer, pl_module, rule):
-            self.live = copy.deepcopy(dict(pl_module.named_parameters()))
-            self.known = copy.deepcopy(self._statistics.importance.by_name)
-            super()._merge(trainer, pl_module, rule)
+    class Knows(Spy):
+        def look(self, pl_module):
+            return weights_of(pl_module), copy.deepcopy(importance_of(self).by_name)
 
-    spy = Spy(**(IMPORTANCE | {"every": 1.0, "importance_scale": 2.0, "strength": 0.5}))
-    model = Plain()
+    spy, model = Knows(every=1.0, rule=Importance(scale=2.0, strength=0.5)), Plain()
     for task in range(2):
         quiet_trainer(spy).fit(model, loader(task))
-    for name, now in model.named_parameters():
-        weight = 0.5 * 2 * spy.known[name] / (1 + 2 * spy.known[name])
-        expected = spy.live[name] + weight * (spy.snapshots[-1][name] - spy.live[name])
+    live, known = spy.before
+    for name, now in spy.after[0].items():
+        weight = 0.5 * 2 * known[name] / (1 + 2 * known[name])
+        expected = live[name] + weight * (spy.snapshots[-1][name] - live[name])
         torch.testing.assert_close(now, expected)
 
 
@@ -132,48 +140,31 @@ def test_gradients_are_averaged_over_the_last_steps():
             self.squares.append([p.grad.square().clone() for p in self.parameters()])
 
     model = Records()
-    callback = RecallCallback(
-        **(IMPORTANCE | {"every": 1.0}), importance_source="gradients", importance_steps=3
-    )
+    last_three = ImportanceSettings("gradients", steps=3)
+    callback = RecallCallback(**(IMPORTANCE | {"every": 1.0}), importance=last_three)
     quiet_trainer(callback).fit(model, loader(0))
     means = [sum(parts) / 3 for parts in zip(*model.squares[-3:], strict=True)]
     total = sum(float(m.sum()) for m in means) / sum(m.numel() for m in means)
-    found = list(callback._statistics.importance.by_name.values())
+    found = list(importance_of(callback).by_name.values())
     for one, mean in zip(found, means, strict=True):
         torch.testing.assert_close(one, mean / total, rtol=1e-4, atol=1e-6)
 
 
 def test_importance_that_is_not_finite_is_left_out():
-    class Held:
-        optimizers = None
-
     layer, optimizer, _ = stepped(ADAMS["Adam"])
-    importance, trainer = Importance("optimizer", 1), Held()
-    trainer.optimizers = [optimizer]
+    importance = ParameterImportance(ImportanceSettings("optimizer"))
     optimizer.state[layer.weight]["exp_avg_sq"].fill_(torch.inf)
-    importance.end_task(trainer, layer)
+    trainer = SimpleNamespace(optimizers=[optimizer])
+    with pytest.warns(UserWarning, match="none, zero or not finite"):
+        importance.end_task(TaskContext(trainer, layer, None, Structure(), []))
     assert importance.by_name == {}
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"importance_source": "adam"}, "importance_source='adam' is unknown"),
-        ({"importance_steps": 0}, "steps=0 must be"),
-        ({"importance_scale": -1.0}, "importance_scale=-1.0 must be a positive"),
-        ({"optimizer_state": "forget"}, "optimizer_state='forget' is unknown: use 'keep' or"),
-    ],
-)
-def test_bad_arguments_are_refused(arguments, message):
-    with pytest.raises(MisconfigurationException, match=message):
-        RecallCallback(**(IMPORTANCE | arguments))
-
-
 def test_importance_and_gradients_come_back_from_a_checkpoint():
-    callback = RecallCallback(**IMPORTANCE, importance_source="gradients")
+    callback = RecallCallback(**IMPORTANCE, importance=ImportanceSettings("gradients"))
     quiet_trainer(callback).fit(Plain(), loader(0))
-    state = callback._statistics.importance.state_dict()
-    back = Importance("gradients", 50)
+    state = importance_of(callback).state_dict()
+    back = ParameterImportance(ImportanceSettings("gradients"))
     back.load_state_dict(copy.deepcopy(state))
     assert back.tasks == 1
     assert all(torch.equal(back.by_name[n], t) for n, t in state["by_name"].items())
@@ -194,7 +185,7 @@ def test_an_optimizer_forgets_the_weights_that_were_merged_and_no_others(every):
     for batch, known in enumerate(model.known):
         assert bool(known) == (batch % every != 0)
     assert not model.optimizers().optimizer.state
-    assert callback._statistics.importance.tasks == 1
+    assert importance_of(callback).tasks == 1
 
 
 def test_an_optimizer_that_knows_some_weights_only_is_refused_or_gradients_are_averaged():
@@ -215,9 +206,9 @@ def test_an_optimizer_that_knows_some_weights_only_is_refused_or_gradients_are_a
             return torch.optim.AdamW([first]), torch.optim.SGD(others, lr=0.01)
 
     with pytest.raises(MisconfigurationException, match="SGD does not keep of"):
-        quiet_trainer(RecallCallback(**IMPORTANCE, importance_source="optimizer")).fit(
+        quiet_trainer(RecallCallback(**IMPORTANCE, importance=ImportanceSettings("optimizer"))).fit(
             AdamAndSgd(), loader(0)
         )
-    callback, model = RecallCallback(**IMPORTANCE, importance_source="auto"), AdamAndSgd()
+    callback, model = RecallCallback(**IMPORTANCE), AdamAndSgd()
     quiet_trainer(callback).fit(model, loader(0))
-    assert set(callback._statistics.importance.by_name) == {n for n, _ in model.named_parameters()}
+    assert set(importance_of(callback).by_name) == {n for n, _ in model.named_parameters()}

@@ -10,13 +10,13 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from recall_lightning import RecallCallback
-from recall_lightning.measuring.moments import FullMoments
-from recall_lightning.merging.rules import SubspaceRule
+from recall_lightning.merging.rules import Subspace, Uniform
+from recall_lightning.recall.settings import MomentSettings
 from recall_lightning.recall.statistics import moments as module_under_test
+from tests.support.callbacks import Spy, statistic
 from tests.support.training import Plain, loader, quiet_trainer, task_data
 
-SUBSPACE = {"every": 1.0, "rule": "uniform", "strength": 0.1}
-SUBSPACE |= {"end_rule": SubspaceRule(4.0, ridge=0.01, mix=0.3)}
+SUBSPACE = {"every": 1.0, "rule": Uniform(0.1), "end_rule": Subspace(4.0, ridge=0.01, mix=0.3)}
 UNKNOWN = "the subspace rule has no inputs of what the model knew"
 
 
@@ -25,7 +25,7 @@ def subspace(**kwargs):
 
 
 def moments_of(callback):
-    return callback._statistics.moments
+    return statistic(callback, "moments")
 
 
 def fit(callback, model, *tasks, data=loader, **kwargs):
@@ -34,8 +34,8 @@ def fit(callback, model, *tasks, data=loader, **kwargs):
     return model
 
 
-class Spy(RecallCallback):
-    """Keeps the weights before its merges, and the batches of every task."""
+class Watches(Spy):
+    """Keeps the model from before its merges, and the batches of every task."""
 
     def on_task_start(self, trainer, pl_module, task):
         self.batches = [*getattr(self, "batches", []), []]
@@ -45,9 +45,8 @@ class Spy(RecallCallback):
         super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
         self.batches[-1].append(batch[0].clone())
 
-    def _merge(self, trainer, pl_module, rule):
-        self.live = copy.deepcopy(pl_module.net)
-        super()._merge(trainer, pl_module, rule)
+    def look(self, pl_module):
+        return copy.deepcopy(pl_module.net)
 
 
 def layer_inputs(net, inputs):
@@ -80,16 +79,16 @@ def matrix(weights, name):
 
 
 def test_the_end_of_a_task_is_least_squares_on_all_earlier_tasks_and_this_ones_inputs():
-    spy, model = Spy(**SUBSPACE, merge_first_task=False), Plain()
+    spy, model = Watches(**SUBSPACE, merge_first_task=False), Plain()
     old = []
     for task in range(3):
         fit(spy, model, task)
         if task == 2:
             break
         old.append(layer_inputs(model.net, torch.cat(spy.batches[task])))
-    new = layer_inputs(spy.live, torch.cat(spy.batches[2]))
+    new = layer_inputs(spy.before, torch.cat(spy.batches[2]))
     then = {name.removeprefix("net."): tensor for name, tensor in spy.snapshots[-1].items()}
-    now, merged = spy.live.state_dict(), model.net.state_dict()
+    now, merged = spy.before.state_dict(), model.net.state_dict()
     for name in new:
         best = solved([x[name] for x in old], new[name], matrix(then, name), matrix(now, name))
         torch.testing.assert_close(matrix(merged, name), best, rtol=1e-3, atol=1e-4)
@@ -97,13 +96,13 @@ def test_the_end_of_a_task_is_least_squares_on_all_earlier_tasks_and_this_ones_i
 
 
 def test_where_nothing_came_before_the_first_tasks_inputs_stand_in_with_a_warning():
-    spy, model = Spy(**SUBSPACE), Plain()
+    spy, model = Watches(**SUBSPACE), Plain()
     before = copy.deepcopy(model.net)
     with pytest.warns(UserWarning, match=UNKNOWN):
         fit(spy, model, 0)
     inputs = torch.cat(spy.batches[0])
-    old, new = layer_inputs(before, inputs), layer_inputs(spy.live, inputs)
-    then, now, merged = (net.state_dict() for net in (before, spy.live, model.net))
+    old, new = layer_inputs(before, inputs), layer_inputs(spy.before, inputs)
+    then, now, merged = (net.state_dict() for net in (before, spy.before, model.net))
     for name in new:
         best = solved([old[name]], new[name], matrix(then, name), matrix(now, name))
         torch.testing.assert_close(matrix(merged, name), best, rtol=1e-3, atol=1e-4)
@@ -111,7 +110,8 @@ def test_where_nothing_came_before_the_first_tasks_inputs_stand_in_with_a_warnin
 
 
 def test_only_the_last_batches_are_measured():
-    spy, model = Spy(**SUBSPACE, moment_batches=2, merge_first_task=False), Plain()
+    last_two = MomentSettings(batches=2)
+    spy, model = Watches(**SUBSPACE, moments=last_two, merge_first_task=False), Plain()
     fit(spy, model, 0)
     rows = layer_inputs(model.net, torch.cat(spy.batches[0][-2:]))
     for name, moments in moments_of(spy).old.items():
@@ -180,7 +180,8 @@ def test_a_task_can_leave_nothing_but_what_the_model_writes_itself(monkeypatch):
         return generated[-args[1] :]
 
     monkeypatch.setattr(module_under_test, "generated_batches", spy)
-    callback = subspace(moment_source="generated", merge_first_task=False, moment_batches=3)
+    settings = MomentSettings(batches=3, source="generated")
+    callback = subspace(moments=settings, merge_first_task=False)
     fit(callback, Language(eos_token_id=None), 0, data=texts)
     written = torch.cat([batch["input_ids"].flatten() for batch in generated])
     assert written.shape == (3 * 4 * 6,)
@@ -267,41 +268,41 @@ class Dead(nn.Module):
 
 
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("moment_width", [1, 1024])
-def test_inputs_that_are_always_zero_and_layers_never_called_do_no_harm(bias, moment_width):
-    callback = subspace(merge_first_task=False, moment_width=moment_width, moment_rank=2)
+@pytest.mark.parametrize("width", [1, 1024])
+def test_inputs_that_are_always_zero_and_layers_never_called_do_no_harm(bias, width):
+    callback = subspace(merge_first_task=False, moments=MomentSettings(width=width, rank=2))
     model = fit(callback, Plain(Dead(bias)), 0, 1)
     assert len(callback.history) == 1
     assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
 
 
-@pytest.mark.parametrize("options", [{"moment_width": 1, "moment_rank": 500}, {"moment_width": 1}])
-def test_moments_of_low_rank_whose_rank_suffices_merge_like_full_ones(options):
-    def merged(**kwargs):
+@pytest.mark.parametrize("rank", [500, 128])
+def test_moments_of_low_rank_whose_rank_suffices_merge_like_full_ones(rank):
+    def merged(**settings):
         torch.manual_seed(0)
-        return fit(subspace(merge_first_task=False, **kwargs), Plain(), 0, 1).state_dict()
+        callback = subspace(merge_first_task=False, moments=MomentSettings(**settings))
+        return fit(callback, Plain(), 0, 1).state_dict()
 
-    whole, low = merged(), merged(**options)
+    whole, low = merged(), merged(width=1, rank=rank)
     for name, tensor in whole.items():
         torch.testing.assert_close(low[name], tensor, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("new_inputs", [1e-12, 1e12])
-@pytest.mark.parametrize("moment_width", [1, 99])
-def test_extreme_weights_of_new_inputs_keep_weights_finite(new_inputs, moment_width):
-    rule = SubspaceRule(new_inputs)
-    callback = subspace(merge_first_task=False, end_rule=rule, moment_width=moment_width)
+@pytest.mark.parametrize("width", [1, 99])
+def test_extreme_weights_of_new_inputs_keep_weights_finite(new_inputs, width):
+    settings = {"end_rule": Subspace(new_inputs), "moments": MomentSettings(width=width)}
+    callback = subspace(merge_first_task=False, **settings)
     model = fit(callback, Plain(), 0, 1)
     assert len(callback.history) == 1
     assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
 
 
 @pytest.mark.parametrize("precision", ["bf16-true", "bf16-mixed", "64-true"])
-@pytest.mark.parametrize("moment_width", [1, 1024])
-def test_moments_are_float32_in_every_precision(precision, moment_width):
-    rule = SubspaceRule()
-    options = {"moment_width": moment_width, "moment_rank": 4, "end_rule": rule}
-    callback = subspace(merge_first_task=False, **options)
+@pytest.mark.parametrize("width", [1, 1024])
+def test_moments_are_float32_in_every_precision(precision, width):
+    settings = {"end_rule": "subspace", "moments": MomentSettings(width=width, rank=4)}
+    callback = subspace(merge_first_task=False, **settings)
     fit(callback, Plain(), 0, 1, precision=precision)
     assert len(callback.history) == 1
     for moments in moments_of(callback).old.values():
@@ -310,7 +311,7 @@ def test_moments_are_float32_in_every_precision(precision, moment_width):
 
 
 def test_a_task_of_one_step_and_a_merge_after_every_step():
-    callback = subspace(every=1, rule="subspace", end_rule=None)
+    callback = RecallCallback(every=1, rule="subspace")
     fit(callback, Plain(), 0, limit_train_batches=1)
     fit(callback, Plain(), 1, limit_train_batches=3)
     assert [record["step"] for record in callback.history] == [1, 2, 3, 4]
@@ -338,11 +339,11 @@ def test_batches_that_are_no_tensors_alone_are_kept_but_not_in_checkpoints(tmp_p
     trainer = quiet_trainer(callback)
     trainer.fit(Named(), DataLoader(Ragged(), batch_size=8))
     assert len(callback.history) == 1
-    assert set(callback._statistics.recent.state_dict()["processes"][0]) == {None}
+    assert set(statistic(callback, "recent_batches").state_dict()["processes"][0]) == {None}
 
 
 def test_moments_come_back_from_a_checkpoint():
-    callback = subspace(merge_first_task=False, moment_width=16, moment_rank=3)
+    callback = subspace(merge_first_task=False, moments=MomentSettings(width=16, rank=3))
     fit(callback, Plain(), 0)
     back = subspace()
     back.load_state_dict(copy.deepcopy(callback.state_dict()))
@@ -352,38 +353,7 @@ def test_moments_come_back_from_a_checkpoint():
         assert all(torch.equal(tensor, other[k]) for k, tensor in moments.state_dict().items())
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"moment_batches": 0}, "moment_batches=0 must be"),
-        ({"moment_rank": 2.5}, "moment_rank=2.5 must be"),
-        ({"moment_width": -1}, "moment_width=-1 must be"),
-        ({"moment_source": "model"}, "moment_source='model' is unknown"),
-        ({"rule": "subspace", "new_inputs": 0.0}, "new_inputs=0.0 must be a positive"),
-    ],
-)
-def test_bad_arguments_are_refused(arguments, message):
-    with pytest.raises(MisconfigurationException, match=message):
-        subspace(**arguments)
-
-
-def test_processes_average_maps_that_some_of_them_did_not_use():
-    """As two processes would, here one after the other: the other one adds nothing to net.2."""
-
-    class Two:
-        world_size = 2
-
-        class strategy:
-            @staticmethod
-            def reduce(tensor, reduce_op):
-                other = torch.tensor([1.0, 0.0, 0.0]) if tensor.shape == (3,) else torch.zeros(())
-                return (tensor + other) / 2
-
-    callback = subspace()
-    moments = moments_of(callback)
-    moments.find_maps(Plain(), [])
-    own = FullMoments(torch.eye(9), torch.tensor(1.0))
-    together = moments._reduced(Two, Plain(), {"net.0.weight": own, "net.2.weight": own})
-    assert set(together) == {"net.0.weight", "net.2.weight"}
-    torch.testing.assert_close(together["net.0.weight"].matrix, torch.eye(9) / 2)
-    torch.testing.assert_close(together["net.2.weight"].matrix, torch.eye(9))
+def test_generated_moments_need_a_model_that_generates():
+    callback = RecallCallback(moments=MomentSettings(source="generated"))
+    with pytest.raises(MisconfigurationException, match="needs a causal language model"):
+        fit(callback, Plain(), 0)
