@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable, Mapping
 from importlib import import_module
+from types import ModuleType
 from typing import Any
 
 
@@ -13,7 +14,8 @@ def lazily(
 
     Args:
         package: Its ``__name__``.
-        modules: By public name, the module below the package that has it.
+        modules: By public name, the module below the package that has it. Where both are called
+            alike, the package's attribute is what the module holds, whoever imports the module.
 
     Example:
         >>> getattr_, dir_ = lazily("recall_lightning", {"TaskStream": "data.stream"})
@@ -28,4 +30,11 @@ def lazily(
         setattr(sys.modules[package], name, value)
         return value
 
+    class Package(ModuleType):
+        def __setattr__(self, name: str, value: Any) -> None:
+            if isinstance(value, ModuleType) and modules.get(name) == name:
+                value = getattr(value, name)  # importing a module would put it there
+            super().__setattr__(name, value)
+
+    sys.modules[package].__class__ = Package
     return get, lambda: sorted({*vars(sys.modules[package]), *modules})

@@ -67,7 +67,7 @@ def merge_parser() -> ArgumentParser:
         "--statistics",
         nargs="+",
         metavar="FILE",
-        help="For importance and subspace: one safetensors file a model, under the weights' names.",
+        help="For fisher and regmean: one safetensors file a model, under the weights' names.",
     )
     add("--probe", metavar="FILE", help="For recall: JSON lines with a 'text', or plain lines.")
     add("--measure", help="For recall: rbf, cka or cosine (rbf).")

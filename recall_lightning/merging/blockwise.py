@@ -5,22 +5,27 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from recall_lightning.measuring.blocks import Block
 from recall_lightning.measuring.linear_maps import as_matrix
 from recall_lightning.merging.block_settings import Setting, setting_by_weight
-from recall_lightning.merging.coefficients.linear_maps import MapCoefficient, merge_maps_
+from recall_lightning.merging.coefficients.linear_maps import (
+    MapCoefficient,
+    check_merged_maps,
+    merge_maps_,
+)
 from recall_lightning.merging.functional.in_place import (
     check_alike,
-    lerp_,
+    check_broadcasts,
+    lerp_unchecked_,
+    range_of,
     squared_distance,
     weighted_sum_,
 )
 from recall_lightning.merging.lora.pairs import LoraPair, lerp_adapters_
 from recall_lightning.merging.rules.base import Coefficient
 from recall_lightning.weights.finite import all_finite
-from recall_lightning.weights.sharding import local, sharded_like, total
+from recall_lightning.weights.sharding import is_sharded, local, sharded_like, total
 from recall_lightning.weights.snapshot import Snapshot
 
 
@@ -78,7 +83,7 @@ def _coefficient(given: object, key: str, block: Block, copy: Tensor | None) -> 
     what = f"the rule gave {'block ' if key == block.name else ''}{key} the coefficient {given}"
     if isinstance(given, MapCoefficient):
         return given
-    if isinstance(given, Tensor) and (given.numel() != 1 or isinstance(given, DTensor)):
+    if isinstance(given, Tensor) and (given.numel() != 1 or is_sharded(given)):
         return _elementwise(given, key, copy)
     try:
         value = float(given)  # type: ignore[arg-type]
@@ -89,7 +94,7 @@ def _coefficient(given: object, key: str, block: Block, copy: Tensor | None) -> 
     return value
 
 
-def _elementwise(given: Tensor, key: str, copy: Tensor | None) -> Tensor:
+def _elementwise(given: Tensor, key: str, copy: Tensor | None) -> Coefficient:
     shape = () if copy is None else copy.shape
     try:
         fits = torch.broadcast_shapes(given.shape, shape) == shape
@@ -100,13 +105,14 @@ def _elementwise(given: Tensor, key: str, copy: Tensor | None) -> Tensor:
             f"the rule gave {key} coefficients of the shape {tuple(given.shape)}, which does not "
             f"fit the weight's {tuple(shape)}"
         )
-    own = local(given)
-    low, high = (float(own.min()), float(own.max())) if own.numel() else (0.0, 0.0)
+    low, high = range_of(given)
     if low < 0 or high > 1:
         raise ValueError(
             f"the rule gave {key} coefficients from {low} to {high}: the snapshot's weight lies in "
             "[0, 1]"
         )
+    if not low <= high:
+        return math.nan  # has the merge refused, which then need not look at elements
     return given if copy is None else sharded_like(given.expand(shape), copy)
 
 
@@ -135,7 +141,9 @@ def scaled_by(
     for name, weight in weights.items():
         if isinstance(weight, MapCoefficient):
             of_map = factors[weight.linear_map.weight]
-            scaled[name] = done.setdefault(id(weight), weight.scaled(of_map))
+            if id(weight) not in done:
+                done[id(weight)] = weight.scaled(of_map)
+            scaled[name] = done[id(weight)]
         else:
             scaled[name] = weight * factors[name]
     _check_pairs(scaled, lora_pairs)
@@ -233,6 +241,7 @@ def merge_snapshots_(
     weights: Sequence[Mapping[str, Coefficient]],
     lora_pairs: Sequence[LoraPair] = (),
     check_finite: bool = True,
+    check_elements: bool = True,
 ) -> dict[str, float]:
     """Merge in place: live ← live + Σᵢ wᵢ · (snapshotᵢ − live), LoRA factors by their product.
 
@@ -244,14 +253,17 @@ def merge_snapshots_(
             all; what has none is left alone.
         lora_pairs: The factors among the names, which are merged as ΔW = scale · BA with the weight
             of their A and brought back to their rank.
-        check_finite: Whether to look for NaN and infinities first.
+        check_finite: Whether to look for NaN and infinities among models' weights first.
+        check_elements: Whether to look at weights that are one an element first. False where they
+            are what :func:`weights_of_names` gave, which has done so.
 
     Returns:
         The fraction of ‖ΔW‖² that the return to the rank discarded, by module.
 
     Raises:
-        ValueError: If a weight is not in its range, shapes differ, or something to be merged is not
-            finite. Nothing has been written then.
+        ValueError: If a weight is not in its range, shapes differ, something to be merged is not
+            finite, or a map or an update would not be in its precision. Nothing has been written
+            then.
 
     Example:
         >>> import torch
@@ -268,17 +280,22 @@ def merge_snapshots_(
             if check_finite and not all_finite(model[name]):
                 raise ValueError(f"the {what} weight {name!r} holds NaN or infinite values")
         _check_shares(name, [given[name] for given in weights])
+        weight = weights[0][name]
+        if check_elements and isinstance(weight, Tensor):
+            _check_elements(name, weight, live[name])
     factors = {name for pair in lora_pairs for name in (pair.a, pair.b)}
     plain = [name for name in names if name not in factors]
     for name in plain:
         _check_fits(name, weights[0][name], live)
+    given = {name: weights[0][name] for name in plain}
+    of_maps = list({id(w): w for w in given.values() if isinstance(w, MapCoefficient)}.values())
+    check_merged_maps(live, snapshots[0], of_maps)
+    # the last that may refuse, and then writes; what follows only writes
     discarded = lerp_adapters_(live, snapshots, weights, lora_pairs) if lora_pairs else {}
     if len(snapshots) == 1:
-        given = {name: weights[0][name] for name in plain}
-        of_maps = {id(w): w for w in given.values() if isinstance(w, MapCoefficient)}
         others = {n: w for n, w in given.items() if not isinstance(w, MapCoefficient)}
-        merge_maps_(live, snapshots[0], list(of_maps.values()))
-        lerp_(live, {n: snapshots[0][n] for n in others}, others, check_finite=False)
+        merge_maps_(live, snapshots[0], of_maps)
+        lerp_unchecked_(live, {n: snapshots[0][n] for n in others}, others)
     else:
         numbers = [{name: mean_of(given[name]) for name in plain} for given in weights]
         rest = {name: 1 - math.fsum(given[name] for given in numbers) for name in plain}
@@ -299,12 +316,24 @@ def _check_fits(name: str, weight: Coefficient, live: Mapping[str, Tensor]) -> N
 
 
 def _check_shares(name: str, shares: Sequence[Coefficient]) -> None:
-    if len(shares) > 1 and not all(isinstance(share, float) for share in shares):
+    numbers = [share for share in shares if not isinstance(share, Tensor | MapCoefficient)]
+    if len(shares) > 1 and len(numbers) < len(shares):
         raise ValueError(f"of several snapshots {name!r} needs a number each")
-    numbers = [share for share in shares if isinstance(share, float)]
     if numbers and not (min(numbers) >= 0 and sum(numbers) <= 1 + 1e-9):  # also false for NaN
         raise ValueError(f"the merge weights of {name!r} must be parts of 1, not {numbers}")
     for share in shares:
-        condition = share.condition if isinstance(share, MapCoefficient) else 1.0
-        if not (math.isfinite(mean_of(share)) and math.isfinite(condition)):
+        solved = (share.mean, share.condition) if isinstance(share, MapCoefficient) else ()
+        if not all(map(math.isfinite, solved)):
             raise ValueError(f"the merge weight of {name!r} is not finite")
+
+
+def _check_elements(name: str, weight: Tensor, live: Tensor) -> None:
+    """Check a weight an element in one pass; of a DTensor's shards, for all processes alike."""
+    check_broadcasts(name, weight, live)
+    low, high = range_of(weight)
+    if total(float(not low <= high), weight) > 0:
+        raise ValueError(f"the merge weight of {name!r} is not finite")
+    if total(float(low < 0 or high > 1), weight) > 0:
+        raise ValueError(
+            f"the merge weight of {name!r} must lie in [0, 1], not in [{low:g}, {high:g}]"
+        )

@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from recall_lightning.checks import check_choice
 from recall_lightning.merging.rules import MergeRule, rule_by_name
 
 Buffers = Literal["keep", "merge", "recalibrate"]
@@ -286,8 +287,7 @@ def _check_positive(name: str, value: object) -> None:
 
 
 def _check_choice(argument: str, value: str, *known: str) -> None:
-    if value not in known:
-        *others, last = map(repr, known)
-        raise MisconfigurationException(
-            f"{argument}={value!r} is unknown: use {', '.join(others)} or {last}"
-        )
+    try:
+        check_choice(argument, value, *known)
+    except ValueError as error:
+        raise MisconfigurationException(str(error)) from error

@@ -6,6 +6,7 @@ import torch
 from recall_lightning.measuring.blocks import Block
 from recall_lightning.measuring.linear_maps import LinearMap
 from recall_lightning.measuring.moments import FullMoments
+from recall_lightning.merging import blockwise
 from recall_lightning.merging.blockwise import (
     Drift,
     mean_by_block,
@@ -15,7 +16,11 @@ from recall_lightning.merging.blockwise import (
     weights_of_names,
     worst_condition,
 )
-from recall_lightning.merging.coefficients.linear_maps import Balance, FullCoefficient
+from recall_lightning.merging.coefficients.linear_maps import (
+    Balance,
+    FullCoefficient,
+    MapCoefficient,
+)
 from recall_lightning.merging.lora.pairs import LoraPair
 from recall_lightning.weights.snapshot import Snapshot
 
@@ -153,6 +158,34 @@ def test_elements_that_are_not_finite_refuse_the_merge_before_anything_is_writte
     assert torch.equal(live["shallow.weight"], tensors(0)["shallow.weight"])
 
 
+@pytest.mark.parametrize("value", [1.5, -0.1])
+def test_elements_outside_the_range_refuse_the_merge_before_anything_is_written(value):
+    live = tensors(0)
+    weights = dict.fromkeys(live, 0.5) | {"deep.weight": torch.full((2, 3), value)}
+    with pytest.raises(ValueError, match=r"'deep\.weight' must lie in \[0, 1\]"):
+        merge_snapshots_(live, [tensors(1)], [weights])
+    assert torch.equal(live["shallow.weight"], tensors(0)["shallow.weight"])
+
+
+def test_elements_of_a_rule_are_looked_at_once(monkeypatch):
+    live, looked_at = tensors(0), []
+    monkeypatch.setattr(
+        blockwise, "range_of", lambda tensor: looked_at.append(tensor) or (0.5, 0.5)
+    )
+    given = {"shallow": 0.5, "deep": torch.full((2, 3), 0.5)}
+    weights = weights_of_names(given, BLOCKS, live)
+    merge_snapshots_(live, [tensors(1)], [weights], check_elements=False)
+    assert len(looked_at) == 1
+
+
+def test_a_rule_that_gives_elements_that_are_not_finite_has_the_merge_refused():
+    live = tensors(0)
+    weights = weights_of_names({"shallow": 0.5, "deep": torch.full((2, 3), math.nan)}, BLOCKS, live)
+    with pytest.raises(ValueError, match=r"'deep\.weight' must be parts of 1, not \[nan\]"):
+        merge_snapshots_(live, [tensors(1)], [weights], check_elements=False)
+    assert torch.equal(live["shallow.weight"], tensors(0)["shallow.weight"])
+
+
 def half_matrix():
     moments = FullMoments(torch.eye(4), torch.tensor(1.0))
     linear_map = LinearMap("shallow.weight", "shallow.bias", "linear", ("shallow",), 4)
@@ -179,6 +212,42 @@ def test_strength_multiplies_numbers_elements_and_matrices_and_a_bias_goes_with_
     assert scaled["shallow.weight"].mean == pytest.approx(0.25)
     torch.testing.assert_close(scaled["deep.weight"], 0.1 * elements)
     assert scaled_by({"deep.weight": 0.5}, 0.5, BLOCKS) == {"deep.weight": 0.25}
+
+
+def test_a_matrix_is_scaled_once_for_a_weight_and_its_bias(monkeypatch):
+    matrix, scaled = half_matrix(), []
+    monkeypatch.setattr(matrix, "scaled", lambda factor: scaled.append(factor) or half_matrix())
+    scaled_by({"shallow.weight": matrix, "shallow.bias": matrix}, 0.5, BLOCKS)
+    assert scaled == [0.5]
+
+
+class Doubling(MapCoefficient):
+    """Goes twice as far as the snapshot: so far that half precision may not hold it."""
+
+    def pull(self, difference, first_row=0):
+        return 2 * difference
+
+    def scaled(self, strength):
+        return self
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_map_too_large_for_its_precision_refuses_the_merge_before_anything_is_written(dtype):
+    largest = torch.finfo(dtype).max
+    pair = LoraPair("deep", "deep.a", "deep.b", 1.0, 1)
+    names = {"shallow.weight": (2, 3), "deep.weight": (2, 2), "deep.a": (1, 3), "deep.b": (2, 1)}
+    live = {name: torch.zeros(shape, dtype=dtype) for name, shape in names.items()}
+    then = {name: torch.ones(shape, dtype=dtype) for name, shape in names.items()}
+    then["deep.weight"][0, 0] = largest
+    weights = dict.fromkeys(names, 0.5)
+    for name, width in (("shallow.weight", 3), ("deep.weight", 2)):
+        weights[name] = Doubling(LinearMap(name, None, "linear", ("",), width), 1.0, 1.0)
+    with pytest.raises(ValueError, match=r"made the weight 'deep\.weight' infinite"):
+        merge_snapshots_(live, [then], [weights], [pair])
+    assert not any(tensor.any() for tensor in live.values())
+    then["deep.weight"][0, 0] = 1
+    merge_snapshots_(live, [then], [weights], [pair])
+    assert live["deep.weight"].eq(2).all()
 
 
 def test_strength_may_not_part_the_factors_of_an_update():

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from recall_lightning.measuring.linear_maps import LinearMap
 from recall_lightning.measuring.moments import FullMoments, Moments, RowCounts
-from recall_lightning.merging.coefficients.linear_maps import MapCoefficient
+from recall_lightning.merging.coefficients.linear_maps import MapCoefficient, largest_singular_value
 
 
 @dataclass(frozen=True)
@@ -179,6 +180,13 @@ class KroneckerCoefficient(MapCoefficient):
             rotated = rotated * self._weights(first_row, first_row + len(rotated))
             rotated = _times(self.outputs.back, rotated.T).T
         return (self.strength * rotated).to(difference)
+
+    @cached_property
+    def gain(self) -> float:
+        """A bound of what turning into both bases and back may enlarge; w is 1 at most."""
+        turns = (self.inputs.into, self.inputs.back, self.outputs.into, self.outputs.back)
+        sizes = [largest_singular_value(turn) for turn in turns if turn is not None]
+        return abs(self.strength) * math.prod(sizes)
 
     def fits(self, matrix: Tensor) -> bool:
         """Tell whether both sides are as wide as those of a map's matrix."""

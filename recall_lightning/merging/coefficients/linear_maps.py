@@ -6,13 +6,17 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from recall_lightning.measuring.linear_maps import LinearMap, as_matrix, from_matrix
 from recall_lightning.measuring.moments import FullMoments, LowRankMoments, Moments
-from recall_lightning.weights.sharding import sharded_like, whole
+from recall_lightning.merging.functional.in_place import range_of
+from recall_lightning.merging.functional.regmean import NormalEquations
+from recall_lightning.weights.finite import all_finite
+from recall_lightning.weights.sharding import sharded_like, total, whole
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,14 @@ class MapCoefficient(ABC):
         self.linear_map = linear_map
         self.mean = mean
         self.condition = condition
+
+    @property
+    def gain(self) -> float:
+        """A bound of ‖pull(D)‖ / ‖D‖ (Frobenius); infinite unless one is known.
+
+        Where it shows that a merged map cannot exceed its precision, none is made to be looked at.
+        """
+        return math.inf
 
     takes_all_rows = False
     """Whether :meth:`pull` needs all rows of the map's matrix at once."""
@@ -103,19 +115,19 @@ class FullCoefficient(MapCoefficient):
         """Solve for the coefficient of a map with these moments."""
         kept = old.matrix.to(torch.float64, copy=True)
         ridge = balance.ridge * float(kept.diagonal().mean())
-        total = kept + balance.new * new.matrix.to(kept)
-        total.diagonal().add_(ridge)
+        equations = NormalEquations(kept + balance.new * new.matrix.to(kept), ridge)
         kept.diagonal().add_(ridge * balance.mix)
-        factor, failed = torch.linalg.cholesky_ex(total)
-        inverse = torch.cholesky_inverse(factor)
-        matrix = kept @ inverse
-        condition = float(torch.linalg.norm(total, 1) * torch.linalg.norm(inverse, 1))
-        condition = math.inf if bool(failed) else condition  # has the merge refused
-        return cls(linear_map, matrix, float(matrix.diagonal().mean()), condition)
+        matrix = equations.solve(kept)
+        return cls(linear_map, matrix, float(matrix.diagonal().mean()), equations.condition)
 
     def pull(self, difference: Tensor, first_row: int = 0) -> Tensor:
         """Return ``difference`` @ A."""
         return difference @ self.matrix
+
+    @cached_property
+    def gain(self) -> float:
+        """A bound of the largest singular value of A."""
+        return largest_singular_value(self.matrix)
 
     def scaled(self, strength: float) -> FullCoefficient:
         """Return the coefficient times ``strength``."""
@@ -184,6 +196,12 @@ class LowRankCoefficient(MapCoefficient):
             self._strength * strength,
         )
 
+    @cached_property
+    def gain(self) -> float:
+        """A bound of the largest singular value of A; the inverse is D⁻¹ at most."""
+        old = self._old_factor.square().sum() + self._old_diagonal.max()
+        return abs(self._strength) * float(old * self._inverse_diagonal.max())
+
     def _times_inverse(self, rows: Tensor) -> Tensor:
         return rows * self._inverse_diagonal - (rows @ self._whitened.T) @ self._whitened
 
@@ -247,24 +265,86 @@ def merge_maps_(
     """
     with torch.no_grad():
         for coefficient in coefficients:
-            linear_map = coefficient.linear_map
-            now, then = (as_matrix(linear_map, _of_map(linear_map, t)) for t in (live, snapshot))
-            merged = torch.empty_like(now)
-            rows = max(1, _ELEMENTS // now.shape[1])
-            if coefficient.takes_all_rows:
-                rows = len(now)
-            for start in range(0, len(now), rows):
-                part = slice(start, start + rows)
-                wide = now[part].double()
-                merged[part] = wide + coefficient.pull(then[part].to(wide) - wide, start)
+            linear_map, merged = coefficient.linear_map, _merged(live, snapshot, coefficient)
             for name, tensor in from_matrix(linear_map, merged, live).items():
                 live[name].copy_(sharded_like(tensor, live[name]))
 
 
-def _of_map(linear_map: LinearMap, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return a map's tensors, gathered where they are sharded."""
-    names = [name for name in (linear_map.weight, linear_map.bias) if name is not None]
-    return {name: whole(tensors[name]) for name in names}
+def check_merged_maps(
+    live: Mapping[str, Tensor],
+    snapshot: Mapping[str, Tensor],
+    coefficients: Sequence[MapCoefficient],
+) -> None:
+    """Check that no merged map exceeds the precision of its weights; nothing is written.
+
+    It costs little where the size of the weights shows that they cannot, and another merge of the
+    map where it doesn't. Every process must call.
+
+    Raises:
+        ValueError: Naming a map that would hold a NaN or an infinity.
+    """
+    with torch.no_grad():
+        for coefficient in coefficients:
+            if _surely_fits(live, snapshot, coefficient):
+                continue
+            if not all_finite(_merged(live, snapshot, coefficient)):
+                raise ValueError(
+                    f"merging made the weight {coefficient.linear_map.weight!r} infinite in its "
+                    "precision"
+                )
+
+
+def _merged(
+    live: Mapping[str, Tensor], snapshot: Mapping[str, Tensor], coefficient: MapCoefficient
+) -> Tensor:
+    """Return a merged map as a matrix, rounded."""
+    linear_map = coefficient.linear_map
+    now, then = (
+        as_matrix(linear_map, {name: whole(tensors[name]) for name in _names(linear_map)})
+        for tensors in (live, snapshot)
+    )
+    merged = torch.empty_like(now)
+    rows = len(now) if coefficient.takes_all_rows else max(1, _ELEMENTS // now.shape[1])
+    for start in range(0, len(now), rows):
+        part = slice(start, start + rows)
+        wide = now[part].double()
+        merged[part] = wide + coefficient.pull(then[part].to(wide) - wide, start)
+    return merged
+
+
+def _surely_fits(
+    live: Mapping[str, Tensor], snapshot: Mapping[str, Tensor], coefficient: MapCoefficient
+) -> bool:
+    """Tell whether |W + pull(W_snapshot − W)| cannot exceed what the weights can hold.
+
+    With n entries of size m at most, that is m + gain · 2m√n at most.
+    """
+    names = _names(coefficient.linear_map)
+    count = sum(live[name].numel() for name in names)
+    allowed = 1 / (1 + 2 * coefficient.gain * math.sqrt(count))
+    for name in names:
+        most = min(torch.finfo(dtype).max for dtype in (live[name].dtype, torch.float32))
+        ranges = [range_of(tensors[name]) for tensors in (live, snapshot)]
+        exceeds = not all(  # also for NaN
+            -allowed * most <= low and high <= allowed * most for low, high in ranges
+        )
+        if total(float(exceeds), live[name]) > 0:
+            return False
+    return True
+
+
+def largest_singular_value(matrix: Tensor) -> float:
+    """Return a bound of the largest singular value: √(‖A‖₁‖A‖_∞), without a decomposition.
+
+    >>> largest_singular_value(torch.diag(torch.tensor([1.0, -3.0])))
+    3.0
+    """
+    sizes = matrix.abs()
+    return math.sqrt(float(sizes.sum(0).max()) * float(sizes.sum(1).max()))
+
+
+def _names(linear_map: LinearMap) -> list[str]:
+    return [name for name in (linear_map.weight, linear_map.bias) if name is not None]
 
 
 _ELEMENTS = 1 << 18  # of a map that are float64 at a time

@@ -5,13 +5,12 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from recall_lightning.merging.functional.sums import WeightedSums
 from recall_lightning.weights.chunks import chunk_size
 from recall_lightning.weights.finite import all_finite
 from recall_lightning.weights.naming import memory_of
-from recall_lightning.weights.sharding import local, total
+from recall_lightning.weights.sharding import is_sharded, local, total
 
 Weights = float | Mapping[str, float | Tensor]
 
@@ -63,6 +62,29 @@ def lerp_(
         for name in names:
             _check_finite(f"the live weight {name!r}", live[name])
             _check_finite(f"the snapshot weight {name!r}", snapshot[name])
+    _lerp_(live, snapshot, weights, names)
+
+
+def lerp_unchecked_(
+    live: Mapping[str, Tensor], snapshot: Mapping[str, Tensor], weights: Weights
+) -> None:
+    """Merge in place as :func:`lerp_` does, where all that it checks is known.
+
+    Example:
+        >>> live = {"w": torch.tensor([0.0, 4.0])}
+        >>> lerp_unchecked_(live, {"w": torch.tensor([4.0, 4.0])}, 0.25)
+        >>> live["w"]
+        tensor([1., 4.])
+    """
+    _lerp_(live, snapshot, weights, _averaged_once(live, snapshot))
+
+
+def _lerp_(
+    live: Mapping[str, Tensor],
+    snapshot: Mapping[str, Tensor],
+    weights: Weights,
+    names: Sequence[str],
+) -> None:
     with torch.no_grad():
         for name in names:
             weight = _weight_of(name, weights)
@@ -151,7 +173,7 @@ def squared_distance(
             if other is not None:
                 moved -= other[start : start + size].to(tensor.device)
             found += float(torch.dot(moved, moved))
-        if isinstance(first[name], DTensor):
+        if is_sharded(first[name]):
             sharded, like = sharded + found, first[name]
         else:
             whole += found
@@ -247,16 +269,34 @@ def _range_of_weight(name: str, weights: Weights, merged: Tensor) -> tuple[float
     weight = _weight_of(name, weights)
     if not isinstance(weight, Tensor):
         return weight, weight
+    check_broadcasts(name, weight, merged)
+    return range_of(weight)
+
+
+def check_broadcasts(name: str, weight: Tensor, merged: Tensor) -> None:
+    """Check that a merge weight an element fits what it is for.
+
+    Raises:
+        ValueError: If it does not broadcast to its shape.
+    """
     sizes = zip(reversed(weight.shape), reversed(merged.shape), strict=False)
     if weight.dim() > merged.dim() or any(size not in (1, own) for size, own in sizes):
         raise ValueError(
             f"the merge weight of {name!r} has the shape {tuple(weight.shape)}, which does not "
             f"broadcast to the weight's {tuple(merged.shape)}"
         )
-    weight = local(weight)
-    if not weight.numel():
+
+
+def range_of(tensor: Tensor) -> tuple[float, float]:
+    """Return the least and the largest value, NaN if one is, in one pass; of a DTensor its shard's.
+
+    >>> range_of(torch.tensor([0.5, 0.25]))
+    (0.25, 0.5)
+    """
+    own = local(tensor)
+    if not own.numel():
         return 0.0, 0.0
-    low, high = weight.aminmax()
+    low, high = own.aminmax()
     return float(low), float(high)
 
 

@@ -152,3 +152,14 @@ def test_a_coefficient_knows_the_matrices_that_it_fits():
     assert taken.fits(torch.zeros(3, 5))
     assert not taken.fits(torch.zeros(4, 5))
     assert table.fits(torch.zeros(5, 3))
+
+
+@pytest.mark.parametrize("linear_map", [LINEAR, TABLE], ids=["linear", "embedding"])
+def test_no_difference_is_pulled_further_than_the_gain_says(linear_map):
+    inputs = (moments(5, 0), moments(5, 1)) if linear_map is LINEAR else (counts(0), counts(1))
+    outputs = (moments(3, 2), moments(3, 3))
+    taken = KroneckerCoefficient.between(linear_map, inputs, outputs, 0.01, (0.01, 0.1)).scaled(0.5)
+    shape = (3, 5) if linear_map is LINEAR else (5, 3)
+    units = torch.eye(15).view(15, *shape)
+    matrix = torch.stack([taken.pull(unit).flatten() for unit in units])
+    assert float(torch.linalg.matrix_norm(matrix, 2)) <= taken.gain < float("inf")

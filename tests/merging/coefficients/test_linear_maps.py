@@ -11,10 +11,11 @@ from recall_lightning.measuring.moments import FullMoments, LowRankMoments
 from recall_lightning.merging.coefficients.linear_maps import (
     Balance,
     LowRankCoefficient,
+    check_merged_maps,
     merge_maps_,
     solve_map,
 )
-from recall_lightning.merging.functional.second_moments import subspace
+from recall_lightning.merging.functional import regmean
 from recall_lightning.weights.naming import named_weights
 
 MAP = LinearMap("w", "b", "linear", ("",), 7)
@@ -68,7 +69,7 @@ def test_the_merge_minimises_the_written_out_objective():
 def test_it_is_the_merge_of_model_files_by_second_moments_with_the_same_mix():
     old, new = moments(OLD).matrix, BALANCE.new * moments(NEW).matrix
     share = BALANCE.mix
-    expected = subspace(
+    expected = regmean(
         [THEN, NOW], [share, 1 - share], [old / share, new / (1 - share)],
         ridge=float(BALANCE.ridge * old.trace() / (old + new).trace()),
     )  # fmt: skip
@@ -227,3 +228,19 @@ def test_large_maps_are_merged_in_parts_to_the_same_result(monkeypatch):
 def test_empty_moments_are_of_the_kind_that_measuring_gives():
     assert isinstance(empty_moments(MAP, torch.device("cpu")), FullMoments)
     assert empty_moments(MAP, torch.device("cpu"), 3, rank=50).rank == 7
+
+
+@pytest.mark.parametrize("rank", [None, 3])
+@pytest.mark.parametrize("mix", [0.0, 1.0])
+def test_no_difference_is_pulled_further_than_the_gain_says(rank, mix):
+    taken = solve_map(MAP, moments(OLD, rank), moments(NEW, rank), Balance(0.1, 1e-3, mix))
+    taken = taken.scaled(0.5)
+    matrix = taken.pull(torch.eye(7, dtype=torch.float64))
+    assert float(torch.linalg.matrix_norm(matrix, 2)) <= taken.gain < float("inf")
+
+
+def test_small_weights_of_a_known_gain_are_not_merged_twice(monkeypatch):
+    taken = solve_map(MAP, moments(OLD), moments(NEW), BALANCE)
+    live, then = ({"w": side[:, :6].clone(), "b": side[:, 6].clone()} for side in (NOW, THEN))
+    monkeypatch.setattr(taken, "pull", None)
+    check_merged_maps(live, then, [taken])
