@@ -30,6 +30,7 @@ from lightning.pytorch import Callback, Trainer, seed_everything
 
 from recall_lightning import ForgettingMonitor, RecallCallback
 from recall_lightning.data import InstructionStream, InstructionTask, Template
+from recall_lightning.merging.rules import KfacImportance, KfacSubspace
 from recall_lightning.methods.ewc import ElasticWeightConsolidation
 from recall_lightning.methods.sfa import SequentialFinetuningAveraging
 from recall_lightning.models import CausalLMModule
@@ -61,11 +62,14 @@ METHODS: dict[str, Method] = {
         lambda: SequentialFinetuningAveraging(0.25, 0.2), fresh=True
     ),
     "RECALL, the paper's rule, an adapter a task": Method(
-        lambda: RecallCallback(every=1.0, rule="rbf", end_rule="rbf"), fresh=True
+        lambda: RecallCallback(every=1.0, rule="rbf"), fresh=True
     ),
     "RECALL, default, one adapter": Method(RecallCallback),
-    "RECALL, new_inputs=8, importance_scale=0.02, an adapter a task": Method(
-        lambda: RecallCallback(new_inputs=8.0, importance_scale=0.02), fresh=True
+    "RECALL, new_inputs=8, scale=0.02, an adapter a task": Method(
+        lambda: RecallCallback(
+            rule=KfacImportance(scale=0.02), end_rule=KfacSubspace(new_inputs=8.0)
+        ),
+        fresh=True,
     ),
 }
 KINDS = {"colour": "couleur", "number": "numéro", "place": "lieu"}

@@ -109,7 +109,7 @@ def main() -> None:
     print("|---|---:|---:|---:|---:|---:|---:|")
     kinds: dict[str, dict[str, Any] | None] = {
         "plain": None,
-        "RECALL, the paper's rule every 25 %": {"every": 0.25, "rule": "rbf", "end_rule": "rbf"},
+        "RECALL, the paper's rule every 25 %": {"every": 0.25, "rule": "rbf"},
         "RECALL, importance and subspace every 25 %": {
             "every": 0.25,
             "rule": "importance",

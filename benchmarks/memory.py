@@ -58,6 +58,7 @@ def measure(millions: int, storage: Storage) -> dict[str, float]:
     from torch.utils.data import DataLoader, TensorDataset
 
     from recall_lightning import RecallCallback
+    from recall_lightning.recall.settings import SampleSettings, SnapshotSettings
 
     torch.manual_seed(0)
 
@@ -82,10 +83,8 @@ def measure(millions: int, storage: Storage) -> dict[str, float]:
         recall = RecallCallback(
             every=2,
             rule="rbf",
-            end_rule="rbf",
-            typical_samples=8,
-            pool_size=16,
-            snapshot_to=storage,
+            samples=SampleSettings(typical=8, pool=16),
+            snapshots=SnapshotSettings(to=storage),
         )
         callbacks.append(recall)
     with tempfile.TemporaryDirectory() as folder:

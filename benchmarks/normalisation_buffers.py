@@ -21,12 +21,12 @@ from recall_lightning import ForgettingMonitor, RecallCallback
 from recall_lightning.data import DigitsStream
 from recall_lightning.metrics import average, plasticity
 from recall_lightning.models import ClassifierModule
-from recall_lightning.recall.merge import Buffers
+from recall_lightning.recall.settings import Buffers
 
 Scenario = Literal["permuted", "rotated"]
 TASKS = 4
 SEEDS = (100, 101, 102)
-PAPER = {"every": 0.1, "rule": "rbf", "end_rule": "rbf"}
+PAPER = {"every": 0.1, "rule": "rbf"}
 RULES: dict[str, dict[str, Any]] = {"default": {}, "paper's, ten times a task": PAPER}
 
 

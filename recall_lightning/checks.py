@@ -1,5 +1,7 @@
 """Checks of arguments that every part of the package shares; it imports nothing heavy."""
 
+from numbers import Integral
+
 
 def check_choice(name: str, value: object, *choices: str) -> None:
     """Check that the value of an argument or a setting is one of its choices.
@@ -19,6 +21,21 @@ def check_choice(name: str, value: object, *choices: str) -> None:
     """
     if value not in choices:
         raise ValueError(f"{name}={value!r} is unknown: use {one_of(choices)}")
+
+
+def check_count(name: str, value: object) -> None:
+    """Check that a value is a whole number of 1 or more.
+
+    Raises:
+        ValueError: If it is not.
+
+    Example:
+        >>> check_count("steps", 0)
+        Traceback (most recent call last):
+        ValueError: steps=0 must be an integer of 1 or more
+    """
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name}={value!r} must be an integer of 1 or more")
 
 
 def one_of(choices: tuple[str, ...]) -> str:

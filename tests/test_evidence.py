@@ -50,7 +50,7 @@ def test_the_protocol_covers_every_method_with_as_many_trials():
 
 def test_the_default_is_among_the_trials():
     assert DEFAULT_NEW_INPUTS in TUNED["recall"].values
-    assert RecallCallback().end_rule.balance.new == DEFAULT_NEW_INPUTS
+    assert RecallCallback().end_rule.new_inputs == DEFAULT_NEW_INPUTS
 
 
 def test_the_gap_to_joint_training_is_of_the_tasks_seen_so_far():

@@ -52,10 +52,12 @@ class Trials:
     Attributes:
         argument: Its name in the method's group.
         values: Four values, in units that its docstring names.
+        given: Arguments that it needs beside it.
     """
 
     argument: str
     values: tuple[float, ...]
+    given: str = ""
 
 
 QUICK_STREAMS = ("digits_permuted",)
@@ -72,7 +74,9 @@ TUNED = {
     "adaptive": Trials("strength", (0.1, 0.2, 0.4, 0.6)),
     "recall_paper": Trials("temperature", (0.1, 0.3, 1.0, 3.0)),
     "recall_paper_loop": Trials("temperature", (0.1, 0.3, 1.0, 3.0)),
-    "recall": Trials("new_inputs", (0.25, 0.5, 1.0, 2.0)),
+    "recall": Trials(
+        "end_rule.new_inputs", (0.25, 0.5, 1.0, 2.0), given="--recall.end_rule KfacSubspace"
+    ),
 }
 UNTUNED = ("finetune", "joint", "replay")
 """What has nothing to tune; replay stores 100 samples of each task."""
@@ -101,19 +105,25 @@ ORDER = (
 _LOOP = "recall_paper_loop:"
 _RECALL = "recall:"
 _PLAIN = f"{_RECALL}--recall.rule importance --recall.end_rule subspace"
-_PAPER = f"{_RECALL}--recall.rule rbf --recall.end_rule rbf --recall.every 0.25"
+_PAPER = f"{_RECALL}--recall.every 0.25 --recall.rule Rbf"
 _IN_THE_LOOP = {
     "none": f"{_RECALL}--recall.every 1.0",
-    "uniform, strength 0.1": f"{_RECALL}--recall.rule uniform --recall.strength 0.1",
-    "rbf, strength 0.1": f"{_RECALL}--recall.rule rbf --recall.strength 0.1",
-    "importance": f"{_RECALL}--recall.rule importance",
+    "uniform, strength 0.1": (
+        f"{_RECALL}--recall.rule Uniform --recall.rule.weight 0.1 --recall.end_rule kfac_subspace"
+    ),
+    "rbf, strength 0.1": (
+        f"{_RECALL}--recall.rule Rbf --recall.rule.strength 0.1 --recall.end_rule kfac_subspace"
+    ),
+    "importance": f"{_RECALL}--recall.rule importance --recall.end_rule kfac_subspace",
     "kfac_importance": _RECALL,
-    "rbf*kfac_importance": f"{_RECALL}--recall.rule rbf*kfac_importance",
+    "rbf*kfac_importance": (
+        f"{_RECALL}--recall.rule rbf*kfac_importance --recall.end_rule kfac_subspace"
+    ),
 }
 _AT_THE_END = {
     "kfac_subspace": _RECALL,
     "subspace": f"{_RECALL}--recall.end_rule subspace",
-    "kfac_importance, as in the loop": f"{_RECALL}--recall.end_rule null",
+    "kfac_importance, as in the loop": f"{_RECALL}--recall.end_rule kfac_importance",
     "rbf": f"{_RECALL}--recall.end_rule rbf",
 }
 _LOOP_TITLE = "Rule in the loop, kfac_subspace at the end"
@@ -124,56 +134,56 @@ _DETAILS = {
         for every in (1.0, 0.25, 0.1, 0.05, 0.02)
     },
     "Strength in the loop (λ of kfac_importance)": {
-        str(value): f"{_RECALL}--recall.importance_scale {value}" for value in (0.02, 0.1, 0.5)
+        str(value): f"{_RECALL}--recall.rule KfacImportance --recall.rule.scale {value}"
+        for value in (0.02, 0.1, 0.5)
     },
     "What new inputs count (λ of kfac_subspace)": {
-        str(value): f"{_RECALL}--recall.new_inputs {value}" for value in (0.25, 0.5, 1.0, 2.0, 4.0)
+        str(value): f"{_RECALL}--recall.end_rule KfacSubspace --recall.end_rule.new_inputs {value}"
+        for value in (0.25, 0.5, 1.0, 2.0, 4.0)
     },
     "Last merge": {
         "on": _RECALL,
-        "off": f"{_RECALL}--recall.at_task_end false",
+        "off": f"{_RECALL}--recall.end_rule never",
         "the paper's loop, on": _PAPER,
-        "the paper's loop, off": f"{_PAPER} --recall.at_task_end false",
+        "the paper's loop, off": f"{_PAPER} --recall.end_rule never",
     },
     "Optimizer state after a merge": {
         "kept": _RECALL,
         "reset": f"{_RECALL}--recall.optimizer_state reset",
     },
     "Source of importance (rules importance and subspace)": {
-        source: f"{_PLAIN} --recall.importance_source {source}"
+        source: f"{_PLAIN} --recall.importance.source {source}"
         for source in ("optimizer", "gradients")
     },
     "Batches that moments are measured on": {
-        str(batches): f"{_RECALL}--recall.moment_batches {batches}" for batches in (2, 8, 32)
+        str(batches): f"{_RECALL}--recall.moments.batches {batches}" for batches in (2, 8, 32)
     },
     "Rank of moments (rules importance and subspace)": {
         "full": _PLAIN,
         **{
             f"rank {rank} plus diagonal": (
-                f"{_PLAIN} --recall.moment_width 8 --recall.moment_rank {rank}"
+                f"{_PLAIN} --recall.moments.width 8 --recall.moments.rank {rank}"
             )
             for rank in (4, 16, 64)
         },
     },
     "Temperature (the paper's rule in the loop)": {
-        f"τ {tau}": f"{_PAPER} --recall.temperature {tau}" for tau in (0.1, 0.3, 1.0, 3.0)
+        f"τ {tau}": f"{_PAPER} --recall.rule.temperature {tau}" for tau in (0.1, 0.3, 1.0, 3.0)
     },
     "Width of the kernel (the paper's rule in the loop)": {
-        f"σ {sigma}": f"{_PAPER} --recall.sigma {sigma}" for sigma in ("median", 0.3, 1.0, 3.0)
+        f"σ {sigma}": f"{_PAPER} --recall.rule.sigma {sigma}" for sigma in ("median", 0.3, 1.0, 3.0)
     },
     "Number of typical samples (the paper's rule in the loop)": {
-        str(count): f"{_PAPER} --recall.typical_samples {count}" for count in (4, 32, 128)
+        str(count): f"{_PAPER} --recall.samples.typical {count}" for count in (4, 32, 128)
     },
     "Choice of typical samples (the paper's rule in the loop)": {
-        sampling: f"{_PAPER} --recall.sampling {sampling}" for sampling in ("k-means", "random")
+        sampling: f"{_PAPER} --recall.samples.sampling {sampling}"
+        for sampling in ("k-means", "random")
     },
     "Which layers (the paper's rule in the loop)": {
         "all": _PAPER,
         **{
-            f"{name} only": (
-                f"{_PAPER} --recall.end_rule null --recall.strength "
-                f'\'{{"*{layer}*": 1.0, "*": 0.0}}\''
-            )
+            f"{name} only": f'{_PAPER} --recall.rule.strength \'{{"*{layer}*": 1.0, "*": 0.0}}\''
             for name, layer in (("first", "hidden_1"), ("second", "hidden_2"), ("output", "output"))
         },
     },
@@ -221,7 +231,7 @@ ABLATIONS = (
             },
             "Source of old moments": {
                 "task": _RECALL,
-                "generated": f"{_RECALL}--recall.moment_source generated",
+                "generated": f"{_RECALL}--recall.moments.source generated",
             },
         },
     ),

@@ -116,7 +116,9 @@ def _trials(method: str, quick: bool) -> tuple[float, ...]:
 
 def setting(method: str, value: float) -> str:
     """Return a method with a value of what it is tuned over, as ``compare --variant`` takes it."""
-    return f"{method}:--{method}.{TUNED[method].argument} {rounded(value)}"
+    trials = TUNED[method]
+    given = f"{trials.given} " if trials.given else ""
+    return f"{method}:{given}--{method}.{trials.argument} {rounded(value)}"
 
 
 def _means(tuning: Sequence[Run], method: str, metric: str) -> dict[float, float]:

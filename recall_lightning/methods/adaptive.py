@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from recall_lightning.merging.rules import Uniform
 from recall_lightning.methods.method import Method
 from recall_lightning.recall.callback import RecallCallback
+from recall_lightning.recall.misconfiguration import misconfiguration
 from recall_lightning.weights.naming import named_weights
 
 
@@ -60,9 +61,11 @@ class AdaptiveInterval(RecallCallback):
         merge_first_task: bool = True,
         task_epochs: int | list[int] | None = None,
     ) -> None:
+        with misconfiguration("strength"):
+            rule = Uniform(strength)
         super().__init__(
             every=every,
-            rule=Uniform(strength),
+            rule=rule,
             merge_first_task=merge_first_task,
             task_epochs=task_epochs,
         )

@@ -9,8 +9,10 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 
+from recall_lightning.checks import check_count
 from recall_lightning.methods.method import Method
 from recall_lightning.methods.penalty import QuadraticPenalty
+from recall_lightning.recall.misconfiguration import misconfiguration
 from recall_lightning.recall.statistics.squared_gradients import SquaredGradients
 from recall_lightning.weights.naming import named_weights
 
@@ -67,6 +69,8 @@ class ElasticWeightConsolidation(QuadraticPenalty):
         super().__init__(strength, from_first_task, task_epochs)
         if not 0 <= decay <= 1:
             raise MisconfigurationException(f"decay={decay!r} must lie in [0, 1]")
+        with misconfiguration():
+            check_count("fisher_steps", fisher_steps)
         self.decay = decay
         self.fisher: dict[str, Tensor] = {}
         self._squared_gradients = SquaredGradients(fisher_steps)

@@ -140,7 +140,8 @@ class LearningWithoutForgetting(ProtectingCallback):
     ) -> None:
         """Keep the batch's masks and labels."""
         super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
-        self._batch = copy.copy(batch)  # a training_step may pop what it takes
+        # a training_step may pop what it takes
+        self._batch = copy.copy(batch) if isinstance(batch, (Mapping, list)) else batch
         self._calls, self._found = {}, False
 
     def on_before_backward(
@@ -281,7 +282,7 @@ def _fallback(student: Tensor) -> Predictions:
 def _with(batch: Any, kwargs: Mapping[str, Any]) -> Any:
     """Return a batch whose inputs are those that the model was called with, by name."""
     inputs = {**given_by_name(batch), **kwargs}
-    if isinstance(batch, (tuple, list)):
+    if inputs and isinstance(batch, (tuple, list)):
         return (inputs, *batch[1:])
     return inputs or batch
 

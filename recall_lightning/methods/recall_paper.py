@@ -8,6 +8,7 @@ from recall_lightning.merging.rules import Rbf
 from recall_lightning.methods.method import Method
 from recall_lightning.recall.callback import RecallCallback
 from recall_lightning.recall.migration import rename_states
+from recall_lightning.recall.misconfiguration import misconfiguration
 from recall_lightning.recall.settings import SampleSettings
 
 
@@ -53,9 +54,11 @@ class RecallPaper(RecallCallback):
         merge_first_task: bool = True,
         task_epochs: int | list[int] | None = None,
     ) -> None:
+        with misconfiguration("RecallPaper"):
+            rule = Rbf(temperature, sigma)
         super().__init__(
             every=every,
-            rule=Rbf(temperature, sigma),
+            rule=rule,
             samples=SampleSettings(typical_samples, pool_size),
             merge_first_task=merge_first_task,
             task_epochs=task_epochs,

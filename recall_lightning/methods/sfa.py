@@ -3,6 +3,7 @@
 from recall_lightning.merging.rules import Uniform
 from recall_lightning.methods.method import Method
 from recall_lightning.recall.callback import RecallCallback
+from recall_lightning.recall.misconfiguration import misconfiguration
 
 
 class SequentialFinetuningAveraging(RecallCallback):
@@ -37,9 +38,11 @@ class SequentialFinetuningAveraging(RecallCallback):
         merge_first_task: bool = True,
         task_epochs: int | list[int] | None = None,
     ) -> None:
+        with misconfiguration("strength"):
+            rule = Uniform(strength)
         super().__init__(
             every=every,
-            rule=Uniform(strength),
+            rule=rule,
             merge_first_task=merge_first_task,
             task_epochs=task_epochs,
         )

@@ -3,6 +3,7 @@
 from recall_lightning.merging.rules import Uniform
 from recall_lightning.methods.method import Method
 from recall_lightning.recall.callback import RecallCallback
+from recall_lightning.recall.misconfiguration import misconfiguration
 
 
 class WiseFT(RecallCallback):
@@ -35,9 +36,11 @@ class WiseFT(RecallCallback):
         merge_first_task: bool = True,
         task_epochs: int | list[int] | None = None,
     ) -> None:
+        with misconfiguration("strength"):
+            rule = Uniform(strength)
         super().__init__(
             every=1.0,
-            rule=Uniform(strength),
+            rule=rule,
             merge_first_task=merge_first_task,
             task_epochs=task_epochs,
         )

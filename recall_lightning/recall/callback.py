@@ -1,7 +1,5 @@
 """RECALL inside training: merge snapshot and live weights, block by block."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from numbers import Integral
 from typing import Any, Literal
@@ -25,6 +23,7 @@ from recall_lightning.merging.structure import Structure
 from recall_lightning.recall.context import TaskContext
 from recall_lightning.recall.merge import SnapshotMerge
 from recall_lightning.recall.migration import migrated_state
+from recall_lightning.recall.misconfiguration import misconfiguration
 from recall_lightning.recall.model_run import ModelRun
 from recall_lightning.recall.records import record_scalars, records_figure
 from recall_lightning.recall.settings import (
@@ -405,10 +404,4 @@ class RecallCallback(TaskAwareCallback):
         return True
 
 
-@contextmanager
-def _misconfiguration() -> Iterator[None]:
-    """Report what the plain functions find wrong as Lightning users expect it."""
-    try:
-        yield
-    except ValueError as error:
-        raise MisconfigurationException(f"RecallCallback: {error}") from error
+_misconfiguration = partial(misconfiguration, "RecallCallback")

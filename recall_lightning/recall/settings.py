@@ -8,10 +8,10 @@ from numbers import Integral, Real
 from typing import Any, Literal, get_args
 
 import torch
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from recall_lightning.checks import check_choice
+from recall_lightning.checks import check_choice, check_count
 from recall_lightning.merging.rules import MergeRule, rule_by_name
+from recall_lightning.recall.misconfiguration import misconfiguration
 
 Buffers = Literal["keep", "merge", "recalibrate"]
 
@@ -38,17 +38,18 @@ class SampleSettings:
     pool: int = 256
     sampling: Literal["k-means", "random"] = "k-means"
 
+    @misconfiguration()
     def __post_init__(self) -> None:
         if not _is_integer(self.typical) or self.typical < 2:
-            raise MisconfigurationException(
+            raise ValueError(
                 f"samples.typical={self.typical!r} must be 2 or more: widths come from distances"
             )
         if not _is_integer(self.pool) or self.pool < self.typical:
-            raise MisconfigurationException(
+            raise ValueError(
                 f"samples.pool={self.pool!r} must be at least samples.typical={self.typical}, "
                 "which are chosen from the pool"
             )
-        _check_choice("samples.sampling", self.sampling, "k-means", "random")
+        check_choice("samples.sampling", self.sampling, "k-means", "random")
 
 
 @dataclass(frozen=True)
@@ -72,9 +73,10 @@ class ImportanceSettings:
     source: Literal["auto", "optimizer", "gradients"] = "auto"
     steps: int = 50
 
+    @misconfiguration()
     def __post_init__(self) -> None:
-        _check_choice("importance.source", self.source, "auto", "optimizer", "gradients")
-        _check_positive("importance.steps", self.steps)
+        check_choice("importance.source", self.source, "auto", "optimizer", "gradients")
+        check_count("importance.steps", self.steps)
 
 
 @dataclass(frozen=True)
@@ -103,10 +105,11 @@ class MomentSettings:
     rank: int = 128
     source: Literal["task", "generated"] = "task"
 
+    @misconfiguration()
     def __post_init__(self) -> None:
         for name in ("batches", "width", "rank"):
-            _check_positive(f"moments.{name}", getattr(self, name))
-        _check_choice("moments.source", self.source, "task", "generated")
+            check_count(f"moments.{name}", getattr(self, name))
+        check_choice("moments.source", self.source, "task", "generated")
 
 
 @dataclass(frozen=True)
@@ -141,19 +144,20 @@ class SnapshotSettings:
     on_missing: Literal["error", "restart_task"] = "error"
     on_failed_write: Literal["keep_in_memory", "error"] = "keep_in_memory"
 
+    @misconfiguration()
     def __post_init__(self) -> None:
         if self.number != "all" and (not _is_integer(self.number) or self.number < 1):
-            raise MisconfigurationException(
+            raise ValueError(
                 f"snapshots.number={self.number!r} must be 'all' or how many to keep, 1 or more"
             )
-        _check_choice("snapshots.to", self.to, "checkpoint", "file")
-        _check_choice("snapshots.on_missing", self.on_missing, "error", "restart_task")
-        _check_choice("snapshots.on_failed_write", self.on_failed_write, "keep_in_memory", "error")
+        check_choice("snapshots.to", self.to, "checkpoint", "file")
+        check_choice("snapshots.on_missing", self.on_missing, "error", "restart_task")
+        check_choice("snapshots.on_failed_write", self.on_failed_write, "keep_in_memory", "error")
         if self.device is not None:
             try:
                 torch.device(self.device)
             except RuntimeError as error:
-                raise MisconfigurationException(
+                raise ValueError(
                     f"snapshots.device={self.device!r} is no device: {error}"
                 ) from error
 
@@ -236,8 +240,8 @@ def check_arguments(every: object, keep: object, buffers: str, optimizer_state: 
         )
     if not isinstance(keep, Real) or isinstance(keep, bool) or not 0 < float(keep) < math.inf:
         raise ValueError(f"keep={keep!r} must be a positive number: larger keeps more of the old")
-    _check_choice("buffers", buffers, *get_args(Buffers))
-    _check_choice("optimizer_state", optimizer_state, "keep", "reset")
+    check_choice("buffers", buffers, *get_args(Buffers))
+    check_choice("optimizer_state", optimizer_state, "keep", "reset")
 
 
 def check_decides_about(snapshots: int | str, rule: MergeRule) -> None:
@@ -279,15 +283,3 @@ def _plain(value: Any) -> Any:
 
 def _is_integer(value: object) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool)
-
-
-def _check_positive(name: str, value: object) -> None:
-    if not _is_integer(value) or int(value) < 1:  # type: ignore[call-overload]
-        raise MisconfigurationException(f"{name}={value!r} must be an integer of 1 or more")
-
-
-def _check_choice(argument: str, value: str, *known: str) -> None:
-    try:
-        check_choice(argument, value, *known)
-    except ValueError as error:
-        raise MisconfigurationException(str(error)) from error

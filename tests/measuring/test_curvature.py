@@ -49,6 +49,43 @@ def test_for_one_input_the_product_is_the_exact_fisher_information():
         torch.testing.assert_close(product, exact, atol=0.03 * float(exact.abs().max()), rtol=0.1)
 
 
+def test_for_binary_targets_the_product_is_the_exact_fisher_information():
+    """Of a linear map into Bernoulli units it is diag(p (1 − p)) ⊗ xxᵀ."""
+    torch.manual_seed(0)
+    net, x = nn.Linear(3, 2, bias=False), torch.tensor([[1.0, -2.0, 0.5]])
+    batch = (x.expand(20_000, 3), torch.tensor([[0.0, 1.0]]).expand(20_000, 2))
+    factors = factors_of(net, [batch])
+    p = net(x)[0].detach().sigmoid()
+    expected = torch.kron(torch.diag(p * (1 - p)), x.T @ x)
+    product = torch.kron(factors.outputs["weight"].matrix, factors.inputs["weight"].matrix)
+    torch.testing.assert_close(product, expected, atol=0.03, rtol=0.05)
+    assert factors.predictions.name == "binary"
+
+
+@pytest.mark.parametrize(("setting", "curvature"), [("binary", 0.25), ("values", 1.0)])
+def test_what_is_predicted_can_be_set(setting, curvature):
+    torch.manual_seed(0)
+    net = nn.Linear(3, 2, bias=False)
+    nn.init.zeros_(net.weight)
+    batch = (torch.randn(20_000, 3), torch.zeros(20_000, 2))
+    factors = factors_of(net, [batch], predictions=setting)
+    found = factors.outputs["weight"].matrix.diagonal()
+    torch.testing.assert_close(found, torch.full((2,), curvature), atol=0, rtol=0.05)
+    with pytest.raises(ValueError, match=f"set to '{setting}'"):
+        factors_of(net, [(batch[0], torch.ones(20_000).long())], predictions=setting)
+
+
+def test_what_does_not_count_has_no_share_in_the_mean():
+    torch.manual_seed(0)
+    net = nn.Linear(4, 3, bias=False)
+    inputs, labels = torch.randn(6, 4), torch.tensor([0, 1, -100, 2, -100, -100])
+    inputs[labels < 0] *= 1000  # there predictions are certain, and nothing would change them
+    few = factors_of(net, [(inputs, labels)] * 1000)
+    same = factors_of(net, [(inputs[labels >= 0], labels[labels >= 0])] * 1000)
+    found, expected = few.outputs["weight"].matrix, same.outputs["weight"].matrix
+    torch.testing.assert_close(found, expected, atol=0.02, rtol=0.1)
+
+
 def test_inputs_are_those_of_a_forward_pass_alone():
     net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(inplace=True), nn.Linear(8, 3))
     batches = [(torch.randn(6, 4), torch.zeros(6, dtype=torch.long)) for _ in range(3)]

@@ -90,6 +90,24 @@ def test_a_resume_in_the_midst_of_a_task_goes_on_as_if_nothing_had_happened(tmp_
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
+def test_the_copies_of_the_weights_keep_their_memory_from_step_to_step_and_task_to_task():
+    class Watched(AdaptiveInterval):
+        seen = []
+
+        def on_train_batch_end(self, *args):
+            super().on_train_batch_end(*args)
+            self.seen.append({name: copy.data_ptr() for name, copy in self._before.items()})
+
+    merges([1.0] * 16, Watched(every=3, strength=0.5), tasks=2)
+    assert len(Watched.seen) == 16
+    assert all(addresses == Watched.seen[0] for addresses in Watched.seen)
+
+
 def test_bad_limits_are_refused():
     with pytest.raises(MisconfigurationException, match=r"limit=0\.5"):
         AdaptiveInterval(limit=0.5)
+
+
+def test_bad_strengths_are_refused():
+    with pytest.raises(MisconfigurationException, match="strength: weight="):
+        AdaptiveInterval(strength=1.0)

@@ -107,5 +107,5 @@ def test_a_resume_in_the_midst_of_a_task_goes_on_as_if_nothing_had_happened(tmp_
 def test_bad_arguments_are_refused():
     with pytest.raises(MisconfigurationException, match="decay=2"):
         ewc(decay=2)
-    with pytest.raises(MisconfigurationException, match="steps=0"):
+    with pytest.raises(MisconfigurationException, match="fisher_steps=0"):
         ewc(fisher_steps=0)

@@ -6,10 +6,12 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from torch import nn
+from torch import distributions, nn
+from torch.distributions import kl_divergence
 from torch.nn import functional
 from torch.utils.data import DataLoader
 
+from recall_lightning.measuring.predictions import Bernoulli
 from recall_lightning.methods.lwf import LearningWithoutForgetting
 from recall_lightning.models import CausalLMModule, ClassifierModule
 from tests.support.baseline_tools import assert_same, trained_with_a_break, weights_of
@@ -238,6 +240,136 @@ def test_a_classifier_by_hand():
     assert added == pytest.approx(by_hand(model(batch[0]), teacher, 2.0), rel=1e-4)
 
 
+class Regression(Plain):
+    """Puts out ``outputs`` numbers a sample, and fits them to whatever the batch asks for."""
+
+    def __init__(self, outputs=3, squeeze=False):
+        super().__init__(nn.Sequential(nn.Linear(8, 8), nn.Linear(8, outputs)))
+        self.squeeze = squeeze
+
+    def forward(self, inputs):
+        return self.net(inputs).squeeze(-1) if self.squeeze else self.net(inputs)
+
+    def training_step(self, batch, batch_idx):
+        return functional.mse_loss(self(batch[0]), batch[1].float())
+
+
+def of_teacher(callback, model, inputs):
+    return torch.func.functional_call(model, dict(callback.teacher), inputs)
+
+
+@pytest.mark.parametrize("squeeze", [False, True])
+def test_a_regression_by_hand(squeeze):
+    model, callback = Regression(1 if squeeze else 3, squeeze), LearningWithoutForgetting(1.0)
+    batch = (torch.randn(4, 8), torch.randn(4) if squeeze else torch.randn(4, 3))
+    added = divergence_of(callback, model, batch)
+    difference = model(batch[0]) - of_teacher(callback, model, batch[0])
+    assert added == pytest.approx(difference.square().sum().item() / 2 / 4, rel=1e-4)
+
+
+@pytest.mark.parametrize("predictions", ["auto", "binary", Bernoulli()])
+def test_several_labels_a_sample_by_hand(predictions):
+    model, callback = Regression(), LearningWithoutForgetting(1.0, 3.0, predictions=predictions)
+    batch = (torch.randn(4, 8), torch.tensor([[0.0, 1, 1], [1, 0, 0], [0, 0, 0], [1, 1, 1]]))
+    added = divergence_of(callback, model, batch)
+    old, new = of_teacher(callback, model, batch[0]) / 3, model(batch[0]) / 3
+    divergence = kl_divergence(*(distributions.Bernoulli(logits=each) for each in (old, new)))
+    assert added == pytest.approx(9 * divergence.sum().item() / 4, rel=1e-3)
+
+
+def test_an_autoencoder_has_its_inputs_as_targets():
+    class Autoencoder(Regression):
+        def training_step(self, batch, batch_idx):
+            return functional.mse_loss(self(batch[0]), batch[0])
+
+    model, callback = Autoencoder(8), LearningWithoutForgetting(1.0)
+    batch = (torch.randn(4, 8),)
+    added = divergence_of(callback, model, batch)
+    difference = model(batch[0]) - of_teacher(callback, model, batch[0])
+    assert added == pytest.approx(difference.square().sum().item() / 2 / 4, rel=1e-4)
+
+
+def test_inputs_of_a_call_by_name_and_labels_behind_them_both_count():
+    class ByName(Regression):
+        def forward(self, x, attention_mask):
+            return self.net(x)
+
+        def training_step(self, batch, batch_idx):
+            return self(x=batch[0], attention_mask=batch[2]).square().mean()
+
+    inputs, mask = torch.randn(2, 3, 8), torch.tensor([[1, 1, 0], [1, 0, 0]])
+    batch = (inputs, torch.tensor([[0, -100, 1], [2, 1, -100]]), mask)
+    model, callback = ByName(), LearningWithoutForgetting(1.0)
+    added = divergence_of(callback, model, batch)
+    given = {"x": inputs[:, 0], "attention_mask": mask}
+    teacher = torch.func.functional_call(model, dict(callback.teacher), (), given)
+    assert added == pytest.approx(by_hand(model(**given), teacher, 2.0), rel=1e-4)
+
+
+def test_what_is_set_is_distilled_where_the_batch_tells_something_else():
+    one_hot = (torch.randn(4, 8), torch.eye(4, 3))
+    callback = LearningWithoutForgetting(1.0, predictions="classes")
+    model = Regression()
+    added = divergence_of(callback, model, one_hot)
+    teacher = of_teacher(callback, model, one_hot[0])
+    assert added == pytest.approx(by_hand(model(one_hot[0]), teacher, 2.0), rel=1e-4)
+
+
+def test_what_the_batch_tells_is_logged_once(caplog):
+    with caplog.at_level("INFO"):
+        quiet_trainer(LearningWithoutForgetting()).fit(Plain(), loader(0))
+    told = [r.message for r in caplog.records if "takes what the model predicts" in r.message]
+    assert len(told) == 1
+    assert "for 'classes', as the batch tells" in told[0]
+    caplog.clear()
+    with caplog.at_level("INFO"):
+        quiet_trainer(LearningWithoutForgetting(predictions="classes")).fit(Plain(), loader(0))
+    assert "takes what" not in caplog.text
+
+
+class Silent(Regression):
+    """Its batches do not show what its outputs are compared with."""
+
+    def forward(self, inputs):
+        return self.net(inputs)
+
+    def training_step(self, batch, batch_idx):
+        return self(batch[0]).square().mean()
+
+
+def test_what_nothing_tells_is_taken_for_classes_and_logged(caplog):
+    batch = (torch.randn(4, 8), ["a", "b", "c", "d"])
+    with caplog.at_level("INFO"):
+        model, callback = Silent(), LearningWithoutForgetting(1.0)
+        added = divergence_of(callback, model, batch)
+    teacher = of_teacher(callback, model, batch[0])
+    assert added == pytest.approx(by_hand(model(batch[0]), teacher, 2.0), rel=1e-4)
+    assert "for 'classes', as nothing in the batch tells more" in caplog.text
+
+
+def test_one_number_a_sample_that_nothing_tells_is_asked_for():
+    with pytest.raises(MisconfigurationException, match=r"outputs of shape \(4, 1\).*predictions="):
+        divergence_of(LearningWithoutForgetting(), Silent(1), (torch.randn(4, 8), ["text"] * 4))
+
+
+def test_samples_without_a_label_do_not_count():
+    class Labelled(Plain):
+        def training_step(self, batch, batch_idx):
+            return functional.cross_entropy(self.net(batch[0]), batch[1], ignore_index=-100)
+
+    batch = (torch.randn(4, 8), torch.tensor([0, -100, 1, -100]))
+    model, callback = Labelled(), LearningWithoutForgetting(1.0)
+    added = divergence_of(callback, model, batch)
+    weights = callback._teacher_weights(model, model.net)
+    teacher = torch.func.functional_call(model.net, weights, batch[0])
+    assert added == pytest.approx(by_hand(model.net(batch[0])[::2], teacher[::2], 2.0), rel=1e-4)
+
+
+def test_what_is_set_and_contradicted_stops_the_fit():
+    with pytest.raises(MisconfigurationException, match=r"set to 'values'.*mean 'classes'"):
+        quiet_trainer(LearningWithoutForgetting(predictions="values")).fit(Plain(), loader(0))
+
+
 class TwoParts(LightningModule):
     """No forward, and two children: which of them puts out logits cannot be known."""
 
@@ -307,7 +439,15 @@ def test_validation_and_probes_are_not_listened_to():
     assert callback._calls == {}
 
 
-@pytest.mark.parametrize("bad", [{"strength": -1}, {"strength": float("nan")}, {"temperature": 0}])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"strength": -1},
+        {"strength": float("nan")},
+        {"temperature": 0},
+        {"predictions": "labels"},
+    ],
+)
 def test_bad_arguments_are_refused(bad):
     with pytest.raises(MisconfigurationException, match=f"{next(iter(bad))}="):
         LearningWithoutForgetting(**bad)

@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from recall_lightning.methods import RecallPaper
 from tests.support.training import Plain, loader, quiet_trainer
@@ -46,3 +47,10 @@ def test_a_state_saved_when_the_loop_was_a_class_of_its_own_is_taken_up(tmp_path
     trainer = quiet_trainer(resumed, max_epochs=2)
     trainer.fit(Plain(), loader(0), ckpt_path=tmp_path / "old.ckpt")
     assert [record["step"] for record in resumed.history] == [4, 8, 12, 16]
+
+
+@pytest.mark.parametrize("bad", [{"temperature": 0.0}, {"sigma": -1.0}, {"typical_samples": 1}])
+def test_bad_arguments_are_refused(bad):
+    (name,) = bad
+    with pytest.raises(MisconfigurationException, match=name.removesuffix("_samples")):
+        RecallPaper(**bad)

@@ -1,4 +1,6 @@
+import pytest
 import torch
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from recall_lightning.methods.sfa import SequentialFinetuningAveraging
 from tests.support.baseline_tools import weights_of
@@ -36,3 +38,9 @@ def test_the_first_task_can_be_left_alone():
     callback = SequentialFinetuningAveraging(every=4, merge_first_task=False, task_epochs=1)
     quiet_trainer(callback, max_epochs=2).fit(Plain(), loader(0))
     assert [record["step"] for record in callback.history] == [12, 16]
+
+
+@pytest.mark.parametrize("strength", [-0.1, 1.0, 1.5, float("nan")])
+def test_bad_strengths_are_refused(strength):
+    with pytest.raises(MisconfigurationException, match="strength: weight="):
+        SequentialFinetuningAveraging(strength=strength)

@@ -58,9 +58,15 @@ class Categorical(Predictions):
         return not numbers and any(_are_classes(target, outputs) for target in targets)
 
     def fits(self, outputs: Tensor, target: Tensor) -> bool:
-        """Tell whether a tensor may hold classes, or their probabilities."""
-        probabilities = target.shape == outputs.shape and are_fractions(target)
-        return outputs.shape[-1] > 1 and (probabilities or _are_classes(target, outputs))
+        """Tell whether a tensor may hold classes, or their probabilities.
+
+        Classes are not compared with their number, as that would wait for the device.
+        """
+        if outputs.shape[-1] == 1:
+            return False
+        if target.shape == outputs.shape:
+            return are_fractions(target)
+        return _have_shape_of_classes(target, outputs)
 
 
 def _check_classes(outputs: Tensor) -> None:
@@ -79,7 +85,11 @@ def _drawn(logits: Tensor) -> Tensor:
 
 
 def _are_classes(target: Tensor, outputs: Tensor) -> bool:
-    shapes = (outputs.shape[:-1], (*outputs.shape[:-1], 1))
-    if not are_integers(target) or target.shape not in shapes or outputs.shape[-1] == 1:
+    if not _have_shape_of_classes(target, outputs) or outputs.shape[-1] == 1:
         return False
     return bool(((target >= 0) & (target < outputs.shape[-1]) | (target == -100)).all())
+
+
+def _have_shape_of_classes(target: Tensor, outputs: Tensor) -> bool:
+    shapes = (outputs.shape[:-1], (*outputs.shape[:-1], 1))
+    return are_integers(target) and target.shape in shapes

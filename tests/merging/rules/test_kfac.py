@@ -8,12 +8,13 @@ from recall_lightning.measuring.linear_maps import LinearMap
 from recall_lightning.measuring.moments import FullMoments
 from recall_lightning.merging.coefficients.kronecker import KroneckerCoefficient
 from recall_lightning.merging.rules import (
-    ImportanceRule,
-    KfacImportanceRule,
-    KfacSubspaceRule,
+    Importance,
+    KfacImportance,
+    KfacSubspace,
     MergeInputs,
-    SubspaceRule,
+    Subspace,
 )
+from recall_lightning.merging.structure import Structure
 
 MAP = LinearMap("layer.weight", "layer.bias", "linear", ("layer",), 4)
 BLOCK = Block("layer", 11, 1.0, "layer", ("layer.weight", "layer.bias", "norm.weight"))
@@ -26,9 +27,8 @@ def moments(width):
 
 def measured():
     return MergeInputs(
-        [BLOCK],
+        Structure([BLOCK], [MAP]),
         importance={"norm.weight": torch.tensor([0.0, 2.0])},
-        maps=[MAP],
         old_moments={MAP.weight: moments(4)},
         new_moments={MAP.weight: moments(4)},
         old_output_moments={MAP.weight: moments(2)},
@@ -36,7 +36,7 @@ def measured():
     )
 
 
-@pytest.mark.parametrize("rule", [KfacImportanceRule(), KfacSubspaceRule()])
+@pytest.mark.parametrize("rule", [KfacImportance(), KfacSubspace()])
 def test_weight_and_bias_of_a_map_share_one_matrix(rule):
     found = rule.coefficients(measured())
     assert isinstance(found["layer.weight"], KroneckerCoefficient)
@@ -45,7 +45,7 @@ def test_weight_and_bias_of_a_map_share_one_matrix(rule):
 
 @pytest.mark.parametrize(
     ("rule", "plain"),
-    [(KfacImportanceRule(0.4), ImportanceRule(0.4)), (KfacSubspaceRule(2.0), SubspaceRule(2.0))],
+    [(KfacImportance(0.4), Importance(0.4)), (KfacSubspace(2.0), Subspace(2.0))],
 )
 def test_all_else_has_what_the_plain_rule_gives(rule, plain):
     inputs = measured()
@@ -60,12 +60,12 @@ def test_a_map_that_had_no_input_on_one_side_is_solved_as_by_the_plain_rule():
     inputs = measured()
     zero = FullMoments(torch.zeros(4, 4), torch.ones(()))
     never_before = replace(inputs, old_moments={MAP.weight: zero})
-    assert KfacSubspaceRule().coefficients(never_before)["layer.weight"] == 0.0
+    assert KfacSubspace().coefficients(never_before)["layer.weight"] == 0.0
     not_now = replace(inputs, new_moments={MAP.weight: zero})
-    found = KfacSubspaceRule().coefficients(not_now)["layer.weight"]
+    found = KfacSubspace().coefficients(not_now)["layer.weight"]
     assert 0.9 < found.mean <= 1
 
 
 def test_bad_ridges_are_refused():
     with pytest.raises(ValueError, match="output_ridge=0"):
-        KfacSubspaceRule(output_ridge=0.0)
+        KfacSubspace(output_ridge=0.0)

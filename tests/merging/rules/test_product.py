@@ -7,22 +7,22 @@ from recall_lightning.measuring.moments import FullMoments
 from recall_lightning.merging.blockwise import merge_snapshots_, scaled_by, weights_of_names
 from recall_lightning.merging.lora.pairs import LoraPair
 from recall_lightning.merging.rules import (
-    ImportanceRule,
+    Cka,
+    Importance,
     MergeInputs,
     MergeRule,
-    ProductRule,
-    SimilarityRule,
-    SubspaceRule,
-    UniformRule,
+    Product,
+    Rbf,
+    Subspace,
+    Uniform,
     rule_by_name,
 )
+from recall_lightning.merging.structure import Structure
 
 BLOCK = Block("layer", 8, 1.0, "layer", ("layer.weight", "layer.bias"))
 
 
 class Half(MergeRule):
-    uses_representations = False
-
     def coefficients(self, inputs):
         return {block.name: 0.5 for block in inputs.blocks}
 
@@ -34,16 +34,17 @@ def measured(**kwargs):
     old, new = (
         {"layer.weight": FullMoments(x.T @ x / 9, torch.tensor(1.0))} for x in sides
     )  # fmt: skip
+    structure = Structure([BLOCK], [linear_map])
     return MergeInputs(
-        [BLOCK], {"layer": 0.6}, maps=[linear_map], old_moments=old, new_moments=new, **kwargs
+        structure, similarity={"layer": 0.6}, old_moments=old, new_moments=new, **kwargs
     )
 
 
 def test_similarity_times_importance_is_the_product_element_by_element():
     inputs = measured(importance={"layer.weight": torch.rand(2, 3)})
     found = rule_by_name("rbf*importance").coefficients(inputs)
-    similarity = SimilarityRule("rbf").coefficients(inputs)["layer"]
-    importance = ImportanceRule().coefficients(inputs)
+    similarity = Rbf().coefficients(inputs)["layer"]
+    importance = Importance().coefficients(inputs)
     for name in BLOCK.weights:
         torch.testing.assert_close(
             torch.as_tensor(found[name]), torch.as_tensor(similarity * importance[name])
@@ -52,15 +53,16 @@ def test_similarity_times_importance_is_the_product_element_by_element():
 
 def test_it_measures_what_its_factors_use():
     product = rule_by_name("cka*importance")
-    assert (product.uses_representations, product.uses_importance) == (True, True)
+    assert product.needs == {"similarity", "importance"}
     then, now = torch.randn(2, 8, 4)
-    assert product.similarity(then, now) == SimilarityRule("cka").similarity(then, now)
-    assert not ProductRule([UniformRule(), UniformRule()]).uses_representations
+    assert product.similarity(then, now) == Cka().similarity(then, now)
+    assert not Product([Uniform(0.2), Uniform(0.3)]).needs
 
 
-@pytest.mark.parametrize("rules", [["half", "subspace"], ["subspace", "half", "uniform"]])
+@pytest.mark.parametrize(
+    "rules", [[Half(), Subspace()], [Subspace(), Uniform(0.8), Uniform(0.625)]]
+)
 def test_a_matrix_times_a_number_is_merged_once_and_moves_by_that_much_less(rules):
-    known = {"half": Half(), "subspace": SubspaceRule(), "uniform": UniformRule()}
     inputs, then = measured(), {"layer.weight": torch.ones(2, 3), "layer.bias": torch.ones(2)}
 
     def merged(rule):
@@ -69,14 +71,14 @@ def test_a_matrix_times_a_number_is_merged_once_and_moves_by_that_much_less(rule
         merge_snapshots_(live, [then], [scaled_by(weights, 0.5, [BLOCK])])
         return live
 
-    whole, half = merged(SubspaceRule()), merged(ProductRule([known[name] for name in rules]))
+    whole, half = merged(Subspace()), merged(Product(rules))
     for name in then:
         torch.testing.assert_close(half[name], 0.5 * whole[name])
 
 
 def test_the_factors_of_a_lora_pair_go_on_sharing_a_matrix():
     pair = LoraPair("layer", "layer.weight", "layer.bias", 1.0, 2)
-    weights = ProductRule([Half(), SubspaceRule()]).coefficients(measured())
+    weights = Product([Half(), Subspace()]).coefficients(measured())
     copies = dict.fromkeys(BLOCK.weights, torch.zeros(2, 2))
     found = weights_of_names(weights, [BLOCK], copies, [pair])
     assert found["layer.weight"] is found["layer.bias"]
@@ -100,6 +102,12 @@ def test_products_that_mean_nothing_are_refused(name, message):
         rule_by_name(name)
 
 
+def test_its_strength_is_given_to_the_product_alone():
+    assert Product([Half(), Half()], strength=0.5).strength == 0.5
+    with pytest.raises(ValueError, match="give the product a strength, not one of its rules"):
+        Product([Half(), Importance(strength=0.5)])
+
+
 class Elementwise(Half):
     def coefficients(self, inputs):
         return {"layer.weight": torch.rand(2, 3), "layer.bias": 0.5}
@@ -107,7 +115,7 @@ class Elementwise(Half):
 
 def test_a_matrix_times_a_number_an_element_is_refused():
     with pytest.raises(ValueError, match="can be multiplied by a number alone, not by a Tensor"):
-        ProductRule([Elementwise(), SubspaceRule()]).coefficients(measured())
+        Product([Elementwise(), Subspace()]).coefficients(measured())
 
 
 def test_a_factor_that_leaves_out_a_block_is_refused():
@@ -116,4 +124,4 @@ def test_a_factor_that_leaves_out_a_block_is_refused():
             return {}
 
     with pytest.raises(ValueError, match="gave no coefficient for every block"):
-        ProductRule([Nothing(), Half()]).coefficients(measured())
+        Product([Nothing(), Half()]).coefficients(measured())
