@@ -31,7 +31,7 @@ def fit(bar, *callbacks, **kwargs):
 
 def test_the_bar_shows_the_items_of_all_callbacks_in_front_of_its_own():
     bar = Bar()
-    fit(bar, Counts(), RecallCallback(every=0.5, at_task_end=False))
+    fit(bar, Counts(), RecallCallback(every=1.0, end_rule=None))
     shown = {"task": "task 0", "merges": "1", "steps": "8"}
     assert bar.shown.items() >= shown.items()
     assert set(list(bar.shown)[:3]) == set(shown)
