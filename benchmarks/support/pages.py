@@ -1,0 +1,23 @@
+"""The page that a benchmark writes."""
+
+import shlex
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+def write_page(name: str, *parts: str) -> None:
+    """Print a page and write it, as ``benchmarks/results/NAME.md``.
+
+    Args:
+        name: The benchmark's own.
+        parts: Paragraphs and tables, an empty line between each; the command that was typed comes
+            after the first.
+    """
+    typed = shlex.join(["python", "-m", f"benchmarks.{name}", *sys.argv[1:]])
+    first, *others = parts
+    page = "\n\n".join([first.strip(), f"```\n{typed}\n```", *map(str.strip, others)]) + "\n"
+    print(page)
+    (RESULTS / f"{name}.md").write_text(page, encoding="utf-8")
