@@ -196,6 +196,29 @@ def test_weights_measuring_and_merging_never_import_lightning():
     fail_with(lightnings())
 
 
+def test_tests_and_benchmarks_do_not_import_each_other():
+    root = PACKAGE.parent
+    for folder, other in (("tests", "benchmarks"), ("benchmarks", "tests")):
+        for path in (root / folder).rglob("*.py"):
+            for each in imports_of(path.read_text(), shown(path)):
+                if each.name.partition(".")[0] == other:
+                    pytest.fail(f"{each}: {folder} must not import {other}", pytrace=False)
+
+
+def test_tests_start_processes_by_one_helper_and_are_marked():
+    tests = PACKAGE.parent / "tests"
+    for path in tests.rglob("*.py"):
+        text, name = path.read_text(), shown(path)
+        imported = {each.name: each for each in imports_of(text, name)}
+        for module in ("subprocess", "multiprocessing"):
+            if module in imported and name != "tests/support/processes.py":
+                pytest.fail(
+                    f"{imported[module]}: start processes by tests.support.processes", pytrace=False
+                )
+        if path.stem.startswith("test_") and "tests.support.processes" in imported:
+            assert "pytest.mark.processes" in text, f"{name} starts processes: mark its tests so"
+
+
 def test_imports_are_found_wherever_they_stand():
     text = """
 import one.two
