@@ -10,6 +10,7 @@ import json
 import sys
 import tempfile
 from collections import Counter
+from contextlib import redirect_stdout
 from pathlib import Path
 
 from torch import nn
@@ -66,7 +67,7 @@ def main():
     parser.add_argument("--seed", type=int, default=1000, help="the first seed")
     given = parser.parse_args()
     found = []
-    with tempfile.TemporaryDirectory() as parent:
+    with tempfile.TemporaryDirectory() as parent, redirect_stdout(sys.stderr):  # runs print tables
         runs = given.kills // len(killing.SCENARIOS)
         for number, scenario in enumerate(killing.SCENARIOS):
             counts = kills(Path(parent, f"kill{number}"), scenario, runs, given.seed)
