@@ -14,10 +14,10 @@ demo: install
 	$(BIN)/recall-lightning compare -c recipes/stdlib_text.yaml --methods finetune,recall --seeds 1 --jobs 2 --out runs/demo
 
 evidence: install
-	$(BIN)/python benchmarks/evidence
+	$(BIN)/python -m benchmarks.evidence
 
 evidence-quick: install
-	$(BIN)/python benchmarks/evidence --quick --out runs/evidence-quick
+	$(BIN)/python -m benchmarks.evidence --quick --out runs/evidence-quick
 
 test: install
 	$(BIN)/ruff format --check .

@@ -1,6 +1,6 @@
 """Bytes and seconds of one merge at the shapes of 7-billion-parameter language models.
 
-    python benchmarks/language_models.py
+    python -m benchmarks.language_models
 
 No weights are downloaded: shapes come from the models' configs, values are random. For full
 fine-tuning one decoder layer, embedding and head at a time are real and the rest is on the meta
@@ -12,11 +12,7 @@ Writes ``benchmarks/results/language_models.md``.
 
 from __future__ import annotations
 
-import os
-import statistics
-import time
-from collections.abc import Callable, Iterable
-from pathlib import Path
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -24,6 +20,10 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from benchmarks.support.machine import machine
+from benchmarks.support.pages import write_page
+from benchmarks.support.repeats import median_seconds
+from benchmarks.support.tables import table
 from recall_lightning.measuring.blocks import Block, find_blocks
 from recall_lightning.merging.blockwise import Drift, merge_snapshots_, weights_of_names
 from recall_lightning.merging.lora.pairs import LoraPair, find_lora_pairs
@@ -54,7 +54,6 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 REPEATS = 5
 GIB, MIB = 2**30, 2**20
-RESULTS = Path(__file__).parent / "results" / "language_models.md"
 
 
 def on_meta(name: str, dtype: torch.dtype, **changes: Any) -> nn.Module:
@@ -70,19 +69,8 @@ def bytes_of(weights: Iterable[torch.Tensor]) -> int:
     return sum(weight.numel() * weight.element_size() for weight in weights)
 
 
-def seconds(run: Callable[[], object], repeats: int = REPEATS) -> float:
-    """Median seconds of several runs, after one that is not counted."""
-    run()
-    taken = []
-    for _ in range(repeats):
-        began = time.perf_counter()
-        run()
-        taken.append(time.perf_counter() - began)
-    return statistics.median(taken)
-
-
-def merge_of(module: nn.Module, name: str) -> tuple[str, float]:
-    """Snapshot and merge a part of a model; return a row of the table, and the seconds."""
+def merge_of(module: nn.Module, name: str) -> tuple[list[str], float]:
+    """Snapshot and merge a part of a model; return cells of the table, and the seconds."""
     live = named_weights(module)
     snapshot, copies = fill(live), {key: torch.empty_like(weight) for key, weight in live.items()}
     drift, block = Drift(snapshot), Block(name, 0, 1.0, name, tuple(live))
@@ -95,32 +83,29 @@ def merge_of(module: nn.Module, name: str) -> tuple[str, float]:
         for key, weight in live.items():
             copies[key].copy_(weight.detach())
 
-    taken, copied = seconds(merge), seconds(copy)
+    taken, copied = median_seconds(merge, REPEATS), median_seconds(copy, REPEATS)
     cells = [f"`{name}`", f"{bytes_of(live.values()) / MIB:,.0f}", f"{snapshot.nbytes / MIB:,.0f}"]
     cells += [f"{taken:.2f}", f"{bytes_of(live.values()) / GIB / taken:.2f}"]
     cells += [f"{taken / copied:.1f}"]
-    return " | ".join(cells) + " |", taken
+    return cells, taken
 
 
-def whole_weights(name: str) -> list[str]:
+def whole_weights(name: str) -> list[list[str]]:
     """Snapshot and merge one decoder layer, the embedding and the head, in bfloat16."""
     model = on_meta(name, torch.bfloat16, num_hidden_layers=1)
     times = {"model.layers.0": MODELS[name]["num_hidden_layers"]}
     rows, projected = [], 0.0
     for part in ("model.layers.0", "model.embed_tokens", "lm_head"):
-        row, taken = merge_of(model.get_submodule(part).to_empty(device="cpu"), part)
-        rows.append(f"| {name} | {row}")
+        cells, taken = merge_of(model.get_submodule(part).to_empty(device="cpu"), part)
+        rows.append([name, *cells])
         projected += times.get(part, 1) * taken
         model.get_submodule(part).to_empty(device="meta")
     whole = bytes_of(on_meta(name, torch.bfloat16).parameters()) / MIB
-    return [
-        *rows,
-        f"| {name} | *whole model, projected* | {whole:,.0f} | *{whole:,.0f}* "
-        f"| *{projected:.0f}* | | |",
-    ]
+    cells = ["*whole model, projected*", f"{whole:,.0f}", f"*{whole:,.0f}*", f"*{projected:.0f}*"]
+    return [*rows, [name, *cells, "", ""]]
 
 
-def adapter(name: str, dtype: torch.dtype) -> str:
+def adapter(name: str, dtype: torch.dtype) -> list[str]:
     """Snapshot and merge the whole adapter, r = 16 on all linear layers."""
     base = on_meta(name, torch.bfloat16)
     with torch.device("meta"):
@@ -145,10 +130,8 @@ def adapter(name: str, dtype: torch.dtype) -> str:
     merge()
     error = (update(pair, live) - best).norm() / best.norm()
     size, kind = bytes_of(live.values()), str(dtype).removeprefix("torch.")
-    return (
-        f"| {name} | {kind} | {len(pairs)} | {size / MIB:.1f} | {snapshot.nbytes / size:.3f} "
-        f"| {seconds(merge, 3):.1f} | {error:.0e} |"
-    )
+    cells = [name, kind, str(len(pairs)), f"{size / MIB:.1f}", f"{snapshot.nbytes / size:.3f}"]
+    return [*cells, f"{median_seconds(merge, 3):.1f}", f"{error:.0e}"]
 
 
 def fill(live: dict[str, torch.Tensor]) -> Snapshot:
@@ -168,15 +151,10 @@ def update(pair: LoraPair, tensors: Any) -> torch.Tensor:
     return factors.scale * factors.b.double() @ factors.a.double()
 
 
-def table(columns: list[str], rows: list[str]) -> str:
-    """A table of rows that are written already."""
-    return "\n".join(["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|", *rows])
-
-
 def main() -> None:
     """Measure, and write the page."""
     torch.manual_seed(0)
-    threads, load = torch.get_num_threads(), os.getloadavg()[0]
+    threads, where = torch.get_num_threads(), machine()
     wholes = [row for name in MODELS for row in whole_weights(name)]
     adapters = [
         adapter(name, dtype) for name in MODELS for dtype in (torch.float32, torch.bfloat16)
@@ -185,29 +163,20 @@ def main() -> None:
     columns += ["GiB of weights a second", "times a copy of the weights"]
     of_adapters = ["model", "adapter", "pairs", "adapter, MiB", "snapshot / adapter"]
     of_adapters += ["seconds a merge", "error"]
-    page = f"""One merge at the shapes of Llama-2-7B and Qwen2-7B, on random values. CPU with
-{threads} of {os.cpu_count()} cores, torch {torch.__version__}, load {load:.1f} at the start;
-medians of {REPEATS} (adapters: 3). A merge is what the callback does: drift by block, then the
-weights.
-
-```
-python benchmarks/language_models.py
-```
-
-Full fine-tuning in bfloat16, one part of the model at a time. The rows of whole models are
-**projections** and were never run: bytes from the configs, seconds those of one layer times the
-layers, plus embedding and head.
-
-{table(columns, wholes)}
-
-LoRA, r = 16 on all linear layers: every pair of factors of the whole model, its base on the meta
-device. The error is that of the first layer's merged update against the best one of its rank, which
-a dense SVD gave.
-
-{table(of_adapters, adapters)}
-"""
-    RESULTS.write_text(page, encoding="utf-8")
-    print(page)
+    write_page(
+        "language_models",
+        f"""One merge at the shapes of Llama-2-7B and Qwen2-7B, on random values. CPU with {threads}
+threads, medians of {REPEATS} (adapters: 3). A merge is what the callback does: drift by block, then
+the weights. {where} at the start.""",
+        """Full fine-tuning in bfloat16, one part of the model at a time. The rows of whole models
+are **projections** and were never run: bytes from the configs, seconds those of one layer times the
+layers, plus embedding and head.""",
+        table(columns, wholes, names=2),
+        """LoRA, r = 16 on all linear layers: every pair of factors of the whole model, its base on
+the meta device. The error is that of the first layer's merged update against the best one of its
+rank, which a dense SVD gave.""",
+        table(of_adapters, adapters, names=2),
+    )
 
 
 if __name__ == "__main__":

@@ -4,8 +4,8 @@ The model of ``recipes/five_tasks_tiny`` finds in a text what is asked for (``ge
 match 1.0 on held-out questions). The domains ask for the same in other forms: telegrams, French,
 and records of code. Every method trains the same adapter on the same rows.
 
-    python benchmarks/lora_domains.py --jobs 2        # about 15 minutes on two cores
-    python benchmarks/lora_domains.py --choose        # the seeds that the settings were chosen on
+    python -m benchmarks.lora_domains --jobs 2        # about 15 minutes on two cores
+    python -m benchmarks.lora_domains --choose        # the seeds that the settings were chosen on
 
 Writes ``benchmarks/results/lora_domains.md``.
 """
@@ -28,6 +28,9 @@ from pathlib import Path
 import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
 
+from benchmarks.support.machine import machine
+from benchmarks.support.pages import ROOT, write_page
+from benchmarks.support.tables import table
 from recall_lightning import ForgettingMonitor, RecallCallback
 from recall_lightning.data import InstructionStream, InstructionTask, Template
 from recall_lightning.merging.rules import KfacImportance, KfacSubspace
@@ -36,7 +39,6 @@ from recall_lightning.methods.sfa import SequentialFinetuningAveraging
 from recall_lightning.models import CausalLMModule
 from recall_lightning.models.lora import LoraSettings
 
-ROOT = Path(__file__).resolve().parents[1]
 MODEL = ROOT / "recipes/five_tasks_tiny/model"
 GENERAL = ROOT / "recipes/five_tasks_tiny/data/lookup_val.jsonl"
 REPORTED, CHOSEN_ON = range(3), range(100, 101)
@@ -171,17 +173,15 @@ COLUMNS = {
 }
 
 
-def table(results: dict[tuple[str, int], dict[str, float]]) -> str:
+def scores(results: dict[tuple[str, int], dict[str, float]]) -> str:
     """Mean ± standard deviation over seeds, a row a method."""
-    lines = ["| method | " + " | ".join(COLUMNS.values()) + " |", "|---" + "|---:" * 4 + "|"]
+    rows = []
     for method in METHODS:
         own = [found for (name, _), found in results.items() if name == method]
-        cells = []
-        for column in COLUMNS:
-            values = [found[column] for found in own]
-            cells.append(f"{statistics.mean(values):.3f} ± {statistics.stdev(values):.3f}")
-        lines.append(f"| {method} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        values = [[found[column] for found in own] for column in COLUMNS]
+        cells = [f"{statistics.mean(v):.3f} ± {statistics.stdev(v):.3f}" for v in values if v[1:]]
+        rows.append([method, *(cells or [f"{v[0]:.3f}" for v in values])])
+    return table(["method", *COLUMNS.values()], rows)
 
 
 def listed(seeds: range) -> str:
@@ -203,10 +203,12 @@ def main() -> None:
             results[job] = found
             print(job, {k: round(v, 3) for k, v in found.items()}, file=sys.stderr, flush=True)
     if given.choose:
-        print(table(results))
+        print(scores(results))
         return
     before = results[jobs[0]]["general before"]
-    page = f"""LoRA (r = 8, all linear layers) through three domains of instructions, on a model of
+    write_page(
+        "lora_domains",
+        f"""LoRA (r = 8, all linear layers) through three domains of instructions, on a model of
 0.4 M parameters that was trained to find in a text what is asked for, which it does (exact match
 {before:.2f} on held-out questions, the general ability below). The domains ask for the same in
 other forms: telegrams, French, records of code; {TRAIN} rows each, {VALIDATION} held out. One
@@ -214,16 +216,9 @@ adapter goes through all tasks, or each task's adapter is added to the base at t
 Scores are exact match of what the model writes: mean ± standard deviation over the seeds
 {listed(REPORTED)}. Forgetting is measured from the best score since trained. The settings of EWC,
 SFA and RECALL's last row were chosen on seed {listed(CHOSEN_ON)}, of three to seven tried each.
-CPU, torch {torch.__version__}.
-
-```
-python benchmarks/lora_domains.py --jobs 2
-```
-
-{table(results)}
-"""
-    (ROOT / "benchmarks/results/lora_domains.md").write_text(page, encoding="utf-8")
-    print(page)
+{machine()}.""",
+        scores(results),
+    )
 
 
 if __name__ == "__main__":

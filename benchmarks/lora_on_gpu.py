@@ -3,9 +3,9 @@
 The model has Llama-2-7B's shapes and random weights, in bfloat16; the adapter is r = 16 on all
 linear layers, in float32; the data are two tasks of ``recipes/five_tasks_tiny``.
 
-    python benchmarks/lora_on_gpu.py
+    python -m benchmarks.lora_on_gpu
 
-Prints a table.
+Writes ``benchmarks/results/lora_on_gpu.md``.
 """
 
 from __future__ import annotations
@@ -13,18 +13,20 @@ from __future__ import annotations
 import logging
 import time
 import warnings
-from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 
+from benchmarks.support.machine import machine
+from benchmarks.support.pages import ROOT, write_page
+from benchmarks.support.tables import table
 from recall_lightning import RecallCallback
 from recall_lightning.data import InstructionStream, InstructionTask
 from recall_lightning.models import CausalLMModule
 from recall_lightning.models.lora import LoraSettings
 
-TINY = Path(__file__).resolve().parents[1] / "recipes/five_tasks_tiny"
+TINY = ROOT / "recipes/five_tasks_tiny"
 LLAMA_2_7B = {
     "model_type": "llama",
     "hidden_size": 4096,
@@ -102,11 +104,9 @@ def main() -> None:
         )
     adapter = sum(p.numel() * p.element_size() for p in module.parameters() if p.requires_grad)
     whole = sum(p.numel() * p.element_size() for p in module.parameters())
-    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}")
-    print(f"model {whole / GIB:.2f} GiB, adapter {adapter / GIB:.3f} GiB\n")
-    head = ["", "seconds a step", "seconds in all", "most memory, GiB", "snapshot / adapter"]
-    print("| " + " | ".join([*head, "seconds a probe", "seconds a merge"]) + " |")
-    print("|---|---:|---:|---:|---:|---:|---:|")
+    heads = ["", "seconds a step", "seconds in all", "most memory, GiB", "snapshot / adapter"]
+    heads += ["seconds a probe", "seconds a merge"]
+    rows = []
     kinds: dict[str, dict[str, Any] | None] = {
         "plain": None,
         "RECALL, the paper's rule every 25 %": {"every": 0.25, "rule": "rbf"},
@@ -127,7 +127,14 @@ def main() -> None:
             for part in ("probe_seconds", "merge_seconds"):
                 values = torch.tensor([merge[part] for merge in recall.history])
                 row += [f"{values.median():.2f}"]
-        print("| " + " | ".join([name, *row, *[""] * (6 - len(row))]) + " |", flush=True)
+        rows.append([name, *row, *[""] * (6 - len(row))])
+    write_page(
+        "lora_on_gpu",
+        f"Two tasks of 24 steps on an adapter, r = 16, of a model of Llama-2-7B's shapes: "
+        f"{whole / GIB:.2f} GiB, the adapter {adapter / GIB:.3f} GiB. "
+        f"{torch.cuda.get_device_name()}; {machine()}.",
+        table(heads, rows),
+    )
 
 
 if __name__ == "__main__":

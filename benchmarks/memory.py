@@ -1,52 +1,31 @@
 """What RecallCallback's snapshot adds to a training process's own memory.
 
-    python benchmarks/memory.py [--millions 30 100 300] [--repeats 3]
+    python -m benchmarks.memory [--millions 30 100 300] [--repeats 3]
 
 Each number is from a process of its own, which trains a stack of linear layers with SGD, in float32
 on the CPU, and merges every second step by the paper's rule, which measures under the snapshot's
 weights. Memory is the highest RssAnon of ``/proc/self/status``, read every 2 ms: what the process
 has for itself, without the pages of mapped files, which the system takes back when it needs them.
 All processes import the same. glibc is told to give freed memory back at once, as else the peak
-depends on which holes it happens to fill; what is shown is the median of the repeats.
+depends on which holes it happens to fill; what is shown is the median of the repeats. Writes
+``benchmarks/results/memory.md``.
 """
 
 import argparse
 import json
-import os
-import statistics
-import subprocess
-import sys
 import tempfile
-import threading
-import time
-from pathlib import Path
 from typing import Literal, get_args
+
+from benchmarks.support.machine import machine
+from benchmarks.support.memory import PeakMemory
+from benchmarks.support.pages import write_page
+from benchmarks.support.repeats import medians_of_processes
+from benchmarks.support.tables import table
 
 WIDTH = 1024
 MIB = 1 << 20
 ALLOCATOR = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536"}
 Storage = Literal["none", "checkpoint", "file"]
-
-
-def anonymous() -> int:
-    """Return the bytes of this process's anonymous memory."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("RssAnon:"):
-            return int(line.split()[1]) * 1024
-    raise OSError("no RssAnon in /proc/self/status")
-
-
-class Peak(threading.Thread):
-    """Follows the highest anonymous memory."""
-
-    def __init__(self) -> None:
-        super().__init__(daemon=True)
-        self.bytes = anonymous()
-
-    def run(self) -> None:
-        while True:
-            self.bytes = max(self.bytes, anonymous())
-            time.sleep(0.002)
 
 
 def measure(millions: int, storage: Storage) -> dict[str, float]:
@@ -98,27 +77,13 @@ def measure(millions: int, storage: Storage) -> dict[str, float]:
             default_root_dir=folder,
             callbacks=callbacks,  # type: ignore[arg-type]
         )
-        peak = Peak()
-        peak.start()
-        trainer.fit(model, DataLoader(TensorDataset(inputs), batch_size=8))
-    result = {"parameters": float(nbytes), "peak": float(peak.bytes)}
+        with PeakMemory() as memory:
+            trainer.fit(model, DataLoader(TensorDataset(inputs), batch_size=8))
+    result = {"parameters": float(nbytes), "peak": float(memory.highest)}
     if callbacks:
         result["snapshot"] = float(recall.snapshots[0].nbytes)
         result["merges"] = float(len(recall.history))
     return result
-
-
-def medians(millions: int, storage: Storage, repeats: int) -> dict[str, float]:
-    """Measure in processes of their own and return the median of each number."""
-    command = [sys.executable, __file__, "--one", str(millions), storage]
-    found = []
-    for _ in range(repeats):
-        environment = os.environ | ALLOCATOR
-        ended = subprocess.run(command, capture_output=True, text=True, env=environment)
-        if ended.returncode:
-            raise SystemExit(ended.stderr)
-        found.append(json.loads(ended.stdout.splitlines()[-1]))
-    return {name: statistics.median(one[name] for one in found) for name in found[0]}
 
 
 def main() -> None:
@@ -130,21 +95,31 @@ def main() -> None:
     if arguments.one:
         print(json.dumps(measure(int(arguments.one[0]), arguments.one[1])))
         return
-    titles = ["parameters", "snapshot / parameters"]
-    titles += ["extra MiB, in memory", "× parameters", "extra MiB, in a file"]
-    print(f"| {' | '.join(titles)} |\n|{' ---: |' * len(titles)}")
+    rows = []
     for millions in arguments.millions:
         own, memory, file = (
-            medians(millions, storage, arguments.repeats) for storage in get_args(Storage)
+            medians_of_processes(
+                "benchmarks.memory", ["--one", str(millions), storage], arguments.repeats, ALLOCATOR
+            )
+            for storage in get_args(Storage)
         )
-        cells = [
-            f"{own['parameters'] / 4e6:.0f} M, {own['parameters'] / MIB:.0f} MiB",
-            f"{memory['snapshot'] / own['parameters']:.3f}",
-            f"{(memory['peak'] - own['peak']) / MIB:.0f}",
-            f"{(memory['peak'] - own['peak']) / own['parameters']:.3f}",
-            f"{(file['peak'] - own['peak']) / MIB:.0f}",
-        ]
-        print(f"| {' | '.join(cells)} |", flush=True)
+        rows.append(
+            [
+                f"{own['parameters'] / 4e6:.0f} M, {own['parameters'] / MIB:.0f} MiB",
+                f"{memory['snapshot'] / own['parameters']:.3f}",
+                f"{(memory['peak'] - own['peak']) / MIB:.0f}",
+                f"{(memory['peak'] - own['peak']) / own['parameters']:.3f}",
+                f"{(file['peak'] - own['peak']) / MIB:.0f}",
+            ]
+        )
+    heads = ["parameters", "snapshot / parameters"]
+    heads += ["extra MiB, in memory", "× parameters", "extra MiB, in a file"]
+    write_page(
+        "memory",
+        "What a snapshot adds to a training process's own memory: medians of "
+        f"{arguments.repeats}, CPU, float32, one thread. {machine()}.",
+        table(heads, rows),
+    )
 
 
 if __name__ == "__main__":

@@ -1,12 +1,13 @@
 """How long merging takes and what memory it needs, as ratios to copying on the same machine.
 
-    python benchmarks/merge_speed.py
+    python -m benchmarks.merge_speed [--parts memory files growth]
 
 In memory, a Llama's weights are merged with a snapshot of them. File to file, two fine-tunes of it
 are merged linearly, by this library and in the way that stacks, multiplies and sums whole tensors
 and holds an output shard in memory until it is full; of the input it either reads whole shards into
 memory or maps them. Files lie in memory (/dev/shm), or the disk would be measured. Every figure is
-a median; extra memory is the peak of anonymous memory (RssAnon) over what it was before.
+a median; extra memory is the peak of anonymous memory (RssAnon) over what it was before. Writes
+``benchmarks/results/merge_speed.md``.
 """
 
 import argparse
@@ -14,27 +15,27 @@ import json
 import os
 import shutil
 import statistics
-import subprocess
-import sys
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from safetensors.torch import load, load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from benchmarks.support.machine import machine, wait_until_idle
+from benchmarks.support.memory import PeakMemory
+from benchmarks.support.pages import write_page
+from benchmarks.support.repeats import median_seconds, medians_of_processes
+from benchmarks.support.tables import table
 from recall_lightning.merging.folders.merge import merge_files
 from recall_lightning.merging.folders.settings import MergeSettings
 from recall_lightning.merging.functional.in_place import lerp_, weighted_sum_
 
 Weights = dict[str, torch.Tensor]
+MIB = 1 << 20
 # hidden size, layers: about so many million parameters
 LLAMAS = {30: (384, 8), 75: (512, 16), 150: (768, 14), 300: (1024, 18), 600: (1536, 17)}
 WEIGHTS = (0.6, 0.4)
@@ -62,24 +63,25 @@ def main() -> None:
         print(json.dumps(measured_merge(*args.worker)))
         return
     wait_until_idle(args.wait)
-    console = Console(width=100)
-    console.print(
-        f"{args.threads} threads, torch {torch.__version__}, load {os.getloadavg()[0]:.2f}, "
-        f"medians of {args.repeats}"
+    about = (
+        "Merging, as ratios to copying on the same machine: CPU only, "
+        f"{args.threads} threads, medians of {args.repeats}. {machine()}."
     )
-    if "memory" in args.parts:
-        console.print(in_memory(args.size, args.repeats))
     memory = Path("/dev/shm") if Path("/dev/shm").is_dir() else None
+    parts = []
     with tempfile.TemporaryDirectory(dir=memory) as folder:
+        if "memory" in args.parts:
+            parts.append(in_memory(args.size, args.repeats))
         if "files" in args.parts:
-            console.print(from_files(Path(folder), args.size, args.repeats, args.threads))
+            parts.append(from_files(Path(folder), args.size, args.repeats, args.threads))
         if "growth" in args.parts:
-            console.print(growth(Path(folder), args.repeats, args.threads))
+            parts.append(growth(Path(folder), args.repeats, args.threads))
+    write_page("merge_speed", about, *parts)
 
 
-def in_memory(size: int, repeats: int) -> Table:
+def in_memory(size: int, repeats: int) -> str:
     """Compare merging weights in place with copying them."""
-    table = Table("in place", "seconds", "× copy_", "extra MiB", title=f"{size} M parameters")
+    rows = []
     for dtype in (torch.float32, torch.bfloat16):
         live, snapshot = llama(size, 0, dtype), llama(size, 1, dtype)
         ways: dict[str, Callable[[], None]] = {
@@ -96,9 +98,8 @@ def in_memory(size: int, repeats: int) -> Table:
         for label, (seconds, extra) in measured.items():
             name = f"{label}, {str(dtype)[6:]}"
             name += f" ({speed:.1f} GB/s)" if label == "copy_" else ""
-            table.add_row(name, f"{seconds:.3f}", f"{seconds / base:.2f}", f"{extra:.1f}")
-        table.add_section()
-    return table
+            rows.append([name, f"{seconds:.3f}", f"{seconds / base:.2f}", f"{extra:.1f}"])
+    return table([f"in place, {size} M parameters", "seconds", "× copy_", "extra MiB"], rows)
 
 
 def copy_(live: Weights, snapshot: Weights) -> None:
@@ -106,38 +107,37 @@ def copy_(live: Weights, snapshot: Weights) -> None:
         tensor.copy_(snapshot[name])
 
 
-def from_files(folder: Path, size: int, repeats: int, threads: int) -> Table:
+def from_files(folder: Path, size: int, repeats: int, threads: int) -> str:
     """Compare a linear merge with one that stacks whole tensors, in processes of their own."""
-    table = Table(
-        "file to file", "seconds", "times faster", "extra MiB", title=f"{size} M parameters"
-    )
+    rows = []
     for dtype in (torch.float32, torch.bfloat16):
         paths = save_llamas(folder / str(dtype)[6:], size, dtype)
         measured = {way: worker(way, paths, repeats, threads) for way in WAYS}
         for way, label in WAYS.items():
             seconds, extra = measured[way]
             faster = f"{measured['whole shards'][0] / seconds:.2f}"
-            row = f"{label}, {str(dtype)[6:]}", f"{seconds:.2f}", faster, f"{extra:.0f}"
-            table.add_row(*row)
-        table.add_section()
+            name = f"{label}, {str(dtype)[6:]}"
+            rows.append([name, f"{seconds:.2f}", faster, f"{extra:.0f}"])
         shutil.rmtree(folder / str(dtype)[6:])
-    return table
+    heads = [f"file to file, {size} M parameters", "seconds", "times faster", "extra MiB"]
+    return table(heads, rows)
 
 
-def growth(folder: Path, repeats: int, threads: int) -> Table:
+def growth(folder: Path, repeats: int, threads: int) -> str:
     """Merge models of growing size from file to file, in bfloat16."""
-    table = Table("million parameters", "GB read", "seconds", "GB/s", "extra MiB", title="growth")
+    rows = []
     for size in LLAMAS:
         paths = save_llamas(folder / str(size), size, torch.bfloat16)
         gigabytes = sum(path.stat().st_size for path in paths) / 1e9
         seconds, extra = worker("streamed", paths, repeats, threads)
-        speed = f"{gigabytes / seconds:.2f}"
-        table.add_row(str(size), f"{gigabytes:.2f}", f"{seconds:.2f}", speed, f"{extra:.0f}")
+        cells = [f"{gigabytes:.2f}", f"{seconds:.2f}", f"{gigabytes / seconds:.2f}"]
+        rows.append([str(size), *cells, f"{extra:.0f}"])
         shutil.rmtree(folder / str(size))
-    return table
+    heads = ["growth, bfloat16, million parameters (nominal)", "GB read", "seconds", "GB/s"]
+    return table([*heads, "extra MiB"], rows)
 
 
-def measured_merge(way: str, first: str, second: str) -> tuple[float, float]:
+def measured_merge(way: str, first: str, second: str) -> dict[str, float]:
     """Merge two files once and return the seconds and the extra MiB."""
     out = Path(first).parent / "out"
     shutil.rmtree(out, ignore_errors=True)
@@ -146,14 +146,14 @@ def measured_merge(way: str, first: str, second: str) -> tuple[float, float]:
     save_file({"w": torch.ones(8)}, f"{warm}.safetensors")
     merge_files(MergeSettings([f"{warm}.safetensors"] * 2, str(warm)))  # imports are not measured
     shutil.rmtree(warm)
-    with peak_memory() as extra:
+    with PeakMemory() as memory:
         started = time.perf_counter()
         if way == "streamed":
             merge_files(settings)
         else:
             stack_multiply_sum([Path(first), Path(second)], out, mapped=way == "mapped shards")
         seconds = time.perf_counter() - started
-    return seconds, extra[0]
+    return {"seconds": seconds, "extra": memory.extra / MIB}
 
 
 def stack_multiply_sum(
@@ -175,47 +175,19 @@ def stack_multiply_sum(
 
 
 def worker(way: str, paths: list[Path], repeats: int, threads: int) -> tuple[float, float]:
-    command = [sys.executable, __file__, "--threads", str(threads), "--worker", way]
-    runs = [
-        json.loads(subprocess.check_output([*command, *map(str, paths)], text=True))
-        for _ in range(repeats)
-    ]
-    return statistics.median(r[0] for r in runs), statistics.median(r[1] for r in runs)
+    arguments = ["--threads", str(threads), "--worker", way, *map(str, paths)]
+    medians = medians_of_processes("benchmarks.merge_speed", arguments, repeats)
+    return medians["seconds"], medians["extra"]
 
 
 def median_of(run: Callable[[], None], repeats: int) -> tuple[float, float]:
-    run()
-    times, extras = [], []
+    """Return the median seconds and, of other runs, the median of the extra MiB."""
+    seconds, extras = median_seconds(run, repeats), []
     for _ in range(repeats):
-        with peak_memory() as extra:
-            started = time.perf_counter()
+        with PeakMemory() as memory:
             run()
-            times.append(time.perf_counter() - started)
-        extras.append(extra[0])
-    return statistics.median(times), statistics.median(extras)
-
-
-@contextmanager
-def peak_memory() -> Iterator[list[float]]:
-    """Fill a list with the peak of this process's anonymous memory inside, in MiB above before."""
-    before, peak, done = anonymous_memory(), [0.0], threading.Event()
-
-    def watch() -> None:
-        while not done.wait(0.002):
-            peak[0] = max(peak[0], anonymous_memory() - before)
-
-    thread = threading.Thread(target=watch)
-    thread.start()
-    try:
-        yield peak
-    finally:
-        done.set()
-        thread.join()
-
-
-def anonymous_memory() -> float:
-    status = Path("/proc/self/status").read_text()
-    return int(status.split("RssAnon:")[1].split()[0]) / 1024
+        extras.append(memory.extra / MIB)
+    return seconds, statistics.median(extras)
 
 
 def save_llamas(folder: Path, size: int, dtype: torch.dtype) -> list[Path]:
@@ -246,15 +218,6 @@ def llama(size: int, seed: int, dtype: torch.dtype) -> Weights:
             weight += torch.randn(shape, generator=tuned).mul_(0.0002)
         weights[name] = weight.to(dtype)
     return weights
-
-
-def wait_until_idle(most: float) -> None:
-    """Wait until the load is low, or say that it was not."""
-    deadline = time.monotonic() + most
-    while os.getloadavg()[0] > 0.3 and time.monotonic() < deadline:
-        time.sleep(5)
-    if os.getloadavg()[0] > 0.3:
-        print(f"the machine is busy: load {os.getloadavg()[0]:.2f}", file=sys.stderr)
 
 
 if __name__ == "__main__":

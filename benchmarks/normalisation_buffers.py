@@ -1,10 +1,10 @@
 """Which of RecallCallback's ways with BatchNorm's running statistics keeps most: its default.
 
-    python benchmarks/normalisation_buffers.py
+    python -m benchmarks.normalisation_buffers
 
-Trains two small networks with BatchNorm on streams of digits with seeds 100 to 102 and prints the
-accuracy on all tasks after the last (average) and on each right after its training (plasticity).
-The output is in ``results/normalisation_buffers.md``.
+Trains two small networks with BatchNorm on streams of digits with seeds 100 to 102: the accuracy on
+all tasks after the last (average) and on each right after its training (plasticity). Writes
+``benchmarks/results/normalisation_buffers.md``.
 """
 
 import logging
@@ -17,6 +17,9 @@ import torch
 from lightning.pytorch import Trainer, seed_everything
 from torch import nn
 
+from benchmarks.support.machine import machine
+from benchmarks.support.pages import write_page
+from benchmarks.support.tables import table
 from recall_lightning import ForgettingMonitor, RecallCallback
 from recall_lightning.data import DigitsStream
 from recall_lightning.metrics import average, plasticity
@@ -83,7 +86,7 @@ def main() -> None:
     warnings.simplefilter("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     torch.set_num_threads(1)
-    lines = ["| stream, network, rule | buffers | average | plasticity |", "|---|---|---:|---:|"]
+    rows = []
     for scenario, network in RUNS:
         for rule, arguments in RULES.items():
             for buffers in get_args(Buffers):
@@ -96,8 +99,14 @@ def main() -> None:
                     for values in zip(*found, strict=True)
                 ]
                 what = f"digits {scenario}, {network.__name__}, {rule}"
-                lines.append(f"| {what} | `{buffers}` | {' | '.join(cells)} |")
-    print("\n".join(lines))
+                rows.append([what, f"`{buffers}`", *cells])
+    write_page(
+        "normalisation_buffers",
+        "BatchNorm's running statistics at a merge, by the `buffers` argument of "
+        "`RecallCallback`: mean ± standard deviation over seeds 100 to 102 (those for choosing, "
+        f"not for reporting), four tasks. {machine()}.",
+        table(["stream, network, rule", "buffers", "average", "plasticity"], rows, names=2),
+    )
 
 
 if __name__ == "__main__":

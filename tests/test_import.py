@@ -1,16 +1,17 @@
-import subprocess
-import sys
+import pytest
+
+from tests.support.processes import run_python
 
 HEAVY = ["sklearn", "transformers", "wandb", "pydoc_data.topics", "tensorboard"]
 
 
-def test_nothing_heavy_is_imported_before_it_is_used():
+@pytest.mark.processes
+def test_nothing_heavy_is_imported_before_it_is_used(tmp_path):
     code = (
         "import sys, lightning.pytorch; before = set(sys.modules); import recall_lightning;"
         f"print([m for m in {HEAVY} if m in sys.modules and m not in before])"
     )
-    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert shown.stdout.strip() == "[]"
+    assert run_python("-c", code, folder=tmp_path).out.strip() == "[]"
 
 
 def test_the_public_names_are_there_and_few():

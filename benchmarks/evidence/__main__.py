@@ -1,6 +1,6 @@
 """Measure every claim of this project about quality, and write ``benchmarks/RESULTS.md``.
 
-    python benchmarks/evidence [--quick] [--jobs 2] [--out runs/evidence]
+    python -m benchmarks.evidence [--quick] [--jobs 2] [--out runs/evidence]
 
 The page is written anew after each stage. Started again it skips the runs that are done.
 ``--quick`` runs a few batches of each setting, to see that everything works, and writes its page
@@ -10,9 +10,9 @@ into ``--out``.
 import argparse
 from pathlib import Path
 
-from page import Results, write_page
-from protocol import ABLATIONS
-from stages import Evidence, ablate, choose, many_tasks, report, tune
+from benchmarks.evidence.page import Results, write_page
+from benchmarks.evidence.protocol import ABLATIONS
+from benchmarks.evidence.stages import Evidence, ablate, choose, many_tasks, report, tune
 
 
 def main() -> None:
@@ -25,7 +25,7 @@ def main() -> None:
     page = Path("benchmarks/RESULTS.md")
     if arguments.quick:
         page = arguments.out / "RESULTS.md"
-    results = Results(f"python benchmarks/evidence{' --quick' if arguments.quick else ''}")
+    results = Results(f"python -m benchmarks.evidence{' --quick' if arguments.quick else ''}")
     for stream in evidence.streams:
         results.chosen[stream.name] = choose(tune(evidence, stream), stream)
         results.reports[stream] = report(evidence, stream, results.chosen[stream.name])

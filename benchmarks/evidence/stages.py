@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from choose import best_value, interpolated, matched_value, rounded
-from protocol import (
+from benchmarks.evidence.choose import best_value, interpolated, matched_value, rounded
+from benchmarks.evidence.protocol import (
     COMPARED,
     MANY_TASKS,
     MANY_TASKS_EPOCHS,
@@ -27,7 +27,6 @@ from protocol import (
     Ablations,
     Stream,
 )
-
 from recall_lightning.compare.results import Run, confidence_interval, load_runs
 
 MATCHED = " at matched plasticity"

@@ -1,6 +1,5 @@
 import functools
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from lightning.pytorch import Trainer
 from recall_lightning.cli.fit import RecallCLI, defaults_beside
 from recall_lightning.cli.main import main
 from recall_lightning.methods.table import METHODS
+from tests.support.processes import run_python
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 SMALL = ["--trainer.enable_progress_bar=false", "--trainer.accelerator=cpu"]
@@ -204,11 +204,9 @@ def test_defaults_are_looked_for_beside_the_recipe(tmp_path):
     assert defaults_beside(["fit", "-c", str(tmp_path / "none" / "mine.yaml")]) == []
 
 
-def test_the_command_is_installed_and_helps():
-    shown = subprocess.run(
-        [sys.executable, "-m", "recall_lightning.cli.main", "fit", "--help"],
-        capture_output=True, text=True, check=True,
-    ).stdout  # fmt: skip
+@pytest.mark.processes
+def test_the_command_is_installed_and_helps(tmp_path):
+    shown = run_python("-m", "recall_lightning.cli.main", "fit", "--help", folder=tmp_path).out
     for option in ("--method", "--recall.every", "--forgetting.monitor", "--trainer.max_epochs"):
         assert option in shown
 

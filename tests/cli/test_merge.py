@@ -1,6 +1,4 @@
 import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -9,6 +7,7 @@ from safetensors.torch import load_file, save_file
 
 from recall_lightning.cli.merge import main, merge_parser
 from recall_lightning.merging.folders import merge as merging
+from tests.support.processes import run_python
 
 
 @pytest.fixture
@@ -222,11 +221,12 @@ def test_bugs_are_not_hidden(models, tmp_path, monkeypatch):
         main([*models, "--out", str(tmp_path / "out")])
 
 
+@pytest.mark.processes
 def test_it_is_a_command_of_the_package(models, tmp_path):
     code = "import sys; from recall_lightning.cli.main import main; main(sys.argv[1:])"
-    command = [sys.executable, "-c", code, "merge", *models, "--out", str(tmp_path / "out")]
-    done = subprocess.run([*command, "--weights", "1"], capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    [line] = done.stderr.splitlines()
+    command = ["-c", code, "merge", *models, "--out", tmp_path / "out", "--weights", "1"]
+    done = run_python(*command, folder=tmp_path, fails=True)
+    assert done.code == 2
+    [line] = done.err.splitlines()
     assert line.startswith("recall-lightning merge: error: 1 weight is given for 3 models")
     assert not (tmp_path / "out").exists()

@@ -1,7 +1,6 @@
 import dis
-import os
-import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +8,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from recall_lightning.data import StdlibTextStream
 from recall_lightning.data.stdlib_text import _names, _source_files
+from tests.support.processes import run_python
 
 DOMAINS = ["documentation", "source", "disassembly", "names"]
 SMALL = {"train_sequences": 100, "val_sequences": 20, "sequence_length": 32}
@@ -62,17 +62,16 @@ def test_bytecode_is_instructions() -> None:
     assert set(opcodes) <= set(dis.opmap.values())
 
 
-def test_a_disassembly_is_the_same_in_every_process() -> None:
+@pytest.mark.processes
+def test_a_disassembly_is_the_same_in_every_process(tmp_path: Path) -> None:
     code = (
         "import hashlib; from recall_lightning.data.stdlib_text import _disassembly;"
         "print(hashlib.md5(_disassembly(9**6, seed=0)).digest())"
     )
-    environments = [{**os.environ, "PYTHONHASHSEED": seed} for seed in ("1", "2")]
     first, second = (
-        subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True).stdout
-        for environment in environments
+        run_python("-c", code, folder=tmp_path, PYTHONHASHSEED=seed).out for seed in ("1", "2")
     )
-    assert first == second != b""
+    assert first == second != ""
 
 
 def test_names_are_words_and_not_numbers() -> None:

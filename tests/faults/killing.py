@@ -1,14 +1,10 @@
 """Training in a process of its own that is killed at the n-th thing it does."""
 
 import functools
-import multiprocessing
 import os
 import signal
-import sys
 from pathlib import Path
 from random import Random
-
-sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import torch
 from lightning.pytorch import Callback
@@ -22,6 +18,7 @@ from recall_lightning.recall import snapshot_storage
 from recall_lightning.recall.settings import ImportanceSettings, SnapshotSettings
 from recall_lightning.recall.statistics import moments, samples
 from tests.support.callbacks import FEW
+from tests.support.processes import exit_code_of
 from tests.support.resumed_runs import differences, stream, train
 
 SCENARIOS = {
@@ -112,18 +109,10 @@ def run(folder, scenario, kill_at):
     torch.save(result | {"events": countdown.events}, Path(folder) / "result.pt")
 
 
-def in_process(*args):
-    """Run in a process forked from one that has imported everything; return how it ended."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["recall_lightning", "sklearn.cluster", "matplotlib.figure"])
-    process = context.Process(target=run, args=args)
-    process.start()
-    process.join(120)
-    if process.exitcode is None:
-        process.kill()
-        process.join()
-        raise TimeoutError(f"a run of {args} hangs")
-    return process.exitcode
+def in_process(*arguments):
+    """Run in a process of its own; return how it ended."""
+    imported = ["recall_lightning", "sklearn.cluster", "matplotlib.figure"]
+    return exit_code_of(run, *arguments, preload=imported)
 
 
 def reference(folder, scenario):

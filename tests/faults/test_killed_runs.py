@@ -5,6 +5,7 @@ from tests.faults.killing import SCENARIOS, reference, trial
 KILLS = 32
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_killed_runs_end_bit_for_bit_as_one_that_was_not(scenario, tmp_path):
     whole, events = reference(tmp_path / "whole", scenario)

@@ -1,7 +1,5 @@
 import itertools
 import math
-import subprocess
-import sys
 
 import matplotlib.image
 import pytest
@@ -14,6 +12,7 @@ from recall_lightning.metrics.figures import (
     save,
     task_matrix_figure,
 )
+from tests.support.processes import run_python
 
 NAN = math.nan
 TASKS = ["documentation", "source", "names", "bytecode"]
@@ -299,7 +298,8 @@ def test_save_replaces_whole_files_only(tmp_path, monkeypatch):
     assert [file.name for file in tmp_path.iterdir()] == ["past.png"]
 
 
-def test_matplotlib_is_imported_on_use_and_pyplot_never():
+@pytest.mark.processes
+def test_matplotlib_is_imported_on_use_and_pyplot_never(tmp_path):
     # By its path, as the package imports torchmetrics, which imports pyplot itself.
     code = (
         "import runpy, sys; module = runpy.run_path(sys.argv[1]);"
@@ -307,7 +307,7 @@ def test_matplotlib_is_imported_on_use_and_pyplot_never():
         "module['task_matrix_figure']([[1.0]], ['a'], 'x', True);"
         "assert 'matplotlib.pyplot' not in sys.modules"
     )
-    subprocess.run([sys.executable, "-c", code, figures.__file__], check=True)
+    run_python("-c", code, figures.__file__, folder=tmp_path)
 
 
 def test_a_tasks_name_stands_at_its_start_even_before_the_first_score():

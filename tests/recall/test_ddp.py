@@ -1,11 +1,12 @@
 import json
-import subprocess
-import sys
 from pathlib import Path
 
+import pytest
+
+from tests.support.processes import run_python
+
 SCRIPT = """
-import json, sys
-sys.path.insert(0, {tests!r})
+import json
 import torch
 from tests.support.training import Plain, loader, quiet_trainer
 from recall_lightning import ForgettingMonitor, RecallCallback
@@ -42,10 +43,11 @@ open({out!r} + str(trainer.global_rank), "w").write(json.dumps(content))
 """
 
 
+@pytest.mark.processes
 def test_two_processes_agree_on_coefficients_and_weights_bit_for_bit(tmp_path):
     script, out = tmp_path / "train.py", str(tmp_path / "rank_")
-    script.write_text(SCRIPT.format(tests=str(Path(__file__).parents[2]), out=out))
-    subprocess.run([sys.executable, script], check=True, capture_output=True, timeout=180)
+    script.write_text(SCRIPT.format(out=out))
+    run_python(script, folder=tmp_path)
     ranks = (json.loads(Path(f"{out}{rank}").read_text()) for rank in range(2))
     for first, second in zip(*ranks, strict=True):
         assert first["typical"] != second["typical"]  # each measures on its own part of the data

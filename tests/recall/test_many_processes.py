@@ -1,14 +1,11 @@
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
+from tests.support.processes import run_python
 from tests.support.sharded_runs import RESUMED, RULES
 
-SCRIPT = Path(__file__).parents[1] / "support" / "sharded_runs.py"
+SCRIPT = "tests.support.sharded_runs"
+pytestmark = pytest.mark.processes
 
 
 @pytest.fixture(scope="module")
@@ -23,16 +20,11 @@ def run(tmp_path_factory):
     def run(kind, processes=2, resume=(), launcher=(), precision=()):
         folder = folder_of(kind, processes, resume, precision)
         if folder not in done:
-            command = [sys.executable, *launcher, SCRIPT, kind, str(processes), folder]
+            arguments = [*launcher, "-m", SCRIPT, kind, processes, folder]
             if resume:
                 run(*resume)
-                command += ["--resume", folder_of(*resume)]
-            command += precision
-            environment = os.environ | {"OMP_NUM_THREADS": "1"}
-            ended = subprocess.run(
-                command, capture_output=True, text=True, timeout=150, env=environment
-            )
-            assert ended.returncode == 0, ended.stderr[-3000:]
+                arguments += ["--resume", folder_of(*resume)]
+            run_python(*arguments, *precision, folder=parent)
             done[folder] = [
                 {path.stem[:-2]: torch.load(path) for path in folder.glob(f"*-{rank}.pt")}
                 for rank in range(processes)

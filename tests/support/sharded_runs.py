@@ -1,6 +1,7 @@
 """A run to be started in one or several processes: what comes out must not depend on how many.
 
-    python sharded_runs.py STRATEGY PROCESSES FOLDER [--resume FOLDER] [--precision PRECISION]
+    python -m tests.support.sharded_runs STRATEGY PROCESSES FOLDER
+        [--resume FOLDER] [--precision PRECISION]
 
 STRATEGY is single, ddp, fsdp, distributed (FSDP2 with distributed checkpoints), files (DDP with
 snapshots in files) or unequal (DDP on batches of unequal sizes). Writes ``FOLDER/RULE-RANK.pt`` for
@@ -10,12 +11,9 @@ needed.
 
 import argparse
 import os
-import sys
 import warnings
 from dataclasses import replace
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import torch
 from lightning.pytorch import Callback

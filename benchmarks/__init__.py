@@ -1,0 +1,1 @@
+"""Programs that measure this project's claims; README.md says what each is for."""

@@ -1,0 +1,1 @@
+"""The evidence: every claim about quality, measured by a protocol written down first."""

@@ -1,0 +1,119 @@
+"""Processes that a test starts: each in a folder of its own, and none outlives its test.
+
+Tests that use this carry ``pytest.mark.processes``.
+"""
+
+import multiprocessing
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parents[2]
+OF_A_LAUNCHER = ("RANK", "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+PATIENCE = 10  # seconds that other processes of a group have to end after the first
+
+
+class Ended(NamedTuple):
+    """How a process ended: its exit code, and what it wrote."""
+
+    code: int
+    out: str
+    err: str
+
+
+def run_python(*arguments, folder, fails=False, timeout=180, **variables):
+    """Run Python on arguments, in a folder, with one thread, and return how it ended.
+
+    It imports this checkout, and has a port of its own for processes that it starts. All of them
+    are killed when it takes too long, and where it leaves any behind, which fails too.
+
+    Args:
+        arguments: Of the interpreter: ``"-c", code`` or ``"-m", module, …``.
+        folder: Where it runs.
+        fails: Whether it is meant to end with another code than 0.
+        timeout: Seconds.
+        variables: Of its environment, beside this process's.
+    """
+    own = {name: value for name, value in os.environ.items() if name not in OF_A_LAUNCHER}
+    own |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MASTER_PORT": str(free_port())}
+    process = subprocess.Popen(
+        [sys.executable, *map(str, arguments)],
+        cwd=folder,
+        env=own | variables,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        out, err = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        kill_group(process.pid)
+        _, err = process.communicate()
+        raise TimeoutError(f"{arguments} took more than {timeout} s: {err[-3000:]}") from None
+    assert not left_behind(process.pid), f"{arguments} left processes behind"
+    assert fails == (process.returncode != 0), f"{arguments} ended with {process.returncode}: {err}"
+    return Ended(process.returncode, out, err)
+
+
+def exit_code_of(function, *arguments, preload=(), timeout=120):
+    """Call a function in a process forked from one that has imported modules; return how it ended.
+
+    A negative code is the signal that it died of.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(list(preload))
+    process = context.Process(target=_in_own_group, args=(function, *arguments))
+    process.start()
+    process.join(timeout)
+    late = process.exitcode is None
+    kill_group(process.pid)
+    process.join()
+    if late:
+        raise TimeoutError(f"{function.__name__}{arguments} took more than {timeout} s")
+    return process.exitcode
+
+
+def _in_own_group(function, *arguments):
+    os.setsid()
+    function(*arguments)
+
+
+def left_behind(group):
+    """Give the processes of a group some seconds to end; kill and return those that don't."""
+    deadline = time.monotonic() + PATIENCE
+    while (living := members(group)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    kill_group(group)
+    return living
+
+
+def members(group):
+    """Return the ids of a group's processes, without those that have ended unread."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # ended meanwhile
+            state, _, of_group = path.read_text().rpartition(")")[2].split()[:3]
+            if int(of_group) == group and state not in "ZX":
+                found.append(int(path.parent.name))
+    return found
+
+
+def kill_group(group):
+    """Kill the processes of a group, if there are any."""
+    with suppress(ProcessLookupError):
+        os.killpg(group, signal.SIGKILL)
+
+
+def free_port():
+    """Return a port that nobody listens on."""
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        return listening.getsockname()[1]
