@@ -117,7 +117,7 @@ class FullCoefficient(MapCoefficient):
         ridge = balance.ridge * float(kept.diagonal().mean())
         equations = NormalEquations(kept + balance.new * new.matrix.to(kept), ridge)
         kept.diagonal().add_(ridge * balance.mix)
-        matrix = equations.solve(kept)
+        matrix = kept @ equations.inverse
         return cls(linear_map, matrix, float(matrix.diagonal().mean()), equations.condition)
 
     def pull(self, difference: Tensor, first_row: int = 0) -> Tensor:

@@ -57,12 +57,16 @@ class NormalEquations:
         return bool((self._factor.diagonal().square() <= least).any())
 
     @cached_property
+    def inverse(self) -> Tensor:
+        """The inverse of a matrix G + r·I, for many rows to be solved for, and the condition."""
+        return torch.cholesky_inverse(self._factor)
+
+    @cached_property
     def condition(self) -> float:
         """The condition number (1-norm) of a matrix G + r·I; infinite if it has no factors."""
         if self.failed:
             return math.inf
-        inverse = torch.cholesky_inverse(self._factor)
-        return float(torch.linalg.norm(self._matrix, 1) * torch.linalg.norm(inverse, 1))
+        return float(torch.linalg.norm(self._matrix, 1) * torch.linalg.norm(self.inverse, 1))
 
     def solve(self, right: Tensor) -> Tensor:
         """Return X for B: (…, width), or (rows, …) of a diagonal's."""
