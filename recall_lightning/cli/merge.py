@@ -56,8 +56,8 @@ def merge_parser() -> ArgumentParser:
     )
     add(
         "--base",
-        help=f"What all come from, needed for {', '.join(methods_with('base'))}; for adapters, what "
-        "they adapt.",
+        help=f"What all come from, needed for {', '.join(methods_with('base'))}; for adapters, "
+        "what they adapt.",
     )
     add(
         "--donor",

@@ -1,7 +1,7 @@
 """Known ways of forgetting less, one a file, and the table of them.
 
-A file holds a method's callback, if it has one, and the record by which the command line knows it, a
-:class:`~recall_lightning.methods.method.Method`.
+A file holds a method's callback, if it has one, and the record by which the command line knows it,
+a :class:`~recall_lightning.methods.method.Method`.
 """
 
 from typing import TYPE_CHECKING

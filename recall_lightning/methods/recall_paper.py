@@ -16,8 +16,8 @@ class RecallPaper(RecallCallback):
     the one at its end: an RBF kernel over typical samples of the new task, a softmax over the
     models, no data of earlier tasks. Where the paper leaves a choice open (the kernel's width, the
     temperature, the number of samples), the defaults are those of
-    :class:`~recall_lightning.RecallCallback`. To merge in the loop, too, by an ``every`` below 1, is
-    this project's; the coefficients stay the paper's, not scaled.
+    :class:`~recall_lightning.RecallCallback`. To merge in the loop too, by an ``every`` below 1,
+    is this project's; the coefficients stay the paper's, not scaled.
 
     Args:
         every: Interval between merges. A float in (0, 1] is a fraction of the task, an int a number
