@@ -24,7 +24,7 @@ from recall_lightning.cli.arguments import refuse
 from recall_lightning.data import TaskStream
 from recall_lightning.methods.method import Method
 from recall_lightning.methods.table import METHODS
-from recall_lightning.recall.migration import OLD_ARGUMENTS, migrated
+from recall_lightning.recall.migration import OLD_ARGUMENTS, Become, migrated
 
 _EPILOG = (
     "Methods are compared by: recall-lightning compare -c RECIPE --methods finetune,recall --out "
@@ -67,6 +67,8 @@ class RecallCLI(LightningCLI):
         of_lightning = LightningCLI.subcommands()
         return {name: of_lightning[name] for name in ("fit", "validate")}
 
+    _old: dict[str, Become]  # arguments of earlier versions that the parser takes without a word
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the method, every method's arguments, the monitor's, and hidden ones of old."""
         parser.add_argument(
@@ -102,11 +104,12 @@ class RecallCLI(LightningCLI):
     def in_new_form(self, config: Any) -> Any:
         """Return parsed arguments with old ones under their new names, of which a warning tells."""
         subcommand = config["subcommand"]
+        if not any(name in config[subcommand] for name in self._old):
+            return config
         settings = config[subcommand].as_dict()
         settings.pop("config", None)  # a recipe is not to be read once more
-        settings, told = migrated(settings, self._old)
-        if not told:
-            return config
+        defaults = self._parser(subcommand).get_defaults().as_dict()
+        settings, told = migrated(settings, self._old, defaults)
         for sentence in told:
             rank_zero_warn(f"an argument has a new name: {sentence}")
         config = self.parser.parse_object({"subcommand": subcommand, subcommand: settings})

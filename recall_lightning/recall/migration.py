@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from copy import deepcopy
+from types import MappingProxyType
 from typing import Any
 
 Become = str | Callable[[dict[str, Any], Any], str]
@@ -44,6 +45,18 @@ def set_in(settings: dict[str, Any], name: str, value: Any) -> None:
             settings[part] = {}
         settings = settings[part]
     settings[last] = value
+
+
+def get_in(settings: Any, name: str) -> Any:
+    """Return what stands under a name with dots; None where there is nothing.
+
+    Example:
+        >>> get_in({"recall": {"moments": {"batches": 8}}}, "recall.moments.batches")
+        8
+    """
+    for part in name.split("."):
+        settings = settings.get(part) if isinstance(settings, Mapping) else None
+    return settings
 
 
 def of_rules(
@@ -102,14 +115,17 @@ OLD_ARGUMENTS: dict[str, Become] = {
 
 
 def migrated(
-    settings: Mapping[str, Any], old: Mapping[str, Become]
+    settings: Mapping[str, Any],
+    old: Mapping[str, Become],
+    defaults: Mapping[str, Any] = MappingProxyType({}),
 ) -> tuple[dict[str, Any], list[str]]:
-    """Put the values of old arguments where they belong now.
+    """Put the values of old arguments where they belong now, unless that was given too.
 
     Args:
         settings: All that was given and the defaults of the rest, in dicts, of a command such as
             ``fit``. It is left as it is.
         old: What to look for, such as :data:`OLD_ARGUMENTS`.
+        defaults: What the settings are where nothing is given.
 
     Returns:
         The settings in their new form, and a sentence on each argument that was found.
@@ -117,19 +133,21 @@ def migrated(
     Example:
         >>> migrated({"a": {"b": 1}}, {"a.b": "a.c.d"})
         ({'a': {'c': {'d': 1}}}, ['a.b is now a.c.d'])
+        >>> migrated({"a": {"b": 1, "c": 2}}, {"a.b": "a.c"}, {"a": {"c": 0}})
+        ({'a': {'c': 2}}, ['a.b is now a.c, which is given too and counts'])
     """
     new, told = deepcopy(dict(settings)), []
     for name, become in old.items():
-        *path, last = name.split(".")
-        group: Any = new
-        for part in path:
-            group = group.get(part) if isinstance(group, dict) else None
-        if not isinstance(group, dict) or last not in group:
+        group, _, last = name.rpartition(".")
+        holder = get_in(new, group)
+        if not isinstance(holder, dict) or last not in holder:
             continue
-        value = group.pop(last)
-        if isinstance(become, str):
+        value = holder.pop(last)
+        if not isinstance(become, str):
+            told.append(f"{name} is now {become(new, value)}")
+        elif get_in(new, become) != get_in(defaults, become):
+            told.append(f"{name} is now {become}, which is given too and counts")
+        else:
             set_in(new, become, value)
             told.append(f"{name} is now {become}")
-        else:
-            told.append(f"{name} is now {become(new, value)}")
     return new, told

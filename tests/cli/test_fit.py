@@ -8,9 +8,11 @@ import pytest
 import yaml
 from lightning.pytorch import Trainer
 
+from recall_lightning.cli import fit as fit_command
 from recall_lightning.cli.fit import RecallCLI, defaults_beside
 from recall_lightning.cli.main import main
 from recall_lightning.methods.table import METHODS
+from recall_lightning.recall.migration import of_rules
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 SMALL = ["--trainer.enable_progress_bar=false", "--trainer.accelerator=cpu"]
@@ -168,6 +170,74 @@ def test_a_methods_own_defaults_are_those_of_the_command_line(parsed):
     assert parsed()["recall_paper"]["every"] == 1.0
     assert parsed()["recall_paper_loop"]["every"] == 0.25
     assert parsed("--recall_paper_loop.every=0.5")["recall_paper_loop"]["every"] == 0.5
+
+
+# what earlier versions called otherwise
+
+
+@pytest.fixture
+def renamed(parsed, monkeypatch, tmp_path):
+    """Parse as if ``every`` had been ``interval``, and ``scale`` no argument of the rule."""
+    (tmp_path / "my_rules.py").write_text(MY_RULES)
+    monkeypatch.syspath_prepend(tmp_path)
+    scale = of_rules("rule_scale", "scale", {"mine": "my_rules.MyRule"})
+    old = {"recall.interval": "recall.every", "recall.rule_scale": scale}
+    monkeypatch.setattr(fit_command, "OLD_ARGUMENTS", old)
+    return parsed
+
+
+MY_RULES = """
+from recall_lightning.merging.rules import MergeRule
+
+class MyRule(MergeRule):
+    def __init__(self, scale: float = 1.0):
+        self.scale = scale
+    def coefficients(self, inputs):
+        return {}
+"""
+
+
+def recipe_with(tmp_path, **recall):
+    content = yaml.safe_load((RECIPES / "digits_split.yaml").read_text())
+    content["recall"] = {"strength": {"a.*": 0.5, "*": 1.0}} | recall
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(content))
+    return ["-c", tmp_path / "mine.yaml"]
+
+
+def test_an_argument_of_old_is_taken_under_its_new_name_with_a_warning(renamed, tmp_path):
+    with pytest.warns(UserWarning, match="recall.interval is now recall.every"):
+        config = renamed("--recall.interval=0.3")
+    assert config["recall"]["every"] == 0.3
+    assert "interval" not in config["recall"]
+    with pytest.warns(UserWarning, match="recall.interval is now recall.every"):
+        config = renamed(*recipe_with(tmp_path, interval=0.4))
+    assert config["recall"]["every"] == 0.4
+    assert config["recall"]["strength"] == {"a.*": 0.5, "*": 1.0}
+
+
+def test_a_wrong_value_of_an_old_argument_is_refused_under_its_new_name(renamed, capsys):
+    with pytest.raises(SystemExit), pytest.warns(UserWarning, match="is now"):
+        renamed("--recall.interval=never")
+    assert "recall.every" in capsys.readouterr().err
+
+
+def test_the_new_name_goes_before_the_old_one(renamed, tmp_path):
+    with pytest.warns(UserWarning, match="given too"):
+        config = renamed(*recipe_with(tmp_path, interval=0.4), "--recall.every=0.2")
+    assert config["recall"]["every"] == 0.2
+
+
+def test_an_argument_that_went_to_the_rules_finds_its_rule(renamed, tmp_path):
+    with pytest.warns(UserWarning, match="is now recall.rule.init_args.scale"):
+        config = renamed(*recipe_with(tmp_path, rule="mine"), "--recall.rule_scale=0.2")
+    rule = config["recall"]["rule"]
+    assert (rule["class_path"], rule["init_args"]["scale"]) == ("my_rules.MyRule", 0.2)
+
+
+def test_old_arguments_are_not_in_the_help(renamed, capsys):
+    with pytest.raises(SystemExit):
+        run("fit", "--help")
+    assert "recall.interval" not in capsys.readouterr().out
 
 
 def test_of_the_methods_the_chosen_one_alone_is_built(tmp_path, monkeypatch):
