@@ -25,9 +25,10 @@ from recall_lightning.compare.plan import (
     parse_settings,
 )
 from recall_lightning.compare.progress import Progress, duration
-from recall_lightning.compare.results import load_run, summarise, write_whole
+from recall_lightning.compare.results import load_run, summarise
 from recall_lightning.compare.tables import cell, csv_table, markdown
 from recall_lightning.methods import FILES
+from recall_lightning.weights.atomic import write_whole
 
 _PROGRAM = "recall-lightning compare"
 _COMPARISON_FILE = "comparison.json"

@@ -8,12 +8,10 @@ Example:
 
 import json
 import math
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean, stdev
-from uuid import uuid4
 
 RUN_FILE, COMMAND_FILE, LOG_FILE = "run.json", "command.txt", "train.log"
 
@@ -246,13 +244,3 @@ def _summary(runs: Sequence[Run], label: str, finetune: str, joint: str) -> Summ
     values = {name: confidence_interval(each) for name, each in measured.items() if each}
     first = own[0]
     return Summary(label, first.method, first.needs_old_data, first.swept, len(own), values)
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file that appears under its name only once it is complete."""
-    unfinished = path.with_name(f".{path.name}.{uuid4().hex}")
-    try:
-        unfinished.write_text(text, encoding="utf-8")
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)

@@ -27,8 +27,9 @@ from recall_lightning.compare.measures import (
     weights_digest,
 )
 from recall_lightning.compare.plan import PlannedRun
-from recall_lightning.compare.results import COMMAND_FILE, LOG_FILE, RUN_FILE, write_whole
+from recall_lightning.compare.results import COMMAND_FILE, LOG_FILE, RUN_FILE
 from recall_lightning.methods.table import METHODS
+from recall_lightning.weights.atomic import write_whole
 
 
 class MeasuredCLI(RecallCLI):

@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from recall_lightning.measuring.blocks import Block
 from recall_lightning.measuring.linear_maps import as_matrix
@@ -20,7 +19,7 @@ from recall_lightning.merging.functional.in_place import (
 from recall_lightning.merging.lora.pairs import LoraPair, lerp_adapters_
 from recall_lightning.merging.rules.base import Coefficient
 from recall_lightning.weights.finite import all_finite
-from recall_lightning.weights.sharding import local, sharded_like, total
+from recall_lightning.weights.sharding import is_sharded, local, sharded_like, total
 from recall_lightning.weights.snapshot import Snapshot
 
 
@@ -78,7 +77,7 @@ def _coefficient(given: object, key: str, block: Block, copy: Tensor | None) -> 
     what = f"the rule gave {'block ' if key == block.name else ''}{key} the coefficient {given}"
     if isinstance(given, MapCoefficient):
         return given
-    if isinstance(given, Tensor) and (given.numel() != 1 or isinstance(given, DTensor)):
+    if isinstance(given, Tensor) and (given.numel() != 1 or is_sharded(given)):
         return _elementwise(given, key, copy)
     try:
         value = float(given)  # type: ignore[arg-type]

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 
 from recall_lightning import metrics
+from recall_lightning.weights.atomic import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -187,13 +187,7 @@ class TaskRecord:
                 "before": _for_json(self.probes_before),
                 "matrix": [_for_json(row) for row in self.probes],
             }
-        folder.mkdir(parents=True, exist_ok=True)
-        unfinished = folder / "task_matrix.json.partial"
-        try:
-            unfinished.write_text(json.dumps(content, indent=1))
-            os.replace(unfinished, folder / "task_matrix.json")
-        finally:
-            unfinished.unlink(missing_ok=True)
+        write_whole(folder / "task_matrix.json", json.dumps(content, indent=1))
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything in plain Python."""

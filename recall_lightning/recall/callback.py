@@ -16,6 +16,7 @@ from recall_lightning.callbacks._trainer.optimizer_state import forget
 from recall_lightning.callbacks._trainer.other_callbacks import refuse_weight_averaging
 from recall_lightning.callbacks._trainer.strategies import check_strategy
 from recall_lightning.callbacks.task_aware import TaskAwareCallback
+from recall_lightning.checks import check_choice
 from recall_lightning.measuring.blocks import Block, find_blocks, format_blocks
 from recall_lightning.measuring.forward import ProbeForward
 from recall_lightning.merging.block_settings import Setting
@@ -26,7 +27,6 @@ from recall_lightning.recall.model_run import ProbeRun
 from recall_lightning.recall.records import record_scalars, records_figure
 from recall_lightning.recall.rule_statistics import RuleStatistics
 from recall_lightning.recall.settings import (
-    check_choice,
     check_decides_about,
     check_numbers,
     check_strength,

@@ -115,17 +115,6 @@ def check_strength(strength: Setting, rule: object) -> None:
             raise ValueError(f"strength={value!r} must lie in [0, 1]: it multiplies coefficients")
 
 
-def check_choice(argument: str, value: str, *known: str) -> None:
-    """Refuse a value that is none of an argument's.
-
-    Raises:
-        ValueError: Naming those that are.
-    """
-    if value not in known:
-        *others, last = map(repr, known)
-        raise ValueError(f"{argument}={value!r} is unknown: use {', '.join(others)} or {last}")
-
-
 def check_numbers(every: object, typical_samples: int, pool_size: int, snapshots: object) -> None:
     """Refuse numbers out of their range."""
     steps = isinstance(every, Integral) and not isinstance(every, bool) and int(every) > 0

@@ -15,7 +15,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from recall_lightning.callbacks._trainer.loggers import run_folder
 from recall_lightning.callbacks._trainer.strategies import is_sharded
-from recall_lightning.recall.settings import check_choice
+from recall_lightning.checks import check_choice
 from recall_lightning.weights.naming import running_statistics
 from recall_lightning.weights.snapshot import Snapshot
 from recall_lightning.weights.snapshot_file import FileReference, FileSnapshot

@@ -6,8 +6,8 @@ from typing import Any, Literal
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
+from recall_lightning.checks import check_choice
 from recall_lightning.merging.lora.pairs import LoraPair
-from recall_lightning.recall.settings import check_choice
 from recall_lightning.recall.snapshot_storage import SnapshotStorage
 from recall_lightning.weights.naming import named_weights
 from recall_lightning.weights.snapshot import Snapshot, frozen_digest

@@ -12,6 +12,7 @@ def all_finite(tensor: Tensor) -> bool:
 
     Of a DTensor those of all processes are meant, which must all call.
 
+    >>> import torch
     >>> all_finite(torch.tensor([1.0, float("inf")]))
     False
     """

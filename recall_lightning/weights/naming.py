@@ -20,6 +20,7 @@ def canonical_name(name: str) -> str:
 def memory_of(tensor: Tensor) -> object:
     """Identify the memory that a tensor's elements lie in; that of a DTensor's own shard.
 
+    >>> import torch
     >>> weight = torch.zeros(2, 3)
     >>> memory_of(weight) == memory_of(weight.T), memory_of(weight) == memory_of(weight[:1])
     (True, False)

@@ -11,31 +11,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-SAFETENSORS_DTYPES: dict[str, torch.dtype] = {  # in the order in which safetensors sorts a file
-    code: getattr(torch, name)
-    for code, name in {
-        "U64": "uint64",
-        "I64": "int64",
-        "F64": "float64",
-        "C64": "complex64",
-        "F32": "float32",
-        "U32": "uint32",
-        "I32": "int32",
-        "BF16": "bfloat16",
-        "F16": "float16",
-        "U16": "uint16",
-        "I16": "int16",
-        "F8_E5M2FNUZ": "float8_e5m2fnuz",
-        "F8_E4M3FNUZ": "float8_e4m3fnuz",
-        "F8_E8M0": "float8_e8m0fnu",
-        "F8_E4M3": "float8_e4m3fn",
-        "F8_E5M2": "float8_e5m2",
-        "I8": "int8",
-        "U8": "uint8",
-        "BOOL": "bool",
-    }.items()
-    if hasattr(torch, name)
-}
+from recall_lightning.weights.safetensors_layout import SAFETENSORS_DTYPES
+
 _PICKLED = (".bin", ".pt", ".pth")
 _CONVERT = (
     "load it where you trust it with transformers' from_pretrained and write it with "

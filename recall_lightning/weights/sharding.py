@@ -1,24 +1,41 @@
 """What is spread over processes: what each holds, and what it is together."""
 
+from __future__ import annotations
+
+import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
 
 import torch
 import torch.distributed
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, Partial, Replicate, distribute_tensor
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 Value = TypeVar("Value", bound=Tensor | float)
 
 
+def is_sharded(value: object) -> TypeGuard[DTensor]:
+    """Tell whether a value is a DTensor.
+
+    Where nothing has imported their module, which takes as long as half of torch, there are none.
+
+    >>> is_sharded(torch.zeros(3))
+    False
+    """
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(value, module.DTensor)
+
+
 def local(value: Value) -> Value:
     """Return this process's shard of a DTensor, and any other tensor or number as it is."""
-    return value.to_local() if isinstance(value, DTensor) else value  # type: ignore[return-value]
+    return value.to_local() if is_sharded(value) else value  # type: ignore[return-value]
 
 
 def whole(tensor: Tensor) -> Tensor:
     """Return all of a DTensor, and any other tensor as it is; every process must call."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return tensor.full_tensor() if is_sharded(tensor) else tensor
 
 
 def sharded_like(tensor: Tensor, like: Tensor) -> Tensor:
@@ -28,8 +45,10 @@ def sharded_like(tensor: Tensor, like: Tensor) -> Tensor:
         tensor: The same on all processes, of the shape of ``like``, on any device.
         like: A DTensor, or any other tensor, which leaves ``tensor`` as it is.
     """
-    if not isinstance(like, DTensor) or isinstance(tensor, DTensor):
+    if not is_sharded(like) or is_sharded(tensor):
         return tensor
+    from torch.distributed.tensor import distribute_tensor
+
     moved = tensor.to(local(like).device)
     return distribute_tensor(moved, like.device_mesh, like.placements, src_data_rank=None)
 
@@ -40,8 +59,10 @@ def total(value: float, like: Tensor) -> float:
     >>> total(2.0, torch.zeros(3))
     2.0
     """
-    if not isinstance(like, DTensor):
+    if not is_sharded(like):
         return value
+    from torch.distributed.tensor import DTensor, Partial, Replicate
+
     parts = [Partial() if placement.is_shard() else Replicate() for placement in like.placements]
     own = torch.tensor(value, dtype=torch.float64, device=local(like).device)
     return float(DTensor.from_local(own, like.device_mesh, parts).full_tensor())
@@ -76,7 +97,7 @@ def gathered(state: Any, keep: bool) -> Any:
     """
 
     def gather(tensor: Tensor) -> Tensor:
-        if not isinstance(tensor, DTensor):
+        if not is_sharded(tensor):
             return tensor
         full = tensor.full_tensor()
         return full.cpu() if keep else full.new_empty(0)
@@ -87,6 +108,9 @@ def gathered(state: Any, keep: bool) -> Any:
 def of_all_processes(state: Any) -> list[Any]:
     """Return what each process has in its place, in order of rank; every process must call.
 
+    Only the first process, which saves checkpoints, gets what the others have: those find their own
+    in every place.
+
     Args:
         state: Of this process: nested dicts and lists of tensors and plain Python.
 
@@ -96,8 +120,9 @@ def of_all_processes(state: Any) -> list[Any]:
     """
     if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
         return [state]
-    states: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(states, _with_tensors(state, Tensor.cpu))
+    own = _with_tensors(state, Tensor.cpu)
+    states: list[Any] = [own] * torch.distributed.get_world_size()
+    torch.distributed.gather_object(own, states if torch.distributed.get_rank() == 0 else None)
     return states
 
 

@@ -1,16 +1,16 @@
 """Named copies of a model's weights, taken at a task boundary."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from hashlib import blake2b
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from recall_lightning.weights.finite import all_finite
 from recall_lightning.weights.naming import canonical_name, named_weights
-from recall_lightning.weights.sharding import local, reshard, sharded_like
+from recall_lightning.weights.sharding import is_sharded, local, reshard, sharded_like
 
 
 def weights_to_copy(module: nn.Module) -> dict[str, Tensor]:
@@ -131,7 +131,7 @@ class Snapshot(Mapping[str, Tensor]):
         """
 
         def moved(copy: Tensor, weight: Tensor) -> Tensor:
-            if isinstance(weight, DTensor):
+            if is_sharded(weight):
                 return sharded_like(copy, weight)
             return _pinned_for(copy.to(device or weight.device), weight)
 
@@ -143,21 +143,63 @@ class Snapshot(Mapping[str, Tensor]):
     def applied_to(self, module: nn.Module) -> Iterator[None]:
         """Let ``module`` compute with the snapshot's weights inside the ``with`` block.
 
-        The live weights come back bit for bit, also when the block raises.
+        The live weights come back bit for bit, also when the block raises. Where they can make way
+        for the copies, nothing is copied; the block may then not write into a weight, or the copy
+        would change.
         """
         reshard(module)
         live = named_weights(module)
         self.check_matches(live)
-        kept = {name: live[name].detach().clone() for name in self}
-        with torch.no_grad():
-            for name in self:
-                live[name].copy_(self[name])
+        exchanged = _exchangeable(module, live, self)
+        kept = {
+            name: live[name].data if name in exchanged else live[name].detach().clone()
+            for name in self
+        }
         try:
+            _put(live, self, exchanged)
             yield
         finally:
-            with torch.no_grad():
-                for name in self:
-                    live[name].copy_(kept[name])
+            _put(live, kept, exchanged)
+
+
+def _put(live: Mapping[str, Tensor], tensors: Mapping[str, Tensor], exchanged: set[str]) -> None:
+    """Have weights hold other tensors, some of them as their very memory."""
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            if name in exchanged:
+                live[name].data = tensor
+            else:
+                live[name].copy_(tensor)
+
+
+def _exchangeable(
+    module: nn.Module, live: Mapping[str, Tensor], copies: Mapping[str, Tensor]
+) -> set[str]:
+    """Name the weights that can have their copy as their memory while a module computes.
+
+    The copy must be of the same kind and device. Weights whose memory others see too cannot, nor
+    can what a forward writes into: running statistics, and embeddings with a ``max_norm``.
+    """
+    tensors = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
+    users = Counter(_storage(tensor) for tensor in tensors.values())
+    renormed = {
+        id(child.weight)
+        for child in module.modules()
+        if getattr(child, "max_norm", None) is not None and hasattr(child, "weight")
+    }
+    return {
+        name
+        for name, copy in copies.items()
+        if isinstance(weight := live[name], nn.Parameter)
+        and id(weight) not in renormed
+        and not is_sharded(weight)
+        and (copy.device, copy.dtype) == (weight.device, weight.dtype)
+        and users[_storage(weight)] == 1
+    }
+
+
+def _storage(tensor: Tensor) -> int:
+    return local(tensor).untyped_storage().data_ptr()
 
 
 def _pinned_for(copy: Tensor, live: Tensor) -> Tensor:

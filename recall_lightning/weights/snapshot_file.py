@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -13,14 +10,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
-from recall_lightning.weights.atomic import flush_entry
+from recall_lightning.weights.atomic import atomic_file
 from recall_lightning.weights.chunks import chunk_size
-from recall_lightning.weights.disk_space import check_space
-from recall_lightning.weights.layout import layout
-from recall_lightning.weights.naming import memory_of, named_weights
 from recall_lightning.weights.reading import open_model
+from recall_lightning.weights.safetensors_layout import layout
 from recall_lightning.weights.snapshot import Snapshot, weights_to_copy
 
 SUFFIX = ".safetensors"
@@ -77,8 +71,8 @@ class FileSnapshot(Snapshot):
     def write(cls, module: nn.Module, folder: Path, stem: str) -> FileSnapshot:
         """Copy every weight of ``module`` into a file and map it.
 
-        The file is written beside its place, flushed to the disk and then renamed, so its name
-        stands for the whole of it. Weights are written in chunks, without a copy in memory.
+        Its name appears once the whole of it is written. That happens in chunks, without a copy in
+        memory.
 
         Args:
             module: The live module; its weights may be on any device.
@@ -93,20 +87,14 @@ class FileSnapshot(Snapshot):
         plan = {name: (weight.dtype, tuple(weight.shape)) for name, weight in live.items()}
         header, places = layout(stem, list(live), plan, {})
         nbytes = len(header) + sum(place.nbytes for place in places.values())
-        folder.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(folder)
-        check_space(folder / stem, nbytes)
         digest = blake2b(digest_size=16)
-        with _partial_file(folder, stem) as (descriptor, partial):
+        with atomic_file(folder / stem, nbytes) as file:
             for buffer in _buffers(header, [live[name] for name in places]):
                 digest.update(buffer)
-                while buffer:  # one call may write less than it is given
-                    buffer = buffer[os.write(descriptor, buffer) :]
-            os.fsync(descriptor)
+                file.write(buffer)
             checksum = digest.hexdigest()
             name = f"{stem}-{checksum[:8]}{SUFFIX}"
-            os.replace(partial, folder / name)
-        flush_entry(folder)
+            file.target = folder / name
         reference = FileReference(str(folder), name, checksum, nbytes, len(live))
         return cls.map(reference, folder)
 
@@ -153,45 +141,6 @@ class FileSnapshot(Snapshot):
         """Return the snapshot itself, which stays in its file."""
         return self
 
-    @contextmanager
-    def applied_to(self, module: nn.Module) -> Iterator[None]:
-        """Let ``module`` compute with the snapshot's weights inside the ``with`` block.
-
-        Where the live weights are on the CPU they make way, and nothing is copied.
-        """
-        live = named_weights(module)
-        self.check_matches(live)
-        if not _can_make_way(module, live):
-            with super().applied_to(module):
-                yield
-            return
-        kept = {name: live[name].data for name in self}
-        try:
-            for name in self:
-                live[name].data = self[name]
-            yield
-        finally:
-            for name in self:
-                live[name].data = kept[name]
-
-
-def _can_make_way(module: nn.Module, live: Mapping[str, Tensor]) -> bool:
-    """Tell whether all of a module's weights can be exchanged for tensors of other memory.
-
-    One that shares its memory with another parameter cannot, nor can what is not on the CPU, nor an
-    embedding whose forward writes into its weight.
-    """
-    if any(getattr(child, "max_norm", None) is not None for child in module.modules()):
-        return False
-    if any(weight.device.type != "cpu" or isinstance(weight, DTensor) for weight in live.values()):
-        return False
-    own = set(map(id, live.values()))
-    memories = {memory_of(weight) for weight in live.values()}
-    others = [
-        tensor for tensor in (*module.parameters(), *module.buffers()) if id(tensor) not in own
-    ]
-    return not any(memory_of(tensor) in memories for tensor in others)
-
 
 def _buffers(header: bytes, weights: list[Tensor]) -> Iterator[memoryview]:
     yield memoryview(header)
@@ -199,29 +148,3 @@ def _buffers(header: bytes, weights: list[Tensor]) -> Iterator[memoryview]:
         flat = weight.detach().reshape(-1)
         for chunk in flat.split(chunk_size(flat.device)):
             yield chunk.cpu().contiguous().view(torch.uint8).numpy().data
-
-
-@contextmanager
-def _partial_file(folder: Path, stem: str) -> Iterator[tuple[int, Path]]:
-    """Open a file that is locked as long as this process writes it, and gone unless renamed."""
-    path = folder / f".{stem}-{os.getpid()}.partial"
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield descriptor, path
-    finally:
-        with suppress(FileNotFoundError):
-            path.unlink()
-        os.close(descriptor)
-
-
-def _remove_leftovers(folder: Path) -> None:
-    """Remove what processes have left that were killed while they wrote."""
-    for path in folder.glob(".*.partial"):
-        with suppress(OSError):  # another process writes it, or has just renamed it
-            descriptor = os.open(path, os.O_RDONLY)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                path.unlink()
-            finally:
-                os.close(descriptor)

@@ -169,7 +169,7 @@ def test_what_is_wrong_is_one_line_and_exit_code_two(models, tmp_path, capsys, a
         ("config: x\n", "unknown setting 'config'"),
         ("out: OUT\nmodels: a\n", "models='a' must be a list of paths"),
         ("out: [OUT]\nmodels: [a, b]\n", "must be a path"),
-        ("out: OUT\nmodels: [a, b]\nmethod: [x]\n", "is unknown: use linear"),
+        ("out: OUT\nmodels: [a, b]\nmethod: [x]\n", "is unknown: use 'linear'"),
         ("out: OUT\nmodels: [a, b]\nweights: {a: 1}\n", "must be a list"),
         ("out: OUT\nmodels: [a, b]\nweights: [a, {}]\n", "weights[0]: 'a' must be a number"),
         ("out: OUT\nmodels: [a, b]\nrank: 0.5\n", "rank=0.5 must be"),

@@ -12,8 +12,8 @@ from recall_lightning.compare.results import (
     load_runs,
     paired_difference,
     summarise,
-    write_whole,
 )
+from recall_lightning.weights.atomic import write_whole
 
 
 def run(label, seed, average=0.5, **changes):

@@ -83,5 +83,5 @@ def trial(folder, fail_at, whole):
     if not went_on:
         result, _ = run(folder)
     found = differences(whole, result)
-    left = [path.name for path in folder.rglob("*") if path.suffix == ".partial"]
+    left = [path.name for path in folder.rglob("*") if ".partial" in path.name]
     return disk.failed, went_on, found + [f"{name} is left" for name in left]

@@ -289,7 +289,7 @@ def test_save_replaces_whole_files_only(tmp_path, monkeypatch):
     broken = coefficients()
 
     def fail_half_way(file, **options):
-        file.write_bytes(b"half")
+        file.write(b"half")
         raise OSError("disk full")
 
     monkeypatch.setattr(broken, "savefig", fail_half_way)

@@ -24,7 +24,7 @@ def recall(**kwargs):
 
 
 def files(folder):
-    return sorted(path.name for path in Path(folder, "snapshots").iterdir())
+    return sorted(path.name for path in Path(folder, "snapshots").glob("*"))
 
 
 def fails(*_, **__):

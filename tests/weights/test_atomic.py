@@ -4,7 +4,7 @@ import stat
 
 import pytest
 
-from recall_lightning.weights.atomic import atomic_folder
+from recall_lightning.weights.atomic import atomic_file, atomic_folder, write_whole
 
 
 def names(folder):
@@ -192,3 +192,67 @@ def test_everything_is_flushed_before_the_rename(tmp_path, monkeypatch):
     at = done.index("rename")
     assert sorted(done[:at]) == ["out", "sub", "x", "y"]
     assert done[at + 1 :] == ["a", tmp_path.name]
+
+
+def test_a_file_is_replaced_only_by_the_whole_of_the_next(tmp_path):
+    write_whole(tmp_path / "a", "old")
+    with atomic_file(tmp_path / "a") as file:
+        file.write(b"ne")
+        file.write(b"w")
+        assert (tmp_path / "a").read_text() == "old"
+    assert (tmp_path / "a").read_text() == "new"
+    assert names(tmp_path) == ["a"]
+
+
+def test_a_file_may_get_its_name_at_the_end(tmp_path):
+    with atomic_file(tmp_path / "a") as file:
+        file.write(b"x")
+        file.target = tmp_path / "b"
+    assert names(tmp_path) == ["b"]
+
+
+def test_a_file_has_ordinary_permissions_and_its_parents_are_made(tmp_path):
+    (tmp_path / "usual").touch()
+    write_whole(tmp_path / "sub" / "a", b"")
+    modes = {stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("usual", "sub/a")}
+    assert len(modes) == 1
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_an_exception_leaves_the_old_file_and_nothing_else(tmp_path, error):
+    def half(target):
+        with atomic_file(target) as file:
+            file.write(b"half")
+            raise error
+
+    write_whole(tmp_path / "a", "old")
+    for target in (tmp_path / "a", tmp_path / "sub" / "b"):
+        with pytest.raises(error):
+            half(target)
+    assert (tmp_path / "a").read_text() == "old"
+    assert names(tmp_path) == ["a"]
+
+
+def test_what_a_killed_writer_of_the_file_left_is_removed(tmp_path):
+    leave_a_dead_folder(tmp_path / "a")
+    write_whole(tmp_path / "a", "x")
+    assert names(tmp_path) == ["a"]
+
+
+def test_a_write_that_the_system_cuts_short_is_continued(tmp_path, monkeypatch):
+    plain = os.write
+    monkeypatch.setattr(os, "write", lambda file, data: plain(file, data[:3]))
+    write_whole(tmp_path / "a", "0123456789")
+    assert (tmp_path / "a").read_text() == "0123456789"
+
+
+@pytest.mark.parametrize("make", [atomic_file, atomic_folder])
+def test_leftovers_make_room_before_a_full_disk_is_told(make, tmp_path, monkeypatch):
+    leave_a_dead_folder(tmp_path / "a")
+    usage = type("Usage", (), {"free": 10})
+    monkeypatch.setattr("shutil.disk_usage", lambda _: usage)
+    with pytest.raises(OSError, match="No space left"), make(tmp_path / "sub" / "a", 11):
+        pytest.fail("entered")
+    with pytest.raises(OSError, match="No space left"), make(tmp_path / "a", 11):
+        pytest.fail("entered")
+    assert names(tmp_path) == []

@@ -6,7 +6,8 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from recall_lightning.weights.reading import SAFETENSORS_DTYPES, open_model
+from recall_lightning.weights.reading import open_model
+from recall_lightning.weights.safetensors_layout import SAFETENSORS_DTYPES
 
 TENSORS = {"a": torch.arange(6.0).view(2, 3), "b": torch.ones(4, dtype=torch.bfloat16)}
 

@@ -2,30 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from recall_lightning.weights.naming import canonical_name, named_weights
+from recall_lightning.weights.naming import named_weights
 from recall_lightning.weights.snapshot import Snapshot
-
-
-def test_a_tied_weight_is_named_once():
-    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
-    model[1].weight = model[0].weight
-    assert list(named_weights(model)) == ["0.weight", "0.bias", "1.bias"]
-
-
-def test_frozen_and_integer_tensors_are_left_out():
-    model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
-    model[0].requires_grad_(False)
-    assert list(named_weights(model)) == [
-        f"1.{name}" for name in ("weight", "bias", "running_mean", "running_var")
-    ]
-
-
-def test_names_are_the_same_with_and_without_torch_compile():
-    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
-    names = list(named_weights(model))
-    model[0] = torch.compile(model[0], backend="eager")
-    assert list(named_weights(model)) == names
-    assert canonical_name("module.a._orig_mod.b") == "module.a.b"
 
 
 def test_a_snapshot_does_not_follow_the_live_weights():
@@ -46,6 +24,67 @@ def test_applied_snapshot_computes_with_the_old_weights_and_leaves_bit_for_bit()
         assert torch.equal(model(inputs), then)
         raise RuntimeError("stop")
     assert torch.equal(model.weight, now)
+
+
+class Tied(nn.Module):
+    """Two parameters over one memory."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(3, 2))
+        self.transposed = nn.Parameter(self.weight.data.T)
+
+    def forward(self, inputs):
+        return inputs @ self.weight @ self.transposed
+
+
+class ItsRowsAsBuffer(nn.Linear):
+    """A buffer over part of a parameter's memory."""
+
+    def __init__(self):
+        super().__init__(3, 3, bias=False)
+        self.register_buffer("rows", self.weight.data[:2])
+
+    def forward(self, inputs):
+        return super().forward(inputs) @ self.rows.T
+
+
+@pytest.mark.parametrize("make", [Tied, ItsRowsAsBuffer, lambda: nn.Linear(3, 3)])
+def test_memory_that_others_see_has_the_old_weights_too(make):
+    module, inputs = make(), torch.randn(4, 3)
+    snapshot, then = Snapshot.take(module), module(inputs)
+    with torch.no_grad():
+        module.weight.mul_(2)
+    memory = [p.data_ptr() for p in module.parameters()]
+    with snapshot.applied_to(module):
+        assert module(inputs).equal(then)
+    assert not module(inputs).equal(then)
+    assert [p.data_ptr() for p in module.parameters()] == memory
+
+
+def test_weights_make_way_for_their_copies_so_that_nothing_is_copied():
+    layer = nn.Linear(2, 2)
+    snapshot = Snapshot.take(layer)
+    with snapshot.applied_to(layer):
+        assert layer.weight.data_ptr() == snapshot["weight"].data_ptr()
+    assert layer.weight.data_ptr() != snapshot["weight"].data_ptr()
+
+
+@pytest.mark.parametrize(
+    ("make", "inputs"),
+    [
+        (lambda: nn.BatchNorm1d(3), torch.randn(4, 3)),
+        (lambda: nn.Embedding(4, 3, max_norm=0.1), torch.arange(4)),
+    ],
+    ids=["running statistics", "max_norm"],
+)
+def test_a_forward_that_writes_into_weights_leaves_the_copies_alone(make, inputs):
+    module = make()
+    snapshot = Snapshot.take(module)
+    before = {name: copy.clone() for name, copy in snapshot.items()}
+    with snapshot.applied_to(module):
+        module(inputs)
+    assert all(snapshot[name].equal(before[name]) for name in before)
 
 
 def test_a_model_that_changed_is_named_in_the_error():

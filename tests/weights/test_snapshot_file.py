@@ -88,9 +88,13 @@ def test_missing_truncated_and_altered_files_are_told_apart(tmp_path):
         FileSnapshot.open(reference, tmp_path)
 
 
-@pytest.mark.parametrize("call", ["open", "write", "fsync", "replace"])
+@pytest.mark.parametrize("call", ["mkdir", "open", "write", "fsync", "replace"])
 def test_a_failure_to_write_leaves_nothing(call, tmp_path, monkeypatch):
-    def fail(*_, **__):
+    plain = os.open
+
+    def fail(*args, **kwargs):
+        if call == "open" and not args[1] & os.O_CREAT:  # removing folders opens them
+            return plain(*args, **kwargs)
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, call, fail)
@@ -107,7 +111,8 @@ def test_a_disk_that_is_too_small_is_not_written_to(tmp_path, monkeypatch):
 
 
 def test_what_killed_processes_left_is_removed(tmp_path):
-    (tmp_path / ".task_0-1.partial").write_bytes(b"half")
+    (tmp_path / ".task_0.partial-abcdefgh").mkdir()
+    (tmp_path / ".task_0.partial-abcdefgh" / "partial").write_bytes(b"half")
     write(nn.Linear(2, 2), tmp_path)
     assert [path.suffix for path in tmp_path.iterdir()] == [".safetensors"]
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from recall_lightning.measuring.linear_maps import LinearMap, as_matrix, from_matrix
 from recall_lightning.measuring.moments import FullMoments, LowRankMoments, Moments
+from recall_lightning.merging.functional.regmean import NormalEquations
 from recall_lightning.weights.sharding import sharded_like, whole
 
 
@@ -103,15 +104,10 @@ class FullCoefficient(MapCoefficient):
         """Solve for the coefficient of a map with these moments."""
         kept = old.matrix.to(torch.float64, copy=True)
         ridge = balance.ridge * float(kept.diagonal().mean())
-        total = kept + balance.new * new.matrix.to(kept)
-        total.diagonal().add_(ridge)
+        equations = NormalEquations(kept + balance.new * new.matrix.to(kept), ridge)
         kept.diagonal().add_(ridge * balance.mix)
-        factor, failed = torch.linalg.cholesky_ex(total)
-        inverse = torch.cholesky_inverse(factor)
-        matrix = kept @ inverse
-        condition = float(torch.linalg.norm(total, 1) * torch.linalg.norm(inverse, 1))
-        condition = math.inf if bool(failed) else condition  # has the merge refused
-        return cls(linear_map, matrix, float(matrix.diagonal().mean()), condition)
+        matrix = equations.solve(kept)
+        return cls(linear_map, matrix, float(matrix.diagonal().mean()), equations.condition)
 
     def pull(self, difference: Tensor, first_row: int = 0) -> Tensor:
         """Return ``difference`` @ A."""

@@ -9,6 +9,7 @@ from torch import Tensor
 from recall_lightning.merging.folders.checked_sums import CheckedSums
 from recall_lightning.merging.folders.inputs import check_dtypes, check_shapes, refuse_infinite
 from recall_lightning.merging.folders.settings import MergeSettings
+from recall_lightning.merging.functional import METHODS
 from recall_lightning.merging.lora.config import AdapterConfig, merged_adapter_config
 from recall_lightning.merging.lora.low_rank import LoraFactors, merge_lora
 from recall_lightning.merging.lora.pairs import LoraPair, adapter_pairs
@@ -39,10 +40,11 @@ class AdapterMerge:
     stem = "adapter_model"
 
     def __init__(self, models: Sequence[ModelFiles], settings: MergeSettings) -> None:
-        if settings.method not in ("linear", "recall"):
+        if not settings.how.always_sums:
+            others = " or ".join(other.name for other in METHODS.values() if other.always_sums)
             raise ValueError(
                 f"{settings.method} works on full weights and {models[0].path} is an adapter: use "
-                "linear or recall, or merge the adapters into their base first"
+                f"{others}, or merge the adapters into their base first"
             )
         _check_one_base(models, settings)
         self._models = models

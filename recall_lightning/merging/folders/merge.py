@@ -14,7 +14,6 @@ from torch import Tensor
 from recall_lightning.measuring.blocks import Block
 from recall_lightning.merging.block_settings import Setting, setting_by_weight
 from recall_lightning.merging.blockwise import mean_by_block
-from recall_lightning.merging.coefficients.softmax import softmax_weights
 from recall_lightning.merging.folders.adapters import AdapterMerge
 from recall_lightning.merging.folders.checked_sums import CheckedSums
 from recall_lightning.merging.folders.inputs import (
@@ -28,7 +27,6 @@ from recall_lightning.merging.folders.layers import blocks_from_names, blocks_na
 from recall_lightning.merging.folders.model_card import write_companions
 from recall_lightning.merging.folders.settings import MergeReport, MergeSettings
 from recall_lightning.merging.folders.writing import ModelWriter, Plan
-from recall_lightning.merging.functional.methods import inputs_of, method_named, options_of
 from recall_lightning.weights.atomic import refuse_existing
 from recall_lightning.weights.chunks import chunk_size
 from recall_lightning.weights.finite import all_finite
@@ -117,12 +115,13 @@ def _measured(
 
 def _opened(settings: MergeSettings) -> tuple[list[ModelFiles], ModelFiles | None]:
     """Open the models and, where task vectors are differences from it, their base."""
-    base, of_task_vectors = settings.base, "base" in inputs_of(settings.method)
-    if base is not None and of_task_vectors and open_model(settings.models[0]).kind != "adapter":
+    base = settings.base
+    of_adapters = base is not None and open_model(settings.models[0]).kind == "adapter"
+    if base is not None and settings.how.needs_base and not of_adapters:
         *models, opened = open_models([*settings.models, base], settings.donor)
         return models, opened
     models = open_models(settings.models, settings.donor)
-    if base is not None and models[0].kind != "adapter" and settings.probe is None:
+    if base is not None and not of_adapters and settings.probe is None:
         raise ValueError(
             f"{settings.method} uses no base: leave it out, or choose a method of task vectors, "
             "such as task_arithmetic or ties"
@@ -159,13 +158,14 @@ def _weights(
     count: int,
 ) -> list[dict[str, float]]:
     """Return each model's weight by tensor name."""
-    if measured:
-        temperature = _by_weight("temperature", settings.options.get("temperature", 1.0), blocks)
+    if settings.how.weights_from_similarity is not None:
+        options = {o: _by_weight(o, value, blocks) for o, value in settings.options.items()}
         by_model: list[dict[str, float]] = [{} for _ in measured]
         for block in blocks:
             similarity = [given[block.name] for given in measured]
             for name in block.weights:
-                parts = softmax_weights(similarity, temperature[name])
+                own = {option: values[name] for option, values in options.items()}
+                parts = settings.how.weights_from_similarity(similarity, **own)
                 for weights, part in zip(by_model, parts, strict=True):
                     weights[name] = part
         return by_model
@@ -236,19 +236,16 @@ class _ModelMerge:
             once = self._tied.get(name, name)  # what is one tensor is merged as one
             if name not in self.shapes:
                 yield name, self.models[0][name]
-            elif self._is_sum(once):
+            elif self.settings.how.sums(self._has_statistics(once)):
                 yield name, self._sums.chunks(once, [given[once] for given in weights], dtype)
             else:
                 yield name, self._merge(once, [given[once] for given in weights], dtype)
 
-    def _is_sum(self, name: str) -> bool:
-        method = self.settings.method  # biases and norms have no moments
-        return method in ("linear", "recall") or (
-            method == "subspace" and name not in self._statistics[0]
-        )
+    def _has_statistics(self, name: str) -> bool:
+        return bool(self._statistics) and name in self._statistics[0]
 
     def _merge(self, name: str, shares: list[float], dtype: torch.dtype) -> Tensor:
-        method = self.settings.method
+        how = self.settings.how
         dtypes = {model.dtype(name) for model in self.models} | {
             getattr(torch, self.settings.dtype)
         }
@@ -263,18 +260,17 @@ class _ModelMerge:
             "weights": [shares[i] for i in order],
             "name": name,
             "model_keys": [keys[i] for i in order],
-            "importances": statistics,
-            "moments": statistics,
+            how.statistics or "": statistics,
         }
         if self.base is not None:
             given["base"] = self._read(self.base, name, wide)
         tensors = [self._read(self.models[i], name, wide) for i in order]
         options = {option: values[name] for option, values in self._options.items()}
         try:
-            inputs = [given[key] for key in inputs_of(method)]
-            merged = method_named(method)(tensors, *inputs, **options).to(dtype)
+            inputs = [given[key] for key in how.inputs]
+            merged = how.function(tensors, *inputs, **options).to(dtype)
         except ValueError as error:
-            raise ValueError(f"{method} of {name!r}: {error}") from error
+            raise ValueError(f"{how.name} of {name!r}: {error}") from error
         if not all_finite(merged):
             refuse_infinite(self.models, name, dtype)
         return merged
@@ -287,7 +283,7 @@ class _ModelMerge:
         return tensor
 
     def _check_statistics(self) -> None:
-        """Check that files have statistics of the same weights, importances of all of them."""
+        """Check that files have statistics of the same weights, of all that are not summed."""
         for file in self._statistics:
             if not any(name in file for name in self.shapes):
                 raise ValueError(
@@ -295,7 +291,8 @@ class _ModelMerge:
                     f"have the weights' names, such as {next(iter(self.shapes))!r}"
                 )
             for name in self.shapes:
-                wanted = self.settings.method == "importance" or name in self._statistics[0]
+                summed = self.settings.how.sums(has_statistics=False)
+                wanted = not summed or self._has_statistics(name)
                 if wanted and name not in file:
                     raise ValueError(f"{file.path} has no statistics of {name!r}: gather them too")
                 if not wanted and name in file:
@@ -305,7 +302,7 @@ class _ModelMerge:
     def _options_by_name(self) -> dict[str, dict[str, Any]]:
         """Return the method's options by tensor name; conventions and seeds are for all."""
         blocks = blocks_from_names(self.shapes)
-        kinds = {name: p.annotation for name, p in options_of(self.settings.method).items()}
+        kinds = {name: p.annotation for name, p in self.settings.how.options.items()}
         return {
             option: _by_weight(option, value, blocks)
             if kinds[option] is float

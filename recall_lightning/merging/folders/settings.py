@@ -5,12 +5,11 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
+from recall_lightning.checks import check_choice
 from recall_lightning.measuring.blocks import Block
 from recall_lightning.merging.block_settings import Setting, numbers_of
-from recall_lightning.merging.functional.methods import METHODS, inputs_of, options_of
+from recall_lightning.merging.functional import METHODS, MergeMethod, method_named
 
-# weights of these methods matter relative to one another only
-_RELATIVE = ("slerp", "importance", "subspace", "recall")
 _DTYPES = ("float32", "float64")
 OUT_DTYPES = ("float64", "float32", "bfloat16", "float16")
 _LARGEST = 1e100  # sums of such numbers are finite too
@@ -48,7 +47,7 @@ class ProbeSettings:
 
     def __post_init__(self) -> None:
         _check_path("probe", self.file)
-        _check_choice("measure", self.measure, _MEASURES)
+        check_choice("measure", self.measure, *_MEASURES)
         _check_whole("typical_samples", self.typical_samples, 2)
         _check_whole("pool_size", self.pool_size, 2)
         _check_whole("max_length", self.max_length, 1)
@@ -62,14 +61,14 @@ class MergeSettings:
     Attributes:
         models: Paths, in the order in which weights are given; for ``recall`` the newest is last.
         out: The folder to make.
-        method: One of :data:`~recall_lightning.merging.functional.methods.METHODS`.
+        method: One of :data:`~recall_lightning.merging.functional.METHODS`, or its former name.
         weights: One a model: a number, a list over depth, or name patterns; None for equal ones.
             ``linear`` divides them by their sum unless the option ``normalize`` is false.
         base: The model that task vectors are differences from; for adapters what they adapt.
         donor: The folder that config and tokenizer are copied from; None for the first Hugging
             Face folder, or the first adapter.
         options: The method's own, by name; numbers may differ by block as weights may.
-        statistics: For ``importance`` and ``subspace``, one safetensors file a model, under the
+        statistics: For ``fisher`` and ``regmean``, one safetensors file a model, under the
             names of the weights.
         probe: For ``recall``.
         rank: Of merged adapters: a number, ``"sum"`` (exact), or None for the models' largest.
@@ -104,14 +103,14 @@ class MergeSettings:
     device: str = "cpu"
 
     def __post_init__(self) -> None:
-        _check_choice("method", self.method, tuple(METHODS))
+        object.__setattr__(self, "method", method_named(self.method).name)
         self._check_paths()
         self._check_inputs()
         self._check_weights()
         self._check_options()
-        _check_choice("dtype", self.dtype, _DTYPES)
+        check_choice("dtype", self.dtype, *_DTYPES)
         if self.out_dtype is not None:
-            _check_choice("out_dtype", self.out_dtype, OUT_DTYPES)
+            check_choice("out_dtype", self.out_dtype, *OUT_DTYPES)
         if self.rank not in (None, "sum"):
             _check_whole("rank", self.rank, 1, " or 'sum'")
         if not isinstance(self.shard_size, str):
@@ -153,15 +152,20 @@ class MergeSettings:
         if self.probe:
             flat["probe"] = str(self.probe.file)
             flat |= {f.name: getattr(self.probe, f.name) for f in fields(self.probe)[1:]}
-        own = {name: p.default for name, p in options_of(self.method).items()} | dict(self.options)
+        own = {n: p.default for n, p in self.how.options.items()} | dict(self.options)
         return flat | {name: _plain(value) for name, value in own.items()}
+
+    @property
+    def how(self) -> MergeMethod:
+        """What there is to know of the method."""
+        return METHODS[self.method]
 
     @property
     def normalizes(self) -> bool:
         """Whether a weight's shares are divided by their sum before the method sees them."""
-        return self.method in _RELATIVE or (
-            self.method == "linear" and self.options.get("normalize", True)
-        )
+        if self.how.normalize is None:
+            return bool(self.options.get("normalize", True))
+        return self.how.normalize
 
     def _check_paths(self) -> None:
         for label, paths in (("models", self.models), ("statistics", self.statistics)):
@@ -174,32 +178,37 @@ class MergeSettings:
                 _check_path(label, getattr(self, label))
 
     def _check_inputs(self) -> None:
-        method, inputs = self.method, inputs_of(self.method)
-        if len(self.models) < 2 or (method == "slerp" and len(self.models) > 2):
-            needed = "slerp needs two" if method == "slerp" else "a merge needs two or more"
-            raise ValueError(f"{_count(len(self.models), 'model')} given: {needed}")
-        if "base" in inputs and self.base is None:
+        method, how = self.method, self.how
+        most = how.most_models or len(self.models)
+        if not 2 <= len(self.models) <= most:
+            needed = "two" if how.most_models == 2 else "two or more"
+            who = "a merge" if how.most_models is None else method
+            raise ValueError(f"{_count(len(self.models), 'model')} given: {who} needs {needed}")
+        if how.needs_base and self.base is None:
             raise ValueError(f"{method} needs the model that all come from: give base")
-        measures = bool({"importances", "moments"} & set(inputs))
-        if len(self.statistics) != (len(self.models) if measures else 0):
+        if len(self.statistics) != (len(self.models) if how.statistics else 0):
+            others = " or ".join(other.name for other in METHODS.values() if other.statistics)
             raise ValueError(
                 f"{method} needs statistics, one safetensors file a model, and "
                 f"{len(self.statistics)} are given for {len(self.models)} models"
-                if measures
-                else f"{method} uses no statistics: leave them out, or use importance or subspace"
+                if how.statistics
+                else f"{method} uses no statistics: leave them out, or use {others}"
             )
-        if (method == "recall") != (self.probe is not None):
+        if how.measures != (self.probe is not None):
+            others = " or ".join(other.name for other in METHODS.values() if other.measures)
             raise ValueError(
-                "recall needs a probe file with texts of the newest model's task: give probe"
-                if method == "recall"
-                else f"{method} measures nothing: leave probe out, or use recall"
+                f"{method} needs a probe file with texts of the newest model's task: give probe"
+                if how.measures
+                else f"{method} measures nothing: leave probe out, or use {others}"
             )
 
     def _check_weights(self) -> None:
         if self.weights is None:
             return
-        if self.method == "recall":
-            raise ValueError("recall computes the weights itself: leave them out, or use linear")
+        if self.how.measures:
+            raise ValueError(
+                f"{self.method} computes the weights itself: leave them out, or use linear"
+            )
         if not isinstance(self.weights, Sequence) or isinstance(self.weights, str):
             raise ValueError(f"weights={self.weights!r} must be a list: give one each model")
         if len(self.weights) != len(self.models):
@@ -211,19 +220,19 @@ class MergeSettings:
             _check_setting(f"weights[{index}]", weight)
 
     def _check_options(self) -> None:
-        own = options_of(self.method)
-        kinds = {option: parameter.annotation for option, parameter in own.items()}
-        kinds |= {"normalize": bool} if self.method == "linear" else {}
+        kinds = self.how.option_types
         for option, value in self.options.items():
             if option not in kinds:
                 has = f"it has {', '.join(kinds)}" if kinds else "it has none"
                 raise ValueError(f"{self.method} has no option {option!r}: {has}")
             _check_option(option, value, kinds[option])
-        for option, parameter in own.items():
+        for option, parameter in self.how.options.items():
             if parameter.default is parameter.empty and option not in self.options:
                 raise ValueError(f"{self.method} needs a {option}: give it, such as {option}=0.5")
-        if "temperature" in self.options and min(numbers_of(self.options["temperature"])) <= 0:
-            raise ValueError(f"temperature={self.options['temperature']!r} must be positive")
+        for option in self.how.positive:
+            value = self.options.get(option, 1)
+            if min(numbers_of(value)) <= 0:
+                raise ValueError(f"{option}={value!r} must be positive")
 
 
 @dataclass(frozen=True)
@@ -255,11 +264,6 @@ def _check_path(label: str, path: Any) -> None:
         raise ValueError(f"{label}={path!r} must be a path")
 
 
-def _check_choice(label: str, value: Any, choices: Sequence[str]) -> None:
-    if value not in choices:
-        raise ValueError(f"{label}={value!r} is unknown: use {', '.join(choices)}")
-
-
 def _check_whole(label: str, value: Any, least: int, otherwise: str = "") -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise ValueError(f"{label}={value!r} must be a whole number from {least} on{otherwise}")
@@ -278,7 +282,7 @@ def _check_setting(label: str, setting: Any) -> None:
 
 def _check_option(label: str, value: Any, kind: Any) -> None:
     if get_origin(kind) is Literal:
-        _check_choice(label, value, get_args(kind))
+        check_choice(label, value, *get_args(kind))
     elif kind is bool and not isinstance(value, bool):
         raise ValueError(f"{label}={value!r} must be true or false")
     elif kind is int:

@@ -12,13 +12,11 @@ from pathlib import Path, PurePath
 from types import TracebackType
 
 import torch
-from huggingface_hub import split_state_dict_into_shards_factory
 from torch import Tensor
 
-from recall_lightning.weights.atomic import atomic_folder
+from recall_lightning.weights.atomic import atomic_folder, existing_parent, write_all
 from recall_lightning.weights.chunks import chunk_size
-from recall_lightning.weights.disk_space import check_space, existing_parent
-from recall_lightning.weights.layout import CODES, Place, Plan, layout, nbytes_of
+from recall_lightning.weights.safetensors_layout import CODES, Place, Plan, layout, nbytes_of
 
 _COMPANIONS = (
     "config.json",
@@ -111,8 +109,7 @@ class ModelWriter:
     def __enter__(self) -> "ModelWriter":
         with ExitStack() as stack:
             stack.enter_context(_full_disk_is_named(self.out, self.nbytes))
-            check_space(self.out, self.nbytes)
-            self._folder = stack.enter_context(atomic_folder(self.out))
+            self._folder = stack.enter_context(atomic_folder(self.out, self.nbytes))
             self._background = stack.enter_context(ThreadPoolExecutor(1))
             for file in self._shards:
                 path, flags = self._folder / file, os.O_WRONLY | os.O_CREAT | os.O_EXCL
@@ -194,7 +191,7 @@ class ModelWriter:
     def _pass_on(self, descriptor: int, buffer: memoryview, offset: int) -> None:
         """Have bytes written in the background, once those before them are."""
         self._finish()
-        self._writing = self._background.submit(_write_all, descriptor, buffer, offset)
+        self._writing = self._background.submit(write_all, descriptor, buffer, offset)
 
     def _finish(self) -> None:
         writing, self._writing = self._writing, None
@@ -277,6 +274,8 @@ def _split(plan: Plan, shard_size: int | str, stem: str) -> dict[str, list[str]]
             raise ValueError(f"the tensor {name!r} cannot be written as {dtype}: use another dtype")
     if isinstance(shard_size, int) and shard_size < 1:
         raise ValueError(f"shard_size={shard_size} must be positive: the bytes of a file")
+    from huggingface_hub import split_state_dict_into_shards_factory
+
     try:
         split = split_state_dict_into_shards_factory(
             {name: nbytes_of(*tensor) for name, tensor in plan.items()},
@@ -289,12 +288,6 @@ def _split(plan: Plan, shard_size: int | str, stem: str) -> dict[str, list[str]]
             f"shard_size={shard_size!r} is no size: use bytes, or a number with KB, MB, GB or TB"
         ) from error
     return split.filename_to_tensors
-
-
-def _write_all(descriptor: int, buffer: memoryview, offset: int) -> None:
-    while buffer:  # one call may write less than it is given
-        written = os.pwrite(descriptor, buffer, offset)
-        buffer, offset = buffer[written:], offset + written
 
 
 @contextmanager

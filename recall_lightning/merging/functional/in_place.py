@@ -5,13 +5,12 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from recall_lightning.merging.functional.sums import WeightedSums
 from recall_lightning.weights.chunks import chunk_size
 from recall_lightning.weights.finite import all_finite
 from recall_lightning.weights.naming import memory_of
-from recall_lightning.weights.sharding import local, total
+from recall_lightning.weights.sharding import is_sharded, local, total
 
 Weights = float | Mapping[str, float | Tensor]
 
@@ -151,7 +150,7 @@ def squared_distance(
             if other is not None:
                 moved -= other[start : start + size].to(tensor.device)
             found += float(torch.dot(moved, moved))
-        if isinstance(first[name], DTensor):
+        if is_sharded(first[name]):
             sharded, like = sharded + found, first[name]
         else:
             whole += found

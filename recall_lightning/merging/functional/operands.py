@@ -86,16 +86,6 @@ def check_alike(label: str, tensors: Sequence[Tensor], models: Sequence[Tensor])
         _check_tensor(f"{label}[{index}]", tensor, models[0].shape)
 
 
-def check_choice(label: str, value: str, choices: Sequence[str]) -> None:
-    """Check that a convention's name is known.
-
-    Raises:
-        ValueError: If it is not.
-    """
-    if value not in choices:
-        raise ValueError(f"{label}={value!r} is unknown: use {', '.join(choices)}")
-
-
 def working_dtype(tensors: Sequence[Tensor]) -> torch.dtype:
     """Return what to compute in: float64 where one of ``tensors`` is, float32 otherwise.
 

@@ -7,8 +7,9 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from recall_lightning.checks import check_choice
+from recall_lightning.merging.functional.method import MergeMethod
 from recall_lightning.merging.functional.operands import (
-    check_choice,
     check_count,
     check_models,
     rounded,
@@ -159,8 +160,8 @@ def dare(
     """
     _check(models, weights, base, scale)
     _check_conventions(elect, divide)
-    check_choice("rescale", rescale, get_args(Rescale))
-    check_choice("combine", combine, get_args(Combine))
+    check_choice("rescale", rescale, *get_args(Rescale))
+    check_choice("combine", combine, *get_args(Combine))
     keys = [str(i) for i in range(len(models))] if model_keys is None else model_keys
     check_count("model_keys", keys, models)
     origin, deltas = _task_vectors(models, base)
@@ -242,8 +243,8 @@ def _weighted_sum(terms: Iterable[Tensor], weights: Sequence[float]) -> Tensor:
 
 
 def _check_conventions(elect: str, divide: str) -> None:
-    check_choice("elect", elect, get_args(Elect))
-    check_choice("divide", divide, get_args(Divide))
+    check_choice("elect", elect, *get_args(Elect))
+    check_choice("divide", divide, *get_args(Divide))
 
 
 def _merge_agreeing(
@@ -272,3 +273,9 @@ def _agreeing(deltas: Sequence[Tensor], weights: Sequence[float], elect: Elect) 
         vote += delta.sign() if elect == "count" else delta
     elected = torch.where(vote >= 0, 1, -1)
     return [delta.sign() == elected for delta in deltas]
+
+
+TASK_ARITHMETIC = MergeMethod(task_arithmetic)
+TIES = MergeMethod(ties)
+DARE = MergeMethod(dare)
+BREADCRUMBS = MergeMethod(breadcrumbs)

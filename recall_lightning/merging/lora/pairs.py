@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from recall_lightning.merging.coefficients.linear_maps import MapCoefficient
 from recall_lightning.merging.lora.config import AdapterConfig
 from recall_lightning.merging.lora.low_rank import LoraFactors, merge_lora
 from recall_lightning.weights.finite import all_finite
 from recall_lightning.weights.naming import canonical_name, memory_of, named_weights
+from recall_lightning.weights.sharding import sharded_like, whole
 
 _PLAIN_LAYERS = {
     "peft.tuners.lora.layer": (
@@ -69,7 +69,7 @@ class LoraPair:
         for name in (self.a, self.b):
             if name not in tensors:
                 raise ValueError(f"the weight {name!r} of the adapter is missing")
-        a, b = (_whole(tensors[name].detach()) for name in (self.a, self.b))
+        a, b = (whole(tensors[name].detach()) for name in (self.a, self.b))
         for name, tensor in ((self.a, a), (self.b, b)):
             if not all_finite(tensor):
                 raise ValueError(f"the weight {name!r} holds NaN or infinite values")
@@ -177,10 +177,7 @@ def lerp_adapters_(
         discarded[pair.module] = result.discarded_energy
     with torch.no_grad():
         for name, tensor in merged.items():
-            weight = live[name]
-            if isinstance(weight, DTensor):
-                tensor = distribute_tensor(tensor, weight.device_mesh, weight.placements)
-            weight.copy_(tensor)
+            live[name].copy_(sharded_like(tensor, live[name]))
     return discarded
 
 
@@ -226,10 +223,6 @@ def adapter_pairs(
         for (m, embedding), found in sides.items()
     ]
     return pairs, rest
-
-
-def _whole(tensor: Tensor) -> Tensor:
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def _parts(

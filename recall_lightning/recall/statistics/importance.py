@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from recall_lightning.callbacks.task_aware import TaskAwareCallback
-from recall_lightning.recall.settings import check_choice
+from recall_lightning.checks import check_choice
 from recall_lightning.recall.statistics.squared_gradients import SquaredGradients
 from recall_lightning.weights.naming import named_weights
 from recall_lightning.weights.sharding import local, sharded_like, total

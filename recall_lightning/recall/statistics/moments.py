@@ -8,6 +8,7 @@ from lightning.fabric.utilities.apply_func import move_data_to_device
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
+from recall_lightning.checks import check_choice
 from recall_lightning.measuring.batches import batch_size
 from recall_lightning.measuring.curvature import (
     KroneckerFactors,
@@ -27,7 +28,6 @@ from recall_lightning.measuring.moments import (
 )
 from recall_lightning.merging.lora.pairs import LoraPair
 from recall_lightning.recall.model_run import ProbeRun
-from recall_lightning.recall.settings import check_choice
 from recall_lightning.recall.statistics.recent_batches import RecentBatches
 from recall_lightning.weights.naming import named_weights
 from recall_lightning.weights.snapshot import Snapshot

@@ -14,7 +14,7 @@ from recall_lightning.merging.coefficients.linear_maps import (
     merge_maps_,
     solve_map,
 )
-from recall_lightning.merging.functional.second_moments import subspace
+from recall_lightning.merging.functional import regmean
 from recall_lightning.weights.naming import named_weights
 
 MAP = LinearMap("w", "b", "linear", ("",), 7)
@@ -68,7 +68,7 @@ def test_the_merge_minimises_the_written_out_objective():
 def test_it_is_the_merge_of_model_files_by_second_moments_with_the_same_mix():
     old, new = moments(OLD).matrix, BALANCE.new * moments(NEW).matrix
     share = BALANCE.mix
-    expected = subspace(
+    expected = regmean(
         [THEN, NOW], [share, 1 - share], [old / share, new / (1 - share)],
         ridge=float(BALANCE.ridge * old.trace() / (old + new).trace()),
     )  # fmt: skip

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from recall_lightning.merging.folders import merge as merge_module
 from recall_lightning.merging.folders.merge import merge_files
 from recall_lightning.merging.folders.settings import MergeSettings
-from recall_lightning.merging.functional import methods
+from recall_lightning.merging.functional import METHODS, linear
 from recall_lightning.merging.functional.sums import WeightedSums
 from recall_lightning.weights.reading import open_model
 from tests.support.tiny_models import bits_equal, checkpoint, llama, loaded, saved, tensors
@@ -137,7 +137,7 @@ def statistics(paths, folder, method):
         generator = torch.Generator().manual_seed(i)
         kept = {}
         for name, tensor in tensors(path).items():
-            if method == "importance":
+            if method == "fisher":
                 kept[name] = torch.rand(tensor.shape, generator=generator)
             elif "proj" in name:
                 inputs = torch.randn(50, tensor.shape[1], generator=generator)
@@ -157,13 +157,13 @@ def statistics(paths, folder, method):
         ("ties", {"density": 0.4, "elect": "weighted_sum", "divide": "weights"}),
         ("dare", {"density": 0.4, "combine": "ties", "rescale": "l1"}),
         ("breadcrumbs", {"density": 0.6, "gamma": 0.1}),
-        ("importance", {}),
-        ("subspace", {"ridge": 0.1}),
+        ("fisher", {}),
+        ("regmean", {"ridge": 0.1}),
     ],
 )
 def test_every_method_writes_what_its_function_returns(models, tmp_path, method, options):
     paths, shares = of(models, "a", "b"), [0.75, 0.25]
-    inputs = methods.inputs_of(method)
+    inputs = METHODS[method].inputs
     base = models["base"] if "base" in inputs else None
     files = statistics(paths, tmp_path, method) if {"importances", "moments"} & set(inputs) else []
     settings = {"options": options, "base": base, "statistics": files}
@@ -182,18 +182,18 @@ def test_every_method_writes_what_its_function_returns(models, tmp_path, method,
             }
             seen = [kept[i][name].float() for i in order if kept and name in kept[i]]
             given["importances"] = given["moments"] = seen
-            if method == "subspace" and not seen:
-                expected.append(methods.linear(own, given["weights"]))
+            if method == "regmean" and not seen:
+                expected.append(linear(own, given["weights"]))
             else:
-                function = methods.method_named(method)
+                function = METHODS[method].function
                 expected.append(function(own, *(given[key] for key in inputs), **options))
         assert any(torch.equal(tensor, candidate) for candidate in expected), name
 
 
 def test_biases_without_moments_are_averaged_and_maps_are_not(models, tmp_path):
     paths = of(models, "a", "b")
-    files = statistics(paths, tmp_path, "subspace")
-    found = merged(tmp_path / "1", paths, method="subspace", statistics=files)
+    files = statistics(paths, tmp_path, "regmean")
+    found = merged(tmp_path / "1", paths, method="regmean", statistics=files)
     mean = merged(tmp_path / "2", paths)
     assert torch.equal(found["model.norm.weight"], mean["model.norm.weight"])
     name = "model.layers.0.mlp.up_proj.weight"
@@ -299,12 +299,12 @@ def test_integers_and_truth_values_are_copied(tmp_path):
     assert found["w"].tolist() == [0.5, 0.5, 0.5]
 
 
-@pytest.mark.parametrize("method", ["linear", "slerp", "ties", "dare", "importance"])
+@pytest.mark.parametrize("method", ["linear", "slerp", "ties", "dare", "fisher"])
 def test_scalars_and_empty_tensors_are_merged(tmp_path, method):
     held = {"empty": torch.ones(0, 3), "scalar": torch.tensor(2.0), "one": torch.ones(1)}
     save_file(held, tmp_path / "a.safetensors")
     path = str(tmp_path / "a.safetensors")
-    inputs = methods.inputs_of(method)
+    inputs = METHODS[method].inputs
     settings = {"base": path if "base" in inputs else None}
     settings["statistics"] = [path] * 2 if "importances" in inputs else []
     settings["options"] = {"density": 0.1} if "base" in inputs else {}
@@ -334,7 +334,7 @@ def test_linear_is_computed_from_mapped_tensors_in_chunks(models, tmp_path, monk
         return chunks(self, given, weights)
 
     monkeypatch.setattr(WeightedSums, "chunks", spy)
-    monkeypatch.setattr(merge_module, "method_named", None)
+    monkeypatch.setattr(merge_module._ModelMerge, "_merge", None)
     merged(tmp_path / "out", paths)
     maps = Path("/proc/self/maps").read_text().splitlines()
     ranges = [line.split()[0].split("-") for line in maps if line.endswith("model.safetensors")]
@@ -448,16 +448,16 @@ def test_an_option_outside_its_range_names_the_method_and_the_tensor(models, tmp
 
 def test_statistics_that_do_not_fit_are_refused(models, tmp_path):
     paths = of(models, "a", "b")
-    files = statistics(paths, tmp_path, "subspace")
-    refused(tmp_path, "has no statistics of 'lm", paths, method="importance", statistics=files)
+    files = statistics(paths, tmp_path, "regmean")
+    refused(tmp_path, "has no statistics of 'lm", paths, method="fisher", statistics=files)
     save_file({"x": torch.ones(1)}, tmp_path / "x.safetensors")
     other = [files[0], str(tmp_path / "x.safetensors")]
-    refused(tmp_path, "statistics of no weight", paths, method="subspace", statistics=other)
+    refused(tmp_path, "statistics of no weight", paths, method="regmean", statistics=other)
     fewer = {n: t for n, t in tensors(files[1]).items() if "down" not in n}
     save_file(fewer, tmp_path / "x.safetensors")
     match = r"x.safetensors has no statistics of .*down_proj"
-    refused(tmp_path, match, paths, method="subspace", statistics=other)
-    refused(tmp_path, match, paths, method="subspace", statistics=other[::-1])
+    refused(tmp_path, match, paths, method="regmean", statistics=other)
+    refused(tmp_path, match, paths, method="regmean", statistics=other[::-1])
 
 
 def test_measured_blocks_that_no_tensor_is_named_after_are_refused(models):

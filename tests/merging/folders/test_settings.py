@@ -16,7 +16,7 @@ TWO = ["a", "b"]
         {"method": "ties", "base": "c", "density": {"*": [0.1, 0.2]}, "elect": "count"},
         {"method": "recall", "probe": "t", "seed": 3, "max_length": 9, "temperature": 0.5},
         {"method": "dare", "base": "c", "density": 0.5, "seed": 3},
-        {"method": "subspace", "statistics": ["s", "t"], "ridge": 0.2},
+        {"method": "regmean", "statistics": ["s", "t"], "ridge": 0.2},
         {"rank": "sum", "out_dtype": "bfloat16", "shard_size": 3000, "normalize": False},
     ],
 )
@@ -50,7 +50,7 @@ TIES = {"method": "ties", "base": "c"}
         ({"models": {"a": 1, "b": 2}}, "must be a list of paths"),
         ({"out": 3}, "out=3 must be a path"),
         ({"base": ["x"]}, r"base=\['x'\] must be a path"),
-        ({"method": "magic"}, "method='magic' is unknown: use linear, slerp"),
+        ({"method": "magic"}, "method='magic' is unknown: use 'linear', 'slerp'"),
         ({"method": ["linear"]}, "is unknown"),
         ({"models": ["a", "b", "c"], "method": "slerp"}, "3 models are given: slerp needs two"),
         ({"weights": [1]}, "1 weight is given for 2 models"),
@@ -70,13 +70,13 @@ TIES = {"method": "ties", "base": "c"}
         (TIES, "ties needs a density: give it"),
         (TIES | {"options": {"density": []}}, r"density: \[\] must be a number"),
         (TIES | {"options": {"density": "x"}}, "density: 'x' must be a number"),
-        (TIES | {"options": {"density": 0.5, "elect": "me"}}, "elect='me' is unknown: use sum"),
+        (TIES | {"options": {"density": 0.5, "elect": "me"}}, "elect='me' is unknown: use 'sum'"),
         (TIES | {"options": {"density": 0.5, "seed": 1}}, "ties has no option 'seed': it has dens"),
         ({"options": {"density": 1}}, "linear has no option 'density': it has normalize"),
         ({"options": {"normalize": "no"}}, "normalize='no' must be true or false"),
-        ({"method": "importance", "options": {"x": 1}, "statistics": TWO}, "it has none"),
-        ({"method": "importance"}, "importance needs statistics, .* 0 are given for 2"),
-        ({"method": "subspace", "statistics": "ab"}, "statistics='ab' must be a list of paths"),
+        ({"method": "fisher", "options": {"x": 1}, "statistics": TWO}, "it has none"),
+        ({"method": "fisher"}, "fisher needs statistics, .* 0 are given for 2"),
+        ({"method": "regmean", "statistics": "ab"}, "statistics='ab' must be a list of paths"),
         ({"statistics": ["s", "t"]}, "linear uses no statistics"),
         ({"method": "recall"}, "recall needs a probe file"),
         ({"probe": PROBE}, "linear measures nothing"),
@@ -89,7 +89,7 @@ TIES = {"method": "ties", "base": "c"}
             {"method": "recall", "probe": PROBE, "options": {"temperature": {"*": [1, -1]}}},
             "must be positive",
         ),
-        ({"dtype": "bfloat16"}, "dtype='bfloat16' is unknown: use float32, float64"),
+        ({"dtype": "bfloat16"}, "dtype='bfloat16' is unknown: use 'float32' or 'float64'"),
         ({"out_dtype": "int8"}, "out_dtype='int8' is unknown"),
         ({"rank": 0}, "rank=0 must be a whole number from 1 on or 'sum'"),
         ({"rank": 0.5}, "rank=0.5 must be"),
@@ -108,7 +108,7 @@ def test_what_does_not_fit_is_one_sentence(given, match):
     ("given", "match"),
     [
         ({"file": 3}, "probe=3 must be a path"),
-        ({"measure": "l2"}, "measure='l2' is unknown: use rbf, cka, cosine"),
+        ({"measure": "l2"}, "measure='l2' is unknown: use 'rbf', 'cka' or 'cosine'"),
         ({"typical_samples": 1}, "typical_samples=1 must be a whole number from 2 on"),
         ({"pool_size": 0.5}, "pool_size=0.5 must be"),
         ({"seed": -1}, "seed=-1 must be"),
@@ -117,6 +117,13 @@ def test_what_does_not_fit_is_one_sentence(given, match):
 def test_a_probe_that_does_not_fit_is_one_sentence(given, match):
     with pytest.raises(ValueError, match=match):
         ProbeSettings(**{"file": "t"} | given)
+
+
+def test_methods_that_were_renamed_are_still_read_with_a_warning():
+    for former, name in (("importance", "fisher"), ("subspace", "regmean")):
+        with pytest.warns(FutureWarning, match=f"'{former}' is called '{name}' now"):
+            settings = MergeSettings(TWO, "o", method=former, statistics=TWO)
+        assert settings.method == name
 
 
 def test_an_output_folder_is_needed():

@@ -5,15 +5,7 @@ from hypothesis import strategies as st
 from peft.utils import merge_utils
 
 from recall_lightning.merging.coefficients.softmax import softmax_weights
-from recall_lightning.merging.functional.methods import (
-    METHODS,
-    inputs_of,
-    linear,
-    method_named,
-    options_of,
-    recall,
-    slerp,
-)
+from recall_lightning.merging.functional import METHODS, linear, method_named, recall, slerp
 
 UNIT_ROUNDOFF = {torch.bfloat16: 2**-8, torch.float16: 2**-11, torch.float32: 2**-24}
 NOTHING_CUT = {"density": 1.0, "gamma": 0.0}
@@ -41,8 +33,10 @@ def merge(name, models, weights=None, options=None):
         "model_keys": [f"model {i}" for i in range(count)],
     }
     options = options or {"density": 0.5, "gamma": 0.1}
-    options = {key: value for key, value in options.items() if key in options_of(name)}
-    return METHODS[name](models, **{key: made_up[key] for key in inputs_of(name)}, **options)
+    options = {key: value for key, value in options.items() if key in METHODS[name].options}
+    return METHODS[name].function(
+        models, **{key: made_up[key] for key in METHODS[name].inputs}, **options
+    )
 
 
 every_method = pytest.mark.parametrize("name", METHODS)
@@ -92,13 +86,13 @@ def test_equal_models_give_that_model(name):
     torch.testing.assert_close(merged, model, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["linear", "importance", "subspace", "recall"])
+@pytest.mark.parametrize("name", ["linear", "fisher", "regmean", "recall"])
 def test_equal_models_give_that_model_bit_for_bit(name):
     model = normal(0, 6, 4)
     assert torch.equal(merge(name, [model, model, model], [0.2, 0.5, 0.3]), model)
 
 
-@pytest.mark.parametrize("name", [name for name in METHODS if name != "subspace"])
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "regmean"])
 @pytest.mark.parametrize("shape", [(), (1,), (0,), (0, 3)])
 def test_tensors_of_one_entry_or_none_are_merged(name, shape):
     model = torch.full(shape, 0.5)
@@ -106,7 +100,7 @@ def test_tensors_of_one_entry_or_none_are_merged(name, shape):
     torch.testing.assert_close(merged, model)
 
 
-@pytest.mark.parametrize("name", ["linear", "slerp", "importance"])
+@pytest.mark.parametrize("name", ["linear", "slerp", "fisher"])
 def test_weights_1_0_return_the_first_model_bit_for_bit(name):
     models = some_models()
     assert torch.equal(merge(name, models, [1.0, 0.0]), models[0])
@@ -117,8 +111,10 @@ def test_weights_1_0_return_the_first_model_bit_for_bit(name):
 @pytest.mark.parametrize("name", ["linear", "recall"])
 def test_the_order_of_models_changes_nothing(name, seed, order):
     models, weights = [normal(4 * seed + i, 5, 3) for i in range(4)], [0.4, 0.3, 0.2, 0.1]
-    permuted = METHODS[name]([models[i] for i in order], [weights[i] for i in order])
-    torch.testing.assert_close(permuted, METHODS[name](models, weights), rtol=1e-7, atol=1e-7)
+    permuted = METHODS[name].function([models[i] for i in order], [weights[i] for i in order])
+    torch.testing.assert_close(
+        permuted, METHODS[name].function(models, weights), rtol=1e-7, atol=1e-7
+    )
 
 
 @given(seed=st.integers(0, 1000), t=st.floats(0, 1))
@@ -200,15 +196,15 @@ def test_a_result_too_large_for_its_dtype_is_refused():
     ids=["none", "shape", "count", "weight", "dtype", "finite"],
 )
 def test_unfit_models_and_weights_are_refused(name, models, weights, message):
-    parameters = {key: models for key in ("importances", "moments") if key in inputs_of(name)}
-    if "base" in inputs_of(name):
+    parameters = {key: models for key in ("importances", "moments") if key in METHODS[name].inputs}
+    if "base" in METHODS[name].inputs:
         parameters["base"] = torch.ones(2, 2)
-    if "density" in options_of(name):
+    if "density" in METHODS[name].options:
         parameters["density"] = 0.5
-    if "gamma" in options_of(name):
+    if "gamma" in METHODS[name].options:
         parameters["gamma"] = 0.1
     with pytest.raises(ValueError, match=message):
-        METHODS[name](models, weights, **parameters)
+        METHODS[name].function(models, weights, **parameters)
 
 
 @pytest.mark.parametrize(
@@ -219,7 +215,10 @@ def test_unfit_models_and_weights_are_refused(name, models, weights, message):
         (lambda m: slerp(m, [0.0, 0.0]), "not all 0"),
         (lambda m: slerp(m, [1.0, 1.0], parallel_threshold=1.0), r"threshold=1.0 must lie in"),
         (lambda m: recall(m, [1.0, 0.5], temperature=0.0), "temperature=0.0 must be a positive"),
-        (lambda m: method_named("soup"), "'soup' is unknown: use linear, slerp, task_arithmetic"),
+        (
+            lambda m: method_named("soup"),
+            "method='soup' is unknown: use 'linear', 'slerp'",
+        ),
     ],
 )
 def test_unfit_options_are_refused(call, message):
@@ -228,10 +227,10 @@ def test_unfit_options_are_refused(call, message):
 
 
 def test_the_table_tells_inputs_from_options():
-    assert inputs_of("linear") == ("weights",)
-    assert inputs_of("ties") == ("weights", "base")
-    assert inputs_of("importance") == ("weights", "importances")
-    assert inputs_of("subspace") == ("weights", "moments")
-    assert set(options_of("breadcrumbs")) == {"density", "gamma", "scale"}
-    assert options_of("dare")["seed"].default == 0
-    assert options_of("dare")["seed"].annotation is int
+    assert METHODS["linear"].inputs == ("weights",)
+    assert METHODS["ties"].inputs == ("weights", "base")
+    assert METHODS["fisher"].inputs == ("weights", "importances")
+    assert METHODS["regmean"].inputs == ("weights", "moments")
+    assert set(METHODS["breadcrumbs"].options) == {"density", "gamma", "scale"}
+    assert METHODS["dare"].options["seed"].default == 0
+    assert METHODS["dare"].options["seed"].annotation is int

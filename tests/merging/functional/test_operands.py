@@ -2,7 +2,6 @@ import pytest
 import torch
 
 from recall_lightning.merging.functional.operands import (
-    check_choice,
     check_models,
     check_shares,
     rounded,
@@ -34,8 +33,3 @@ def test_half_precision_is_computed_in_float32_and_double_in_double(dtypes, expe
 def test_rounding_is_to_nearest_even():
     values = torch.tensor([1 + 2**-8, 1 + 3 * 2**-8])
     assert rounded(values, torch.ones(1, dtype=torch.bfloat16)).tolist() == [1, 1 + 2**-6]
-
-
-def test_an_unknown_choice_names_the_known():
-    with pytest.raises(ValueError, match=r"divide='sum' is unknown: use count, none"):
-        check_choice("divide", "sum", ("count", "none"))

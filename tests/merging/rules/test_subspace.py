@@ -5,7 +5,7 @@ from recall_lightning.measuring.blocks import Block
 from recall_lightning.measuring.linear_maps import LinearMap
 from recall_lightning.measuring.moments import FullMoments, RowCounts
 from recall_lightning.merging.coefficients.linear_maps import MapCoefficient
-from recall_lightning.merging.functional.second_moments import subspace
+from recall_lightning.merging.functional import regmean
 from recall_lightning.merging.rules import MergeInputs, SubspaceRule
 
 BLOCK = Block("layer", 9, 1.0, "layer", ("layer.weight", "layer.bias", "norm.weight"))
@@ -48,7 +48,7 @@ def test_embedding_rows_are_merged_by_how_often_they_were_looked_up():
     share = 0.3
     found = SubspaceRule(4.0, 0.01, share).coefficients(given(old, new, table))["layer.weight"]
     then, now = torch.randn(4, 2), torch.randn(4, 2)
-    expected = subspace(
+    expected = regmean(
         [then, now], [share, 1 - share], [counts[0] / share, 4 * counts[1] / (1 - share)],
         ridge=0.01 / 5,
     )  # fmt: skip

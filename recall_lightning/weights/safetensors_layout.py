@@ -1,4 +1,4 @@
-"""Where tensors lie in a safetensors file."""
+"""The format of a safetensors file: what it calls dtypes, and where tensors lie in it."""
 
 import json
 from collections.abc import Mapping
@@ -6,8 +6,31 @@ from dataclasses import dataclass
 
 import torch
 
-from recall_lightning.weights.reading import SAFETENSORS_DTYPES
-
+SAFETENSORS_DTYPES: dict[str, torch.dtype] = {  # in the order in which safetensors sorts a file
+    code: getattr(torch, name)
+    for code, name in {
+        "U64": "uint64",
+        "I64": "int64",
+        "F64": "float64",
+        "C64": "complex64",
+        "F32": "float32",
+        "U32": "uint32",
+        "I32": "int32",
+        "BF16": "bfloat16",
+        "F16": "float16",
+        "U16": "uint16",
+        "I16": "int16",
+        "F8_E5M2FNUZ": "float8_e5m2fnuz",
+        "F8_E4M3FNUZ": "float8_e4m3fnuz",
+        "F8_E8M0": "float8_e8m0fnu",
+        "F8_E4M3": "float8_e4m3fn",
+        "F8_E5M2": "float8_e5m2",
+        "I8": "int8",
+        "U8": "uint8",
+        "BOOL": "bool",
+    }.items()
+    if hasattr(torch, name)
+}
 CODES = {dtype: code for code, dtype in SAFETENSORS_DTYPES.items()}
 _RANKS = {dtype: rank for rank, dtype in enumerate(SAFETENSORS_DTYPES.values())}
 Plan = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
