@@ -101,6 +101,8 @@ class RecallCLI(LightningCLI):
     def in_new_form(self, config: Any) -> Any:
         """Return parsed arguments with old ones under their new names, of which a warning tells."""
         subcommand = config["subcommand"]
+        if not any(f"recall.{name}" in config[subcommand] for name in OLD_ARGUMENTS):
+            return config
         settings = config[subcommand].as_dict()
         settings.pop("config", None)  # a recipe is not to be read once more
         arguments, told = migrated_arguments(settings["recall"])
@@ -215,18 +217,30 @@ def main(args: Sequence[str] | None = None) -> None:
     warnings.filterwarnings("ignore", ".*LeafSpec.*is deprecated")
     given = sys.argv[1:] if args is None else list(args)
     defaults = {"default_config_files": defaults_beside(given)}
+    kind = _for_one(given[0]) if given[:1] and given[0] in RecallCLI.subcommands() else RecallCLI
     try:
-        RecallCLI(
+        kind(
             args=None if args is None else given,
             save_config_callback=SaveRunConfig,
             seed_everything_default=0,
-            parser_kwargs={"epilog": _EPILOG} | dict.fromkeys(RecallCLI.subcommands(), defaults),
+            parser_kwargs={"epilog": _EPILOG} | dict.fromkeys(kind.subcommands(), defaults),
         )
     except Exception as error:
         said = _misconfiguration(error)
         if said is None:
             raise
         refuse("recall-lightning", said)
+
+
+def _for_one(subcommand: str) -> type[RecallCLI]:
+    """Return the command line of one subcommand: the other's parser takes a second to build."""
+
+    class OneCommandCLI(RecallCLI):
+        @staticmethod
+        def subcommands() -> dict[str, set[str]]:
+            return {subcommand: RecallCLI.subcommands()[subcommand]}
+
+    return OneCommandCLI
 
 
 def _misconfiguration(error: BaseException | None) -> BaseException | None:

@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from recall_lightning.cli.arguments import RaisingParser, refuse
-from recall_lightning.cli.merge_options import Option, methods_with, options
-from recall_lightning.merging.functional import FILES
+from recall_lightning.cli.merge_options import Option, method_names, methods_with, options
 
 if TYPE_CHECKING:
     from recall_lightning.merging.folders.settings import MergeReport, MergeSettings
@@ -47,7 +46,7 @@ def merge_parser() -> ArgumentParser:
     )
     add("--config", metavar="YAML", help="File with any of these; the command line goes first.")
     add("--out", metavar="DIR", help="Folder to make; it must not exist.")
-    add("--method", help=f"One of {', '.join(FILES)} (linear).")
+    add("--method", help=f"One of {', '.join(method_names())} (linear).")
     add(
         "--weights",
         type=_value,

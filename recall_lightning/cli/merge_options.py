@@ -4,14 +4,14 @@
 """
 
 import ast
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import docstring_parser
 
-from recall_lightning.merging import functional
+from recall_lightning import merging
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,16 @@ class Option:
     default: Any = None
 
 
+def method_names() -> list[str]:
+    """Name the merge methods that there are.
+
+    Example:
+        >>> "linear" in method_names()
+        True
+    """
+    return list(_functions())
+
+
 def methods_with(argument: str) -> list[str]:
     """Name the methods that are given something for each weight.
 
@@ -42,8 +52,8 @@ def methods_with(argument: str) -> list[str]:
     """
     return [
         method
-        for method in functional.FILES
-        if argument in (each.arg for each in _function(method).args.args)
+        for method, function in _functions().items()
+        if argument in (each.arg for each in function.args.args)
     ]
 
 
@@ -51,37 +61,38 @@ def options() -> dict[str, Option]:
     """Return every method's options by name.
 
     Example:
-        >>> options()["ridge"]
-        Option(name='ridge', methods=('subspace',), text='...', required=False, default=0.01)
+        >>> options()["ridge"].methods, options()["ridge"].default
+        (('regmean',), 0.01)
     """
     found: dict[str, Option] = {}
-    for method in functional.FILES:
-        arguments = _function(method).args
+    for method, function in _functions().items():
+        arguments = function.args
         for argument, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True):
-            name = argument.arg
-            if name in found:
-                first = found[name]
-                found[name] = Option(
-                    name, (*first.methods, method), first.text, first.required, first.default
-                )
-                continue
-            value = None if default is None else ast.literal_eval(default)
-            found[name] = Option(name, (method,), _text(method, name), default is None, value)
+            name, value = argument.arg, None if default is None else ast.literal_eval(default)
+            first = found.get(name) or Option(name, (), _text(function, name), not default, value)
+            found[name] = replace(first, methods=(*first.methods, method))
     return found
 
 
 @cache
-def _function(method: str) -> ast.FunctionDef:
-    """Find a method's definition."""
-    file = Path(functional.__path__[0]) / f"{functional.FILES[method]}.py"
-    module = ast.parse(file.read_text(encoding="utf-8"))
-    return next(
-        node for node in module.body if isinstance(node, ast.FunctionDef) and node.name == method
-    )
+def _functions() -> dict[str, ast.FunctionDef]:
+    """Find the functions that stand beside a record, by their names, which are the methods'."""
+    found: dict[str, ast.FunctionDef] = {}
+    for file in sorted(Path(merging.__path__[0], "functional").glob("*.py")):
+        body = ast.parse(file.read_text(encoding="utf-8")).body
+        calls = [node.value for node in body if isinstance(node, ast.Assign)]
+        recorded = {
+            ast.unparse(call.args[0])
+            for call in calls
+            if isinstance(call, ast.Call) and ast.unparse(call.func) == "MergeMethod"
+        }
+        functions = [node for node in body if isinstance(node, ast.FunctionDef)]
+        found |= {each.name: each for each in functions if each.name in recorded}
+    return found
 
 
-def _text(method: str, argument: str) -> str:
-    """Return what a method's docstring says of an argument."""
-    parameters = docstring_parser.parse(ast.get_docstring(_function(method)) or "").params
+def _text(function: ast.FunctionDef, argument: str) -> str:
+    """Return what a function's docstring says of an argument."""
+    parameters = docstring_parser.parse(ast.get_docstring(function) or "").params
     text = next(each.description for each in parameters if each.arg_name == argument) or ""
     return " ".join(text.replace("``", "").split())

@@ -11,14 +11,12 @@ from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
 
 from rich.console import Console
 from rich.table import Table
 
-from recall_lightning.compare.check import check_commands
+from recall_lightning.cli.arguments import RaisingParser, refuse
 from recall_lightning.compare.grid import Failure, cores, run_all, start_server, threads_per_run
-from recall_lightning.compare.pareto import write_pareto
 from recall_lightning.compare.plan import (
     Comparison,
     PlannedRun,
@@ -29,7 +27,7 @@ from recall_lightning.compare.plan import (
 from recall_lightning.compare.progress import Progress, duration
 from recall_lightning.compare.results import load_run, summarise
 from recall_lightning.compare.tables import cell, csv_table, markdown
-from recall_lightning.methods.table import METHODS
+from recall_lightning.methods import FILES
 from recall_lightning.weights.atomic import write_whole
 
 _PROGRAM = "recall-lightning compare"
@@ -49,13 +47,6 @@ What follows -- goes to recall-lightning fit of every run, as in: -- --trainer.m
 """
 
 
-class _Parser(ArgumentParser):
-    """A parser that raises instead of printing its usage."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ValueError(message)
-
-
 def compare_parser() -> ArgumentParser:
     """Build the command's parser.
 
@@ -63,14 +54,13 @@ def compare_parser() -> ArgumentParser:
         >>> compare_parser().parse_args(["-c", "a.yaml", "--out", "b", "--seeds", "3"]).seeds
         '3'
     """
-    parser = _Parser(
+    parser = RaisingParser(
         prog=_PROGRAM,
         usage=f"{_PROGRAM} -c RECIPE --methods A,B --seeds N --out DIR [options] [-- ARGUMENTS]",
         description="Train a recipe with several methods and seeds, each run in a process of its "
         "own, and write tables with confidence intervals. Started again, it skips what is done.",
         epilog=_EPILOG,
         formatter_class=RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     add = parser.add_argument
     add(
@@ -84,7 +74,7 @@ def compare_parser() -> ArgumentParser:
     add(
         "--methods",
         default="finetune,recall",
-        help=f"Some of {', '.join(METHODS)} (finetune,recall). Differences are to the first.",
+        help=f"Some of {', '.join(FILES)} (finetune,recall). Differences are to the first.",
     )
     add(
         "--seeds",
@@ -135,12 +125,13 @@ def main(args: Sequence[str]) -> None:
         todo = {run.setting.label: run for run in reversed(runs) if not run.done}
         if todo:
             start_server(_model_modules(comparison.recipes))
+            from recall_lightning.compare.check import check_commands  # while the server imports
+
             check_commands([run for run in runs if run is todo.get(run.setting.label)])
         with _claimed(comparison):
             failures = _run(comparison, runs, options.jobs, shlex.join([*_PROGRAM.split(), *args]))
     except (ValueError, OSError) as error:
-        print(f"{_PROGRAM}: error: {' '.join(str(error).split())}", file=sys.stderr)
-        raise SystemExit(2) from error
+        refuse(_PROGRAM, error)
     for name, failure in failures.items():
         print(f"failed: {name}: {failure.reason}; see {failure.log}", file=sys.stderr)
     if failures:
@@ -166,7 +157,7 @@ def _comparison(options: Namespace, extra: list[str]) -> Comparison:
         if re.match(r"(-c|--config)(=|$)", word):
             raise ValueError(f"{word} after --: name all recipes by -c before it")
     methods = [name.strip() for name in options.methods.split(",") if name.strip()]
-    settings = parse_settings(methods, options.sweep, options.variant, list(METHODS))
+    settings = parse_settings(methods, options.sweep, options.variant, list(FILES))
     joint = options.joint_reference
     labels = [setting.label for setting in settings]
     if joint is not None and joint not in labels:
@@ -270,6 +261,8 @@ class _Reporter:
         write_whole(out / "results.md", text)
         write_whole(out / "results.csv", csv_table(runs))
         if figure:
+            from recall_lightning.compare.pareto import write_pareto  # slow to import
+
             first = runs[0]
             write_pareto(out / "pareto.png", summaries, first.monitor, first.higher_is_better)
 

@@ -15,7 +15,6 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Protocol
 
-from recall_lightning.compare import worker
 from recall_lightning.compare.plan import PlannedRun
 from recall_lightning.compare.results import LOG_FILE
 
@@ -97,7 +96,7 @@ class _Pool:
         """Start what is waiting, as far as there is room."""
         while self.waiting and len(self.running) < self.jobs:
             run = self.waiting.popleft()
-            process = self.context.Process(target=worker.train, args=(run, self.threads))  # type: ignore[attr-defined]
+            process = self.context.Process(target=_train, args=(run, self.threads))  # type: ignore[attr-defined]
             with _hidden_main():
                 process.start()
             self.running[process.sentinel] = _Running(run, process, time.perf_counter())
@@ -118,6 +117,12 @@ class _Pool:
             each.process.kill()
         for each in self.running.values():
             each.process.join()
+
+
+def _train(run: PlannedRun, threads: int) -> None:
+    from recall_lightning.compare.worker import train  # the command needs it nowhere else
+
+    train(run, threads)
 
 
 @contextmanager

@@ -1,10 +1,11 @@
 """The command ``recall-lightning export``: a checkpoint in, a folder of Hugging Face out."""
 
-import sys
 from argparse import ArgumentParser
 from collections.abc import Sequence
 
-from recall_lightning.export.folder import export
+from recall_lightning.cli.arguments import RaisingParser, refuse
+
+_PROGRAM = "recall-lightning export"
 
 
 def export_parser() -> ArgumentParser:
@@ -14,11 +15,10 @@ def export_parser() -> ArgumentParser:
         >>> export_parser().parse_args(["last.ckpt", "--out", "model"]).merge_adapter
         False
     """
-    parser = ArgumentParser(
-        prog="recall-lightning export",
+    parser = RaisingParser(
+        prog=_PROGRAM,
         description="Write the language model of a checkpoint as a folder that from_pretrained "
         "loads, or its adapter as one that PEFT loads, with tokenizer and model card.",
-        allow_abbrev=False,
     )
     parser.add_argument("checkpoint", metavar="CKPT", help="A checkpoint of CausalLMModule.")
     parser.add_argument("--out", metavar="DIR", required=True, help="Folder to make.")
@@ -41,12 +41,13 @@ def main(args: Sequence[str]) -> None:
     Args:
         args: The command line after ``export``.
     """
-    given = export_parser().parse_args(args)
     try:
+        given = export_parser().parse_args(args)
+        from recall_lightning.export.folder import export  # slow to import
+
         training = export(**vars(given))
     except ValueError as error:
-        print("recall-lightning export: error:", " ".join(str(error).split()), file=sys.stderr)
-        raise SystemExit(2) from error
+        refuse(_PROGRAM, error)
     print(
         f"{given.out}: {training.method} on {' → '.join(training.tasks) or 'unnamed tasks'}, "
         f"{training.steps} steps; its card is README.md"

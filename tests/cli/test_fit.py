@@ -170,6 +170,25 @@ def test_a_methods_own_defaults_are_those_of_the_command_line(parsed):
     assert parsed("--recall_paper_loop.every=0.5")["recall_paper_loop"]["every"] == 0.5
 
 
+def test_an_option_of_an_earlier_version_is_taken_under_its_new_name_with_a_warning(parsed):
+    with pytest.warns(UserWarning, match=r"typical_samples is samples\.typical"):
+        config = parsed("--recall.rule=rbf", "--recall.typical_samples=8")
+    assert config["recall"]["samples"]["typical"] == 8
+    assert "typical_samples" not in config["recall"]
+
+
+def test_a_wrong_value_of_an_old_option_is_refused_under_its_new_name(parsed, capsys):
+    with pytest.raises(SystemExit), pytest.warns(UserWarning, match="earlier version"):
+        parsed("--recall.rule=rbf", "--recall.typical_samples=few")
+    assert "recall.samples" in capsys.readouterr().err
+
+
+def test_old_options_are_not_in_the_help(capsys):
+    with pytest.raises(SystemExit):
+        run("fit", "--help")
+    assert "recall.typical_samples" not in capsys.readouterr().out
+
+
 def test_of_the_methods_the_chosen_one_alone_is_built(tmp_path, monkeypatch):
     for method in METHODS.values():
         if method.name != "ewc" and method.configured:

@@ -1,22 +1,35 @@
 """The table of merge methods."""
 
 import warnings
-from importlib import import_module
 
 from recall_lightning.checks import check_choice
-from recall_lightning.merging.functional import FILES
+from recall_lightning.merging.functional.fisher import FISHER
+from recall_lightning.merging.functional.linear import LINEAR
 from recall_lightning.merging.functional.method import MergeMethod
+from recall_lightning.merging.functional.recall import RECALL
+from recall_lightning.merging.functional.regmean import REGMEAN
+from recall_lightning.merging.functional.slerp import SLERP
+from recall_lightning.merging.functional.task_vectors import (
+    BREADCRUMBS,
+    DARE,
+    TASK_ARITHMETIC,
+    TIES,
+)
 
-_PACKAGE = __name__.rpartition(".")[0]
-
-
-def _record(name: str, file: str) -> MergeMethod:
-    """Find the record of a method in its file."""
-    values = vars(import_module(f"{_PACKAGE}.{file}")).values()
-    return next(v for v in values if isinstance(v, MergeMethod) and v.name == name)
-
-
-METHODS: dict[str, MergeMethod] = {name: _record(name, file) for name, file in FILES.items()}
+METHODS: dict[str, MergeMethod] = {
+    method.name: method
+    for method in (
+        LINEAR,
+        SLERP,
+        TASK_ARITHMETIC,
+        TIES,
+        DARE,
+        BREADCRUMBS,
+        FISHER,
+        REGMEAN,
+        RECALL,
+    )
+}
 
 
 def method_named(name: str) -> MergeMethod:
