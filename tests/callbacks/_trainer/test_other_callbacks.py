@@ -17,6 +17,7 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from recall_lightning import RecallCallback
+from recall_lightning.merging.rules import Uniform
 from recall_lightning.weights.naming import named_weights
 from tests.support.training import Plain, loader, quiet_trainer
 
@@ -25,7 +26,7 @@ class Watched(RecallCallback):
     """Keeps the weights after every step, merged where it merges."""
 
     def __init__(self, **kwargs):
-        super().__init__(rule="uniform", end_rule=None, strength=0.3, **kwargs)
+        super().__init__(rule=Uniform(0.3), **kwargs)
         self.after = {}
 
     def on_task_step(self, trainer, pl_module, task):
