@@ -40,7 +40,7 @@ example: three methods, one of them with two strengths, five seeds each, two run
 
 and then with an ablation, without repeating what is done:
 
-  ... --variant "uniform=recall:--recall.rule uniform --recall.strength 0.2"
+  ... --variant "uniform=recall:--recall.rule Uniform --recall.rule.weight 0.2"
 
 Into --out go results.md, results.csv and pareto.png, after every run again, and a folder a run.
 What follows -- goes to recall-lightning fit of every run, as in: -- --trainer.max_epochs 3

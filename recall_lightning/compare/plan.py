@@ -240,7 +240,7 @@ def _parse_variant(text: str) -> Setting:
     if arguments and not arguments[0].startswith("-"):
         raise ValueError(
             f"--variant {text!r} must be NAME=METHOD:ARGUMENTS, arguments beginning with '--', as "
-            "in 'uniform=recall:--recall.rule uniform'"
+            "in 'rbf=recall:--recall.rule rbf'"
         )
     return Setting(found[1].strip(), found[2] or "recall", tuple(arguments))
 

@@ -39,8 +39,9 @@ def test_sweeps_of_one_method_are_multiplied():
 
 
 def test_commas_in_brackets_belong_to_a_value():
-    swept = settings("", ["recall.strength=[0.5,0.2],{'a':1,'b':2},3"])
-    assert [e.swept["recall.strength"] for e in swept] == ["[0.5,0.2]", "{'a':1,'b':2}", "3"]
+    swept = settings("", ["recall.rule.strength=[0.5,0.2],{'a':1,'b':2},3"])
+    values = [setting.swept["recall.rule.strength"] for setting in swept]
+    assert values == ["[0.5,0.2]", "{'a':1,'b':2}", "3"]
 
 
 def test_a_variant_is_a_method_with_arguments_under_a_name():

@@ -20,6 +20,6 @@ def refuse_weight_averaging(trainer: Trainer, callback: object) -> None:
             raise MisconfigurationException(
                 f"{type(callback).__name__} merges the weights that are trained, and "
                 f"{type(other).__name__} puts an average of its own in their place when training "
-                "ends: take one of the two out; strength and every of RecallCallback average with "
-                "the snapshot as often as you like"
+                "ends: take one of the two out; RecallCallback averages with the snapshot too, by "
+                "rule=Uniform(weight), as often as every says"
             )
