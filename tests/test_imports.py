@@ -22,10 +22,10 @@ MAY_IMPORT = {
     "models": ["callbacks", "measuring", "merging", "weights"],
     "recall": ["callbacks", "merging", "measuring", "metrics", "weights"],
     "methods": ["recall", "callbacks", "data", "merging", "measuring", "weights"],
-    "export": ["methods", "models", "metrics", "merging", "measuring", "weights"],
-    "cli": ["weights"],
+    "export": ["cli", "recall", "methods", "models", "metrics", "merging", "measuring", "weights"],
+    "cli": ["merging", "weights"],
     "cli.merge": ["cli", "merging", "measuring", "weights"],
-    "cli.fit": ["cli", "methods", "models", "callbacks", "data", "metrics", "weights"],
+    "cli.fit": ["cli", "methods", "recall", "models", "callbacks", "data", "metrics", "weights"],
     "compare": ["cli", "cli.fit", "methods", "models", "data", "metrics", "weights"],
     "cli.main": ["cli", "cli.merge", "cli.fit", "compare", "export"],
 }

@@ -180,13 +180,22 @@ def build_method(method: Method, arguments: Any) -> Any:
 
     Returns:
         None for a method that has neither.
+
+    Raises:
+        MisconfigurationException: If the callback, or a rule that is given to it, refuses a value.
     """
     if method.configured is None:
         return None
     parser = LightningArgumentParser()
     add_method_arguments(parser, method, instantiate=True)
     given = {method.name: arguments.as_dict()}
-    return parser.instantiate_classes(parser.parse_object(given))[method.name]
+    try:
+        return parser.instantiate_classes(parser.parse_object(given))[method.name]
+    except ValueError as error:
+        found: BaseException = error
+        while found.__cause__ is not None:  # jsonargparse retells what a rule has said
+            found = found.__cause__
+        raise MisconfigurationException(f"{method.name}: {found}") from error
 
 
 def last_checkpoint(trainer: Trainer) -> str | None:

@@ -41,4 +41,6 @@ def _with_odds(own: Sequence[Coefficient], keep: float) -> Sequence[Coefficient]
     total = sum(numbers)
     if len(numbers) < len(own) or (isinstance(total, float) and total > 1 + 1e-9):
         return own
-    return [keep * number / (1 + (keep - 1) * total) for number in numbers]
+    kept = [keep * number / (1 + (keep - 1) * total) for number in numbers]
+    # rounding may lead an all but whole weight out of its range
+    return [w.clamp(max=1.0) if isinstance(w, Tensor) else min(w, 1.0) for w in kept]

@@ -1,13 +1,13 @@
 import random
-import subprocess
-import sys
 
 import numpy as np
+import pytest
 import torch
 from torch import nn
 from torchmetrics import MeanMetric
 
 from recall_lightning.measuring.isolation import undisturbed
+from tests.support.processes import run_python
 
 
 class Noisy(nn.Module):
@@ -52,10 +52,10 @@ def test_the_torch_random_state_is_put_back():
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_measuring_imports_no_metrics_no_clustering_and_no_transformers():
+@pytest.mark.processes
+def test_measuring_imports_no_metrics_no_clustering_and_no_transformers(tmp_path):
     heavy = "torchmetrics", "sklearn", "transformers", "lightning", "scipy"
     modules = "hidden_states", "curvature", "typical_samples", "candidates", "generation"
     code = "import sys\n" + "".join(f"import recall_lightning.measuring.{m}\n" for m in modules)
     code += f"print([name for name in {heavy} if name in sys.modules])"
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert found.stdout.strip() == "[]"
+    assert run_python("-c", code, folder=tmp_path).out.strip() == "[]"
