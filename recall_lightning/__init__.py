@@ -11,13 +11,23 @@ if TYPE_CHECKING:
     from recall_lightning.measuring.blocks import Block, find_blocks
     from recall_lightning.merging.rules import MergeInputs, MergeRule
     from recall_lightning.recall.callback import RecallCallback
+    from recall_lightning.recall.settings import (
+        ImportanceSettings,
+        MomentSettings,
+        SampleSettings,
+        SnapshotSettings,
+    )
 
 __all__ = [
     "Block",
     "ForgettingMonitor",
+    "ImportanceSettings",
     "MergeInputs",
     "MergeRule",
+    "MomentSettings",
     "RecallCallback",
+    "SampleSettings",
+    "SnapshotSettings",
     "TaskAwareCallback",
     "TaskStream",
     "find_blocks",
@@ -28,9 +38,13 @@ __getattr__, __dir__ = lazily(
     {
         "Block": "measuring.blocks",
         "ForgettingMonitor": "callbacks.forgetting",
+        "ImportanceSettings": "recall.settings",
         "MergeInputs": "merging.rules",
         "MergeRule": "merging.rules",
+        "MomentSettings": "recall.settings",
         "RecallCallback": "recall.callback",
+        "SampleSettings": "recall.settings",
+        "SnapshotSettings": "recall.settings",
         "TaskAwareCallback": "callbacks.task_aware",
         "TaskStream": "data.stream",
         "find_blocks": "measuring.blocks",
