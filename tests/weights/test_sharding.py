@@ -1,27 +1,26 @@
-import multiprocessing
+import json
 
-import torch
-import torch.distributed
+import pytest
 
+from tests.support.processes import run_python
+
+OF_TWO = """
+import json, torch
 from recall_lightning.weights.sharding import of_all_processes, of_this_process
 
+torch.distributed.init_process_group("gloo")
+rank = torch.distributed.get_rank()
+found = of_all_processes({"batch": torch.tensor([rank]), "step": [rank]})
+told = [[each["batch"].item() for each in found], of_this_process(found)["step"]]
+json.dump(told, open(f"rank_{rank}.json", "w"))
+torch.distributed.destroy_process_group()
+"""
 
-def of_two(rank, folder, results):
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2
-    )
-    found = of_all_processes({"batch": torch.tensor([rank]), "step": [rank]})
-    results.put((rank, [each["batch"].item() for each in found], of_this_process(found)["step"]))
-    torch.distributed.destroy_process_group()
 
-
+@pytest.mark.processes
 def test_the_first_process_gets_what_all_have_and_each_finds_its_own(tmp_path):
-    context = multiprocessing.get_context("spawn")
-    results = context.SimpleQueue()
-    processes = [context.Process(target=of_two, args=(rank, tmp_path, results)) for rank in (0, 1)]
-    for process in processes:
-        process.start()
-    found = {rank: (batches, own) for rank, batches, own in (results.get() for _ in processes)}
-    for process in processes:
-        process.join()
-    assert found == {0: ([0, 1], [0]), 1: ([1, 1], [1])}
+    (tmp_path / "gather.py").write_text(OF_TWO)
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+    run_python(*launcher, "gather.py", folder=tmp_path)
+    told = [json.loads((tmp_path / f"rank_{rank}.json").read_text()) for rank in (0, 1)]
+    assert told == [[[0, 1], [0]], [[1, 1], [1]]]

@@ -13,9 +13,9 @@ class Uniform(MergeRule):
     WiSE-FT (arXiv 2109.01903).
 
     Args:
-        weight: The coefficient, in [0, 1); or a list that is interpolated from the first block to
-            the last, or a dict of name patterns to either. 1 for all would put the snapshot back at
-            every merge.
+        weight: The coefficient, in [0, 1], or a list that is interpolated from the first block to
+            the last, or a dict of name patterns to either; not 1 for all, which would put the
+            snapshot back at every merge.
 
     Raises:
         ValueError: If ``weight`` lies outside.

@@ -101,7 +101,7 @@ class Statistics:
         for statistic in self.active:
             if statistic.name in state_dict:
                 statistic.load_state_dict(state_dict[statistic.name])
-            else:
+            elif statistic.gives:
                 rank_zero_warn(
                     f"RecallCallback: the checkpoint holds no {statistic.name}, which the rules "
                     "need now: nothing is known of the tasks before it"
