@@ -1,10 +1,9 @@
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from recall_lightning import callbacks
+from tests.support.processes import run_python
 
 
 def test_every_callback_has_a_file_and_is_exported_by_it():
@@ -15,10 +14,10 @@ def test_every_callback_has_a_file_and_is_exported_by_it():
     assert set(callbacks.__all__) <= set(dir(callbacks))
 
 
-def test_nothing_is_imported_before_it_is_asked_for():
+@pytest.mark.processes
+def test_nothing_is_imported_before_it_is_asked_for(tmp_path):
     code = "import sys, recall_lightning.callbacks; print('lightning' in sys.modules)"
-    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert shown.stdout.strip() == "False"
+    assert run_python("-c", code, folder=tmp_path).out.strip() == "False"
 
 
 def test_another_name_is_no_attribute():
