@@ -1,15 +1,10 @@
 """What the first word does, in processes of their own: as the installed script starts them."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 
 from recall_lightning.cli.main import main
+from tests.support.processes import run_python
 
-ROOT = Path(__file__).parents[2]
 SCRIPT = "import sys\nfrom recall_lightning.cli.main import main\nsys.exit(main())\n"
 MY_DATA = """
 from recall_lightning.data import DigitsStream
@@ -27,12 +22,6 @@ model:
 """
 
 
-def printed(code):
-    return subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
-    ).stdout.splitlines()
-
-
 @pytest.fixture
 def command(tmp_path):
     """Run the installed script in a folder of the user's, with a module and a recipe in it."""
@@ -43,35 +32,34 @@ def command(tmp_path):
     here.mkdir()
     (here / "mydata.py").write_text(MY_DATA)
     (here / "mine.yaml").write_text(RECIPE)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
 
-    def run(*args):
-        return subprocess.run(
-            [sys.executable, script, *args],
-            cwd=here, env=environment, capture_output=True, text=True, check=False,
-        )  # fmt: skip
+    def run(*args, fails=False):
+        return run_python(script, *args, folder=here, fails=fails)
 
     return run
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("words", [[], ["merge"], ["compare"], ["export"]])
-def test_help_imports_nothing_heavy(words):
-    *shown, heavy = printed(
+def test_help_imports_nothing_heavy(words, tmp_path):
+    code = (
         "import sys\nfrom recall_lightning.cli.main import main\n"
         f"try: main({[*words, '--help']})\nexcept SystemExit: pass\n"
         "print([m for m in ('torch', 'numpy', 'lightning', 'jsonargparse') if m in sys.modules])"
     )
+    *shown, heavy = run_python("-c", code, folder=tmp_path).out.splitlines()
     assert shown[0].startswith(" ".join(["usage: recall-lightning", *words]))
     assert heavy == "[]"
 
 
-def test_merging_imports_what_merging_needs():
+@pytest.mark.processes
+def test_merging_imports_what_merging_needs(tmp_path):
     code = (
         "import sys, torch, recall_lightning.cli.merge, recall_lightning.merging.folders.merge\n"
         "print([m for m in {} if m in sys.modules])"
     )
     heavy = ["lightning", "torchmetrics", "transformers", "sklearn", "scipy", "peft"]
-    assert printed(code.format(heavy)) == ["[]"]
+    assert run_python("-c", code.format(heavy), folder=tmp_path).out.strip() == "[]"
 
 
 def test_every_command_is_named_in_the_help(capsys):
@@ -96,20 +84,19 @@ def test_an_unknown_word_is_refused(capsys):
     assert "invalid choice: 'trian'" in capsys.readouterr().err
 
 
+@pytest.mark.processes
 def test_classes_in_the_current_folder_are_found_by_fit(command):
-    done = command("fit", "-c", "mine.yaml", "--trainer.fast_dev_run=true")
-    assert done.returncode == 0, done.stderr
+    command("fit", "-c", "mine.yaml", "--trainer.fast_dev_run=true")
 
 
+@pytest.mark.processes
 def test_and_by_compare_and_its_processes(command, tmp_path):
-    done = command(
-        "compare", "-c", "mine.yaml", "--methods", "finetune", "--seeds", "1", "--out", "out"
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    command("compare", "-c", "mine.yaml", "--methods", "finetune", "--seeds", "1", "--out", "out")
     assert (tmp_path / "mine" / "out" / "finetune" / "seed_0" / "run.json").is_file()
 
 
+@pytest.mark.processes
 def test_a_module_of_the_current_folder_is_no_part_of_a_merge(command, tmp_path):
     (tmp_path / "mine" / "safetensors.py").write_text("raise AssertionError('imported')")
-    done = command("merge", "a", "b", "--out", "c")
-    assert done.stderr.startswith("recall-lightning merge: error: a does not exist")
+    done = command("merge", "a", "b", "--out", "c", fails=True)
+    assert done.err.startswith("recall-lightning merge: error: a does not exist")
