@@ -25,6 +25,7 @@ from recall_lightning.data import TaskStream
 from recall_lightning.methods.method import Method
 from recall_lightning.methods.table import METHODS
 from recall_lightning.recall.migration import OLD_ARGUMENTS, migrated_arguments
+from recall_lightning.weights.atomic import write_whole
 
 _EPILOG = (
     "Methods are compared by: recall-lightning compare -c RECIPE --methods finetune,recall --out "
@@ -49,7 +50,7 @@ class SaveRunConfig(SaveConfigCallback):
         folder.mkdir(parents=True, exist_ok=True)
         # dump, as save writes models from a mapping in a form that cannot be read back
         content = self.parser.dump(self.config, skip_none=False)
-        (folder / "config.yaml").write_text(content, encoding="utf-8")
+        write_whole(folder / "config.yaml", content)
         self.already_saved = True
 
 

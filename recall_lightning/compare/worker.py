@@ -141,7 +141,7 @@ def _prepare_folder(run: PlannedRun) -> None:
     if (run.folder / COMMAND_FILE).exists():  # what lies there is ours
         shutil.rmtree(run.folder)
     run.folder.mkdir(parents=True, exist_ok=True)
-    (run.folder / COMMAND_FILE).write_text(shlex.join(run.command) + "\n")
+    write_whole(run.folder / COMMAND_FILE, shlex.join(run.command) + "\n")
 
 
 def _redirect(log: Path) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor
 from recall_lightning.measuring.blocks import Block
 from recall_lightning.measuring.linear_maps import as_matrix
 from recall_lightning.merging.block_settings import Setting, setting_by_weight
+from recall_lightning.merging.coefficients import Coefficient
 from recall_lightning.merging.coefficients.linear_maps import (
     MapCoefficient,
     check_merged_maps,
@@ -23,7 +24,6 @@ from recall_lightning.merging.functional.in_place import (
     weighted_sum_,
 )
 from recall_lightning.merging.lora.pairs import LoraPair, lerp_adapters_
-from recall_lightning.merging.rules.base import Coefficient
 from recall_lightning.weights.finite import all_finite
 from recall_lightning.weights.sharding import is_sharded, local, sharded_like, total
 from recall_lightning.weights.snapshot import Snapshot

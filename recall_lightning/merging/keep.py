@@ -4,8 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from recall_lightning.merging.coefficients.linear_maps import MapCoefficient
-from recall_lightning.merging.rules.base import Coefficient
+from recall_lightning.merging.coefficients import Coefficient, MapCoefficient
 
 
 def with_kept_odds(

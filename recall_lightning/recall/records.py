@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from recall_lightning.merging.blockwise import mean_by_block, worst_condition
+from recall_lightning.merging.coefficients import Coefficient
 from recall_lightning.merging.lora.pairs import LoraPair
-from recall_lightning.merging.rules import Coefficient, MergeInputs
+from recall_lightning.merging.rules import MergeInputs
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -15,12 +15,9 @@ from recall_lightning.measuring.blocks import Block
 from recall_lightning.measuring.linear_maps import LinearMap
 from recall_lightning.measuring.moments import FullMoments, Moments
 from recall_lightning.merging.block_settings import Setting, numbers_of
-from recall_lightning.merging.coefficients.linear_maps import MapCoefficient
+from recall_lightning.merging.coefficients import Coefficient
 from recall_lightning.merging.lora.pairs import LoraPair
 from recall_lightning.merging.structure import Structure
-
-Coefficient = float | Tensor | MapCoefficient
-"""The snapshot's weight: one for a block or a weight, one an element, or a linear map's matrix."""
 
 RULES: dict[str, type[MergeRule]] = {}
 """The rules that have a name, by it; they put themselves in."""

@@ -3,7 +3,8 @@
 import math
 
 from recall_lightning.merging.block_settings import Setting
-from recall_lightning.merging.rules.base import Coefficient, MergeInputs, MergeRule, once_called
+from recall_lightning.merging.coefficients import Coefficient
+from recall_lightning.merging.rules.base import MergeInputs, MergeRule, once_called
 
 
 class Importance(MergeRule):

@@ -2,8 +2,9 @@
 
 from recall_lightning.measuring.linear_maps import LinearMap
 from recall_lightning.merging.block_settings import Setting
+from recall_lightning.merging.coefficients import Coefficient
 from recall_lightning.merging.coefficients.kronecker import KroneckerCoefficient
-from recall_lightning.merging.rules.base import Coefficient, MergeInputs, once_called
+from recall_lightning.merging.rules.base import MergeInputs, once_called
 from recall_lightning.merging.rules.importance import Importance
 from recall_lightning.merging.rules.subspace import Subspace
 

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from recall_lightning.merging.block_settings import Setting, numbers_of
+from recall_lightning.merging.coefficients import Coefficient
 from recall_lightning.merging.coefficients.linear_maps import MapCoefficient
-from recall_lightning.merging.rules.base import Coefficient, MergeInputs, MergeRule, once_called
+from recall_lightning.merging.rules.base import MergeInputs, MergeRule, once_called
 from recall_lightning.merging.rules.importance import Importance
 from recall_lightning.merging.rules.similarity import Similarity
 

@@ -5,8 +5,9 @@ import math
 from recall_lightning.measuring.linear_maps import LinearMap
 from recall_lightning.measuring.moments import RowCounts
 from recall_lightning.merging.block_settings import Setting
+from recall_lightning.merging.coefficients import Coefficient
 from recall_lightning.merging.coefficients.linear_maps import Balance, solve_map
-from recall_lightning.merging.rules.base import Coefficient, MergeInputs, MergeRule, once_called
+from recall_lightning.merging.rules.base import MergeInputs, MergeRule, once_called
 
 
 class Subspace(MergeRule):
