@@ -28,6 +28,7 @@ MAY_IMPORT = {
     "cli.fit": ["cli", "methods", "recall", "models", "callbacks", "data", "metrics", "weights"],
     "compare": ["cli", "cli.fit", "methods", "models", "data", "metrics", "weights"],
     "cli.main": ["cli", "cli.merge", "cli.fit", "compare", "export"],
+    "__main__": ["cli.main"],
 }
 PLAIN_TORCH = ("", "weights", "measuring", "merging")
 MAY_USE_PRIVATE = {  # a callback outside of callbacks/ asks the same of the Trainer

@@ -13,7 +13,7 @@ from recall_lightning.checks import check_count
 from recall_lightning.methods.method import Method
 from recall_lightning.methods.penalty import QuadraticPenalty
 from recall_lightning.recall.misconfiguration import misconfiguration
-from recall_lightning.recall.statistics.squared_gradients import SquaredGradients
+from recall_lightning.recall.squared_gradients import SquaredGradients
 from recall_lightning.weights.naming import named_weights
 
 

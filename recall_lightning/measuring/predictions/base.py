@@ -40,7 +40,8 @@ class Predictions(ABC):
         if "name" not in vars(cls):
             return
         known = KINDS.get(cls.name, cls)
-        if cls.name == "auto" or known.__qualname__ != cls.__qualname__:
+        ours = (cls.__module__, cls.__qualname__)
+        if cls.name == "auto" or (known.__module__, known.__qualname__) != ours:
             raise ValueError(f"predictions cannot be called {cls.name!r}: that name is taken")
         KINDS[cls.name] = cls
 

@@ -88,7 +88,8 @@ class MergeRule(ABC):
             from the first block to the last, or a dict of name patterns to either.
 
     Attributes:
-        name: What the rule is called by; None for a rule that is only passed as an object.
+        name: What the rule is called by, which no other is; None for a rule that is only passed as
+            an object.
         needs: The statistics that it decides from: ``"similarity"`` (a rule of this kind is a
             :class:`~recall_lightning.merging.rules.Similarity`), ``"importance"``, ``"moments"``
             (of earlier tasks' inputs), ``"new_moments"`` (of the current task's), and
@@ -114,8 +115,14 @@ class MergeRule(ABC):
     def __init_subclass__(cls, **options: object) -> None:
         super().__init_subclass__(**options)
         own = vars(cls).get("name")
-        if own is not None:
-            RULES[own] = cls
+        if own is None:
+            return
+        known = RULES.get(own, cls)
+        if (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise ValueError(
+                f"the rule {cls.__qualname__} cannot be called {own!r}: {known.__qualname__} is"
+            )
+        RULES[own] = cls
 
     def __init__(self, strength: Setting = 1.0) -> None:
         for value in numbers_of(strength):

@@ -20,11 +20,11 @@ class Statistic:
 
     Attributes:
         name: Under which its state is kept.
-        gives: Which of the ``needs`` of rules it meets.
+        meets: Which of the ``needs`` of rules it meets.
     """
 
     name: ClassVar[str]
-    gives: ClassVar[frozenset[str]] = frozenset()
+    meets: ClassVar[frozenset[str]] = frozenset()
 
     def notes(self, structure: Structure, module: nn.Module) -> Mapping[str, str]:
         """Say of weights that are merged otherwise than their rules have it how and why."""

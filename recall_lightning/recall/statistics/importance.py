@@ -14,8 +14,8 @@ from recall_lightning.measuring.architecture import find_generator
 from recall_lightning.merging.rules import MergeRule
 from recall_lightning.recall.context import TaskContext
 from recall_lightning.recall.settings import ImportanceSettings
+from recall_lightning.recall.squared_gradients import SquaredGradients
 from recall_lightning.recall.statistics.base import Statistic
-from recall_lightning.recall.statistics.squared_gradients import SquaredGradients
 from recall_lightning.weights.naming import named_weights
 from recall_lightning.weights.sharding import local, sharded_like, total
 
@@ -41,7 +41,7 @@ class ParameterImportance(Statistic):
     """
 
     name = "importance"
-    gives = frozenset({"importance"})
+    meets = frozenset({"importance"})
 
     def __init__(self, settings: ImportanceSettings, beside_curvature: bool = False) -> None:
         self.source = settings.source

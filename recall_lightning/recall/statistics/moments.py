@@ -1,4 +1,4 @@
-"""What the tasks so far gave to each linear map, and what the current one gives."""
+"""What the tasks so far gave to each linear map, and what the current one meets."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -25,12 +25,12 @@ from recall_lightning.merging.rules import MergeRule
 from recall_lightning.merging.structure import Structure
 from recall_lightning.recall.context import TaskContext
 from recall_lightning.recall.model_run import ModelRun
-from recall_lightning.recall.settings import MomentSettings
-from recall_lightning.recall.statistics.base import Statistic
-from recall_lightning.recall.statistics.process_means import (
+from recall_lightning.recall.process_means import (
     mean_over_processes,
     mean_where_all_have,
 )
+from recall_lightning.recall.settings import MomentSettings
+from recall_lightning.recall.statistics.base import Statistic
 from recall_lightning.recall.statistics.recent_batches import RecentBatches
 from recall_lightning.weights.naming import named_weights
 
@@ -64,7 +64,7 @@ class MapMoments(Statistic):
     """
 
     name = "moments"
-    gives = frozenset({"moments", "new_moments", "curvature"})
+    meets = frozenset({"moments", "new_moments", "curvature"})
 
     def __init__(
         self,

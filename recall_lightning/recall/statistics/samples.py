@@ -49,7 +49,7 @@ class TypicalSamples(Statistic):
     """
 
     name = "samples"
-    gives = frozenset({"similarity"})
+    meets = frozenset({"similarity"})
 
     def __init__(self, settings: SampleSettings, run: ModelRun, seed: int = 0) -> None:
         self.settings = settings

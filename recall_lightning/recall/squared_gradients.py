@@ -8,32 +8,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from recall_lightning.callbacks._trainer.clock import TaskClock
-from recall_lightning.weights.naming import named_weights
+from recall_lightning.callbacks._trainer.gradients import amp_scale, dense, optimized_weights
 from recall_lightning.weights.sharding import sharded_like, whole
-
-
-def optimized_weights(optimizer: Optimizer, module: nn.Module) -> dict[str, Tensor]:
-    """Name the weights that an optimizer changes, as ``named_weights`` does.
-
-    Example:
-        >>> net = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
-        >>> list(optimized_weights(torch.optim.SGD(net[1].parameters(), lr=0.1), net))
-        ['1.weight', '1.bias']
-    """
-    owned = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    return {name: weight for name, weight in named_weights(module).items() if id(weight) in owned}
-
-
-def amp_scale(optimizer: Optimizer, module: nn.Module) -> float:
-    """Return what AMP has scaled an optimizer's gradients by before its step, 1 where it is undone.
-
-    Under 16-mixed, fused optimizers undo the scale within their step, others before it.
-    """
-    trainer = getattr(module, "_trainer", None)
-    scaler = getattr(getattr(trainer, "precision_plugin", None), "scaler", None)
-    if scaler is None or not getattr(optimizer, "_step_supports_amp_scaling", False):
-        return 1.0
-    return float(scaler.get_scale())
 
 
 class SquaredGradients:
@@ -91,7 +67,7 @@ class SquaredGradients:
             return
         weights = optimized_weights(optimizer, pl_module)
         scale = amp_scale(optimizer, pl_module)
-        gradients = {n: _dense(w.grad) for n, w in weights.items() if w.grad is not None}
+        gradients = {n: dense(w.grad) for n, w in weights.items() if w.grad is not None}
         if not whole(torch.nn.utils.get_total_norm(list(gradients.values()))).isfinite():
             return
         for name, weight in weights.items():
@@ -124,7 +100,3 @@ class SquaredGradients:
         """Restore what :meth:`state_dict` returned."""
         self._mean = dict(state_dict["mean"])
         self._counts = dict(state_dict["counts"])
-
-
-def _dense(gradient: Tensor) -> Tensor:
-    return gradient.to_dense() if gradient.is_sparse else gradient

@@ -6,7 +6,7 @@ from recall_lightning.merging.structure import Structure
 from recall_lightning.recall.context import TaskContext
 from recall_lightning.recall.settings import MomentSettings
 from recall_lightning.recall.statistics.base import Statistic
-from recall_lightning.recall.statistics.collection import Statistics
+from recall_lightning.recall.statistics.needed import NeededStatistics
 from tests.support.callbacks import Fixed
 from tests.support.training import Plain, loader, quiet_trainer
 
@@ -14,8 +14,8 @@ from tests.support.training import Plain, loader, quiet_trainer
 class Recorded(Statistic):
     """Writes down by which hooks it is reached."""
 
-    def __init__(self, name, gives, heard, ready=True):
-        self.name, self.gives = name, frozenset(gives)
+    def __init__(self, name, meets, heard, ready=True):
+        self.name, self.meets = name, frozenset(meets)
         self.heard, self.ready = heard, ready
 
     def notes(self, structure, module):
@@ -60,7 +60,7 @@ def collected(*rules, others=(), ready=True):
         Recorded("one", ["a", "b"], heard, ready),
         Recorded("two", ["c"], heard),
     ]
-    return Statistics(available, rules, others), heard
+    return NeededStatistics(available, rules, others), heard
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 import torch
 
 from recall_lightning.measuring.moments import FullMoments, LowRankMoments, RowCounts
-from recall_lightning.recall.statistics.process_means import (
+from recall_lightning.recall.process_means import (
     mean_over_processes,
     mean_where_all_have,
 )

@@ -13,7 +13,7 @@ from recall_lightning.recall.context import TaskContext
 from recall_lightning.recall.statistics.base import Statistic
 
 
-class Statistics:
+class NeededStatistics:
     """Passes every hook on to the statistics that are needed, and to no other.
 
     Args:
@@ -22,14 +22,14 @@ class Statistics:
         others: Names of statistics that something else than a rule needs.
 
     Raises:
-        ValueError: On construction if a rule needs what no statistic gives; from every hook where
+        ValueError: On construction if a rule needs what no statistic meets; from every hook where
             something cannot be measured.
     """
 
     def __init__(
         self, available: Sequence[Statistic], rules: Sequence[MergeRule], others: Sequence[str] = ()
     ) -> None:
-        known = {need for statistic in available for need in statistic.gives}
+        known = {need for statistic in available for need in statistic.meets}
         for rule in rules:
             for need in sorted(rule.needs - known):
                 raise ValueError(
@@ -37,7 +37,7 @@ class Statistics:
                     f"{', '.join(sorted(known))}"
                 )
         needs = {need for rule in rules for need in rule.needs}
-        self.active = [s for s in available if s.gives & needs or s.name in others]
+        self.active = [s for s in available if s.meets & needs or s.name in others]
 
     def notes(self, structure: Structure, module: nn.Module) -> dict[str, str]:
         """Return what all say of weights that are merged in a way of their own."""
@@ -65,14 +65,14 @@ class Statistics:
 
     def prepare_merge(self, context: TaskContext, rule: MergeRule, last: bool) -> bool:
         """Tell whether all that ``rule`` needs is there, or can be had now."""
-        needed = [s for s in self.active if s.gives & rule.needs]
+        needed = [s for s in self.active if s.meets & rule.needs]
         return all(s.prepare_merge(context, rule, last) for s in needed)
 
     def give(self, context: TaskContext, rule: MergeRule) -> list[dict[str, Any]]:
         """Return what ``rule`` needs for each snapshot, as fields of ``MergeInputs``."""
         together: list[dict[str, Any]] = [{} for _ in context.snapshots]
         for statistic in self.active:
-            if statistic.gives & rule.needs:
+            if statistic.meets & rule.needs:
                 for fields, own in zip(together, statistic.give(context, rule), strict=True):
                     fields |= own
         return together
@@ -101,7 +101,7 @@ class Statistics:
         for statistic in self.active:
             if statistic.name in state_dict:
                 statistic.load_state_dict(state_dict[statistic.name])
-            elif statistic.gives:
+            elif statistic.meets:
                 rank_zero_warn(
                     f"RecallCallback: the checkpoint holds no {statistic.name}, which the rules "
                     "need now: nothing is known of the tasks before it"

@@ -6,7 +6,7 @@ from torch import nn
 
 from recall_lightning import TaskAwareCallback
 from recall_lightning.callbacks._trainer.clock import TaskClock
-from recall_lightning.recall.statistics.squared_gradients import SquaredGradients
+from recall_lightning.recall.squared_gradients import SquaredGradients
 from tests.support.training import Plain, loader, quiet_trainer
 
 

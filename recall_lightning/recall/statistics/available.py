@@ -1,0 +1,53 @@
+"""The list of all statistics: a new one goes in here."""
+
+from collections.abc import Sequence
+
+from recall_lightning.measuring.predictions import Predictions
+from recall_lightning.merging.rules import MergeRule
+from recall_lightning.recall.model_run import ModelRun
+from recall_lightning.recall.settings import ImportanceSettings, MomentSettings, SampleSettings
+from recall_lightning.recall.statistics.base import Statistic
+from recall_lightning.recall.statistics.importance import ParameterImportance
+from recall_lightning.recall.statistics.moments import MapMoments
+from recall_lightning.recall.statistics.needed import NeededStatistics
+from recall_lightning.recall.statistics.recent_batches import RecentBatches
+from recall_lightning.recall.statistics.samples import TypicalSamples
+
+
+def statistics_for(
+    rules: Sequence[MergeRule],
+    samples: SampleSettings,
+    importance: ImportanceSettings,
+    moments: MomentSettings,
+    run: ModelRun,
+    recent: RecentBatches,
+    recalibrates: bool,
+    seed: int,
+    predictions: str | Predictions,
+) -> NeededStatistics:
+    """Return the statistics that rules need.
+
+    Args:
+        rules: Those of the schedule.
+        samples: Of the typical samples.
+        importance: Of the importance of parameters.
+        moments: Of the moments of linear maps.
+        run: How the model is run on a batch.
+        recent: The last batches.
+        recalibrates: Whether running statistics are measured on those.
+        seed: Of whatever is drawn.
+        predictions: The kind of the model's.
+
+    Raises:
+        ValueError: If a rule needs what there is not, or there is no such kind of prediction.
+    """
+    curvature = any("curvature" in rule.needs for rule in rules)
+    available: list[Statistic] = [
+        recent,
+        TypicalSamples(samples, run, seed),
+        ParameterImportance(importance, beside_curvature=curvature),
+        MapMoments(recent, moments, run, seed, curvature, predictions),
+    ]
+    measures_maps = any(rule.needs & MapMoments.meets for rule in rules)
+    others = [recent.name] if recalibrates or measures_maps else []
+    return NeededStatistics(available, rules, others)
