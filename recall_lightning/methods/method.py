@@ -16,15 +16,15 @@ from recall_lightning.data.stream import TaskStream
 class Method:
     """A way to train on a stream: a callback, an option of the stream, or nothing.
 
-    A new one is a file in ``recall_lightning/methods`` with such a record, and a line in
-    :data:`recall_lightning.methods.FILES`.
+    A new one is a file in ``recall_lightning/methods`` with such a record, a line in
+    :data:`recall_lightning.methods.FILES`, and its callback among that package's names.
 
     Attributes:
         name: Its name on the command line, and of its group of arguments there.
         summary: What it does, in a few words.
         callback: The callback that does it. One callback may serve several methods.
         keeps_first: The callback's argument that says whether what the model knows before its first
-            task is worth keeping.
+            task is worth keeping. On the command line ``--recall.merge_first_task`` sets it.
         defaults: Of the callback's arguments, where the method has others than the class.
         old_data: ``old_data(stream, settings)`` sets the stream's option that has it read data of
             earlier tasks; None for a method that reads none.

@@ -182,7 +182,7 @@ class RecallCallback(TaskAwareCallback):
                 seed=seed,
                 predictions=predictions,
             )
-        self._merge = SnapshotMerge(self._kept, self._statistics, keep, buffers, run, recent)
+        self._merge = SnapshotMerge(self._kept, self._statistics, buffers, run, recent)
         self._settings = plain_settings(given, RecallCallback.__init__)
         self.every = every
         self.keep = keep
@@ -395,7 +395,8 @@ class RecallCallback(TaskAwareCallback):
         if not self._merges_this_task:
             return False
         with _misconfiguration():
-            merged = self._merge.apply(self._context(trainer, pl_module), rule, self.task_ended)
+            context = self._context(trainer, pl_module)
+            merged = self._merge.apply(context, rule, self.keep, last=self.task_ended)
         if merged is None:
             return False
         record = {"task": self.task, "step": self.steps_trained(trainer), **merged}

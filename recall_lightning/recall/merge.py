@@ -7,7 +7,7 @@ from typing import Any
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from recall_lightning.merging.blockwise import Drift, merge_snapshots_, scaled_by, weights_of_names
-from recall_lightning.merging.keep import with_kept_odds
+from recall_lightning.merging.odds import with_kept_odds
 from recall_lightning.merging.rules import MergeInputs, MergeRule
 from recall_lightning.recall.buffers import recalibrate
 from recall_lightning.recall.context import TaskContext
@@ -27,7 +27,6 @@ class SnapshotMerge:
     Args:
         kept: The snapshots.
         statistics: What rules decide from.
-        keep: What the old counts against the new.
         buffers: What happens to running statistics of normalisation layers.
         run: How the model is run on a batch, to measure those anew.
         recent: The batches for that.
@@ -37,25 +36,26 @@ class SnapshotMerge:
         self,
         kept: KeptSnapshots,
         statistics: NeededStatistics,
-        keep: float,
         buffers: Buffers,
         run: ModelRun,
         recent: RecentBatches,
     ) -> None:
         self._kept = kept
         self._statistics = statistics
-        self._keep = keep
         self._buffers = buffers
         self._run = run
         self._recent = recent
         self._drift: Drift | None = None
 
-    def apply(self, context: TaskContext, rule: MergeRule, last: bool) -> dict[str, Any] | None:
+    def apply(
+        self, context: TaskContext, rule: MergeRule, keep: float, last: bool
+    ) -> dict[str, Any] | None:
         """Merge in place, or write nothing: where the rule cannot decide yet, or with a warning.
 
         Args:
             context: The task, with its snapshots.
             rule: Gives each block its coefficients.
+            keep: What the old counts against the new.
             last: Whether this is the task's last merge.
 
         Returns:
@@ -75,7 +75,7 @@ class SnapshotMerge:
         if not self._statistics.prepare_merge(context, rule, last):
             return None
         inputs = [
-            MergeInputs(structure, live, snapshot, self._keep, **measured)
+            MergeInputs(structure, live, snapshot, keep, **measured)
             for snapshot, measured in zip(
                 snapshots, self._statistics.give(context, rule), strict=True
             )
@@ -88,7 +88,7 @@ class SnapshotMerge:
                 "snapshot(s): give each one's; the live model has the rest"
             )
         weights = [weights_of_names(c, structure.blocks, newest, pairs) for c in given]
-        weights = with_kept_odds(weights, self._keep)
+        weights = with_kept_odds(weights, keep)
         weights = [scaled_by(own, rule.strength, structure.blocks, pairs) for own in weights]
         if self._buffers != "merge":
             left = running_statistics(context.pl_module)

@@ -73,7 +73,7 @@ def test_every_pair_of_rules_merges_a_stream_of_fits(rule, end_rule):
     ids=lambda arguments: arguments["rule"],
 )
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.filterwarnings("ignore:the subspace rule has no inputs")
+@pytest.mark.filterwarnings("ignore:there are no inputs")
 def test_models_of_every_kind_are_merged_by_every_rule(case, arguments):
     module, data = CASES[case]()
     callback = RecallCallback(every=2, **arguments)

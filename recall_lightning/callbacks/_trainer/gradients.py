@@ -10,6 +10,7 @@ def optimized_weights(optimizer: Optimizer, module: nn.Module) -> dict[str, Tens
     """Name the weights that an optimizer changes, as ``named_weights`` does.
 
     Example:
+        >>> import torch
         >>> net = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
         >>> list(optimized_weights(torch.optim.SGD(net[1].parameters(), lr=0.1), net))
         ['1.weight', '1.bias']

@@ -125,7 +125,7 @@ class MapMoments(Statistic):
                 self._add(self._measure_generated(context))
             else:
                 rank_zero_warn(
-                    "the subspace rule has no inputs of what the model knew before its first task: "
+                    "there are no inputs of what the model knew before its first task: "
                     "the first task's own inputs stand in, so only what they have in common with "
                     "the earlier ones is protected; use merge_first_task=False if the model starts "
                     "from random weights"

@@ -17,7 +17,7 @@ from tests.support.callbacks import Spy, statistic
 from tests.support.training import Plain, loader, quiet_trainer, task_data
 
 SUBSPACE = {"every": 1.0, "rule": Uniform(0.1), "end_rule": Subspace(4.0, ridge=0.01, mix=0.3)}
-UNKNOWN = "the subspace rule has no inputs of what the model knew"
+UNKNOWN = "there are no inputs of what the model knew"
 
 
 def subspace(**kwargs):

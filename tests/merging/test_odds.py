@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recall_lightning.merging.coefficients.linear_maps import MapCoefficient
-from recall_lightning.merging.keep import with_kept_odds
+from recall_lightning.merging.odds import with_kept_odds
 
 keeps = st.floats(0.01, 100.0)
 shares = st.lists(st.floats(0.0, 1.0), min_size=2, max_size=4)
