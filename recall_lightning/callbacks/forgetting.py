@@ -207,8 +207,8 @@ class ForgettingMonitor(TaskAwareCallback):
         if tasks is not None and loaders != tasks + len(probes):
             behind = f", and behind them {', '.join(probes)} too" if probes else ""
             raise MisconfigurationException(
-                f"ForgettingMonitor: {tasks} tasks need a validation dataloader each, in their "
-                f"order{behind}, and there are {loaders}"
+                f"ForgettingMonitor: there must be a validation dataloader for each of the tasks, "
+                f"{tasks} in all, in their order{behind}, and there are {loaders}"
             )
         if self.task is not None and loaders <= self.task:
             raise MisconfigurationException(

@@ -68,6 +68,12 @@ class RecallCLI(LightningCLI):
         of_lightning = LightningCLI.subcommands()
         return {name: of_lightning[name] for name in ("fit", "validate")}
 
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        """Build a parser whose errors are not below a hundred lines of usage."""
+        parser = super().init_parser(**kwargs)
+        parser.print_usage = _print_nothing  # type: ignore[method-assign]
+        return parser
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the method, every method's arguments, the monitor's, and hidden ones of old."""
         parser.add_argument(
@@ -148,6 +154,10 @@ class RecallCLI(LightningCLI):
         _follow_stream(config, self.datamodule)
         own = [built] if isinstance(built, Callback) else []
         return super()._instantiate_trainer(config, [*own, *callbacks])
+
+
+def _print_nothing(file: Any = None) -> None:
+    pass
 
 
 def add_method_arguments(

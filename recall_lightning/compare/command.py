@@ -43,7 +43,8 @@ and then with an ablation, without repeating what is done:
   ... --variant "uniform=recall:--recall.rule Uniform --recall.rule.weight 0.2"
 
 Into --out go results.md, results.csv and pareto.png, after every run again, and a folder a run.
-What follows -- goes to recall-lightning fit of every run, as in: -- --trainer.max_epochs 3
+What follows -- goes to recall-lightning fit of every run, as in:
+-- --data.epochs_per_task 1 --trainer.check_val_every_n_epoch 1
 """
 
 

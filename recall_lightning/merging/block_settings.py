@@ -48,8 +48,8 @@ def setting_by_weight(setting: Setting, blocks: Sequence[Block]) -> dict[str, fl
     if unused:
         shown = ", ".join(block.name for block in blocks[:4])
         raise ValueError(
-            f"the pattern {sorted(unused)[0]!r} matches no weight that an earlier one left; the "
-            f"blocks are {shown}{', …' if len(blocks) > 4 else ''}"
+            f"the pattern {sorted(unused)[0]!r} matches no weight, or none that is left by those "
+            f"before it; the blocks are {shown}{', …' if len(blocks) > 4 else ''}"
         )
     return by_weight
 

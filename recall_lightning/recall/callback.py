@@ -160,7 +160,7 @@ class RecallCallback(TaskAwareCallback):
         given = dict(locals())
         super().__init__(task_epochs)
         with _misconfiguration():
-            check_arguments(every, keep, buffers, optimizer_state)
+            check_arguments(given)
             self.rule, self.end_rule = rules_of(rule, end_rule)
             rules = [self.rule] if self.end_rule is None else [self.rule, self.end_rule]
             needed_settings(given, rules, buffers)

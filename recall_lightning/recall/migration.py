@@ -71,7 +71,7 @@ def migrated_arguments(given: Mapping[str, Any]) -> tuple[dict[str, Any], list[s
         new["view"] = given["probe_forward"]
         said.append("probe_forward is view")
     said += _migrate_rules(new, given)
-    _drop_unneeded(new)
+    said += _drop_unneeded(new)
     return {name: value for name, value in new.items() if value != {}}, said
 
 
@@ -121,18 +121,20 @@ def _migrate_rules(new: dict[str, Any], given: Mapping[str, Any]) -> list[str]:
         new["end_rule"] = "never"
     if new["end_rule"] == _partner(new["rule"]):
         new.pop("end_rule")
-    said = []
-    if given.get("end_rule", "auto") == "auto" and new.get("end_rule") == "kfac_subspace":
-        said.append("end_rule was 'kfac_subspace' by default")
-    said += [
-        f"{name} is an argument of rules, {own}"
+    said = [
+        f"{name} is an argument of the rule, {own}"
         for name, (own, _, default) in OF_RULES.items()
         if given.get(name, default) != default
     ]
     if given.get("strength", 1.0) != 1.0:
-        said.append("strength is an argument of rules, weight of Uniform")
+        said.append("strength is an argument of the rule, called weight by Uniform")
     if not given.get("at_task_end", True):
         said.append("at_task_end=False is end_rule='never'")
+    elif given.get("end_rule", "auto") == "auto" and "end_rule" in new:
+        said.append(
+            "the end_rule that was the default then is kept, kfac_subspace (end_rule='auto' would "
+            "be another now)"
+        )
     return said
 
 
@@ -193,20 +195,21 @@ def _class_name(rule: Any) -> str:
     return str(path).rpartition(".")[2]
 
 
-def _drop_unneeded(new: dict[str, Any]) -> None:
+def _drop_unneeded(new: dict[str, Any]) -> list[str]:
     """Leave out settings of statistics that neither rule needs, as far as the rules are known."""
     needs: set[str] = set()
     for rule in (new["rule"], new.get("end_rule") or _partner(new["rule"])):
         for part in _parts(rule):
             known = RULES.get(part) or next((r for r in RULES.values() if r.__name__ == part), None)
             if known is None and part not in ("auto", "never"):
-                return
+                return []
             needs |= set() if known is None else known.needs
     if new.get("buffers") == "recalibrate":
         needs.add("moments")
-    for group, need in _NEEDED_BY.items():
-        if need not in needs:
-            new.pop(group, None)
+    dropped = [group for group, need in _NEEDED_BY.items() if need not in needs and new.get(group)]
+    for group in dropped:
+        new.pop(group)
+    return [f"{group} had no effect and is left out" for group in dropped]
 
 
 def _parts(rule: Any) -> list[str]:

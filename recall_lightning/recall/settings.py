@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 import torch
 
 from recall_lightning.checks import check_choice, check_count
+from recall_lightning.measuring.view import ModelView
 from recall_lightning.merging.rules import MergeRule, rule_by_name
 from recall_lightning.recall.misconfiguration import misconfiguration
 
@@ -225,13 +226,24 @@ def needed_settings(given: Mapping[str, Any], rules: Sequence[MergeRule], buffer
             )
 
 
-def check_arguments(every: object, keep: object, buffers: str, optimizer_state: str) -> None:
-    """Refuse an interval, a knob or a choice out of its range.
+def check_arguments(given: Mapping[str, Any]) -> None:
+    """Refuse arguments of another type, or out of their range.
+
+    Args:
+        given: Those of RecallCallback by name; rules and counts are checked where they are used.
 
     Raises:
         ValueError: Naming the argument, its value and what it may be.
     """
-    steps = _is_integer(every) and int(every) > 0  # type: ignore[call-overload]
+    for name, kinds in _KINDS.items():
+        if not isinstance(given[name], kinds) or (kinds is int and isinstance(given[name], bool)):
+            wanted = " or ".join(kind.__name__ for kind in _as_tuple(kinds) if kind is not _NONE)
+            raise ValueError(f"{name}={given[name]!r} must be a {wanted}")
+    view = given["view"]
+    if not (view is None or isinstance(view, ModelView) or callable(view)):
+        raise ValueError(f"view={view!r} must be a function (pl_module, batch), or a ModelView")
+    every, keep = given["every"], given["keep"]
+    steps = _is_integer(every) and int(every) > 0
     fraction = isinstance(every, Real) and not isinstance(every, Integral) and 0 < float(every) <= 1
     if not steps and not fraction:
         raise ValueError(
@@ -240,8 +252,27 @@ def check_arguments(every: object, keep: object, buffers: str, optimizer_state: 
         )
     if not isinstance(keep, Real) or isinstance(keep, bool) or not 0 < float(keep) < math.inf:
         raise ValueError(f"keep={keep!r} must be a positive number: larger keeps more of the old")
-    check_choice("buffers", buffers, *get_args(Buffers))
-    check_choice("optimizer_state", optimizer_state, "keep", "reset")
+    check_choice("buffers", given["buffers"], *get_args(Buffers))
+    check_choice("optimizer_state", given["optimizer_state"], "keep", "reset")
+
+
+_NONE = type(None)
+
+
+def _as_tuple(kinds: type | tuple[type, ...]) -> tuple[type, ...]:
+    return kinds if isinstance(kinds, tuple) else (kinds,)
+
+
+_KINDS: dict[str, type | tuple[type, ...]] = {
+    "samples": (SampleSettings, _NONE),
+    "importance": (ImportanceSettings, _NONE),
+    "moments": (MomentSettings, _NONE),
+    "snapshots": (SnapshotSettings, int, str, _NONE),
+    "blocks": (list, tuple, str, _NONE),
+    "merge_first_task": bool,
+    "allow_untested": bool,
+    "seed": int,
+}
 
 
 def check_decides_about(snapshots: int | str, rule: MergeRule) -> None:

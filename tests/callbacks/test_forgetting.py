@@ -180,7 +180,7 @@ def test_too_few_validation_loaders_for_a_stream():
     data = stream()
     data.__class__ = OneLoader
     with pytest.raises(
-        MisconfigurationException, match="3 tasks need a validation dataloader each"
+        MisconfigurationException, match="dataloader for each of the tasks, 3 in all"
     ):
         fit_stream(ForgettingMonitor("val/acc"), data=data, validate=False)
 

@@ -52,9 +52,10 @@ def rule_by_name(name: str, argument: str = "rule") -> MergeRule:
     if "*" in name:
         return Product([rule_by_name(part.strip(), argument) for part in name.split("*")])
     if name not in RULES:
+        others = ["auto", "never"] if argument == "end_rule" else []
         raise ValueError(
-            f"{argument}={name!r} is unknown: use one of {', '.join(RULES)}, or a product: "
-            "rbf*importance, or a MergeRule object"
+            f"{argument}={name!r} is unknown: use one of {', '.join([*others, *RULES])}, or a "
+            "product: rbf*importance, or a MergeRule object"
         )
     try:
         return RULES[name]()
