@@ -49,7 +49,7 @@ def kronecker_factors(
     full_width: int = 1024,
     rank: int = 128,
     seed: int = 0,
-    predictions: str | Predictions = "auto",
+    predictions: str | Predictions | FoundPredictions = "auto",
 ) -> KroneckerFactors:
     """Run a model forward and backward over batches and sum up both factors of its curvature.
 
@@ -70,7 +70,7 @@ def kronecker_factors(
             more outputs, have no output moments.
         rank: That rank.
         seed: Of the drawn labels.
-        predictions: The kind of the model's predictions, or ``"auto"``: see
+        predictions: The kind of the model's predictions, ``"auto"``, or what was found before: see
             :class:`~recall_lightning.measuring.predictions.FoundPredictions`.
 
     Returns:
@@ -93,7 +93,9 @@ def kronecker_factors(
     """
     weights = named_weights(module)
     maps = [one for one in maps if one.weight in weights]
-    view, found = view_of(module, view), FoundPredictions(predictions)
+    view, found = view_of(module, view), predictions
+    if not isinstance(found, FoundPredictions):
+        found = FoundPredictions(found)
     factored = [one for one in maps if is_factored(one, weights, full_width)]
     if not factored:
         return KroneckerFactors(input_moments(module, maps, batches, view, full_width, rank))

@@ -164,15 +164,17 @@ class LearningWithoutForgetting(ProtectingCallback):
         loss.add_((extra if scaler is None else scaler.scale(extra)).to(loss.dtype))
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the task and the teacher's weights."""
+        """Return the task, the teacher's weights and the kind of predictions."""
         teacher = None if self.teacher is None else dict(self.teacher)
-        return {**super().state_dict(), "teacher": teacher}
+        own = {"teacher": teacher, "predictions": self._predictions.found}
+        return {**super().state_dict(), **own}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned."""
         super().load_state_dict(state_dict)
         teacher = state_dict["teacher"]
         self.teacher = None if teacher is None else Snapshot(teacher)
+        self._predictions.restore(state_dict.get("predictions"))  # older checkpoints have none
 
     def _divergence(
         self,

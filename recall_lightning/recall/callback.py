@@ -19,6 +19,7 @@ from recall_lightning.measuring.forward import ProbeForward
 from recall_lightning.measuring.predictions import Predictions
 from recall_lightning.measuring.view import ModelView
 from recall_lightning.merging.rules import MergeRule
+from recall_lightning.merging.rules.base import OF_MAPS
 from recall_lightning.merging.structure import Structure
 from recall_lightning.recall.context import TaskContext
 from recall_lightning.recall.merge import SnapshotMerge
@@ -382,7 +383,7 @@ class RecallCallback(TaskAwareCallback):
 
     def _find_structure(self, pl_module: LightningModule) -> None:
         reshard(pl_module)
-        with_maps = "moments" in self._needs
+        with_maps = bool(self._needs & OF_MAPS)
         self._structure = Structure.of(pl_module, self.block_patterns, with_maps)
 
     def _reset_optimizers(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -65,10 +65,14 @@ def migrated_arguments(given: Mapping[str, Any]) -> tuple[dict[str, Any], list[s
         new["snapshots"] = {} if number == 1 else {"number": number}
     for name, (group, own, default) in MOVED.items():
         if name in given and given[name] != default:
-            new[group] = {**(new.get(group) or {}), own: given[name]}
+            today = dict(new.get(group) or {})
+            if today.get(own, default) != default:
+                said.append(f"{name} is {group}.{own}, which is given too and counts")
+                continue
+            new[group] = today | {own: given[name]}
             said.append(f"{name} is {group}.{own}")
     if given.get("probe_forward") is not None:
-        new["view"] = given["probe_forward"]
+        new["view"] = new.get("view") or given["probe_forward"]
         said.append("probe_forward is view")
     said += _migrate_rules(new, given)
     said += _drop_unneeded(new)
@@ -154,6 +158,8 @@ def _rule(rule: Any, given: Mapping[str, Any], strength: Any) -> Any:
     if parts == ["uniform"]:
         return {"class_path": "Uniform", "init_args": {"weight": strength}}
     built = [_named(part, given) for part in parts if part != "uniform"]  # which was a factor of 1
+    if not built:
+        return {"class_path": "Uniform", "init_args": {"weight": strength}}
     if len(built) == 1:
         return _with_strength(built[0], strength)
     if all(isinstance(part, str) for part in built) and strength == 1.0:
@@ -216,5 +222,7 @@ def _parts(rule: Any) -> list[str]:
     if isinstance(rule, str):
         return [part.strip() for part in rule.split("*")]
     if _class_name(rule) == "Product":
-        return [part for each in rule["init_args"]["rules"] for part in _parts(each)]
+        return [
+            part for each in rule.get("init_args", {}).get("rules", []) for part in _parts(each)
+        ]
     return [_class_name(rule)]

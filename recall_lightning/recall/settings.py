@@ -12,6 +12,7 @@ import torch
 from recall_lightning.checks import check_choice, check_count
 from recall_lightning.measuring.view import ModelView
 from recall_lightning.merging.rules import MergeRule, rule_by_name
+from recall_lightning.merging.rules.base import OF_MAPS
 from recall_lightning.recall.misconfiguration import misconfiguration
 
 Buffers = Literal["keep", "merge", "recalibrate"]
@@ -211,7 +212,7 @@ def needed_settings(given: Mapping[str, Any], rules: Sequence[MergeRule], buffer
         "samples": ("similarity" in needs, "rules by similarity, such as rule='rbf'"),
         "importance": ("importance" in needs, "the importance rules"),
         "moments": (
-            "moments" in needs or buffers == "recalibrate",
+            bool(needs & OF_MAPS) or buffers == "recalibrate",
             "the subspace and kfac rules, and buffers='recalibrate'",
         ),
         "predictions": ("curvature" in needs, "the kfac rules"),
@@ -240,7 +241,9 @@ def check_arguments(given: Mapping[str, Any]) -> None:
             wanted = " or ".join(kind.__name__ for kind in _as_tuple(kinds) if kind is not _NONE)
             raise ValueError(f"{name}={given[name]!r} must be a {wanted}")
     view = given["view"]
-    if not (view is None or isinstance(view, ModelView) or callable(view)):
+    if isinstance(view, type) or not (
+        view is None or isinstance(view, ModelView) or callable(view)
+    ):
         raise ValueError(f"view={view!r} must be a function (pl_module, batch), or a ModelView")
     every, keep = given["every"], given["keep"]
     steps = _is_integer(every) and int(every) > 0
@@ -252,6 +255,10 @@ def check_arguments(given: Mapping[str, Any]) -> None:
         )
     if not isinstance(keep, Real) or isinstance(keep, bool) or not 0 < float(keep) < math.inf:
         raise ValueError(f"keep={keep!r} must be a positive number: larger keeps more of the old")
+    if every == 1 and not steps and given["end_rule"] == "never":
+        raise ValueError(
+            f"every={every!r} with end_rule='never' merges nowhere: give a smaller part of the task"
+        )
     check_choice("buffers", given["buffers"], *get_args(Buffers))
     check_choice("optimizer_state", given["optimizer_state"], "keep", "reset")
 

@@ -149,3 +149,10 @@ def test_rules_of_old_recipes_can_be_built():
         "Product(rules=[Rbf(temperature=1.0, sigma=2.0, strength=1.0), "
         "Importance(scale=0.5, strength=1.0)], strength=1.0)"
     )
+
+
+def test_what_is_given_in_todays_form_goes_before_the_old_one():
+    old = {"rule": "rbf", "typical_samples": 8, "samples": {"typical": 16, "pool": 256}}
+    new, said = migrated_arguments(old)
+    assert new["samples"]["typical"] == 16
+    assert "typical_samples is samples.typical, which is given too and counts" in said

@@ -68,6 +68,8 @@ def test_settings_out_of_their_range_are_refused_where_they_are_made(settings, v
         ({"moments": SampleSettings()}, "moments=.* must be a MomentSettings"),
         ({"seed": "a"}, "seed='a' must be a int"),
         ({"merge_first_task": "no"}, "merge_first_task='no' must be a bool"),
+        ({"view": RecallCallback}, "view=.* must be a function"),
+        ({"every": 1.0, "end_rule": "never"}, "every=1.0 with end_rule='never' merges nowhere"),
         ({"view": 3}, "view=3 must be a function"),
         ({"buffers": "reset"}, "buffers='reset' is unknown: use 'keep', 'merge' or 'recalibrate'"),
         ({"optimizer_state": "forget"}, "optimizer_state='forget' is unknown: use 'keep' or"),
@@ -151,3 +153,11 @@ def test_a_checkpoint_says_in_plain_python_what_was_not_the_default():
         "rule": "Uniform(weight=0.2)",
         "snapshots": {"device": "cpu", "number": 2},
     }
+
+
+def test_maps_are_measured_for_a_rule_that_needs_the_current_tasks_alone():
+    class OfNow(Fixed):
+        needs = frozenset({"new_moments"})
+
+    callback = RecallCallback(rule=OfNow({}), moments=MomentSettings(batches=2))
+    assert [s.name for s in callback._statistics.active] == ["recent_batches", "moments"]

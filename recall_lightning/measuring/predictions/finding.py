@@ -51,6 +51,16 @@ class FoundPredictions:
                 )
             self.kind = KINDS[setting]()
 
+    @property
+    def found(self) -> str | None:
+        """The name of the kind that batches have told; None where it is set, or not told yet."""
+        return None if self._is_set or self.kind is None else self.kind.name
+
+    def restore(self, found: str | None) -> None:
+        """Go on with what :attr:`found` was, as batches may tell less than those before them."""
+        if not self._is_set:
+            self.kind = KINDS[found]() if found in KINDS else None
+
     def of(self, outputs: Tensor, targets: Sequence[Tensor]) -> Predictions | None:
         """Return the kind of a batch's outputs; None where that is neither set nor told.
 

@@ -19,6 +19,9 @@ from recall_lightning.merging.coefficients import Coefficient
 from recall_lightning.merging.lora.pairs import LoraPair
 from recall_lightning.merging.structure import Structure
 
+OF_MAPS = frozenset({"moments", "new_moments", "curvature"})
+"""Those needs that linear maps are measured for."""
+
 RULES: dict[str, type[MergeRule]] = {}
 """The rules that have a name, by it; they put themselves in."""
 
@@ -26,6 +29,8 @@ RULES: dict[str, type[MergeRule]] = {}
 @dataclass(frozen=True)
 class MergeInputs:
     """What a rule may decide from: what it ``needs``, and the weights.
+
+    All of it is the callback's own: a rule reads it and writes nothing to it.
 
     Attributes:
         structure: The model's blocks, linear maps and LoRA updates.
@@ -114,6 +119,9 @@ class MergeRule(ABC):
 
     def __init_subclass__(cls, **options: object) -> None:
         super().__init_subclass__(**options)
+        if isinstance(cls.needs, str):
+            raise ValueError(f"needs of {cls.__qualname__} must be a set of names, not a text")
+        cls.needs = frozenset(cls.needs)
         own = vars(cls).get("name")
         if own is None:
             return
@@ -121,6 +129,10 @@ class MergeRule(ABC):
         if (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
             raise ValueError(
                 f"the rule {cls.__qualname__} cannot be called {own!r}: {known.__qualname__} is"
+            )
+        if own in ("auto", "never") or "*" in own:
+            raise ValueError(
+                f"the rule {cls.__qualname__} cannot be called {own!r}: that means else"
             )
         RULES[own] = cls
 

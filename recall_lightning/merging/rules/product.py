@@ -7,9 +7,8 @@ from torch import Tensor
 from recall_lightning.merging.block_settings import Setting, numbers_of
 from recall_lightning.merging.coefficients import Coefficient
 from recall_lightning.merging.coefficients.linear_maps import MapCoefficient
-from recall_lightning.merging.rules.base import MergeInputs, MergeRule, once_called
+from recall_lightning.merging.rules.base import OF_MAPS, MergeInputs, MergeRule, once_called
 from recall_lightning.merging.rules.importance import Importance
-from recall_lightning.merging.rules.similarity import Similarity
 
 
 class Product(MergeRule):
@@ -37,10 +36,12 @@ class Product(MergeRule):
 
     def __init__(self, rules: Sequence[MergeRule], strength: Setting = 1.0) -> None:
         super().__init__(strength)
-        similar = [rule for rule in rules if isinstance(rule, Similarity)]
+        if len(rules) < 2 or not all(isinstance(rule, MergeRule) for rule in rules):
+            raise ValueError(f"a product is of two rules or more, each a MergeRule, not {rules!r}")
+        similar = [rule for rule in rules if "similarity" in rule.needs]
         if len(similar) > 1:
             raise ValueError("a product of rules can measure one similarity, not two")
-        of_maps = [rule for rule in rules if "moments" in rule.needs]
+        of_maps = [rule for rule in rules if rule.needs & OF_MAPS]
         if of_maps and any(isinstance(r, Importance) and r not in of_maps for r in rules):
             raise ValueError(
                 "importance times a subspace or kfac rule means nothing: one gives a number an "
@@ -56,7 +57,7 @@ class Product(MergeRule):
         self.rules = list(rules)
         self.needs = frozenset().union(*(rule.needs for rule in rules))  # type: ignore[misc]
         if similar:
-            self.similarity = similar[0].similarity
+            self.similarity = getattr(similar[0], "similarity", None)
 
     def coefficients(self, inputs: MergeInputs) -> dict[str, Coefficient]:
         """Return the products, weight by weight."""

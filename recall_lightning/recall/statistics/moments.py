@@ -81,9 +81,8 @@ class MapMoments(Statistic):
         self.settings = settings
         self.seed = seed
         self.curvature = curvature
-        self._predictions = predictions
+        self._predictions = FoundPredictions(predictions)
         self._told: str | None = None  # what the log says of them
-        FoundPredictions(predictions)  # raises
         self._run = run
         self._recent = recent
 
@@ -198,7 +197,7 @@ class MapMoments(Statistic):
                 "curvature cannot be measured, and the kfac rules merge as importance and subspace "
                 f"do: {found}"
             )
-        elif self._predictions == "auto":
+        elif self._predictions.found is not None:
             rank_zero_info(
                 f"RecallCallback takes what the model predicts for {found!r}, as the batch tells: "
                 "set predictions= if it is something else"
@@ -279,6 +278,7 @@ class MapMoments(Statistic):
             "old": {name: moments.state_dict() for name, moments in self.old.items()},
             "old_outputs": {n: moments.state_dict() for n, moments in self.old_outputs.items()},
             "tasks": self.tasks,
+            "predictions": self._predictions.found,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -287,6 +287,7 @@ class MapMoments(Statistic):
         outputs = state_dict.get("old_outputs", {})  # older checkpoints have none
         self.old_outputs = {n: FullMoments(**state) for n, state in outputs.items()}
         self.tasks = state_dict["tasks"]
+        self._predictions.restore(state_dict.get("predictions"))  # older checkpoints have none
 
     def resume(self, context: TaskContext) -> None:
         """After a resume, move the tensors to the module's device."""

@@ -75,4 +75,5 @@ class RecentBatches(Statistic):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned, which the next batch makes usable."""
+        self._kept.clear()
         self._restored = of_this_process(state_dict["processes"])

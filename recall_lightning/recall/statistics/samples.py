@@ -165,7 +165,7 @@ class TypicalSamples(Statistic):
         """Restore what :meth:`state_dict` returned, as far as it goes before the first batch."""
         own = of_this_process(state_dict["processes"])
         self.snapshot_states = own["snapshot_states"]
-        self._restored = own["typical"]
+        self._candidates, self._typical, self._restored = [], [], own["typical"]
 
     def _choose(self, context: TaskContext) -> None:
         """Choose typical samples under the newest snapshot, and measure all snapshots on them."""

@@ -133,3 +133,14 @@ def test_a_name_that_no_kind_has_is_refused_with_those_that_there_are():
 def test_an_object_is_taken_as_it_is():
     kind = Categorical()
     assert FoundPredictions(kind).of(logits(4, 3), [LABELS]) is kind
+
+
+def test_what_was_found_goes_on_after_a_resume_and_what_was_set_is_not_replaced():
+    counts = [torch.tensor([[0.0], [3.0]])]
+    first, resumed, named = FoundPredictions(), FoundPredictions(), FoundPredictions("binary")
+    first.of(torch.zeros(2, 1), counts)
+    for other in (resumed, named):
+        other.restore(first.found)
+    assert resumed.of(torch.zeros(2, 1), [torch.tensor([[0.0], [1.0]])]).name == "values"
+    assert named.kind.name == "binary"
+    assert named.found is None

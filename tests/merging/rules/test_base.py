@@ -77,3 +77,16 @@ def test_one_snapshot_is_decided_about_alone_and_several_need_joint_coefficients
     assert (Half().decides_jointly, Rbf().decides_jointly) == (False, True)
     with pytest.raises(ValueError, match="Half decides about one snapshot"):
         Half().joint_coefficients([inputs, inputs])
+
+
+@pytest.mark.parametrize("name", ["rbf", "auto", "never", "a*b"])
+def test_a_name_that_is_taken_or_means_something_else_is_refused(name):
+    with pytest.raises(ValueError, match="cannot be called"):
+        type("Mine", (MergeRule,), {"name": name, "coefficients": lambda self, inputs: {}})
+
+
+def test_needs_are_a_set_whatever_they_were_written_as():
+    kinds = {"needs": ["importance"], "coefficients": lambda self, inputs: {}}
+    assert type("Mine", (MergeRule,), kinds).needs == {"importance"}
+    with pytest.raises(ValueError, match="must be a set of names"):
+        type("Mine", (MergeRule,), kinds | {"needs": "importance"})

@@ -125,3 +125,17 @@ def test_a_factor_that_leaves_out_a_block_is_refused():
 
     with pytest.raises(ValueError, match="gave no coefficient for every block"):
         Product([Nothing(), Half()]).coefficients(measured())
+
+
+@pytest.mark.parametrize("rules", [[], [Uniform(0.5)], ["rbf", "importance"]], ids=str)
+def test_a_product_is_of_two_rules_or_more(rules):
+    with pytest.raises(ValueError, match="two rules or more"):
+        Product(rules)
+
+
+def test_products_of_products_measure_one_similarity():
+    nested = Product([Product([Rbf(), Uniform(0.5)]), Importance()])
+    states = torch.eye(3)
+    assert nested.similarity(states, states) == 1.0
+    with pytest.raises(ValueError, match="one similarity, not two"):
+        Product([nested, Rbf()])

@@ -27,3 +27,12 @@ def test_batches_that_are_no_tensors_alone_are_not_in_checkpoints():
     with pytest.warns(UserWarning, match="leave the last 2 of them out"):
         recent.keep({"x": torch.zeros(1), "text": ["a"]})
     assert recent.state_dict() == {"processes": [[None]]}
+
+
+def test_a_state_takes_the_place_of_what_was_kept():
+    recent, other = RecentBatches(3), RecentBatches(3)
+    recent.keep(torch.zeros(1))
+    other.keep(torch.ones(1))
+    recent.load_state_dict(other.state_dict())
+    recent.keep(torch.full((1,), 2.0))
+    assert [batch.item() for batch in recent.batches] == [1.0, 2.0]
