@@ -1,5 +1,6 @@
 """A process's own memory, and its peak."""
 
+import gc
 import threading
 from pathlib import Path
 from types import TracebackType
@@ -26,8 +27,10 @@ class PeakMemory:
         highest: The most bytes since.
 
     Example:
+        >>> import mmap
         >>> with PeakMemory() as memory:
-        ...     much = bytearray(b"1") * 50_000_000
+        ...     much = mmap.mmap(-1, 50_000_000, mmap.MAP_PRIVATE)
+        ...     much[:] = b"1" * 50_000_000
         >>> memory.extra > 25_000_000
         True
     """
@@ -43,6 +46,7 @@ class PeakMemory:
         return self.highest - self.before
 
     def __enter__(self) -> "PeakMemory":
+        gc.collect()  # garbage that is freed in the block would hide what the block takes
         self.before = self.highest = anonymous_bytes()
         self._thread.start()
         return self
