@@ -9,14 +9,12 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
-from recall_lightning.merging.rules import Uniform
 from recall_lightning.methods.method import Method
-from recall_lightning.recall.callback import RecallCallback
-from recall_lightning.recall.misconfiguration import misconfiguration
+from recall_lightning.methods.sfa import SequentialFinetuningAveraging
 from recall_lightning.weights.naming import named_weights
 
 
-class AdaptiveInterval(RecallCallback):
+class AdaptiveInterval(SequentialFinetuningAveraging):
     """Merges uniformly, more often while the weights move fast and less often as they slow down.
 
     The weights' speed is ‖θ_t − θ_{t−1}‖ over all parameters, one optimizer step apart. A merge is
@@ -61,14 +59,7 @@ class AdaptiveInterval(RecallCallback):
         merge_first_task: bool = True,
         task_epochs: int | list[int] | None = None,
     ) -> None:
-        with misconfiguration("strength"):
-            rule = Uniform(strength)
-        super().__init__(
-            every=every,
-            rule=rule,
-            merge_first_task=merge_first_task,
-            task_epochs=task_epochs,
-        )
+        super().__init__(every, strength, merge_first_task, task_epochs)
         if not limit >= 1:
             raise MisconfigurationException(
                 f"limit={limit!r} must be 1 or more: how far the interval may go from every"

@@ -1,12 +1,10 @@
 """WiSE-FT: one average of the weights before and after a task."""
 
-from recall_lightning.merging.rules import Uniform
 from recall_lightning.methods.method import Method
-from recall_lightning.recall.callback import RecallCallback
-from recall_lightning.recall.misconfiguration import misconfiguration
+from recall_lightning.methods.sfa import SequentialFinetuningAveraging
 
 
-class WiseFT(RecallCallback):
+class WiseFT(SequentialFinetuningAveraging):
     """Averages the weights once, at each task's end, with those at its start.
 
     θ ← (1 − strength) · θ + strength · θ_snapshot, for all weights alike. Sources: WiSE-FT (arXiv
@@ -36,14 +34,7 @@ class WiseFT(RecallCallback):
         merge_first_task: bool = True,
         task_epochs: int | list[int] | None = None,
     ) -> None:
-        with misconfiguration("strength"):
-            rule = Uniform(strength)
-        super().__init__(
-            every=1.0,
-            rule=rule,
-            merge_first_task=merge_first_task,
-            task_epochs=task_epochs,
-        )
+        super().__init__(1.0, strength, merge_first_task, task_epochs)
 
 
 METHOD = Method(
