@@ -11,6 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from recall_lightning.weights.paths import file_inside
 from recall_lightning.weights.safetensors_layout import SAFETENSORS_DTYPES
 
 _PICKLED = (".bin", ".pt", ".pth")
@@ -18,6 +19,8 @@ _CONVERT = (
     "load it where you trust it with transformers' from_pretrained and write it with "
     "save_pretrained, which saves safetensors"
 )
+_ZIP = b"PK\x03\x04"
+_PICKLES = (_ZIP, b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,7 @@ class ModelFiles(Mapping[str, Tensor]):
         folder: The folder that may hold a config and a tokenizer; None for a single file.
         config: ``config.json`` of the folder, or None.
         adapter_config: ``adapter_config.json`` of an adapter's folder, or None.
+        beside: What a Lightning checkpoint holds beside its weights; empty for all else.
     """
 
     def __init__(
@@ -50,14 +54,16 @@ class ModelFiles(Mapping[str, Tensor]):
         kind: str,
         entries: Mapping[str, _Entry],
         folder: Path | None = None,
+        beside: Mapping[str, Any] | None = None,
     ) -> None:
         if not entries:
             raise ValueError(f"{path} holds no tensor: name a model that has weights")
         self.path = path
         self.kind = kind
         self.folder = folder
-        self.config = _optional_json(folder, "config.json")
-        self.adapter_config = _optional_json(folder, "adapter_config.json")
+        self.beside = beside or {}
+        self.config = optional_json(folder, "config.json")
+        self.adapter_config = optional_json(folder, "adapter_config.json")
         self._entries = entries
 
     def __getitem__(self, name: str) -> Tensor:
@@ -102,15 +108,19 @@ class ModelFiles(Mapping[str, Tensor]):
 def open_model(path: str | Path) -> ModelFiles:
     """Open a model's files and check every header; no weight is read yet.
 
+    What a file is its first bytes say, whatever it is called.
+
     Args:
         path: A Hugging Face folder (``model.safetensors``, or shards with their index), a PEFT
-            adapter's folder, one ``.safetensors`` file, or a Lightning ``.ckpt``, of which the
-            tensors of its ``state_dict`` are taken (they need not be contiguous). Tensors of a
-            shard that the index does not list are taken too, as transformers does.
+            adapter's folder, one safetensors file, or a Lightning checkpoint, of which the tensors
+            of its ``state_dict`` are taken (they need not be contiguous). Tensors of a shard that
+            the index does not list are taken too, as transformers does. Files of a folder lie in
+            it: see :func:`~recall_lightning.weights.paths.file_inside`.
 
     Raises:
-        ValueError: If there is nothing at ``path``, weights are pickled, a file is truncated or
-            corrupt, index and shards contradict each other, or a dtype is unknown.
+        ValueError: If there is nothing at ``path``, weights are pickled without being a Lightning
+            checkpoint, a file is truncated or corrupt, a name or a link leads out of the folder,
+            index and shards contradict each other, JSON has a key twice, or a dtype is unknown.
 
     Example:
         >>> import tempfile
@@ -126,15 +136,69 @@ def open_model(path: str | Path) -> ModelFiles:
         raise ValueError(f"{path} does not exist: name a model's folder or file")
     if path.is_dir():
         return _open_folder(path)
-    if path.suffix == ".safetensors":
+    content = _content(path)
+    if content == "safetensors" or path.suffix == ".safetensors":
         return ModelFiles(path, "safetensors", _safetensors_entries(path))
-    if path.suffix == ".ckpt":
-        return ModelFiles(path, "lightning", _lightning_entries(path))
-    if path.suffix in _PICKLED:
-        raise ValueError(f"{path} is refused because unpickling runs code: {_CONVERT}")
+    if content == "pickle" or (content is None and path.suffix == ".ckpt"):
+        entries, beside = _lightning_entries(path)
+        return ModelFiles(path, "lightning", entries, beside=beside)
     raise ValueError(
-        f"{path} is no model file: name a folder, a .safetensors file or a Lightning .ckpt"
+        f"{path} is no model file: name a folder, a safetensors file or a checkpoint of Lightning"
     )
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """Read a file of one JSON object.
+
+    Raises:
+        ValueError: If it holds something else, or an object has a key twice, of which readers take
+            one or the other.
+    """
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"), object_pairs_hook=_unique_keys)
+    except (ValueError, OSError, RecursionError) as error:
+        raise ValueError(f"{file} is no valid JSON ({error}): download or save it again") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{file} holds no JSON object: download or save it again")
+    return content
+
+
+def optional_json(folder: Path | None, name: str) -> dict[str, Any] | None:
+    """Read a folder's file of one JSON object; None where there is none."""
+    if folder is None or not (folder / name).is_file():
+        return None
+    return read_json(file_inside(folder, name))
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in found if keys.count(key) > 1)
+        raise ValueError(f"it has the key {twice!r} twice")
+    return found
+
+
+def _content(file: Path) -> str | None:
+    """Tell by a file's first bytes whether it is of safetensors or pickled; None for neither."""
+    start = _start(file)
+    if start.startswith(_PICKLES):
+        return "pickle"
+    # the length of the header, and its first character
+    return "safetensors" if len(start) == 9 and start.endswith(b"{") else None
+
+
+def _is_zip(file: Path) -> bool:
+    """Tell whether tensors can be mapped: before torch 1.6 they were pickled one after the other."""
+    return _start(file).startswith(_ZIP)
+
+
+def _start(file: Path) -> bytes:
+    try:
+        with file.open("rb") as opened:
+            return opened.read(9)
+    except OSError:  # who reads on says why
+        return b""
 
 
 def _open_folder(folder: Path) -> ModelFiles:
@@ -143,9 +207,11 @@ def _open_folder(folder: Path) -> ModelFiles:
     single = folder / f"{stem}.safetensors"
     index = folder / f"{stem}.safetensors.index.json"
     if single.is_file():
-        return ModelFiles(folder, kind, _safetensors_entries(single), folder)
+        entries = _safetensors_entries(file_inside(folder, single.name))
+        return ModelFiles(folder, kind, entries, folder)
     if index.is_file():
         return ModelFiles(folder, kind, _indexed_entries(index), folder)
+    _refuse_other_names(folder, adapter)
     pickled = sorted(file.name for file in folder.iterdir() if file.suffix in _PICKLED)
     if pickled:
         raise ValueError(
@@ -158,19 +224,39 @@ def _open_folder(folder: Path) -> ModelFiles:
     )
 
 
+def _refuse_other_names(folder: Path, adapter: bool) -> None:
+    """Name what a folder lacks whose weights are there, under another name than they should have.
+
+    Raises:
+        ValueError: If it holds an adapter's weights without its config, or a safetensors file that
+            is called otherwise.
+    """
+    if not adapter and (folder / "adapter_model.safetensors").is_file():
+        raise ValueError(
+            f"{folder} holds an adapter without adapter_config.json, which has its scale: copy that "
+            "file there, or save the adapter again"
+        )
+    for file in sorted(folder.iterdir()):
+        if file.suffix in _PICKLED and file.is_file() and _content(file) == "safetensors":
+            raise ValueError(
+                f"{folder} holds weights only as {file.name}, which is a safetensors file by its "
+                "content: name that file, or give it the name model.safetensors"
+            )
+
+
 def _indexed_entries(index: Path) -> dict[str, _Entry]:
-    listed = _read_json(index).get("weight_map")
+    listed = read_json(file_inside(index.parent, index.name)).get("weight_map")
     if not isinstance(listed, dict):
         raise ValueError(f"{index} has no weight_map: download or save the model again")
-    listed = {name: str(shard) for name, shard in listed.items()}
     entries: dict[str, _Entry] = {}
     holder: dict[str, str] = {}
-    for shard in sorted(set(listed.values())):
-        if not (index.parent / shard).is_file():
+    shards = {shard: file_inside(index.parent, shard, index) for shard in listed.values()}
+    for shard, file in sorted(shards.items()):
+        if not file.is_file():
             raise ValueError(
                 f"{index} names the shard {shard}, which is missing: download or save it again"
             )
-        found = _safetensors_entries(index.parent / shard)
+        found = _safetensors_entries(file)
         for name in found.keys() & entries.keys():
             raise ValueError(
                 f"{index.parent} holds the tensor {name!r} twice, in {holder[name]} and in "
@@ -188,6 +274,8 @@ def _indexed_entries(index: Path) -> dict[str, _Entry]:
 
 
 def _safetensors_entries(file: Path) -> dict[str, _Entry]:
+    if _content(file) == "pickle":
+        raise ValueError(f"{file} is pickled, and no safetensors file: {_CONVERT}")
     try:
         opened = safe_open(file, "pt")
     except (SafetensorError, OSError) as error:
@@ -208,9 +296,10 @@ def _safetensors_entry(file: Path, opened: safe_open, name: str) -> _Entry:
     )
 
 
-def _lightning_entries(file: Path) -> dict[str, _Entry]:
+def _lightning_entries(file: Path) -> tuple[dict[str, _Entry], dict[str, Any]]:
+    """Return a checkpoint's tensors, and what it holds beside them."""
     try:
-        checkpoint = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        checkpoint = torch.load(file, map_location="cpu", weights_only=True, mmap=_is_zip(file))
     except Exception as error:  # unpickling a corrupt file may raise anything
         reason = str(error).strip().split("\n")[0]
         raise ValueError(
@@ -219,12 +308,16 @@ def _lightning_entries(file: Path) -> dict[str, _Entry]:
         ) from error
     weights = checkpoint.get("state_dict") if isinstance(checkpoint, dict) else None
     if not isinstance(weights, dict):
-        raise ValueError(f"{file} has no state_dict: name a checkpoint that a Trainer saved")
-    return {
+        raise ValueError(
+            f"{file} has no state_dict, as a checkpoint that a Trainer saved has; other pickled "
+            f"weights are refused because unpickling runs code: {_CONVERT}"
+        )
+    entries = {
         name: _loaded_entry(file, name, tensor.detach())
         for name, tensor in weights.items()
         if isinstance(tensor, Tensor)
     }
+    return entries, {key: value for key, value in checkpoint.items() if key != "state_dict"}
 
 
 def _loaded_entry(file: Path, name: str, tensor: Tensor) -> _Entry:
@@ -238,19 +331,3 @@ def _loaded_entry(file: Path, name: str, tensor: Tensor) -> _Entry:
 def _refuse_dtype(file: Path, name: str, dtype: str) -> None:
     known = ", ".join(str(known).removeprefix("torch.") for known in SAFETENSORS_DTYPES.values())
     raise ValueError(f"{file} holds {name!r} as {dtype}: convert it to one of {known}")
-
-
-def _optional_json(folder: Path | None, name: str) -> dict[str, Any] | None:
-    if folder is None or not (folder / name).is_file():
-        return None
-    return _read_json(folder / name)
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise ValueError(f"{file} is no valid JSON ({error}): download or save it again") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{file} holds no JSON object: download or save it again")
-    return content

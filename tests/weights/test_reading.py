@@ -250,3 +250,97 @@ def test_an_unreadable_checkpoint(tmp_path):
     path.write_bytes(path.read_bytes()[:300])
     with pytest.raises(ValueError, match=r"x\.ckpt cannot be read as tensors and plain Python"):
         open_model(path)
+
+
+# a file is what its content says, whatever it is called
+
+
+@pytest.mark.parametrize("name", ["x.ckpt", "x.bin", "x.pt", "x"])
+def test_a_safetensors_file_is_read_under_any_name(tmp_path, name):
+    save_file(TENSORS, tmp_path / name)
+    assert open_model(tmp_path / name).kind == "safetensors"
+    assert same(open_model(tmp_path / name), TENSORS)
+
+
+@pytest.mark.parametrize("name", ["x.pt", "x.bin", "x"])
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_checkpoint_is_read_under_any_name(tmp_path, name, zipped):
+    held = {"state_dict": TENSORS, "epoch": 3}
+    torch.save(held, tmp_path / name, _use_new_zipfile_serialization=zipped)
+    model = open_model(tmp_path / name)
+    assert model.kind == "lightning"
+    assert same(model, TENSORS)
+    assert model.beside == {"epoch": 3}
+
+
+def test_pickled_tensors_under_the_name_of_a_safetensors_file_are_refused(tmp_path):
+    torch.save(TENSORS, tmp_path / "model.safetensors")
+    for path in (tmp_path, tmp_path / "model.safetensors"):
+        with pytest.raises(ValueError, match=r"model\.safetensors .*pickled.*save_pretrained"):
+            open_model(path)
+
+
+def test_a_folder_whose_weights_have_another_name_is_told_so(tmp_path):
+    save_file(TENSORS, tmp_path / "pytorch_model.bin")
+    with pytest.raises(ValueError, match=r"pytorch_model\.bin, which is a safetensors file"):
+        open_model(tmp_path)
+    save_file(TENSORS, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(ValueError, match=r"holds an adapter without adapter_config\.json"):
+        open_model(tmp_path)
+
+
+# names that are read are names of files in the folder
+
+
+@pytest.mark.parametrize(
+    "shard", ["../other.safetensors", "/etc/passwd", "sub/s1", r"sub\s1", "..", ".", "", "s\0", 3]
+)
+def test_an_index_names_files_in_its_folder_alone(tmp_path, shard):
+    folder = tmp_path / "model"
+    (folder / "sub").mkdir(parents=True)
+    for file in (tmp_path / "other.safetensors", folder / "sub" / "s1"):
+        save_file({"a": torch.ones(1)}, file)
+    save_sharded(folder, {}, {"a": shard})
+    with pytest.raises(ValueError, match=r"index\.json names the file .* no bare file name"):
+        open_model(folder)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "s1"])
+def test_a_link_out_of_the_folder_is_refused(tmp_path, name):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    if name == "s1":
+        save_sharded(folder, {name: TENSORS})
+    else:
+        save_file(TENSORS, folder / "model.safetensors")
+        (folder / "config.json").write_text("{}")
+    (folder / name).rename(tmp_path / "elsewhere")
+    (folder / name).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match=rf"{name} is a link to .*elsewhere, outside"):
+        open_model(folder)
+
+
+def test_links_inside_the_folder_to_it_and_to_the_blobs_of_the_hub_are_followed(tmp_path):
+    snapshot, blobs = tmp_path / "snapshots" / "a1b2", tmp_path / "blobs"
+    snapshot.mkdir(parents=True)
+    blobs.mkdir()
+    save_file(TENSORS, blobs / "c3d4")
+    (snapshot / "model.safetensors").symlink_to("../../blobs/c3d4")
+    (blobs / "e5f6").write_text('{"a": 1}')
+    (snapshot / "config.json").symlink_to("../../blobs/e5f6")
+    (tmp_path / "link").symlink_to(snapshot)
+    for path in (snapshot, tmp_path / "link"):
+        assert same(open_model(path), TENSORS)
+        assert open_model(path).config == {"a": 1}
+    save_file(TENSORS, snapshot / "renamed")
+    (snapshot / "model.safetensors").unlink()
+    (snapshot / "model.safetensors").symlink_to("renamed")
+    assert same(open_model(snapshot), TENSORS)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors.index.json"])
+def test_a_key_that_is_there_twice_is_refused(tmp_path, name):
+    save_sharded(tmp_path, {"s1": {"a": torch.ones(1)}, "s2": {"b": torch.ones(1)}})
+    (tmp_path / name).write_text('{"weight_map": {"a": "s1", "b": "s2", "a": "s1"}}')
+    with pytest.raises(ValueError, match=f"{name} is no valid JSON .*key 'a' twice"):
+        open_model(tmp_path)
