@@ -24,9 +24,9 @@ def file_inside(folder: Path, name: object, named_by: Path | None = None) -> Pat
     Example:
         >>> file_inside(Path("model"), "model-00001-of-00002.safetensors")
         PosixPath('model/model-00001-of-00002.safetensors')
-        >>> file_inside(Path("model"), "../other/model.safetensors", Path("model/index.json"))
+        >>> file_inside(Path("model"), "../a.safetensors", Path("model/index.json"))
         Traceback (most recent call last):
-        ValueError: model/index.json names the file '../other/model.safetensors', which is no bare ...
+        ValueError: model/index.json names the file '../a.safetensors', which is no bare ...
     """
     if not (isinstance(name, str) and is_bare(name)):
         raise ValueError(

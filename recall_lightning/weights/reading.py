@@ -189,7 +189,7 @@ def _content(file: Path) -> str | None:
 
 
 def _is_zip(file: Path) -> bool:
-    """Tell whether tensors can be mapped: before torch 1.6 they were pickled one after the other."""
+    """Tell whether a checkpoint's tensors can be mapped: before torch 1.6 they could not."""
     return _start(file).startswith(_ZIP)
 
 
@@ -233,8 +233,8 @@ def _refuse_other_names(folder: Path, adapter: bool) -> None:
     """
     if not adapter and (folder / "adapter_model.safetensors").is_file():
         raise ValueError(
-            f"{folder} holds an adapter without adapter_config.json, which has its scale: copy that "
-            "file there, or save the adapter again"
+            f"{folder} holds an adapter without adapter_config.json, which has its scale: copy "
+            "that file there, or save the adapter again"
         )
     for file in sorted(folder.iterdir()):
         if file.suffix in _PICKLED and file.is_file() and _content(file) == "safetensors":

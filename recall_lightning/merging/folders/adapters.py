@@ -156,10 +156,32 @@ def _check_plain(
 
 
 def _check_one_base(models: Sequence[ModelFiles], settings: MergeSettings) -> None:
-    bases = [(model.adapter_config or {}).get("base_model_name_or_path") for model in models]
-    for model, base in zip(models, bases, strict=True):
-        if settings.base is None and base != bases[0]:
+    """Check that adapters say that they are of one base, unless the user says so.
+
+    Raises:
+        ValueError: If they name different ones, or another revision, or checkpoints of one name
+            were trained on different weights.
+    """
+    if settings.base is not None:
+        return
+    for model in models:
+        base, first = _base(model), _base(models[0])
+        if base != first:
             raise ValueError(
-                f"{model.path} adapts {base} and {models[0].path} adapts {bases[0]}: give base if "
+                f"{model.path} adapts {base} and {models[0].path} adapts {first}: give base if "
                 "that is one model under two names, otherwise they cannot be merged"
             )
+    digests = {model.path: model.beside["causal_lm"]["base"] for model in models if model.beside}
+    for path, digest in digests.items():
+        other, expected = next(iter(digests.items()))
+        if digest != expected:
+            raise ValueError(
+                f"{path} and {other} adapt {_base(models[0])}, whose weights were others then: "
+                "give base if that is what they are to be merged for"
+            )
+
+
+def _base(model: ModelFiles) -> str:
+    config = model.adapter_config or {}
+    revision = config.get("revision")
+    return f"{config.get('base_model_name_or_path')}{f' at {revision}' if revision else ''}"

@@ -1,18 +1,20 @@
 """The models of a merge, opened and checked against one another before anything is computed."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
 import torch
 from torch import Tensor
 
+from recall_lightning.merging.folders.adapter_files import as_adapter
 from recall_lightning.weights.finite import all_finite
 from recall_lightning.weights.reading import ModelFiles, open_model
 
 _SHOWN = 10
 _VOCABULARY = ("embed", "wte", "lm_head", "shared.weight", "embed_out", "output_projection")
 _POSITIONS = ("position", "pos_embed", "patch")
+_SCALES = (".weight_scale", ".weight_scale_inv", ".SCB", ".qweight", ".weight_packed", ".absmax")
 _AVERAGED = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -37,7 +39,7 @@ def open_models(paths: Sequence[str | Path], donor: str | Path | None) -> list[M
         Traceback (most recent call last):
         ValueError: .../b.safetensors does not fit .../a.safetensors: 'w' is (3,) and not (2,); ...
     """
-    models = [_untied(open_model(path)) for path in paths]
+    models = [as_adapter(_untied(open_model(path))) for path in paths]
     kinds = {model.kind == "adapter" for model in models}
     if len(kinds) > 1:
         adapter = next(model for model in models if model.kind == "adapter")
@@ -100,18 +102,29 @@ def check_shapes(model: ModelFiles, reference: ModelFiles, names: Sequence[str])
 def check_dtypes(model: ModelFiles, first: ModelFiles, names: Sequence[str]) -> None:
     """Check that tensors can be averaged, or copied where they are integer or boolean.
 
+    Integers are copied only where that is all the same (counters, buffers of positions): of two or
+    more dimensions, or of 8 bits, they are codes of quantised weights if they differ, which mean
+    nothing without scales, zero points or tables beside them.
+
     Raises:
         ValueError: If a model's config says that it is quantised, or a tensor holds complex or
-            8-bit floating-point numbers, or an integer in one model and none in the other.
+            8-bit floating-point numbers, codes, or an integer in one model and none in the other.
     """
-    if (model.config or {}).get("quantization_config"):
+    refuse_quantised(model)
+    scale = next((name for name in names if name.endswith(_SCALES)), None)
+    if scale is not None and not torch.equal(model[scale], first[scale]):
         raise ValueError(
-            f"{model.path} is quantised, as its config.json says: merge the models that it was "
-            "made of, and quantise the result"
+            f"{model.path} holds {scale!r}, which belongs to quantised weights: sums of codes and "
+            "of scales are no sum of weights, so dequantise the models to bfloat16 first"
         )
     for name in names:
         dtype = model.dtype(name)
-        if (dtype.is_floating_point and dtype not in _AVERAGED) or dtype.is_complex:
+        if dtype.is_floating_point and dtype not in _AVERAGED:
+            raise ValueError(
+                f"{model.path} holds {name!r} as {dtype}: convert the model to bfloat16 by what "
+                "quantised it, which knows the scales that belong to such numbers"
+            )
+        if dtype.is_complex:
             raise ValueError(
                 f"{model.path} holds {name!r} as {dtype}: convert it to float32 or bfloat16 first"
             )
@@ -120,6 +133,44 @@ def check_dtypes(model: ModelFiles, first: ModelFiles, names: Sequence[str]) -> 
                 f"{model.path} holds {name!r} as {dtype} and {first.path} as {first.dtype(name)}: "
                 "quantised weights cannot be merged, convert them first"
             )
+        if not dtype.is_floating_point and _are_other_codes(name, model, first):
+            raise ValueError(
+                f"{model.path} and {first.path} differ in {name!r}, {dtype} of the shape "
+                f"{model.shape(name)}: they hold quantised weights, which cannot be merged as they "
+                "are, so dequantise them to bfloat16 first, merge, and quantise the result"
+            )
+
+
+def refuse_quantised(model: ModelFiles) -> None:
+    """Check that a model's config does not say that its weights are codes.
+
+    Raises:
+        ValueError: If it does, of the whole model or of one that is part of it.
+    """
+    parts = [model.config or {}]
+    parts += [part for part in parts[0].values() if isinstance(part, Mapping)]
+    for part in parts:
+        if part.get("quantization_config") or part.get("compression_config"):
+            raise ValueError(
+                f"{model.path} is quantised, as its config.json says: merge the models that it was "
+                "made of, and quantise the result"
+            )
+    for name in ("quantize_config.json", "quant_config.json"):  # AutoGPTQ, AutoAWQ
+        if model.folder is not None and (model.folder / name).is_file():
+            raise ValueError(
+                f"{model.path} is quantised, as its {name} says: merge the models that it was made "
+                "of, and quantise the result"
+            )
+
+
+def _are_other_codes(name: str, model: ModelFiles, first: ModelFiles) -> bool:
+    """Tell whether two models' integers are codes, as far as differing ones of a shape can be."""
+    dtypes = {model.dtype(name), first.dtype(name)}
+    wide = len(model.shape(name)) < 2 and not dtypes & {torch.int8, torch.uint8}
+    if wide or model is first:
+        return False
+    here, there = model[name], first[name]
+    return not torch.equal(here, there if len(dtypes) == 1 else there.to(here.dtype))
 
 
 def refuse_infinite(models: Sequence[ModelFiles], name: str, dtype: torch.dtype) -> NoReturn:

@@ -14,6 +14,7 @@ from torch import Tensor
 from recall_lightning.measuring.blocks import Block
 from recall_lightning.merging.block_settings import Setting, setting_by_weight
 from recall_lightning.merging.blockwise import mean_by_block
+from recall_lightning.merging.folders.adapter_files import as_adapter
 from recall_lightning.merging.folders.adapters import AdapterMerge
 from recall_lightning.merging.folders.checked_sums import CheckedSums
 from recall_lightning.merging.folders.inputs import (
@@ -120,7 +121,7 @@ def _measured(
 def _opened(settings: MergeSettings) -> tuple[list[ModelFiles], ModelFiles | None]:
     """Open the models and, where task vectors are differences from it, their base."""
     base = settings.base
-    of_adapters = base is not None and open_model(settings.models[0]).kind == "adapter"
+    of_adapters = base is not None and as_adapter(open_model(settings.models[0])).kind == "adapter"
     if base is not None and settings.how.needs_base and not of_adapters:
         *models, opened = open_models([*settings.models, base], settings.donor)
         return models, opened

@@ -225,6 +225,11 @@ def _loaded(model: ModelFiles, settings: MergeSettings) -> nn.Module:
     """Load a model to be measured; all its parameters count as its blocks'."""
     import transformers
 
+    if model.kind == "adapter" and not model.path.is_dir():
+        raise ValueError(
+            f"recall runs the models, and {model.path} holds an adapter in a checkpoint: give the "
+            "folder that recall-lightning export writes of it"
+        )
     folder = _config_folder(model, settings)
     try:
         config = transformers.AutoConfig.from_pretrained(folder)

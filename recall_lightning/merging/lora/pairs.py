@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from recall_lightning.merging.coefficients.linear_maps import MapCoefficient
 from recall_lightning.merging.lora.config import AdapterConfig
 from recall_lightning.merging.lora.low_rank import LoraFactors, merge_lora
+from recall_lightning.merging.lora.names import adapter_tensor
 from recall_lightning.weights.finite import all_finite
 from recall_lightning.weights.naming import canonical_name, memory_of, named_weights
 from recall_lightning.weights.sharding import sharded_like, whole
@@ -32,7 +33,6 @@ _FACTOR_NAME = re.compile(
     r"(?:base_model\.model\.)?(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<side>[AB])"
     r"(?:(?<=embedding_[AB])|\.weight)"
 )
-_OTHER_ADAPTER_NAME = re.compile(r"\.lora_(A|B|embedding_A|embedding_B|magnitude_vector|diag)\b")
 
 
 @dataclass(frozen=True)
@@ -211,7 +211,7 @@ def adapter_pairs(
         if match:
             key = (match["module"], match["embedding"] is not None)
             sides.setdefault(key, {})[match["side"]] = name
-        elif _OTHER_ADAPTER_NAME.search(name):
+        elif adapter_tensor([name]):
             raise ValueError(f"{where}: the tensor {name!r} is of no plain LoRA adapter")
         else:
             rest.append(name)

@@ -114,6 +114,63 @@ def test_quantised_models_are_refused(path, tmp_path):
     refused("named is quantised, as its config.json says", [tmp_path / "named"] * 2)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "shape"),
+    [
+        (torch.int8, (2, 3)),  # bitsandbytes, compressed-tensors
+        (torch.uint8, (6, 1)),  # two of 4 bits in one
+        (torch.uint8, (6,)),
+        (torch.int32, (2, 3)),  # GPTQ, AWQ
+        (torch.bool, (2, 3)),
+    ],
+)
+def test_codes_of_quantised_weights_are_told_by_what_they_are(tmp_path, dtype, shape):
+    for i in range(2):
+        codes = torch.arange(i, i + 6).view(shape) % 3
+        held = {"l.weight": codes.to(dtype), "l.scales": torch.ones(1) + i}
+        save_file(held, tmp_path / f"{i}.safetensors")
+    paths = [tmp_path / f"{i}.safetensors" for i in range(2)]
+    refused(r"1.safetensors and .*0.safetensors differ in 'l.weight', torch.*quantised", paths)
+    open_models([paths[0], paths[0]], None)
+
+
+def test_counters_and_integers_that_are_the_same_are_no_codes(tmp_path):
+    for i in range(2):
+        held = {
+            "w": torch.ones(2),
+            "num_batches_tracked": torch.tensor(i),
+            "seen": torch.tensor([i, i + 1]),
+            "position_ids": torch.arange(6).view(1, 6),
+        }
+        save_file(held, tmp_path / f"{i}.safetensors")
+    open_models([tmp_path / f"{i}.safetensors" for i in range(2)], None)
+
+
+@pytest.mark.parametrize("name", ["weight_scale", "weight_scale_inv", "SCB"])
+def test_scales_beside_weights_are_not_averaged(tmp_path, name):
+    for i in range(2):
+        held = {"l.weight": torch.ones(2, 2), f"l.{name}": torch.ones(1) + i}
+        save_file(held, tmp_path / f"{i}.safetensors")
+    refused(
+        f"'l.{name}', which belongs to quantised weights",
+        [tmp_path / f"{i}.safetensors" for i in range(2)],
+    )
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("config.json", {"text_config": {"quantization_config": {"bits": 4}}}),
+        ("config.json", {"compression_config": {"bits": 4}}),
+        ("quantize_config.json", {"bits": 4}),
+    ],
+)
+def test_a_folder_that_says_it_is_quantised_is_believed(path, tmp_path, file, content):
+    shutil.copytree(path, tmp_path / "named")
+    (tmp_path / "named" / file).write_text(json.dumps(content))
+    refused(f"named is quantised, as its {file} says", [tmp_path / "named", path])
+
+
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.complex64])
 def test_numbers_that_are_not_averaged_are_refused(path, tmp_path, dtype):
     def convert(held):
