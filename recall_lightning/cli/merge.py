@@ -81,6 +81,13 @@ def merge_parser() -> ArgumentParser:
     add("--out-dtype", help="To write, such as bfloat16 (the first model's).")
     add("--shard-size", type=_value, help="Most bytes of a weight file (5GB).")
     add("--device", help="Where to compute (cpu).")
+    add(
+        "--allow-different-configs",
+        action="store_const",
+        const=True,
+        help="Merge models of the same shapes whose configs or tokenizers differ, such as in "
+        "heads, rotary embeddings or which id is which token; the donor's are written.",
+    )
     return parser
 
 

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from recall_lightning.merging.folders.adapter_files import as_adapter
+from recall_lightning.merging.folders.configs import config_differences
+from recall_lightning.merging.folders.meaning import check_meanings
 from recall_lightning.weights.finite import all_finite
 from recall_lightning.weights.reading import ModelFiles, open_model
 
@@ -18,7 +20,9 @@ _SCALES = (".weight_scale", ".weight_scale_inv", ".SCB", ".qweight", ".weight_pa
 _AVERAGED = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
-def open_models(paths: Sequence[str | Path], donor: str | Path | None) -> list[ModelFiles]:
+def open_models(
+    paths: Sequence[str | Path], donor: str | Path | None, allow_different_configs: bool = False
+) -> list[ModelFiles]:
     """Open models that are to be merged, under the names of one of them.
 
     That one is ``donor`` if given, else the first Hugging Face folder, else the first model. Names
@@ -27,7 +31,8 @@ def open_models(paths: Sequence[str | Path], donor: str | Path | None) -> list[M
 
     Raises:
         ValueError: If a model cannot be read or is quantised, or they differ in their tensors'
-            names or shapes (it lists up to ten), or some are adapters and others not.
+            names or shapes (it lists up to ten), or in what these mean unless
+            ``allow_different_configs``, or some are adapters and others not.
 
     Example:
         >>> import tempfile
@@ -47,14 +52,20 @@ def open_models(paths: Sequence[str | Path], donor: str | Path | None) -> list[M
             f"{adapter.path} is an adapter and another model is not: merge adapters with adapters, "
             "or merge the adapter into its base first with peft's merge_and_unload"
         )
+    named = [] if donor is None else [_untied(open_model(donor))]
     if kinds == {True}:
+        if not allow_different_configs:
+            check_meanings([*named, *models])
         return models
-    reference = reference_of(models) if donor is None else _untied(open_model(donor))
+    reference = named[0] if named else reference_of(models)
+    refuse_quantised(reference)
     aligned = [_aligned(model, reference) for model in models]
     for model in aligned:
         _check_names(model, reference)
         check_shapes(model, reference, list(reference))
         check_dtypes(model, aligned[0], list(reference))
+    if not allow_different_configs:
+        check_meanings([*named, *aligned])
     return aligned
 
 
@@ -235,6 +246,8 @@ def _check_names(model: ModelFiles, reference: ModelFiles) -> None:
     found = [f"it lacks {_listed(missing)}"] if missing else []
     found += [f"it also has {_listed(extra)}"] if extra else []
     if found:
+        here, there = model.config or {}, reference.config or {}
+        found += [line for line in config_differences(there, here) if line.startswith("tie_")]
         raise ValueError(
             f"{model.path} does not fit {reference.path}: {'; '.join(found)}; only models of one "
             "architecture can be merged"

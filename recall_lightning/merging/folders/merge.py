@@ -120,12 +120,12 @@ def _measured(
 
 def _opened(settings: MergeSettings) -> tuple[list[ModelFiles], ModelFiles | None]:
     """Open the models and, where task vectors are differences from it, their base."""
-    base = settings.base
+    base, insists = settings.base, settings.allow_different_configs
     of_adapters = base is not None and as_adapter(open_model(settings.models[0])).kind == "adapter"
     if base is not None and settings.how.needs_base and not of_adapters:
-        *models, opened = open_models([*settings.models, base], settings.donor)
+        *models, opened = open_models([*settings.models, base], settings.donor, insists)
         return models, opened
-    models = open_models(settings.models, settings.donor)
+    models = open_models(settings.models, settings.donor, insists)
     if base is not None and not of_adapters and settings.probe is None:
         raise ValueError(
             f"{settings.method} uses no base: leave it out, or choose a method of task vectors, "

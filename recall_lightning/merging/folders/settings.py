@@ -76,6 +76,8 @@ class MergeSettings:
         out_dtype: What is written; None keeps the first model's.
         shard_size: The most bytes of a weight file, such as ``"5GB"``.
         device: Where it is computed.
+        allow_different_configs: Whether to merge models of the same shapes whose configs or
+            tokenizers differ in what they compute, and write the donor's.
 
     Raises:
         ValueError: For an unknown method, option or dtype, a missing input, a value of another
@@ -101,6 +103,7 @@ class MergeSettings:
     out_dtype: str | None = None
     shard_size: int | str = "5GB"
     device: str = "cpu"
+    allow_different_configs: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "method", method_named(self.method).name)
@@ -113,6 +116,10 @@ class MergeSettings:
             check_choice("out_dtype", self.out_dtype, *OUT_DTYPES)
         if self.rank not in (None, "sum"):
             _check_whole("rank", self.rank, 1, " or 'sum'")
+        if not isinstance(self.allow_different_configs, bool):
+            raise ValueError(
+                f"allow_different_configs={self.allow_different_configs!r} must be true or false"
+            )
         if not isinstance(self.shard_size, str):
             _check_whole("shard_size", self.shard_size, 1, " or such as '5GB'")
 

@@ -64,6 +64,11 @@ def test_a_head_of_its_own_is_not_dropped_for_a_donor_that_ties_it(tmp_path):
     refused(r"a.ckpt does not fit .*donor: it also has 1 tensor \(lm_head.weight\)", [ckpt, donor])
 
 
+def test_a_head_that_one_model_ties_and_another_does_not_is_called_so(path, tmp_path):
+    tied = saved(llama(1, tied=True), tmp_path / "tied")
+    refused(r"\(lm_head.weight\); tie_word_embeddings is True and not False", [path, tied])
+
+
 def test_up_to_ten_missing_and_extra_tensors_are_listed(path, tmp_path):
     deeper = saved(llama(0, num_hidden_layers=4), tmp_path / "deeper")
     refused(r"deeper does not fit .*a: it also has 18 tensors \(.* and 8 more\)", [path, deeper])
