@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import nn
 
 from recall_lightning.models import CausalLMModule
 from recall_lightning.models.lora import LoraSettings
@@ -68,10 +69,23 @@ def build_model(
     except MisconfigurationException as error:
         raise ValueError(f"{error} (--model tells where the model is)") from error
     state = {name.replace("._orig_mod", ""): t for name, t in checkpoint["state_dict"].items()}
+    tied = _tied(module)
     try:
         module.load_state_dict(state, assign=True)  # in the precision of the checkpoint
     except RuntimeError as error:
         raise ValueError(f"the checkpoint does not fit {about['model']!r}: {error}") from error
-    module.model.tie_weights()
+    for name, first in tied.items():  # what was one parameter in training is one again
+        layer, _, own = name.rpartition(".")
+        setattr(module.get_submodule(layer), own, module.get_parameter(first))
     module.model.config.use_cache = True  # gradient checkpointing had it off
     return module.eval()
+
+
+def _tied(module: nn.Module) -> dict[str, str]:
+    """Map each further name of a parameter to its first."""
+    first: dict[int, str] = {}
+    names = {
+        name: first.setdefault(id(parameter), name)
+        for name, parameter in module.named_parameters(remove_duplicate=False)
+    }
+    return {name: kept for name, kept in names.items() if name != kept}

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from recall_lightning.export.card import Training, model_card
 from recall_lightning.export.checkpoint import build_model, read_checkpoint
+from recall_lightning.export.comparison import Comparison, refuse_infinite_weights
+from recall_lightning.export.merging import merged_into_base
 from recall_lightning.weights.atomic import atomic_folder, refuse_existing
 
 if TYPE_CHECKING:
@@ -28,7 +33,8 @@ def export(
     It holds the weights, whose logits are those of the checkpoint's model, its config and
     generation config, the tokenizer, a model card (``README.md``) with the stream, the method, the
     task matrix and the merge coefficients, and the run's ``config.yaml`` if that is beside the
-    checkpoint. The folder appears whole or not at all.
+    checkpoint. The folder appears whole or not at all: it is loaded first, and must have the
+    checkpoint's logits on a batch up to the rounding of its weights.
 
     Args:
         checkpoint: A checkpoint file of :class:`~recall_lightning.models.CausalLMModule`.
@@ -44,8 +50,9 @@ def export(
         What the card says of the training.
 
     Raises:
-        ValueError: If ``out`` exists, the checkpoint is none of such a module, or what it was
-            trained on is not found.
+        ValueError: If ``out`` exists, the checkpoint is none of such a module or holds values that
+            are not finite, what it was trained on is not found, or what was written is another
+            model.
     """
     checkpoint, out = Path(checkpoint), Path(out)
     refuse_existing(out)
@@ -66,13 +73,18 @@ def export(
     training = Training.of(read)
     words = _load_tokenizer(read, model, tokenizer, trust_remote_code)
     built: Any = build_model(read, model, trust_remote_code).model
+    refuse_infinite_weights(built)
+    comparison = Comparison(built)
     if merge_adapter:
-        built = built.merge_and_unload()
+        built = merged_into_base(built)
     adapter = lora is not None and not merge_adapter
     with atomic_folder(out) as folder:
         built.save_pretrained(folder)
         if adapter:
             _name_base(built, folder)
+        del built
+        gc.collect()  # one model at a time: models refer to themselves in circles
+        comparison.check(_loaded(folder, read, model, trust_remote_code, adapter), out)
         if words is not None:
             words.save_pretrained(folder)
         (folder / "README.md").write_text(model_card(out.name, training, adapter), encoding="utf-8")
@@ -80,6 +92,27 @@ def export(
         if config.is_file():
             shutil.copyfile(config, folder / "training.yaml")
     return training
+
+
+def _loaded(
+    folder: Path, read: dict[str, Any], model: str | None, trust_remote_code: bool, adapter: bool
+) -> Any:
+    """Load what was written, as a user would."""
+    from transformers import AutoModelForCausalLM
+
+    about = read["causal_lm"]
+    options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    if not adapter:
+        return AutoModelForCausalLM.from_pretrained(folder, **options)
+    from peft import PeftModel
+
+    base = model or about["model"]
+    factors = {t.dtype for name, t in read["state_dict"].items() if ".lora_" in name}
+    return PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(base, dtype=about["dtype"], **options),
+        folder,
+        autocast_adapter_dtype=torch.float32 in factors,
+    )
 
 
 def _load_tokenizer(

@@ -155,7 +155,7 @@ class CausalLMModule(LightningModule):
             MisconfigurationException: If it does not.
         """
         tokenizer = getattr(getattr(self.trainer, "datamodule", None), "tokenizer", None)
-        known = self.model.get_input_embeddings().num_embeddings
+        known = len(self.model.get_input_embeddings().weight)
         if tokenizer is not None and len(tokenizer) > known:
             raise MisconfigurationException(
                 f"the tokenizer {tokenizer.name_or_path} has {len(tokenizer)} tokens, and the "

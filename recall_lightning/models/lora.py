@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
@@ -40,7 +41,8 @@ def with_lora(model: nn.Module, settings: LoraSettings) -> PeftModel:
     """Freeze a model and put an adapter on it.
 
     Raises:
-        MisconfigurationException: If PEFT is not installed, or finds no layer of these names.
+        MisconfigurationException: If PEFT is not installed or finds no layer of these names, or a
+            task's adapter would be added to a weight that another layer shares.
     """
     try:
         import peft
@@ -58,8 +60,29 @@ def with_lora(model: nn.Module, settings: LoraSettings) -> PeftModel:
             lora_dropout=options.pop("dropout"),
             **options,
         )
-        return peft.get_peft_model(model, config)
+        adapted = peft.get_peft_model(model, config)
     except ValueError as error:
         raise MisconfigurationException(
             f"lora={settings} does not fit the model: {error}"
         ) from error
+    if settings.fresh_per_task:
+        _refuse_shared_bases(adapted)
+    return adapted
+
+
+def _refuse_shared_bases(adapted: PeftModel) -> None:
+    """Check that adding an adapter to its layers' weights changes no other layer.
+
+    Raises:
+        MisconfigurationException: If it does, as with a head that is tied to the embeddings.
+    """
+    from peft.tuners.lora import LoraLayer
+
+    users = Counter(id(weight) for _, weight in adapted.named_parameters(remove_duplicate=False))
+    for name, layer in adapted.base_model.model.named_modules():
+        if isinstance(layer, LoraLayer) and users[id(layer.get_base_layer().weight)] > 1:
+            raise MisconfigurationException(
+                f"lora.fresh_per_task=True adds each task's adapter to the weight of {name!r}, "
+                "which is tied to another layer's, so that would change too: leave it out of "
+                "target_modules, or take a model whose config.json does not tie them"
+            )

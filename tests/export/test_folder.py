@@ -6,7 +6,12 @@ from dataclasses import replace
 import pytest
 import torch
 from peft import AutoPeftModelForCausalLM, PeftConfig, PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    LlamaForCausalLM,
+)
 
 from recall_lightning import ForgettingMonitor, RecallCallback
 from recall_lightning.data import InstructionStream, InstructionTask, Template
@@ -116,6 +121,75 @@ def test_a_tied_head_stays_tied(tmp_path):
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert model.lm_head.weight is model.model.embed_tokens.weight
     assert same_logits(model, module)
+
+
+TIED = {"target_modules": ["q_proj", "v_proj"]}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        TIED | {"modules_to_save": ["lm_head"]},
+        TIED | {"modules_to_save": ["embed_tokens"]},
+        TIED | {"modules_to_save": ["embed_tokens", "lm_head"]},
+        {"target_modules": ["q_proj", "lm_head"]},
+        {"target_modules": ["q_proj", "embed_tokens"]},
+    ],
+    ids=str,
+)
+def test_a_tied_head_that_was_trained_apart_is_exported_so(settings, tmp_path):
+    base = save_model(tmp_path / "base", tie_word_embeddings=True)
+    module, checkpoint = train(base, replace(LORA, **settings))
+    export(checkpoint, tmp_path / "adapter")
+    loaded = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter")
+    export(checkpoint, tmp_path / "merged", merge_adapter=True)
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    assert not merged.config.tie_word_embeddings
+    with torch.no_grad():
+        expected = module(TOKENS).logits
+        torch.testing.assert_close(loaded(TOKENS).logits, expected, rtol=0, atol=1e-6)
+        torch.testing.assert_close(merged(TOKENS).logits, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_tied_head_beside_an_adapter_stays_tied(tmp_path):
+    base = save_model(tmp_path / "base", tie_word_embeddings=True)
+    _, checkpoint = train(base, LORA)
+    export(checkpoint, tmp_path / "out", merge_adapter=True)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert model.config.tie_word_embeddings
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+
+
+@pytest.mark.parametrize("lora", [None, LORA])
+def test_what_was_written_wrong_does_not_appear(base, lora, tmp_path, monkeypatch, capsys):
+    _, checkpoint = train(base, lora)
+    kind = PeftModel if lora else LlamaForCausalLM
+    save = kind.save_pretrained
+
+    def save_another(model, *args, **kwargs):
+        torch.nn.init.normal_(model.get_input_embeddings().weight)
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter)
+        return save(model, *args, **kwargs)
+
+    monkeypatch.setattr(kind, "save_pretrained", save_another)
+    before = sorted(path.name for path in tmp_path.iterdir())
+    said = refused(capsys, checkpoint, "--out", tmp_path / "deep" / "out")
+    assert "out was not made: loaded again, its logits differ from the checkpoint's" in said
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("lora", [None, LORA])
+def test_weights_that_are_no_numbers_are_named(base, lora, tmp_path, capsys):
+    _, checkpoint = train(base, lora)
+    held = torch.load(checkpoint)
+    name = next(name for name in held["state_dict"] if "layers.1" in name)
+    held["state_dict"][name][0] = torch.nan
+    torch.save(held, checkpoint)
+    said = refused(capsys, checkpoint, "--out", tmp_path / "out")
+    assert f"{name.removeprefix('model.')!r} holds NaN" in said
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_model_that_moved_is_found_where_it_is_now(base, tmp_path):

@@ -231,3 +231,11 @@ def test_modules_that_are_trained_as_a_whole_are_merged_as_plain_weights(folder)
     ((before, old, after),) = merged
     assert not torch.equal(before, old)
     torch.testing.assert_close(after.detach(), 0.75 * before + 0.25 * old)
+
+
+@pytest.mark.parametrize("target", ["lm_head", "embed_tokens"])
+def test_an_adapter_is_not_added_to_a_weight_that_another_layer_shares(tmp_path, target):
+    base = save_model(tmp_path, tie_word_embeddings=True)
+    lora = LoraSettings(r=2, target_modules=["q_proj", target], fresh_per_task=True)
+    with pytest.raises(MisconfigurationException, match=f"{target}', which is tied to another"):
+        CausalLMModule(base, lora=lora)
