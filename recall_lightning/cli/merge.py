@@ -132,8 +132,10 @@ def _settings(given: dict[str, Any]) -> MergeSettings:
 def _read_config(file: Path, known: Sequence[str]) -> dict[str, Any]:
     import yaml
 
+    from recall_lightning.cli.yaml_values import read_yaml
+
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        content = read_yaml(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ValueError(f"{file} does not exist: name a YAML file") from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -157,13 +159,15 @@ def _value(text: str) -> Any:
     """Read a number, a truth value, or a list or mapping as in YAML; all else stays text."""
     import yaml
 
+    from recall_lightning.cli.yaml_values import read_yaml
+
     for kind in (int, float):
         try:
             return kind(text)
         except ValueError:
             continue
     try:
-        return yaml.safe_load(text)
+        return read_yaml(text)
     except yaml.YAMLError:
         return text
 

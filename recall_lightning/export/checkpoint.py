@@ -14,6 +14,8 @@ from recall_lightning.models import CausalLMModule
 from recall_lightning.models.lora import LoraSettings
 from recall_lightning.weights.snapshot import frozen_digest
 
+_NEEDED = ("model", "lora", "tokenizer", "tasks", "dtype", "reads_old_data")
+
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """Read a checkpoint without running code that it may hold.
@@ -33,10 +35,17 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # of as many kinds as there are ways to damage a file
         raise ValueError(f"{path} cannot be read as a checkpoint ({error})") from error
-    if not isinstance(checkpoint, Mapping) or "causal_lm" not in checkpoint:
+    if not isinstance(checkpoint, Mapping) or not isinstance(checkpoint.get("causal_lm"), Mapping):
         raise ValueError(
             f"{path} holds no CausalLMModule of recall_lightning, and only such a model is "
             "exported; models of other kinds save themselves by their own save_pretrained"
+        )
+    about = checkpoint["causal_lm"]
+    lacking = [name for name in _NEEDED if name not in about]
+    if lacking or not isinstance(about["lora"], Mapping | None):
+        raise ValueError(
+            f"{path} does not say how its model is built ({', '.join(lacking) or 'lora'}): save it "
+            "again by the Trainer that trains it"
         )
     return dict(checkpoint)
 
@@ -55,7 +64,12 @@ def build_model(
         ValueError: If the model cannot be loaded, or is another one than was trained.
     """
     about = checkpoint["causal_lm"]
-    lora = None if about["lora"] is None else LoraSettings(**about["lora"])
+    try:
+        lora = None if about["lora"] is None else LoraSettings(**about["lora"])
+    except TypeError as error:
+        raise ValueError(
+            f"the checkpoint's adapter has settings of another kind: {error}"
+        ) from error
     try:
         module = CausalLMModule(
             model or about["model"],

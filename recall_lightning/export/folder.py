@@ -61,7 +61,7 @@ def export(
     if merge_adapter and lora is None:
         raise ValueError("--merge-adapter: the checkpoint holds no adapter, but a whole model")
     if lora is not None and not merge_adapter:
-        if lora["fresh_per_task"]:
+        if lora.get("fresh_per_task"):
             raise ValueError(
                 "each task's adapter was added to the base, which an adapter alone would leave "
                 "out: give --merge-adapter"

@@ -29,12 +29,12 @@ def merged_into_base(model: PeftModel) -> nn.Module:
     users = Counter(id(weight) for _, weight in model.named_parameters(remove_duplicate=False))
     for layer in model.modules():
         if isinstance(layer, LoraLayer):
-            own = layer.get_base_layer()
+            own: Any = layer.get_base_layer()
             if users[id(own.weight)] > 1:
                 own.weight = nn.Parameter(own.weight.detach().clone(), own.weight.requires_grad)
-    merged: Any = model.merge_and_unload()
+    merged: nn.Module = model.merge_and_unload()
     _untie(merged)
-    return merged  # type: ignore[no-any-return]
+    return merged
 
 
 def _untie(model: Any) -> None:

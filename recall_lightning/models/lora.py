@@ -79,7 +79,7 @@ def _refuse_shared_bases(adapted: PeftModel) -> None:
     from peft.tuners.lora import LoraLayer
 
     users = Counter(id(weight) for _, weight in adapted.named_parameters(remove_duplicate=False))
-    for name, layer in adapted.base_model.model.named_modules():
+    for name, layer in adapted.get_base_model().named_modules():
         if isinstance(layer, LoraLayer) and users[id(layer.get_base_layer().weight)] > 1:
             raise MisconfigurationException(
                 f"lora.fresh_per_task=True adds each task's adapter to the weight of {name!r}, "

@@ -111,8 +111,9 @@ def write_all(descriptor: int, buffer: memoryview, offset: int | None = None) ->
 def atomic_folder(target: Path, nbytes: int = 0) -> Iterator[Path]:
     """Fill a folder under a temporary name beside ``target``; rename it at the end.
 
-    When the block ends without an exception everything is flushed to the disk, then renamed.
-    Otherwise ``target`` is as it was and nothing is left, parents made for it included.
+    When the block ends without an exception everything is flushed to the disk, then renamed. Files
+    have the modes that the umask leaves, also those that a library wrote as private ones. Otherwise
+    ``target`` is as it was and nothing is left, parents made for it included.
 
     Args:
         target: The folder to make: not there yet, or empty. Missing parents are made.
@@ -150,6 +151,7 @@ def atomic_folder(target: Path, nbytes: int = 0) -> Iterator[Path]:
         content = place / target.name
         content.mkdir()
         yield content
+        _readable_by_whom_the_user_lets(content)
         _flush(content)
         _publish(content, target)
 
@@ -247,7 +249,7 @@ def _remove_leftovers(target: Path) -> None:
         return
     ours = re.compile(re.escape(_prefix(target)) + "[a-z0-9_]{8}")
     for folder in target.parent.iterdir():
-        if not ours.fullmatch(folder.name):
+        if not ours.fullmatch(folder.name) or folder.is_symlink():
             continue
         with suppress(OSError):  # another user's
             lock = _lock(folder)
@@ -268,6 +270,15 @@ def _publish(content: Path, target: Path) -> None:
             f"{target} could not be put in place ({error.strerror}), so nothing was written: "
             "remove it if it has appeared meanwhile, or choose another output folder"
         ) from error
+
+
+def _readable_by_whom_the_user_lets(folder: Path) -> None:
+    """Give all files below the mode that the folder, just made, got from the umask."""
+    mode = folder.stat().st_mode & 0o666
+    for parent, _, files in os.walk(folder):
+        for path in (Path(parent, name) for name in files):
+            if not path.is_symlink():
+                path.chmod(mode)
 
 
 def _flush(folder: Path) -> None:

@@ -93,6 +93,40 @@ def test_what_it_writes_down_can_be_given_back(models, tmp_path, options):
     ).read_text()
 
 
+@pytest.mark.parametrize("number", ["1e-1", "1E-1", ".1e0", "1e-01", "+1e-1"])
+def test_a_number_is_one_however_it_is_written(models, tmp_path, number):
+    for out, weights in (("flat", f"[{number}, 9e-1]"), ("deep", f"[[{number}], {{'*': 9e-1}}]")):
+        file = tmp_path / f"{out}.yaml"
+        file.write_text(f"models: {models[:2]}\nout: {tmp_path / out}\nweights: {weights}\n")
+        main(["--config", str(file)])
+    main([*models[:2], "--out", str(tmp_path / "line"), "--weights", f"{number},9e-1"])
+    plain = merged(tmp_path / "flat")
+    first, second = (load_file(path) for path in models[:2])
+    for name, tensor in plain.items():
+        torch.testing.assert_close(tensor, 0.1 * first[name] + 0.9 * second[name])
+        assert torch.equal(tensor, merged(tmp_path / "line")[name])
+        assert torch.equal(tensor, merged(tmp_path / "deep")[name])
+    density = ["--method", "ties", "--base", models[2], "--density", f"[{number}, 2e-1]"]
+    main([*models[:2], "--out", str(tmp_path / "ties"), *density])
+
+
+def test_a_setting_that_is_there_twice_is_refused(models, tmp_path, capsys):
+    file = tmp_path / "merge.yaml"
+    file.write_text(f"models: {models}\nout: {tmp_path / 'out'}\ndtype: float32\ndtype: float64\n")
+    refused(capsys, tmp_path, ["--config", str(file)], "the key 'dtype' is there twice")
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o027, 0o077, 0o002])
+def test_what_it_makes_has_the_modes_that_the_user_wants(models, tmp_path, mask):
+    before = os.umask(mask)
+    try:
+        main([*models[:2], "--out", str(tmp_path / "new" / "out"), "--shard-size", "64"])
+    finally:
+        os.umask(before)
+    for path in (tmp_path / "new", *(tmp_path / "new").rglob("*")):
+        assert path.stat().st_mode & 0o777 == (0o777 if path.is_dir() else 0o666) & ~mask
+
+
 def test_every_option_of_every_method_is_offered():
     parsed = vars(merge_parser().parse_args([]))
     assert {"density", "gamma", "ridge", "temperature", "seed", "rescale"} <= parsed.keys()

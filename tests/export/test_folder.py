@@ -1,6 +1,7 @@
 """Checkpoints of a tiny model from disk, exported and loaded by transformers and PEFT alone."""
 
 import json
+import os
 from dataclasses import replace
 
 import pytest
@@ -230,6 +231,27 @@ def test_the_merge_command_reads_whole_models_and_adapters(base, tmp_path):
             torch.testing.assert_close(
                 loaded(TOKENS).logits, module(TOKENS).logits, rtol=1e-4, atol=1e-5
             )
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o077])
+@pytest.mark.parametrize("lora", [None, LORA])
+def test_its_files_have_the_modes_that_the_user_wants(base, lora, mask, tmp_path):
+    _, checkpoint = train(base, lora)
+    before = os.umask(mask)
+    try:
+        export(checkpoint, tmp_path / "out")
+    finally:
+        os.umask(before)
+    for path in (tmp_path / "out", *(tmp_path / "out").rglob("*")):
+        assert path.stat().st_mode & 0o777 == (0o777 if path.is_dir() else 0o666) & ~mask
+
+
+@pytest.mark.parametrize("about", [3, {"lora": {"q": 1}, "model": "a", "tokenizer": None}])
+def test_a_checkpoint_that_says_something_else_of_its_model_is_refused(tmp_path, about):
+    held = {"state_dict": {}, "global_step": 1, "causal_lm": about}
+    torch.save(held, tmp_path / "x.ckpt")
+    with pytest.raises(ValueError, match=r"no CausalLMModule|does not say how its model is built"):
+        export(tmp_path / "x.ckpt", tmp_path / "out")
 
 
 def test_a_chat_template_comes_along(base, tmp_path):

@@ -256,3 +256,20 @@ def test_leftovers_make_room_before_a_full_disk_is_told(make, tmp_path, monkeypa
     with pytest.raises(OSError, match="No space left"), make(tmp_path / "a", 11):
         pytest.fail("entered")
     assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o077])
+def test_files_that_were_written_as_private_ones_get_the_modes_of_the_umask(tmp_path, mask):
+    (tmp_path / "other").touch(0o600)
+    before = os.umask(mask)
+    try:
+        with atomic_folder(tmp_path / "out") as folder:
+            (folder / "in").mkdir()
+            for path in (folder / "a", folder / "in" / "b"):
+                path.touch(0o600)
+            (folder / "link").symlink_to(tmp_path / "other")
+    finally:
+        os.umask(before)
+    for name in ("a", "in/b"):
+        assert (tmp_path / "out" / name).stat().st_mode & 0o777 == 0o666 & ~mask
+    assert (tmp_path / "other").stat().st_mode & 0o777 == 0o600

@@ -61,7 +61,7 @@ def _of_checkpoint(
             f"else: {export} --merge-adapter makes a model of them, which can be merged"
         )
     names = {name: _exported_name(name) for name in model}
-    source = str(about["model"])
+    source = str(about.get("model"))
     found = model.renamed(names)
     found.kind = "adapter"
     found.adapter_config = {

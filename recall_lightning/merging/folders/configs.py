@@ -40,9 +40,9 @@ def config_differences(first: Mapping[str, Any], other: Mapping[str, Any]) -> li
     kind = first.get("model_type")
     if differing and kind == other.get("model_type"):
         # defaults need transformers, which takes a while to import
-        complete = [_with_defaults(config) for config in (first, other)]
-        if None not in complete:
-            differing = _differences(*(_mattering(config or {}) for config in complete))
+        complete, others = _with_defaults(first), _with_defaults(other)
+        if complete is not None and others is not None:
+            differing = _differences(_mattering(complete), _mattering(others))
     return differing
 
 

@@ -158,9 +158,8 @@ def refuse_quantised(model: ModelFiles) -> None:
     Raises:
         ValueError: If it does, of the whole model or of one that is part of it.
     """
-    parts = [model.config or {}]
-    parts += [part for part in parts[0].values() if isinstance(part, Mapping)]
-    for part in parts:
+    config = model.config or {}
+    for part in (config, *(part for part in config.values() if isinstance(part, Mapping))):
         if part.get("quantization_config") or part.get("compression_config"):
             raise ValueError(
                 f"{model.path} is quantised, as its config.json says: merge the models that it was "

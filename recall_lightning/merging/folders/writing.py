@@ -16,6 +16,7 @@ from torch import Tensor
 
 from recall_lightning.weights.atomic import atomic_folder, existing_parent, write_all
 from recall_lightning.weights.chunks import chunk_size
+from recall_lightning.weights.paths import refuse_link_out
 from recall_lightning.weights.safetensors_layout import CODES, Place, Plan, layout, nbytes_of
 
 _COMPANIONS = (
@@ -248,6 +249,9 @@ def companion_files(folder: Path) -> list[Path]:
     code and licences; neither weights and their index, nor training state, nor the README, nor an
     adapter's config.
 
+    Raises:
+        ValueError: If one is a link to a file that is not the model's own.
+
     Example:
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
@@ -262,7 +266,10 @@ def companion_files(folder: Path) -> list[Path]:
         if any(fnmatchcase(path.name.lower(), pattern) for pattern in _COMPANIONS)
     ]
     files += (folder / _TEMPLATES).glob("*.jinja")
-    return sorted(path for path in files if path.is_file())
+    found = sorted(path for path in files if path.is_file())
+    for path in found:
+        refuse_link_out(folder, path)
+    return found
 
 
 def _split(plan: Plan, shard_size: int | str, stem: str) -> dict[str, list[str]]:

@@ -303,3 +303,18 @@ def test_what_comes_along_from_a_model(tmp_path):
     (tmp_path / "config.json.py").mkdir()
     found = [str(path.relative_to(tmp_path)) for path in companion_files(tmp_path)]
     assert found == sorted([*along, "additional_chat_templates/tools.jinja"])
+
+
+def test_companions_that_are_links_out_of_the_folder_are_refused(tmp_path):
+    model = tmp_path / "hub" / "snapshots" / "a1b2"
+    (model / "additional_chat_templates").mkdir(parents=True)
+    (tmp_path / "hub" / "blobs").mkdir()
+    for name in ("tokenizer.json", "additional_chat_templates/a.jinja"):
+        blob = tmp_path / "hub" / "blobs" / name.replace("/", "-")
+        blob.write_text("{}")
+        (model / name).symlink_to(blob)
+    assert len(companion_files(model)) == 2
+    (tmp_path / "secret").write_text("mine")
+    (model / "LICENSE").symlink_to(tmp_path / "secret")
+    with pytest.raises(ValueError, match=r"LICENSE is a link to .*secret, outside of its folder"):
+        companion_files(model)
