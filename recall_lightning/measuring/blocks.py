@@ -59,7 +59,7 @@ def find_blocks(module: nn.Module, patterns: Sequence[str] | None = None) -> lis
     Weights outside the blocks go to a block of the smallest module around them that has blocks:
     what comes before them and every ``nn.Embedding`` to the first, what comes after (final norm,
     output head) to the last one registered before it. A tied weight is registered, and merged,
-    once.
+    once; a module that stands in several places is one block, by its first name.
 
     Args:
         module: The model.
@@ -79,7 +79,11 @@ def find_blocks(module: nn.Module, patterns: Sequence[str] | None = None) -> lis
         [('0', 40, '1'), ('2', 18, '2')]
     """
     modules = {canonical_name(name): child for name, child in module.named_modules()}
-    seeds = _matching(modules, patterns) if patterns else _repeated(module) or _layers(module)
+    first_names = _first_names(module)
+    if patterns:
+        seeds = _matching(modules, first_names, patterns)
+    else:
+        seeds = _found_once(_repeated(module) or _layers(module), first_names)
     if not seeds:
         raise ValueError(
             f"no block was found in {type(module).__name__}: name its blocks by module name, as in "
@@ -97,11 +101,33 @@ def find_blocks(module: nn.Module, patterns: Sequence[str] | None = None) -> lis
     return blocks
 
 
-def _matching(modules: dict[str, nn.Module], patterns: Sequence[str]) -> list[_Seed]:
+def _first_names(module: nn.Module) -> dict[str, str]:
+    """Map every name of every submodule to its first: a shared one has several."""
+    named = list(module.named_modules(remove_duplicate=False))
+    first: dict[int, str] = {}
+    for name, child in named:
+        first.setdefault(id(child), canonical_name(name))
+    return {canonical_name(name): first[id(child)] for name, child in named}
+
+
+def _found_once(seeds: list[_Seed], first_names: Mapping[str, str]) -> list[_Seed]:
+    """Leave out blocks found under another name before, and give all names as their first."""
+    found: dict[str, _Seed] = {}
+    for seed in seeds:
+        name = first_names[seed.name]
+        members = [first_names[member] for member in seed.members]
+        found.setdefault(name, _Seed(name, members, first_names[seed.output]))
+    return list(found.values())
+
+
+def _matching(
+    modules: dict[str, nn.Module], first_names: Mapping[str, str], patterns: Sequence[str]
+) -> list[_Seed]:
     candidates = [name for name, module in modules.items() if name and has_parameters(module)]
     chosen: list[str] = []
     for pattern in patterns:
-        matches = [name for name in candidates if fnmatchcase(name, pattern)]
+        matched = {first_names[name] for name in first_names if fnmatchcase(name, pattern)}
+        matches = [name for name in candidates if name in matched]
         if not matches:
             shown = ", ".join(candidates[:8]) + (", …" if len(candidates) > 8 else "")
             raise ValueError(

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from recall_lightning.measuring.forward import ProbeForward
+from recall_lightning.measuring.guarded_parameters import no_gradients_left
 from recall_lightning.measuring.input_moments import InputSums, hooked, input_moments
 from recall_lightning.measuring.isolation import undisturbed
 from recall_lightning.measuring.linear_maps import LinearMap
@@ -103,6 +104,9 @@ def kronecker_factors(
     outputs = _OutputSums({one: one.outputs(weights) for one in factored})
     with (
         undisturbed(module),
+        no_gradients_left(
+            module
+        ),  # of a backward inside the backward, as reversible layers have it
         inputs.gathered_from(module),
         outputs.gathered_from(module),
         torch.enable_grad(),

@@ -1,23 +1,34 @@
-"""Running a model without a trace: its modes, metrics and every random state are put back."""
+"""Running a model without a trace: what it holds and every random state are put back."""
 
 import random
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
+
+from recall_lightning.measuring.guarded_parameters import guarded_parameters
+from recall_lightning.measuring.set_aside import set_aside
 
 
 @contextmanager
 def undisturbed(module: nn.Module) -> Iterator[None]:
     """Evaluate a module inside the ``with`` block and leave no trace of it.
 
-    Inside: evaluation mode, no gradients, no compiled code (it would not call hooks). After: each
-    submodule's mode, torch's, numpy's and Python's random states and the states of all torchmetrics
-    are what they were.
+    Inside: evaluation mode, no gradients, no compiled code (it would not call hooks). After:
+    torch's, numpy's and Python's random states, each submodule's mode, buffers and plain attributes
+    (see :func:`~recall_lightning.measuring.set_aside.set_aside`) are what they were, and so is
+    which parameters are trainable.
+
+    Modes are set and undone by the modules' own ``train`` methods, as some do more there than set a
+    flag, such as adding an adapter to its weight. What these do to weights of their own, and what
+    an embedding with a ``max_norm`` does to its, is done to copies. A parameter that is written in
+    another way is found out by a sample of its values when a module is measured first.
+
+    Warns:
+        UserWarning: If a parameter has been written. From then on that is done to a copy, too.
 
     Example:
         >>> dropout = nn.Dropout()
@@ -28,21 +39,30 @@ def undisturbed(module: nn.Module) -> Iterator[None]:
         >>> dropout.training
         True
     """
+    with ExitStack() as stack:
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(isolated_rng(cuda_devices(module)))
+        if "torch._dynamo" in sys.modules:  # whatever was compiled would not call the hooks
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        stack.enter_context(set_aside(module))
+        stack.enter_context(guarded_parameters(module))
+        stack.enter_context(_evaluated(module))
+        yield
+
+
+@contextmanager
+def _evaluated(module: nn.Module) -> Iterator[None]:
+    """Call ``eval`` of a module, and after the ``with`` block ``train`` of those it has changed."""
     modes = [(child, child.training) for child in module.modules()]
-    metrics = [(child, _metric_state(child)) for child in module.modules() if _is_metric(child)]
     try:
-        with ExitStack() as stack:
-            stack.enter_context(torch.no_grad())
-            stack.enter_context(isolated_rng(cuda_devices(module)))
-            if "torch._dynamo" in sys.modules:  # whatever was compiled would not call the hooks
-                stack.enter_context(torch.compiler.set_stance("force_eager"))
-            module.eval()
-            yield
+        module.eval()
+        yield
     finally:
+        for child, mode in modes:  # outer ones first: theirs reaches the inner ones
+            if child.training != mode:
+                child.train(mode)
         for child, mode in modes:
             child.training = mode
-        for metric, state in metrics:
-            metric.__dict__.update(state)
 
 
 @contextmanager
@@ -68,17 +88,3 @@ def isolated_rng(devices: Sequence[int] = ()) -> Iterator[None]:
 def cuda_devices(module: nn.Module) -> list[int]:
     """Return the indices of the CUDA devices that a module's parameters are on."""
     return sorted({p.device.index or 0 for p in module.parameters() if p.is_cuda})
-
-
-def _is_metric(module: nn.Module) -> bool:
-    torchmetrics = sys.modules.get("torchmetrics")  # who has a metric has imported it
-    return torchmetrics is not None and isinstance(module, torchmetrics.Metric)
-
-
-def _metric_state(metric: Any) -> dict[str, Any]:
-    """Copy what an update changes: states may be updated in place."""
-    kept = {
-        name: state.clone() if isinstance(state, Tensor) else list(state)
-        for name, state in metric.metric_state.items()
-    }
-    return kept | {"_update_count": metric._update_count, "_computed": metric._computed}

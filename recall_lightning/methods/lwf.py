@@ -184,15 +184,16 @@ class LearningWithoutForgetting(ProtectingCallback):
         calls: Mapping[nn.Module, list[tuple[Any, Any, Tensor]]],
     ) -> Tensor:
         """The mean over all samples or tokens of the calls that led to this loss."""
-        weights = self._teacher_weights(pl_module, student_module)
+        teacher = _Teacher(pl_module, student_module)
+        weights = self._teacher_weights(pl_module, teacher)
         total, count = torch.zeros(2, device=pl_module.device)
         for args, kwargs, student in calls[student_module]:
-            with trainer.precision_plugin.forward_context(), undisturbed(pl_module):
-                output = torch.func.functional_call(student_module, weights, args, kwargs)
-            teacher = self._logits_in(output)
-            assert teacher is not None  # the student's were found in the same way
+            with trainer.precision_plugin.forward_context():
+                output = torch.func.functional_call(teacher, weights, args, kwargs)
+            taught = self._logits_in(output)
+            assert taught is not None  # the student's were found in the same way
             given = _with(self._batch, kwargs)
-            each = self._kind(student, given).divergence(student, teacher, self.temperature)
+            each = self._kind(student, given).divergence(student, taught, self.temperature)
             counts = self._view.counts(given, each)
             total = total + torch.where(counts, each, 0.0).sum()
             count = count + counts.sum()
@@ -268,6 +269,19 @@ class LearningWithoutForgetting(ProtectingCallback):
         for hook in self._hooks:
             hook.remove()
         self._hooks, self._calls = [], {}
+
+
+class _Teacher(nn.Module):
+    """Runs a part of a module in evaluation mode, which begins under the teacher's weights."""
+
+    def __init__(self, whole: nn.Module, part: nn.Module) -> None:
+        super().__init__()
+        self.whole = whole
+        self._run = lambda *args, **kwargs: part(*args, **kwargs)  # no second name of its weights
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        with undisturbed(self.whole):
+            return self._run(*args, **kwargs)
 
 
 def _fallback(student: Tensor) -> Predictions:

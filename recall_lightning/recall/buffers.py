@@ -40,44 +40,26 @@ def recalibrate(context: TaskContext, run: ModelRun, batches: Sequence[Any]) -> 
     ]
     if not layers or not batches:
         return
-    before = [_Statistics(layer) for layer in layers]
-    try:
-        with undisturbed(pl_module), run.ready(context) as view:
+    with undisturbed(pl_module), run.ready(context) as view:
+        for layer in layers:
+            layer.train()
+
+        def measure(some: Sequence[Any]) -> None:
             for layer in layers:
-                layer.train()
-
-            def measure(some: Sequence[Any]) -> None:
+                layer.reset_running_stats()
+            for number, batch in enumerate(some, 1):
                 for layer in layers:
-                    layer.reset_running_stats()
-                for number, batch in enumerate(some, 1):
-                    for layer in layers:
-                        layer.momentum = 1 / number  # the average of all batches so far
-                    view.forward(pl_module, batch)
+                    layer.momentum = 1 / number  # the average of all batches so far
+                view.forward(pl_module, batch)
 
-            run.evenly(trainer, batches, measure)
+        run.evenly(trainer, batches, measure)
         measured = [_averaged(trainer, layer) for layer in layers]
-    finally:
-        for statistics in before:
-            statistics.restore()
     if not all(all_finite(tensor) for pair in measured for tensor in pair):
         rank_zero_warn("running statistics were kept, as those measured anew are not finite")
         return
     for layer, (mean, variance) in zip(layers, measured, strict=True):
         layer.running_mean.copy_(mean)  # type: ignore[union-attr]
         layer.running_var.copy_(variance)  # type: ignore[union-attr]
-
-
-class _Statistics:
-    """What a layer's statistics are and how it updates them."""
-
-    def __init__(self, layer: _NormBase) -> None:
-        self._layer, self._momentum = layer, layer.momentum
-        self._buffers = [(buffer, buffer.clone()) for buffer in layer.buffers(recurse=False)]
-
-    def restore(self) -> None:
-        self._layer.momentum = self._momentum
-        for buffer, value in self._buffers:
-            buffer.copy_(value)
 
 
 def _averaged(trainer: Trainer, layer: _NormBase) -> tuple[Tensor, Tensor]:

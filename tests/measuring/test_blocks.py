@@ -179,3 +179,37 @@ def test_a_child_called_module_keeps_its_name():
 
     blocks = find_blocks(Wrapped())
     assert [(block.name, block.parameters) for block in blocks] == [("module.fc", 6), ("fc", 6)]
+
+
+class Part(nn.Module):
+    def __init__(self, shared):
+        super().__init__()
+        self.shared, self.own = shared, nn.Linear(4, 4)
+
+
+class Sharing(nn.Module):
+    def __init__(self, shared):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(1))
+        self.a, self.b, self.head = Part(shared), Part(shared), nn.Linear(4, 2)
+
+
+def test_a_module_in_two_places_is_one_block_by_its_first_name():
+    model = Sharing(nn.Linear(4, 4))
+    blocks = find_blocks(model)
+    assert [block.name for block in blocks] == ["a.shared", "a.own", "b.own", "head"]
+    assert sorted(n for b in blocks for n in b.weights) == sorted(named_weights(model))
+
+
+def test_a_stack_in_two_places_is_found_once():
+    stack = nn.ModuleList([Part(nn.Linear(4, 4)) for _ in range(3)])
+    assert [b.name for b in find_blocks(Sharing(stack))] == [
+        "a.shared.0",
+        "a.shared.1",
+        "a.shared.2",
+    ]
+
+
+def test_a_shared_module_can_be_named_by_any_of_its_names():
+    model = Sharing(nn.Linear(4, 4))
+    assert [b.name for b in find_blocks(model, ["b.*"])] == ["a.shared", "b.own"]

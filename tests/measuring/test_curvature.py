@@ -220,3 +220,26 @@ def test_a_bias_does_not_count_as_width():
     net = nn.Linear(8, 3)
     batch = (torch.randn(6, 8), torch.zeros(6, dtype=torch.long))
     assert set(factors_of(net, [batch], full_width=8).outputs) == {"weight"}
+
+
+class Twice(nn.Module):
+    def __init__(self, first, second):
+        super().__init__()
+        self.first, self.second, self.head = first, second, nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.head(self.second(self.first(x).tanh()).tanh())
+
+
+def test_a_module_used_twice_has_the_curvature_of_both_uses():
+    shared = nn.Linear(4, 4)
+    once, twin = Twice(shared, shared), Twice(shared, copy.deepcopy(shared))
+    twin.head = once.head
+    batch = torch.randn(16, 4), torch.randn(16, 2)
+    one, two = (kronecker_factors(m, find_linear_maps(m)[0], [batch]) for m in (once, twin))
+    name, other = "first.weight", "second.weight"
+    both = two.outputs[name].matrix + two.outputs[other].matrix
+    torch.testing.assert_close(one.outputs[name].matrix, both)
+    mean = (two.inputs[name].matrix + two.inputs[other].matrix) / 2
+    torch.testing.assert_close(one.inputs[name].matrix, mean)
+    assert other not in one.outputs

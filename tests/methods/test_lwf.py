@@ -1,3 +1,4 @@
+import copy
 import math
 from contextlib import nullcontext
 
@@ -14,6 +15,7 @@ from torch.utils.data import DataLoader
 from recall_lightning.measuring.predictions import Bernoulli
 from recall_lightning.methods.lwf import LearningWithoutForgetting
 from recall_lightning.models import CausalLMModule, ClassifierModule
+from tests.measuring.test_isolation import Lora
 from tests.support.baseline_tools import assert_same, trained_with_a_break, weights_of
 from tests.support.training import Plain, loader, quiet_trainer
 
@@ -32,15 +34,15 @@ def by_hand(student, teacher, temperature):
 class Seen(Plain):
     """Takes no step; moves away from the teacher at once, and keeps batch and gradients."""
 
-    def __init__(self):
-        super().__init__()
+    def __init__(self, net=None):
+        super().__init__(net)
         self.batches, self.losses = [], []
 
     def on_train_batch_start(self, batch, batch_idx):
         if batch_idx == 0:
             self.start = weights_of(self)
             with torch.no_grad():
-                for parameter in self.parameters():
+                for parameter in filter(lambda p: p.requires_grad, self.parameters()):
                     parameter += 0.3 * torch.randn_like(parameter)
         self.batches.append(batch)
 
@@ -56,9 +58,10 @@ class Seen(Plain):
 
 def expected_gradients(model, strength, temperature, batches, scale=1.0):
     """Of the losses written out, with the teacher as a second network."""
-    teacher, student = Plain(), Plain()
+    teacher, student = Plain(copy.deepcopy(model.net)), Plain(copy.deepcopy(model.net))
     teacher.load_state_dict(model.start)
-    student.load_state_dict(weights_of(model))
+    teacher.eval()
+    student.zero_grad()
     for inputs, labels in batches:
         p = (teacher.net(inputs) / temperature).softmax(-1).detach()
         log_q = (student.net(inputs) / temperature).log_softmax(-1)
@@ -76,6 +79,15 @@ def test_the_gradient_of_a_step_is_that_of_task_loss_plus_divergence(accumulate)
     last = model.batches[-accumulate:]
     expected = expected_gradients(model, 0.7, 3.0, last, 1 / accumulate)
     assert_same(model.gradients, expected)
+
+
+def test_a_teacher_that_adds_its_adapter_for_evaluation_adds_its_own():
+    torch.manual_seed(0)
+    model = Seen(nn.Sequential(nn.Linear(8, 4), Lora(), nn.Linear(4, 2)))
+    frozen = model.net[1].weight.clone()
+    quiet_trainer(LearningWithoutForgetting(0.7, 3.0)).fit(model, loader(0))
+    assert_same(model.gradients, expected_gradients(model, 0.7, 3.0, model.batches[-1:]))
+    assert torch.equal(model.net[1].weight, frozen)
 
 
 class Manual(Seen):

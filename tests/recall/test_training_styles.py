@@ -12,6 +12,7 @@ from recall_lightning import RecallCallback
 from recall_lightning.merging.rules import Uniform
 from recall_lightning.recall.settings import ImportanceSettings
 from tests.callbacks.test_task_aware import StepsEachFourBatches, TwoOptimizers
+from tests.measuring.test_isolation import Lora
 from tests.support.callbacks import FEW, Never, Spy, statistic
 from tests.support.training import Plain, loader, quiet_trainer
 
@@ -78,6 +79,27 @@ class Recurrent(nn.Module):
         return self.head(self.rnn(inputs.unflatten(1, (2, 4)))[0][:, -1])
 
 
+class Stateful(nn.Module):
+    """Carries its state from batch to batch, and counts in a list, a number and a buffer."""
+
+    def __init__(self):
+        super().__init__()
+        self.rnn, self.head = nn.GRUCell(8, 6), nn.Linear(6, 2)
+        self.h, self.seen, self.count = torch.zeros(8, 6), [], 0
+        self.register_buffer("mean", torch.zeros(8), persistent=False)
+
+    def forward(self, inputs):
+        self.mean.mul_(0.9).add_(0.1 * inputs.mean(0))
+        self.seen.append(self.h[: len(inputs)].mean())
+        self.count += 1
+        scale = 1 + 0.01 * self.count + self.seen[-1]
+        if len(self.h) != len(inputs):
+            self.h = torch.zeros(len(inputs), 6)
+        h = self.rnn(inputs - self.mean, self.h)
+        self.h = h.detach()
+        return self.head(h) * scale
+
+
 def frozen(net):
     net[0].requires_grad_(False)
     return net
@@ -116,6 +138,11 @@ STYLES = {
         {},
     ),
     "batch norm": (lambda: Plain(layers(lambda layer: layer.append(nn.BatchNorm1d(16)))), {}),
+    "adapters added for evaluation": (
+        lambda: Plain(nn.Sequential(nn.Linear(8, 4), Lora(), nn.Linear(4, 2))),
+        {},
+    ),
+    "state": (lambda: Plain(Stateful()), {}),
     "recurrent": (lambda: Plain(Recurrent()), {}),
 }
 styles = pytest.mark.parametrize("style", STYLES)

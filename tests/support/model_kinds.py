@@ -6,7 +6,7 @@ from lightning.pytorch import LightningModule
 from torch import nn
 from torch.utils.data import DataLoader
 
-from tests.support.training import Plain
+from tests.support.training import Plain, loader
 
 
 class BatchNormCNN(nn.Module):
@@ -20,6 +20,28 @@ class BatchNormCNN(nn.Module):
 
     def forward(self, images):
         return self.head(self.features(images).mean(dim=(2, 3)))
+
+
+class Part(nn.Module):
+    def __init__(self, shared):
+        super().__init__()
+        self.shared, self.own = shared, nn.Linear(8, 8)
+
+    def forward(self, inputs):
+        return self.own(self.shared(inputs).tanh())
+
+
+class Shared(nn.Module):
+    """One layer in two places, beside a parameter that is in none."""
+
+    def __init__(self):
+        super().__init__()
+        shared = nn.Linear(8, 8)
+        self.scale = nn.Parameter(torch.ones(1))
+        self.first, self.second, self.head = Part(shared), Part(shared), nn.Linear(8, 2)
+
+    def forward(self, inputs):
+        return self.head(self.second(self.first(inputs)) * self.scale)
 
 
 class Batches(LightningModule):
@@ -79,6 +101,7 @@ CASES = {
         Batches(BatchNormCNN(), cross_entropy),
         DataLoader(images(), batch_size=8),
     ),
+    "shared layer": lambda: (Batches(Shared(), cross_entropy), loader(0, samples=32)),
     "vit": lambda: (Batches(vit(), cross_entropy), DataLoader(images(), batch_size=8)),
     "llama": lambda: (
         Batches(llama(), lambda model, batch: model(**batch).loss),

@@ -21,6 +21,7 @@ from recall_lightning.measuring.blocks import Block
 from recall_lightning.measuring.candidates import draw_candidates, training_samples
 from recall_lightning.measuring.hidden_states import hidden_states
 from recall_lightning.measuring.isolation import cuda_devices, isolated_rng
+from recall_lightning.measuring.set_aside import set_aside
 from recall_lightning.measuring.typical_samples import choose_typical_samples
 from recall_lightning.merging.rules import MergeRule, Similarity
 from recall_lightning.recall.context import TaskContext
@@ -84,7 +85,8 @@ class TypicalSamples(Statistic):
                 "training samples of this task: lower it"
             )
         drawn = draw_candidates(trainer.train_dataloader, self.settings.pool, self.seed) or []
-        with isolated_rng(cuda_devices(module)):  # transfer hooks may augment at random
+        # transfer hooks may augment at random, and count
+        with isolated_rng(cuda_devices(module)), set_aside(module):
             for batch in drawn:
                 batch = trainer.precision_plugin.convert_input(batch)
                 batch = module._on_before_batch_transfer(batch, dataloader_idx=0)
