@@ -33,9 +33,9 @@ class ForgettingMonitor(TaskAwareCallback):
 
     Give the Trainer one validation dataloader a task, in the order of the tasks and all of them
     from the start. The validation at each task's end becomes a row of the matrix: the score on
-    every task. The untrained model's row, which forward transfer needs, comes from
-    ``trainer.validate(…)`` before ``fit``. (The sanity check is not read: Lightning drops what it
-    logs.)
+    every task. A task that comes back adds a row each time, and has one column. The untrained
+    model's row, which forward transfer needs, comes from ``trainer.validate(…)`` before ``fit``.
+    (The sanity check is not read: Lightning drops what it logs.)
 
     Logged after each task, against ``continual/task`` (tasks trained): ``continual/average``,
     ``continual/backward_transfer``, ``continual/forward_transfer``, ``continual/forgetting`` (the
@@ -101,15 +101,18 @@ class ForgettingMonitor(TaskAwareCallback):
 
     def on_task_start(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:
         """Check early that this task's row will be measured."""
-        self.record.restart_from(task)
-        self._fill_missing_rows(task)
+        assert self.visit is not None
+        visits = self.clock.visits
+        self.record.restart_from(self.visit)
+        self._fill_missing_rows(self.visit)
         self._check_validation_falls_on_task_end(trainer, task)
         if trainer.num_val_batches:  # empty until the first epoch that validates
             self._check_loaders(trainer, len(trainer.num_val_batches))
-        names = [self.task_name(trainer, each) for each in range(task + 1)]
+        names = [self.task_name(trainer, each) for each in visits]
         boundaries = self.record.boundaries
-        boundaries += [(0, name) for name in names[len(boundaries) : task]]  # came later than they
-        boundaries.append((self.steps_trained(trainer), names[task]))
+        came_before = names[len(boundaries) : self.visit]  # this callback
+        boundaries += [(0, name) for name in came_before]
+        boundaries.append((self.steps_trained(trainer), names[-1]))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Read the scores; after a task's end they are its row."""
@@ -131,9 +134,9 @@ class ForgettingMonitor(TaskAwareCallback):
             self.record.start_with(scores)
             return
         measured = self.record.measured(self.steps_trained(trainer), scores)
-        if self.task is not None and self.task_ended and len(self.matrix) <= self.task:
-            self._fill_missing_rows(self.task)
-            self.record.finish(measured)
+        if self.visit is not None and self.task_ended and len(self.matrix) <= self.visit:
+            self._fill_missing_rows(self.visit)
+            self.record.finish(measured, self.clock.visits[self.visit])
             self._report(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -144,12 +147,13 @@ class ForgettingMonitor(TaskAwareCallback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Do as at the end of training where a run was resumed that had nothing left to train."""
+        super().on_fit_end(trainer, pl_module)
         if self.clock.resumed:
             self._conclude(trainer)
 
     def _conclude(self, trainer: Trainer) -> None:
-        if self.task is not None and self.task_ended:
-            self._fill_missing_rows(self.task + 1)
+        if self.visit is not None and self.task_ended:
+            self._fill_missing_rows(self.visit + 1)
         if not self.matrix or not self.record.task_names:
             if trainer.enable_validation:
                 rank_zero_warn("ForgettingMonitor: no task was validated at its end")
@@ -191,10 +195,11 @@ class ForgettingMonitor(TaskAwareCallback):
         if not self.record.measurements:
             return
         while len(self.matrix) < rows:
-            task, row = len(self.matrix), self.record.last_measured_of(len(self.matrix))
+            visit = len(self.matrix)
+            task, row = self.clock.visits[visit], self.record.last_measured_of(visit)
             missing = {"scores": [math.nan] * max(1, len(self.record.task_names))}
             missing["probes"] = [math.nan] * len(self.record.probe_names)
-            self.record.finish(row or missing)
+            self.record.finish(row or missing, task)
             rank_zero_warn(
                 f"ForgettingMonitor: no validation came after the end of task {task}; its row of "
                 f"the matrix is {'the last one before it' if row else 'empty'}"
@@ -256,7 +261,7 @@ class ForgettingMonitor(TaskAwareCallback):
             with _failure_is_said(folder):
                 self.record.write(folder)
         values = "  ".join(f"{name} {value:.3f}" for name, value in summary.items())
-        trainer.print(f"after {names[len(self.matrix) - 1]!r}: {values}")
+        trainer.print(f"after {self.visit_name(trainer)!r}: {values}")
 
     def _stop_clock(self) -> None:
         now = time.perf_counter()

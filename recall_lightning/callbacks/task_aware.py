@@ -22,9 +22,15 @@ class TaskAwareCallback(Callback):
     2. ``task_epochs``;
     3. otherwise every ``trainer.fit`` is a task.
 
-    A task ends with the last batch of its last epoch, before that epoch's validation, so that
+    A task starts right before its first batch, after the LightningModule's own
+    ``on_train_epoch_start``, so that :meth:`on_task_start` sees a head that was reset or has grown
+    there. It ends with the last batch of its last epoch, before that epoch's validation, so that
     validation, checkpoints and loggers see what :meth:`on_task_end` did to the weights. Where every
     fit is a task and the fit stops early, it ends with the fit.
+
+    Tasks may come back: with A, B, A, B the index of A is 0 in its first and second *visit*, and
+    :attr:`visit` counts 0 to 3. A fit of another LightningModule that starts with task 0 is a new
+    run, and a fit of the same one goes on from what it knows.
 
     Args:
         task_epochs: Epochs a task (int), or each task's first epoch (increasing, from 0).
@@ -44,6 +50,7 @@ class TaskAwareCallback(Callback):
 
     def __init__(self, task_epochs: int | Sequence[int] | None = None) -> None:
         self.clock = TaskClock(TaskSchedule(task_epochs))
+        self._told = task_epochs  # itself, not by another callback of its Trainer
         self._entry: int | None = None  # of the clock, that on_task_start went through for
 
     @property
@@ -54,11 +61,17 @@ class TaskAwareCallback(Callback):
     @task_epochs.setter
     def task_epochs(self, task_epochs: int | Sequence[int] | None) -> None:
         self.clock.schedule = TaskSchedule(task_epochs)
+        self._told = task_epochs
 
     @property
     def task(self) -> int | None:
         """Index of the current task, from 0; None before the first."""
         return self.clock.task
+
+    @property
+    def visit(self) -> int | None:
+        """Number of the current visit of a task, from 0, counted over all tasks; None before it."""
+        return self.clock.visit
 
     @property
     def task_ended(self) -> bool:
@@ -112,6 +125,12 @@ class TaskAwareCallback(Callback):
         """Return the datamodule's name of a task, or ``task N``."""
         return self.clock.schedule.task_name(trainer, task)
 
+    def visit_name(self, trainer: Trainer) -> str:
+        """Return the current task's name, with the number of its visit from the second on."""
+        assert self.task is not None
+        name, times = self.task_name(trainer, self.task), self.clock.visits.count(self.task)
+        return name if times == 1 else f"{name} ({times})"
+
     def probes(self, trainer: Trainer) -> list[str]:
         """Return the datamodule's names of held-out sets that belong to no task."""
         return self.clock.schedule.probes(trainer)
@@ -144,13 +163,13 @@ class TaskAwareCallback(Callback):
             self.clock.exact_resume.restore(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Enter the epoch's task."""
-        self._enter_task_if_changed(trainer, pl_module)
+        """Have :attr:`task` be the epoch's, for the module's own hook, which comes after this."""
+        self.clock.enter_task(trainer)
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Enter the task, where Lightning skips the epoch's start: after some resumes."""
+        """Start the task before its first batch, after whatever happens at an epoch's start."""
         self._enter_task_if_changed(trainer, pl_module)
         self.clock.follow_shortened_task(trainer, batch_idx)
 
@@ -185,6 +204,10 @@ class TaskAwareCallback(Callback):
                 "did nothing of what it does at a task's end"
             )
 
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse a fit that trained nothing."""
+        self.clock.check_trained(trainer)
+
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """After a resume at the last step, before its validation, end where it was meant to."""
         self.clock.exact_resume.start_validation(trainer)
@@ -205,15 +228,16 @@ class TaskAwareCallback(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the task and the progress in it, in plain Python."""
-        return self.clock.state_dict()
+        return {**self.clock.state_dict(), "started": self._entry == self.clock.entry}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned, for all callbacks that share the clock."""
         self.clock.load_state_dict(state_dict)
-        self._entry = self.clock.entry
+        # a checkpoint of an epoch's very start comes before the task's; older ones don't say
+        self._entry = self.clock.entry if state_dict.get("started", True) else None
 
     def _enter_task_if_changed(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.clock.enter_task(trainer)
+        self.clock.enter_task(trainer, batch_comes=True)
         if self._entry == self.clock.entry:
             return
         assert self.task is not None
@@ -228,7 +252,7 @@ def _sharing(trainer: Trainer) -> list[TaskAwareCallback]:
 
 def _share_clock(trainer: Trainer, sharing: Sequence[TaskAwareCallback]) -> None:
     """Give a Trainer's callbacks one clock, and it what any of them was told of its tasks."""
-    given = [each.task_epochs for each in sharing if each.task_epochs is not None]
+    given = [each._told for each in sharing if each._told is not None]
     if any(epochs != given[0] for epochs in given):
         raise MisconfigurationException(
             f"the Trainer's callbacks have different task_epochs: {given}; give one of them"

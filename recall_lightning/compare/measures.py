@@ -101,7 +101,9 @@ def extra_bytes(trainer: Trainer, kind: type | None, needs_old_data: bool) -> in
     if not needs_old_data:
         return state
     stream = trainer.datamodule  # type: ignore[attr-defined]
-    stored = stream.stored_samples(stream.num_tasks - 1) if isinstance(stream, TaskStream) else None
+    stored = (
+        stream.stored_samples(len(stream.order) - 1) if isinstance(stream, TaskStream) else None
+    )
     with suppress(TypeError):  # samples that have no bytes to count
         return None if stored is None else state + stored.nbytes
     return None

@@ -111,7 +111,7 @@ def measure(cli: MeasuredCLI, run: PlannedRun) -> dict[str, Any]:
     """
     file = run.folder / "task_matrix.json"
     record = json.loads(file.read_text()) if file.exists() else {"matrix": [], "tasks": ["?"]}
-    if len(record["matrix"]) < len(record["tasks"]):
+    if len(record["matrix"]) < len(getattr(cli.datamodule, "order", record["tasks"])):
         raise RuntimeError("training ended before all tasks were trained and validated")
     method = METHODS[run.setting.method]
     callback = method_callback(cli.trainer, method.callback)

@@ -113,6 +113,7 @@ class InstructionStream(TaskStream):
         num_workers: Worker processes of each loader.
         seed: Seed of the order of samples.
         joint: Whether to train on all tasks at once.
+        order: The tasks in the order of training, by index from 0, where some come back.
 
     Raises:
         MisconfigurationException: For files, columns or tokenizers that do not fit; each names what
@@ -138,6 +139,7 @@ class InstructionStream(TaskStream):
         num_workers: int = 0,
         seed: int = 0,
         joint: bool = False,
+        order: list[int] | None = None,
     ) -> None:
         super().__init__(
             epochs_per_task=epochs_per_task,
@@ -146,6 +148,7 @@ class InstructionStream(TaskStream):
             num_workers=num_workers,
             seed=seed,
             joint=joint,
+            order=order,
         )
         if pack and streaming:
             raise MisconfigurationException(

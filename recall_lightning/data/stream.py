@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Callable, Sequence, Sized
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -62,7 +62,8 @@ class TaskStream(LightningDataModule, ABC):
         >>> trainer.fit(model, datamodule=stream)  # doctest: +SKIP
 
     Args:
-        epochs_per_task: Epochs of every task, or one number a task.
+        epochs_per_task: Epochs of every task, or one number a task; where tasks come back, one
+            number for each of their turns.
         batch_size: Samples in a training batch.
         eval_batch_size: Samples in a validation batch. Defaults to ``batch_size``.
         num_workers: Worker processes of each loader.
@@ -74,10 +75,13 @@ class TaskStream(LightningDataModule, ABC):
             the epoch's own task, so there are as many optimizer steps as in sequential training.
         replay: Samples of earlier tasks to store and to train on with each batch of the current
             one: experience replay.
+        order: The tasks in the order of training, by index from 0, where some come back:
+            ``[0, 1, 0, 1]``. By default each is trained once, in the order of their names.
 
     Raises:
         MisconfigurationException: If ``epochs_per_task`` or a batch size is not a positive integer,
-            or both ``joint`` and ``replay`` are asked for.
+            both ``joint`` and ``replay`` are asked for, or ``order`` does not train every task, or
+            one twice in a row.
     """
 
     def __init__(
@@ -92,6 +96,7 @@ class TaskStream(LightningDataModule, ABC):
         drop_last: bool = False,
         joint: bool = False,
         replay: ReplayBuffer | None = None,
+        order: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         for name, size in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
@@ -113,9 +118,10 @@ class TaskStream(LightningDataModule, ABC):
         self.joint = joint
         self.replay = replay
         self._check_joint_or_replay()
+        self._order = order
         self._stored: tuple[ReplayBuffer, int, StoredSamples] | None = None
         self._datasets: dict[tuple[str, int], Dataset[Any]] = {}
-        self._shortened: dict[int, int] = {}  # task to its epochs, where it ended early
+        self._shortened: dict[int, int] = {}  # turn to its epochs, where it ended early
 
     # --- what a subclass provides ---------------------------------------------------------------
 
@@ -149,8 +155,25 @@ class TaskStream(LightningDataModule, ABC):
         return len(self.task_names)
 
     @property
+    def order(self) -> list[int]:
+        """The tasks in the order of training, by index; one that comes back stands there again.
+
+        Raises:
+            MisconfigurationException: If it leaves a task out, or has one twice in a row.
+        """
+        tasks = list(range(self.num_tasks))
+        order = tasks if self._order is None else list(self._order)
+        in_a_row = any(one == other for one, other in pairwise(order))
+        if sorted(set(order)) != tasks or in_a_row:
+            raise MisconfigurationException(
+                f"order={order} must hold each of the tasks' indices, 0 to {len(tasks) - 1}, and"
+                " none twice in a row: give such a task more epochs instead."
+            )
+        return order
+
+    @property
     def epochs_per_task(self) -> list[int]:
-        """Epochs of each task; of one that was ended early, those that it had.
+        """Epochs of each turn of a task; of one that was ended early, those that it had.
 
         Raises:
             MisconfigurationException: If the task names, or their number, are not valid.
@@ -160,13 +183,14 @@ class TaskStream(LightningDataModule, ABC):
             raise MisconfigurationException(
                 f"task_names={[*names, *self.probe_names]} must be unique, and not empty."
             )
-        if not isinstance(epochs, int) and len(epochs) != len(names):
+        turns = [names[task] for task in self.order]
+        if not isinstance(epochs, int) and len(epochs) != len(turns):
             raise MisconfigurationException(
                 f"epochs_per_task={list(epochs)} has {len(epochs)} entries, but the stream has"
-                f" {len(names)} tasks: {names}. Give one number for each, or a single one for all."
+                f" {len(turns)} tasks: {turns}. Give one number for each, or a single one for all."
             )
-        planned = [epochs] * len(names) if isinstance(epochs, int) else epochs
-        return [self._shortened.get(task, epochs) for task, epochs in enumerate(planned)]
+        planned = [epochs] * len(turns) if isinstance(epochs, int) else epochs
+        return [self._shortened.get(turn, epochs) for turn, epochs in enumerate(planned)]
 
     @property
     def total_epochs(self) -> int:
@@ -175,7 +199,7 @@ class TaskStream(LightningDataModule, ABC):
 
     @property
     def first_epochs(self) -> list[int]:
-        """The epoch at which each task begins."""
+        """The epoch at which each turn of a task begins."""
         return list(accumulate(self.epochs_per_task[:-1], initial=0))
 
     def task_at(self, epoch: int) -> int:
@@ -190,6 +214,9 @@ class TaskStream(LightningDataModule, ABC):
         Raises:
             ValueError: If ``epoch`` is negative.
         """
+        return self.order[self._turn_at(epoch)]
+
+    def _turn_at(self, epoch: int) -> int:
         if epoch < 0:
             raise ValueError(f"epoch={epoch} must not be negative.")
         return bisect_right(self.first_epochs, epoch) - 1
@@ -213,12 +240,12 @@ class TaskStream(LightningDataModule, ABC):
             >>> stream.end_task_after(1), stream.first_epochs, stream.total_epochs
             (3, [0, 2], 7)
         """
-        task = self.task_at(epoch)
-        before, first = self.epochs_per_task[task], self.first_epochs[task]
+        turn = self._turn_at(epoch)
+        before, first = self.epochs_per_task[turn], self.first_epochs[turn]
         if epoch - first + 1 >= before:
             return 0
-        self._shortened[task] = epoch - first + 1
-        saved = before - self._shortened[task]
+        self._shortened[turn] = epoch - first + 1
+        saved = before - self._shortened[turn]
         self._stop_earlier_by(saved)
         return saved
 
@@ -279,13 +306,13 @@ class TaskStream(LightningDataModule, ABC):
         if max_epochs < total:
             epochs = ", ".join(map(str, self.epochs_per_task))
             raise MisconfigurationException(
-                f"max_epochs={max_epochs} does not cover the stream: {self.num_tasks} tasks of"
+                f"max_epochs={max_epochs} does not cover the stream: {len(self.order)} tasks of"
                 f" {epochs} epochs need {total}. Set Trainer(max_epochs={total})."
             )
         if max_epochs > total:
             rank_zero_warn(
                 f"max_epochs={max_epochs} is more than the stream's {total} epochs:"
-                f" the last task, '{self.task_names[-1]}', goes on until then."
+                f" the last task, '{self.task_names[self.order[-1]]}', goes on until then."
             )
 
     def train_dataloader(self) -> DataLoader[Any]:
@@ -294,8 +321,9 @@ class TaskStream(LightningDataModule, ABC):
         epoch = 0 if self.trainer is None else self.trainer.current_epoch
         task, seed = self.task_at(epoch), mix_seed(self.seed, epoch)
         self._check_joint_or_replay()
-        if self.replay is not None and task > 0:
-            return self._replaying_loader(task, epoch, seed)
+        turn = self._turn_at(epoch)
+        if self.replay is not None and turn > 0:
+            return self._replaying_loader(task, turn, epoch, seed)
         dataset = self._dataset("train", task)
         if self.joint:
             datasets = [self._sized_dataset(each) for each in range(self.num_tasks)]
@@ -306,25 +334,26 @@ class TaskStream(LightningDataModule, ABC):
             sampler = SeededSampler(dataset, seed, **self._processes())  # type: ignore[arg-type]
         return self._training_loader(dataset, epoch, seed, self.batch_size, sampler)
 
-    def stored_samples(self, task: int) -> StoredSamples | None:
-        """What the replay buffer holds while ``task`` is trained: samples of earlier tasks.
+    def stored_samples(self, turn: int) -> StoredSamples | None:
+        """What the replay buffer holds in a turn of a task: samples of all tasks trained before.
 
         Args:
-            task: Index of the task; the number of tasks stands for the time after the last one.
+            turn: Position in :attr:`order`, from 0: the task's index where none comes back. Its
+                length stands for the time after the last one.
 
         Returns:
-            The samples, or None where nothing is replayed: in the first task, or without
+            The samples, or None where nothing is replayed: in the first turn, or without
             ``replay``.
         """
-        if self.replay is None or task == 0:
+        if self.replay is None or turn == 0:
             return None
-        if self._stored is None or self._stored[:2] != (self.replay, task):
-            earlier = [self._sized_dataset(each) for each in range(task)]
-            self._stored = self.replay, task, self.replay.after(earlier, self.seed)
+        if self._stored is None or self._stored[:2] != (self.replay, turn):
+            earlier = [self._sized_dataset(each) for each in dict.fromkeys(self.order[:turn])]
+            self._stored = self.replay, turn, self.replay.after(earlier, self.seed)
         return self._stored[2]
 
-    def _replaying_loader(self, task: int, epoch: int, seed: int) -> DataLoader[Any]:
-        stored, new = self.stored_samples(task), self._sized_dataset(task)
+    def _replaying_loader(self, task: int, turn: int, epoch: int, seed: int) -> DataLoader[Any]:
+        stored, new = self.stored_samples(turn), self._sized_dataset(task)
         assert self.replay is not None
         assert stored is not None
         replayed = min(self.replay.batch_size or self.batch_size, len(stored))
@@ -452,6 +481,13 @@ class _DatasetStream(TaskStream):
         self._names = names
         self._pairs = pairs
         _ = self.total_epochs  # checks names and epochs now rather than in setup
+        for name, (train, _) in zip(names, pairs, strict=True):
+            least = self.batch_size if self.drop_last else 1
+            if isinstance(train, Sized) and len(train) < least:
+                raise MisconfigurationException(
+                    f"the task '{name}' has {len(train)} training samples, which make no batch, and"
+                    " Lightning would end training there: give it data, or leave it out."
+                )
 
     @property
     def task_names(self) -> list[str]:

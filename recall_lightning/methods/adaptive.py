@@ -96,14 +96,14 @@ class AdaptiveInterval(SequentialFinetuningAveraging):
     def on_task_start(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:
         """Start an interval."""
         super().on_task_start(trainer, pl_module, task)
-        if task == 0:
+        if self.visit == 0:
             self._distance, self._steps = 0.0, 0
         self._travelled, self._waited = 0.0, 0
         self._remember(pl_module)
 
     def on_task_step(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:
         """Measure the step, then merge, if it is time; what a merge moves does not count."""
-        if task == 0 and not self.merge_first_task:
+        if self.visit == 0 and not self.merge_first_task:
             return
         moved = self._moved(pl_module)
         if math.isfinite(moved):

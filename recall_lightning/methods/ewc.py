@@ -95,7 +95,7 @@ class ElasticWeightConsolidation(QuadraticPenalty):
 
     def on_task_start(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:
         """Take the anchor, and start F_task."""
-        if task == 0:  # what there is comes from another run
+        if self.visit == 0:  # what there is comes from another run
             self.fisher = {}
             if self.from_first_task:
                 rank_zero_warn(

@@ -37,7 +37,7 @@ class HalfFineTuning(ProtectingCallback):
 
     Args:
         fraction: The part of the weights to freeze, between 0 and 1.
-        seed: Seed of the draws, together with the task's index.
+        seed: Seed of the draws, together with the number of the task's visit.
         from_first_task: Whether what the model knows before its first task is worth keeping. False
             for a model that starts from random weights: then all of it is trained in task 0.
         task_epochs: Only where no datamodule tells the task: epochs a task (int), or each task's
@@ -88,7 +88,8 @@ class HalfFineTuning(ProtectingCallback):
     def on_task_start(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:
         """Draw this task's half."""
         parameters = {n: w for n, w in named_weights(pl_module).items() if _is_parameter(w)}
-        seed = self.seed * 1_000_003 + task
+        assert self.visit is not None
+        seed = self.seed * 1_000_003 + self.visit
         self.frozen = draw_frozen(parameters, self.fraction, seed) if self.protects else []
 
     def on_before_optimizer_step(

@@ -16,7 +16,7 @@ class ProtectingCallback(TaskAwareCallback):
 
     Example:
         >>> callback = ProtectingCallback(from_first_task=False)
-        >>> callback.clock.task = 0
+        >>> callback.clock.visits = [0]
         >>> callback.protects
         False
     """
@@ -30,4 +30,4 @@ class ProtectingCallback(TaskAwareCallback):
     @property
     def protects(self) -> bool:
         """Whether the current task has something before it that is worth keeping."""
-        return self.task is not None and (self.task > 0 or self.from_first_task)
+        return self.visit is not None and (self.visit > 0 or self.from_first_task)

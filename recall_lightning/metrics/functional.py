@@ -12,6 +12,10 @@ What all functions share:
 * **Shape.** ``matrix`` is anything that :func:`torch.as_tensor` takes, of shape (N, T): the rows of
   the N ≤ T tasks trained so far, over all T tasks. Every metric is over those first N tasks and
   ignores the columns after them.
+* **Tasks that come back.** ``trained`` names the task of every row, as in ``[0, 1, 0, 1]``; by
+  default row i is of task i, as the formulas have it. A metric is then over the tasks trained so
+  far, plasticity and intransigence over their trainings: R[j, j] is the score on a task right after
+  its last training, "trained" is its first, and the task of the last row is not an earlier one.
 * **Missing scores.** NaN stands for a score that was not measured, such as that of a task which
   did not exist yet. It may stand wherever the formula does not read; where it does, that is an
   error rather than a silent NaN.
@@ -37,7 +41,13 @@ ForgettingVariant = Literal["since_trained", "any_time", "first_minus_last"]
 """What the last score on a task is compared with; see :func:`forgetting`."""
 
 
-def average(matrix: Scores, *, after: int | None = None, higher_is_better: bool = True) -> Tensor:
+def average(
+    matrix: Scores,
+    *,
+    after: int | None = None,
+    higher_is_better: bool = True,
+    trained: Sequence[int] | None = None,
+) -> Tensor:
     """Average score on the tasks seen so far, "ACC".
 
     ``mean_{j <= i} R[i, j]`` with i the last row, after Lopez-Paz & Ranzato, "Gradient Episodic
@@ -47,6 +57,7 @@ def average(matrix: Scores, *, after: int | None = None, higher_is_better: bool 
         matrix: Task matrix, (N, T).
         after: Row i to average, 0 to N - 1. None for the last one.
         higher_is_better: Direction of the scores; the average is the same for both.
+        trained: The task of each row; see above.
 
     Returns:
         The average in the unit of the score, without dimensions.
@@ -61,17 +72,20 @@ def average(matrix: Scores, *, after: int | None = None, higher_is_better: bool 
         >>> average([[0.9, 0.1], [0.5, 0.8]], after=0).item()
         0.9
     """
-    scores = _task_matrix(matrix)
+    scores, order = _task_matrix(matrix, trained)
     row = len(scores) - 1 if after is None else after
     if not 0 <= row < len(scores):
         raise ValueError(
             f"`after` is {after}, but the matrix has rows 0 to {len(scores) - 1}: pass one of "
             "them, or None for the last."
         )
-    return _read(scores, [row] * (row + 1), range(row + 1)).mean()
+    tasks = _distinct(order[: row + 1])
+    return _read(scores, [row] * len(tasks), tasks).mean()
 
 
-def backward_transfer(matrix: Scores, *, higher_is_better: bool = True) -> Tensor:
+def backward_transfer(
+    matrix: Scores, *, higher_is_better: bool = True, trained: Sequence[int] | None = None
+) -> Tensor:
     """Backward transfer, "BWT": what later training did to earlier tasks.
 
     ``1 / (N - 1) * sum_{j < N} (R[N, j] - R[j, j])`` with tasks counted from 1, after Lopez-Paz &
@@ -80,6 +94,7 @@ def backward_transfer(matrix: Scores, *, higher_is_better: bool = True) -> Tenso
     Args:
         matrix: Task matrix, (N, T).
         higher_is_better: Direction of the scores.
+        trained: The task of each row; see above.
 
     Returns:
         Mean improvement in the unit of the score, without dimensions. NaN for a single task.
@@ -90,14 +105,23 @@ def backward_transfer(matrix: Scores, *, higher_is_better: bool = True) -> Tenso
     Example:
         >>> round(backward_transfer([[0.9, 0.1], [0.5, 0.8]]).item(), 6)
         -0.4
+        >>> again = [[0.9, 0.1], [0.5, 0.8], [0.8, 0.7]]
+        >>> round(backward_transfer(again, trained=[0, 1, 0]).item(), 6)  # of task 1
+        -0.1
     """
-    scores = _task_matrix(matrix)
-    last = len(scores) - 1
-    end = _read(scores, [last] * last, range(last))
-    return _improvement(end, _read(scores, range(last), range(last)), higher_is_better)
+    scores, order = _task_matrix(matrix, trained)
+    end, earlier = _read_end(scores, order)
+    own = [len(order) - 1 - order[::-1].index(task) for task in earlier]
+    return _improvement(end, _read(scores, own, earlier), higher_is_better)
 
 
-def forward_transfer(matrix: Scores, baseline: Scores, *, higher_is_better: bool = True) -> Tensor:
+def forward_transfer(
+    matrix: Scores,
+    baseline: Scores,
+    *,
+    higher_is_better: bool = True,
+    trained: Sequence[int] | None = None,
+) -> Tensor:
     """Forward transfer, "FWT": what earlier training did for tasks not trained yet.
 
     ``1 / (N - 1) * sum_{j >= 2} (R[j - 1, j] - b[j])`` with tasks counted from 1, after Lopez-Paz &
@@ -108,6 +132,7 @@ def forward_transfer(matrix: Scores, baseline: Scores, *, higher_is_better: bool
         matrix: Task matrix, (N, T).
         baseline: Scores b of the model before any training, or of a randomly initialised one, (T,).
         higher_is_better: Direction of the scores.
+        trained: The task of each row; see above.
 
     Returns:
         Mean improvement in the unit of the score, without dimensions. NaN for a single task.
@@ -119,9 +144,9 @@ def forward_transfer(matrix: Scores, baseline: Scores, *, higher_is_better: bool
         >>> round(forward_transfer([[0.9, 0.3], [0.5, 0.8]], baseline=[0.5, 0.1]).item(), 6)
         0.2
     """
-    scores = _task_matrix(matrix)
-    later = range(1, len(scores))
-    before = _read(scores, range(len(later)), later)
+    scores, order = _task_matrix(matrix, trained)
+    later = [task for task in _distinct(order) if task != order[0]]
+    before = _read(scores, [order.index(task) - 1 for task in later], later)
     start = _read_reference("baseline", baseline, scores, later)
     return _improvement(before, start, higher_is_better)
 
@@ -131,6 +156,7 @@ def forgetting(
     variant: ForgettingVariant = "since_trained",
     *,
     higher_is_better: bool = True,
+    trained: Sequence[int] | None = None,
 ) -> Tensor:
     """Forgetting: how far tasks fell from the best score that they once had.
 
@@ -149,6 +175,7 @@ def forgetting(
         matrix: Task matrix, (N, T).
         variant: One of the definitions above.
         higher_is_better: Direction of the scores.
+        trained: The task of each row; see above.
 
     Returns:
         Mean loss of quality in the unit of the score, without dimensions. NaN for a single task.
@@ -165,22 +192,21 @@ def forgetting(
         0.275
     """
     check_variant(variant)
-    scores = _task_matrix(matrix)
-    last = len(scores) - 1
-    rows = {
-        "since_trained": lambda task: range(task, last),
-        "any_time": lambda task: range(last),
-        "first_minus_last": lambda task: range(task, task + 1),
-    }[variant]
-    best_of = torch.amax if higher_is_better else torch.amin
-    best = [
-        best_of(_read(scores, rows(task), [task] * len(rows(task)))).item() for task in range(last)
-    ]
-    end = _read(scores, [last] * last, range(last))
+    if variant == "first_minus_last":
+        return -backward_transfer(matrix, higher_is_better=higher_is_better, trained=trained)
+    scores, order = _task_matrix(matrix, trained)
+    end, earlier = _read_end(scores, order)
+    best = []
+    for task in earlier:
+        rows = range(order.index(task) if variant == "since_trained" else 0, len(order) - 1)
+        of_task = _read(scores, rows, [task] * len(rows))
+        best.append((of_task.amax() if higher_is_better else of_task.amin()).item())
     return _improvement(scores.new_tensor(best), end, higher_is_better)
 
 
-def plasticity(matrix: Scores, *, higher_is_better: bool = True) -> Tensor:
+def plasticity(
+    matrix: Scores, *, higher_is_better: bool = True, trained: Sequence[int] | None = None
+) -> Tensor:
     """Plasticity: the average score on each task right after its own training.
 
     ``mean_j R[j, j]``, also known as learning accuracy (Riemer et al., "Learning to Learn without
@@ -189,6 +215,7 @@ def plasticity(matrix: Scores, *, higher_is_better: bool = True) -> Tensor:
     Args:
         matrix: Task matrix, (N, T).
         higher_is_better: Direction of the scores; plasticity is the same for both.
+        trained: The task of each row; see above.
 
     Returns:
         The average in the unit of the score, without dimensions.
@@ -200,11 +227,17 @@ def plasticity(matrix: Scores, *, higher_is_better: bool = True) -> Tensor:
         >>> round(plasticity([[0.9, 0.1], [0.5, 0.8]]).item(), 6)
         0.85
     """
-    scores = _task_matrix(matrix)
-    return _read(scores, range(len(scores)), range(len(scores))).mean()
+    scores, order = _task_matrix(matrix, trained)
+    return _read(scores, range(len(scores)), order).mean()
 
 
-def intransigence(matrix: Scores, joint: Scores, *, higher_is_better: bool = True) -> Tensor:
+def intransigence(
+    matrix: Scores,
+    joint: Scores,
+    *,
+    higher_is_better: bool = True,
+    trained: Sequence[int] | None = None,
+) -> Tensor:
     """Intransigence: how far learning each task in turn stays behind learning them together.
 
     ``mean_j (a[j] - R[j, j])``, after Chaudhry et al., ECCV 2018. Negative when training in
@@ -214,6 +247,7 @@ def intransigence(matrix: Scores, joint: Scores, *, higher_is_better: bool = Tru
         matrix: Task matrix, (N, T).
         joint: Scores a of a reference model trained on all tasks together, (T,).
         higher_is_better: Direction of the scores.
+        trained: The task of each row; see above.
 
     Returns:
         Mean shortfall in the unit of the score, without dimensions.
@@ -225,10 +259,9 @@ def intransigence(matrix: Scores, joint: Scores, *, higher_is_better: bool = Tru
         >>> round(intransigence([[0.9, 0.1], [0.5, 0.8]], joint=[0.92, 0.88]).item(), 6)
         0.05
     """
-    scores = _task_matrix(matrix)
-    tasks = range(len(scores))
-    best = _read_reference("joint", joint, scores, tasks)
-    return _improvement(best, _read(scores, tasks, tasks), higher_is_better)
+    scores, order = _task_matrix(matrix, trained)
+    best = _read_reference("joint", joint, scores, order)
+    return _improvement(best, _read(scores, range(len(scores)), order), higher_is_better)
 
 
 def gap_closed(method: float, finetune: float, joint: float) -> float:
@@ -277,15 +310,32 @@ def _float64(scores: Scores) -> Tensor:
     return torch.as_tensor(scores, dtype=torch.float64, device="cpu")
 
 
-def _task_matrix(scores: Scores) -> Tensor:
-    """A task matrix in float64, with a checked shape."""
+def _task_matrix(scores: Scores, trained: Sequence[int] | None) -> tuple[Tensor, list[int]]:
+    """A task matrix in float64, with a checked shape, and the task of each row."""
     matrix = _float64(scores)
-    if matrix.ndim != 2 or not 1 <= matrix.shape[0] <= matrix.shape[1]:
+    if matrix.ndim != 2 or not len(matrix) or (trained is None and len(matrix) > matrix.shape[1]):
         raise ValueError(
             f"`matrix` has shape {tuple(matrix.shape)}: pass one row for each task trained so far, "
             "at least one, and one column for each task."
         )
-    return matrix
+    order = list(range(len(matrix)) if trained is None else trained)
+    if len(order) != len(matrix) or not all(0 <= task < matrix.shape[1] for task in order):
+        raise ValueError(
+            f"`trained` is {order}, and `matrix` has shape {tuple(matrix.shape)}: pass the task "
+            "of each row, counted from 0."
+        )
+    return matrix, order
+
+
+def _distinct(tasks: Sequence[int]) -> list[int]:
+    """Tasks in the order of their first training."""
+    return list(dict.fromkeys(tasks))
+
+
+def _read_end(scores: Tensor, order: Sequence[int]) -> tuple[Tensor, list[int]]:
+    """The last scores of the tasks trained before the last row's, and those tasks."""
+    earlier = [task for task in _distinct(order) if task != order[-1]]
+    return _read(scores, [len(order) - 1] * len(earlier), earlier), earlier
 
 
 def _read(matrix: Tensor, rows: Sequence[int], columns: Sequence[int]) -> Tensor:

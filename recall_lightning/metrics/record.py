@@ -29,7 +29,8 @@ class TaskRecord:
         score_name: What the scores are, such as ``"val/acc"``.
         higher_is_better: Their direction.
         task_names: The tasks that are scored, in order.
-        matrix: A row a finished task, each with a score a task; NaN where none was measured.
+        matrix: A row a finished task, each with a score a task; NaN where none was measured. A task
+            that is trained again adds another row.
         before: The untrained model's row, or None.
         probe_names: Held-out sets of no task, which stand for what the model could do before any.
         probes: A row a finished task, each with a score a probe. No metric of tasks counts them.
@@ -38,6 +39,7 @@ class TaskRecord:
             tasks and ``probes``.
         boundaries: The step at which each task started, and its name.
         seconds: Wall time of training, validation included.
+        trained: The task of each row, counted from 0; by default row i is of task i.
 
     Example:
         >>> record = TaskRecord("val/loss", False, ["a", "b"], [[1.0, 4.0], [1.5, 1.25]])
@@ -60,6 +62,10 @@ class TaskRecord:
     measurements: list[dict[str, Any]] = field(default_factory=list)
     boundaries: list[tuple[int, str]] = field(default_factory=list)
     seconds: float = 0.0
+    trained: list[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.trained = self.trained or list(range(len(self.matrix)))
 
     def summary(self) -> dict[str, float]:
         """Return the metrics after the last finished task, by name, as far as they are defined.
@@ -82,7 +88,8 @@ class TaskRecord:
         values = {}
         for name, function in functions.items():
             with suppress(ValueError):  # it reads a score that was not measured
-                values[name] = float(function(matrix, higher_is_better=self.higher_is_better))
+                direction = {"higher_is_better": self.higher_is_better}
+                values[name] = float(function(matrix, trained=self.trained, **direction))
         if self.probes_before is not None and self.probes:
             sign = 1 if self.higher_is_better else -1
             pairs = zip(self.probe_names, self.probes_before, self.probes[-1], strict=True)
@@ -104,26 +111,27 @@ class TaskRecord:
         found = self.measured(0, scores)
         self.before, self.probes_before = found["scores"], found.get("probes")
 
-    def finish(self, measured: Mapping[str, Any]) -> None:
-        """Take a measurement for the next task's row."""
+    def finish(self, measured: Mapping[str, Any], task: int) -> None:
+        """Take a measurement for the next row, which is of a task."""
         self.matrix.append(measured["scores"])
+        self.trained.append(task)
         self.probes.append(measured.get("probes", []))
 
-    def restart_from(self, task: int) -> None:
-        """Forget what was measured of ``task`` and later ones: it starts, perhaps once more."""
-        del self.matrix[task:], self.probes[task:], self.boundaries[task:]
-        if task == 0:
+    def restart_from(self, row: int) -> None:
+        """Forget a row and later ones: its task starts, perhaps after an interruption."""
+        del self.matrix[row:], self.trained[row:], self.probes[row:], self.boundaries[row:]
+        if row == 0:
             self.measurements = []
             if self.before is not None:
                 self.measured(0, [*self.before, *(self.probes_before or [])])
             self.seconds = 0.0
 
-    def last_measured_of(self, task: int) -> dict[str, Any] | None:
-        """Return what was last measured since ``task`` started, if it is the newest task."""
-        if len(self.boundaries) != task + 1 or not self.measurements:
+    def last_measured_of(self, row: int) -> dict[str, Any] | None:
+        """Return what was last measured since a row's task started, if that is the newest."""
+        if len(self.boundaries) != row + 1 or not self.measurements:
             return None
         last = self.measurements[-1]
-        return last if last["step"] > self.boundaries[task][0] else None
+        return last if last["step"] > self.boundaries[row][0] else None
 
     def table(self) -> str:
         """Return the task matrix as text: a row a trained task, a column a task, then probes."""
@@ -173,6 +181,7 @@ class TaskRecord:
             "tasks": self.task_names,
             "before": _for_json(self.before),
             "matrix": [_for_json(row) for row in self.matrix],
+            "trained": self.trained,
             "metrics": self.summary(),
             "forgetting_variant": FORGETTING_VARIANT,
             "seconds": self.seconds,
@@ -198,6 +207,8 @@ class TaskRecord:
         for name, value in state_dict.items():
             if name not in ("score_name", "higher_is_better"):
                 setattr(self, name, list(value) if isinstance(value, list) else value)
+        if "trained" not in state_dict:  # of a time when a task was trained once
+            self.trained = list(range(len(self.matrix)))
 
     def rows(self, first: str) -> dict[str, list[float]]:
         """Return the rows that are shown by their labels, the probes' scores behind the tasks'.
@@ -209,9 +220,14 @@ class TaskRecord:
         shown = {}
         if self.before is not None:
             shown[first] = [*self.before, *(self.probes_before or [])]
-        for name, scores, others in zip(self.task_names, self.matrix, probes, strict=False):
-            shown[f"after {name}"] = [*scores, *others]
+        for row, (scores, others) in enumerate(zip(self.matrix, probes, strict=False)):
+            shown[f"after {self._visit_name(row)}"] = [*scores, *others]
         return shown
+
+    def _visit_name(self, row: int) -> str:
+        task = self.trained[row]
+        times = self.trained[: row + 1].count(task)
+        return self.task_names[task] if times == 1 else f"{self.task_names[task]} ({times})"
 
     @property
     def _columns(self) -> list[str]:

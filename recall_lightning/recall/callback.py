@@ -69,14 +69,15 @@ class RecallCallback(TaskAwareCallback):
         larger weight keep more of the old and learn less of the new. The merge at the task's end
         matters most; without it most of the benefit is lost.
 
-    What happened is in these attributes. ``history`` is a list with a dict a merge: ``task``
-    (counted from 0), ``step`` (optimizer steps so far, over all fits), ``similarity``,
-    ``coefficient`` and ``drift`` (block name to float; a coefficient is the mean over the block's
+    What happened is in these attributes. ``history`` is a list with a dict a merge: ``task`` and
+    ``visit`` (counted from 0; see
+    :class:`~recall_lightning.callbacks.task_aware.TaskAwareCallback`), ``step`` (optimizer steps so
+    far, over all fits), ``similarity``, ``coefficient`` and ``drift`` (block name to float; a coefficient is the mean over the block's
     weights, drift is ‖θ − θ_snapshot‖ / ‖θ_snapshot‖ before the merge), ``probe_seconds`` and
     ``merge_seconds``; with the subspace rule also ``condition`` (block name to the worst condition
     number of the systems it solved); with LoRA also
     ``discarded_energy`` (block name to the fraction of ‖ΔW‖² that merged factors lost on their way
-    back to their rank), with several snapshots ``earlier`` (a list of dicts with the ``task``,
+    back to their rank), with several snapshots ``earlier`` (a list of dicts with the ``task``, ``visit``,
     ``similarity`` and ``coefficient`` of each but the newest, which the other entries are about).
     ``blocks`` is the table of blocks once the first task has started, a list of
     :class:`~recall_lightning.measuring.blocks.Block`, and ``snapshots`` what is merged, oldest
@@ -259,8 +260,9 @@ class RecallCallback(TaskAwareCallback):
 
     def on_task_start(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:
         """Take the snapshot, and let the task's statistics start."""
-        self._kept.make_room(task)
-        self.history = [record for record in self.history if record["task"] < task]
+        assert self.visit is not None
+        self._kept.make_room(self.visit)
+        self.history = [record for record in self.history if record["visit"] < self.visit]
         if self.task_steps is None and not isinstance(self.every, Integral):
             self._refuse_unknown_length()
         first_table = not self._structure.blocks
@@ -269,8 +271,8 @@ class RecallCallback(TaskAwareCallback):
             if first_table:
                 notes = self._statistics.notes(self._structure, pl_module)
                 rank_zero_info(format_blocks(self._structure.blocks, notes))
-            if task > 0 or self.merge_first_task:
-                self._kept.take(trainer, pl_module, task, self._structure.lora_pairs)
+            if self.visit > 0 or self.merge_first_task:
+                self._kept.take(trainer, pl_module, self.visit, self._structure.lora_pairs)
             self._statistics.start_task(self._context(trainer, pl_module))
 
     def on_train_batch_start(
@@ -314,9 +316,9 @@ class RecallCallback(TaskAwareCallback):
             self._statistics.end_task(self._context(trainer, pl_module))
         if merged:
             self._reset_optimizers(trainer, pl_module)  # importance has been read from them
-        records = [record for record in self.history if record["task"] == task]
+        records = [record for record in self.history if record["visit"] == self.visit]
         if records:
-            key = f"recall/coefficients/{self.task_name(trainer, task)}"
+            key = f"recall/coefficients/{self.visit_name(trainer)}"
             log_figure(trainer, key, partial(records_figure, records))
 
     def progress_bar_items(self, trainer: Trainer) -> dict[str, int | str]:
@@ -356,7 +358,8 @@ class RecallCallback(TaskAwareCallback):
                 f"{', '.join(said)}"
             )
         super().load_state_dict(state_dict)
-        self.history = list(state_dict["history"])
+        # where there is no visit in it, no task was visited twice
+        self.history = [{"visit": record["task"], **record} for record in state_dict["history"]]
         self._kept.load_state_dict(state_dict["snapshots"])
         self._statistics.load_state_dict(state_dict["statistics"])
 
@@ -371,7 +374,7 @@ class RecallCallback(TaskAwareCallback):
 
     @property
     def _merges_this_task(self) -> bool:
-        return self.task in self._kept.tasks
+        return self.visit in self._kept.visits
 
     @property
     def _needs(self) -> frozenset[str]:
@@ -400,7 +403,8 @@ class RecallCallback(TaskAwareCallback):
             merged = self._merge.apply(context, rule, self.keep, last=self.task_ended)
         if merged is None:
             return False
-        record = {"task": self.task, "step": self.steps_trained(trainer), **merged}
+        when = {"task": self.task, "visit": self.visit, "step": self.steps_trained(trainer)}
+        record = {**when, **merged}
         self.history.append(record)
         log_scalars(trainer, record_scalars(record))
         return True

@@ -106,10 +106,11 @@ class SnapshotMerge:
             step = context.trainer.global_step
             rank_zero_warn(f"merge refused at step {step}, weights kept: {error}")
             return None
+        visits = {visit: context.clock.visits[visit] for visit in self._kept.visits}
         if self._buffers == "recalibrate":
             recalibrate(context, self._run, self._recent.batches)
         return {
-            **block_values(self._kept.tasks, inputs, weights, pairs, discarded),
+            **block_values(visits, inputs, weights, pairs, discarded),
             "drift": drift,
             "probe_seconds": probed - started,
             "merge_seconds": time.perf_counter() - probed,

@@ -18,7 +18,7 @@ _SECONDS = ("probe_seconds", "merge_seconds")
 
 
 def block_values(
-    tasks: Sequence[int],
+    visits: Mapping[int, int],
     inputs: Sequence[MergeInputs],
     weights: Sequence[Mapping[str, Coefficient]],
     pairs: Sequence[LoraPair],
@@ -27,7 +27,7 @@ def block_values(
     """Put what a merge measured and decided by block, as an entry of ``history`` has it.
 
     Args:
-        tasks: At whose start each snapshot was taken, oldest first.
+        visits: At whose start each snapshot was taken, oldest first, and the task of each.
         inputs: What the rule was given for each.
         weights: What each got, by weight name.
         pairs: The LoRA updates among the weights.
@@ -42,10 +42,11 @@ def block_values(
     if discarded:
         by_factor = {pair.a: discarded[pair.module] for pair in pairs}
         values["discarded_energy"] = mean_by_block(by_factor, blocks, live)
-    if len(tasks) > 1:
-        columns = zip(tasks[:-1], similarity, coefficient, strict=False)
+    if len(visits) > 1:
+        columns = list(zip(visits.items(), similarity, coefficient, strict=True))
         values["earlier"] = [
-            {"task": task, "similarity": s, "coefficient": c} for task, s, c in columns
+            {"task": task, "visit": visit, "similarity": s, "coefficient": c}
+            for (visit, task), s, c in columns[:-1]
         ]
     return values
 
@@ -60,7 +61,7 @@ def record_scalars(record: Mapping[str, Any]) -> dict[str, float]:
     """
     groups = [("recall", name, record.get(name, {})) for name in _BY_BLOCK]
     for old in record.get("earlier", []):
-        folder = f"recall/snapshot_{old['task']}"
+        folder = f"recall/snapshot_{old['visit']}"
         groups += [(folder, name, old[name]) for name in ("similarity", "coefficient")]
     scalars = {
         f"{folder}/{name}/{block}": value

@@ -23,7 +23,7 @@ class KeptSnapshots:
 
     Attributes:
         snapshots: The snapshots.
-        tasks: The task at whose start each was taken.
+        visits: The visit of a task at whose start each was taken, counted from 0.
     """
 
     def __init__(self, settings: SnapshotSettings) -> None:
@@ -31,28 +31,28 @@ class KeptSnapshots:
         self.storage = SnapshotStorage(settings)
         self.on_missing = settings.on_missing
         self.snapshots: list[Snapshot] = []
-        self.tasks: list[int] = []
+        self.visits: list[int] = []
         self._rest = ""
         self._restored: list[FileReference | None] | None = None  # of snapshots yet to be found
 
-    def make_room(self, task: int) -> None:
-        """Forget what will not be merged in ``task``, before its snapshot is taken.
+    def make_room(self, visit: int) -> None:
+        """Forget what will not be merged in a visit, before its snapshot is taken.
 
-        Those of this task or a later one are of another run.
+        Those of this visit or a later one are of another run.
         """
-        earlier = sum(taken < task for taken in self.tasks)
+        earlier = sum(taken < visit for taken in self.visits)
         room = earlier if self.most == "all" else self.most - 1
         kept = slice(max(earlier - room, 0), earlier)
-        self.snapshots, self.tasks = self.snapshots[kept], self.tasks[kept]
+        self.snapshots, self.visits = self.snapshots[kept], self.visits[kept]
 
     def take(
         self,
         trainer: Trainer,
         pl_module: LightningModule,
-        task: int,
+        visit: int,
         lora_pairs: Sequence[LoraPair] = (),
     ) -> None:
-        """Take the snapshot of a task's start.
+        """Take the snapshot of the start of a task's visit.
 
         Earlier ones are dropped, with a warning, if they would mean something else by now: other
         weights are trained, frozen ones have changed (an adapter was merged into its base), or a
@@ -61,7 +61,7 @@ class KeptSnapshots:
         Raises:
             ValueError: If there is nothing to copy, or it is not finite.
         """
-        newest = self.storage.take(trainer, pl_module, task)
+        newest = self.storage.take(trainer, pl_module, visit)
         shapes = {name: tensor.shape for name, tensor in newest.items()}
         rest = ""
         if self.most != 1:
@@ -70,12 +70,12 @@ class KeptSnapshots:
         if self.snapshots and not (trained and rest == self._rest):
             changed = "frozen weights or LoRA scales" if trained else "trainable weights"
             rank_zero_warn(
-                f"the {changed} changed before task {task}: snapshots of earlier tasks no longer "
+                f"the {changed} changed before task {visit}: snapshots of earlier tasks no longer "
                 "match them and are dropped"
             )
-            self.snapshots, self.tasks = [], []
+            self.snapshots, self.visits = [], []
         self.snapshots.append(newest)
-        self.tasks.append(task)
+        self.visits.append(visit)
         self._rest = rest
         self.storage.remove_unused(trainer, self.snapshots)
 
@@ -97,20 +97,20 @@ class KeptSnapshots:
         """
         live = named_weights(pl_module)
         found, left = [], []
-        references = self._restored or [None] * len(self.tasks)
-        first = 0 if self.most == "all" else max(0, len(self.tasks) - self.most)
-        for position in range(first, len(self.tasks)):
+        references = self._restored or [None] * len(self.visits)
+        first = 0 if self.most == "all" else max(0, len(self.visits) - self.most)
+        for position in range(first, len(self.visits)):
             snapshot, reference = self.snapshots[position], references[position]
             if reference is not None:
                 needless = not needed and self.most == 1
-                sought = None if needless else self._find(trainer, self.tasks[position], reference)
+                sought = None if needless else self._find(trainer, self.visits[position], reference)
                 if sought is None:
                     continue
                 snapshot = sought
             found.append(snapshot.to_devices_of(live, self.storage.device))
             left.append(position)
         self.snapshots, self._restored = found, None
-        self.tasks = [self.tasks[position] for position in left]
+        self.visits = [self.visits[position] for position in left]
         return left
 
     def _find(self, trainer: Trainer, task: int, reference: FileReference) -> Snapshot | None:
@@ -127,7 +127,7 @@ class KeptSnapshots:
             return None
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the snapshots as dictionaries of tensors or references to files, and the tasks."""
+        """Return the snapshots, each as tensors or a reference to a file, and their visits."""
         references = self._restored or [
             each.reference if isinstance(each, FileSnapshot) else None for each in self.snapshots
         ]
@@ -137,16 +137,17 @@ class KeptSnapshots:
             "files": [reference and reference.state_dict() for _, reference in pairs],
             # without their suffix: a name in a checkpoint says that it refers to the file
             "written": [name.removesuffix(SUFFIX) for name in self.storage.written],
-            "tasks": self.tasks,
+            "visits": self.visits,
             "rest": self._rest,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned, but for files, which :meth:`resume` finds."""
         self.snapshots = [Snapshot(tensors) for tensors in state_dict["tensors"]]
-        self.tasks = list(state_dict["tasks"])
+        # where there are tasks in their place, none was visited twice
+        self.visits = list(state_dict.get("visits", state_dict.get("tasks", [])))
         self._rest = state_dict["rest"]
-        files = state_dict.get("files", [None] * len(self.tasks))  # older checkpoints have none
+        files = state_dict.get("files", [None] * len(self.visits))  # older checkpoints have none
         self._restored = [None if state is None else FileReference(**state) for state in files]
         self.storage.written = [stem + SUFFIX for stem in state_dict.get("written", [])]
         self.storage.named = {each.name for each in self._restored if each is not None}

@@ -81,6 +81,18 @@ def test_steps_are_optimizer_steps_under_gradient_accumulation():
     assert diary.task_steps == 3
 
 
+def test_a_task_starts_after_the_modules_own_start_of_the_epoch_which_knows_its_task():
+    class Hooks(Plain):
+        def on_train_epoch_start(self):
+            diary.events.append(("hook", diary.task, self.trainer.global_step))
+
+    diary = Diary(1)
+    quiet_trainer(diary, max_epochs=2).fit(Hooks(), loader(0))
+    assert diary.of("hook", "start") == [
+        ("hook", 0, 0), ("start", 0, 0), ("hook", 1, 8), ("start", 1, 8)
+    ]  # fmt: skip
+
+
 class TwoOptimizers(Plain):
     automatic_optimization = False
 

@@ -256,3 +256,23 @@ def test_fast_dev_run_and_validate_need_no_epochs() -> None:
     trainer(max_epochs=1, reload_dataloaders_every_n_epochs=0).validate(
         Recorder(), datamodule=two_tasks(), verbose=False
     )
+
+
+def test_tasks_may_come_back_in_an_order_of_their_own():
+    stream = two_tasks(order=[0, 1, 0], epochs_per_task=[1, 2, 1])
+    assert [stream.task_at(epoch) for epoch in range(5)] == [0, 1, 1, 0, 0]
+    assert (stream.first_epochs, stream.total_epochs) == ([0, 1, 3], 4)
+    assert stream.end_task_after(1) == 1
+    assert [stream.task_at(epoch) for epoch in range(3)] == [0, 1, 0]
+
+
+@pytest.mark.parametrize("order", [[0, 0, 1], [0], [0, 1, 2], []])
+def test_an_order_that_leaves_a_task_out_or_has_one_twice_in_a_row_is_refused(order):
+    with pytest.raises(MisconfigurationException, match="must hold each of the tasks' indices"):
+        two_tasks(order=order)
+
+
+def test_a_task_without_a_batch_is_refused_where_datasets_are_given():
+    data = [TensorDataset(torch.zeros(n, 2)) for n in (8, 3)]
+    with pytest.raises(MisconfigurationException, match="'task 1' has 3 training samples"):
+        TaskStream.from_datasets([(d, d) for d in data], batch_size=4, drop_last=True)

@@ -4,9 +4,11 @@ import copy
 import math
 from collections.abc import Iterable
 from typing import Any, Literal
-from weakref import WeakKeyDictionary
+from weakref import ReferenceType, WeakKeyDictionary, ref
 
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from recall_lightning.callbacks._trainer.resuming import ExactResume
 from recall_lightning.callbacks._trainer.schedule import TaskSchedule, steps_are_regular
@@ -22,7 +24,7 @@ class TaskClock:
         schedule: Tells the task of an epoch; by default every fit is a task.
 
     Attributes:
-        task: Index of the current task, from 0; None before the first.
+        visits: The tasks' indices in the order of training, the current one's last.
         task_ended: Whether the current task's last batch has been trained.
         step_in_task: Optimizer steps done in the current task.
         task_steps: Optimizer steps that the current task will take; None if that can't be known.
@@ -34,14 +36,14 @@ class TaskClock:
 
     Example:
         >>> clock = TaskClock()
-        >>> clock.load_state_dict(clock.state_dict() | {"task": 3})
-        >>> clock.task, clock.task_ended, clock.resumed
-        (3, False, True)
+        >>> clock.load_state_dict(clock.state_dict() | {"visits": [0, 1, 0]})
+        >>> clock.task, clock.visit, clock.task_ended, clock.resumed
+        (0, 2, False, True)
     """
 
     def __init__(self, schedule: TaskSchedule | None = None) -> None:
         self.schedule = TaskSchedule() if schedule is None else schedule
-        self.task: int | None = None
+        self.visits: list[int] = []
         self.task_ended = False
         self.step_in_task = 0
         self.task_steps: int | None = None
@@ -60,6 +62,18 @@ class TaskClock:
         self._batches = 0
         self._task_batches: float = math.inf
         self._total_epochs: int | None = None  # of the stream, when it was last looked at
+        self._module: ReferenceType[LightningModule] | None = None  # that was fitted last
+        self._other_module = False  # whether this fit's is another
+
+    @property
+    def task(self) -> int | None:
+        """Index of the current task, from 0; None before the first."""
+        return self.visits[-1] if self.visits else None
+
+    @property
+    def visit(self) -> int | None:
+        """Number of the current visit, from 0; None before the first."""
+        return len(self.visits) - 1 if self.visits else None
 
     @property
     def position(self) -> tuple[int, bool, int]:
@@ -78,37 +92,123 @@ class TaskClock:
     def start_fit(self, trainer: Trainer) -> None:
         """Decide whether the last task goes on, and which task this fit is where every fit is one.
 
-        It goes on after a resume from a checkpoint, and where the same Trainer fits again. Any
-        other fit starts its task anew: what an interrupted one left belongs to another model.
+        It goes on after a resume from a checkpoint, and where the same Trainer fits again before
+        the task's end. Any other fit starts its task anew: what an interrupted one left belongs to
+        another model.
         """
         if self._fit == "running":
             return
         self._fit, self._counted, self.stopped_early = "running", None, False
-        self._fit_task = 0 if self.task is None else self.task + int(self.task_ended)
+        self._fit_task = self._task_of_fit()
         same_trainer = 0 < trainer.global_step == self._seen_global_step
-        self._in_task = self.resumed or (self._in_task and self._batches > 0 and same_trainer)
+        goes_on = self._in_task and self._batches > 0 and same_trainer and not self.task_ended
+        self._in_task = self.resumed or goes_on
         if trainer.global_step < self._seen_global_step and not self.resumed:
             self._earlier_steps += self._seen_global_step
         self.resumed = False
         self._seen_global_step = trainer.global_step
+        module = trainer.lightning_module
+        self._other_module = self._module is not None and self._module() is not module
+        self._module = ref(module)
 
-    def enter_task(self, trainer: Trainer) -> None:
+    def _task_of_fit(self) -> int:
+        if self.task is None:
+            return 0
+        return max(self.visits) + 1 if self.task_ended else self.task
+
+    def enter_task(self, trainer: Trainer, batch_comes: bool = False) -> None:
         """Begin the epoch's task, unless it is the current one.
 
         It is too early in ``on_train_start``: after a resume the dataloader may be stale there.
+
+        Args:
+            trainer: The Trainer.
+            batch_comes: Whether a batch is about to be trained: a task that has ended and is
+                trained further is visited once more.
+
+        Raises:
+            MisconfigurationException: If the task has no batch, at which Lightning ends the fit.
         """
         task_at = self.schedule.task_at(trainer)
         task = self._fit_task if task_at is None else task_at(trainer.current_epoch)
-        if self._in_task and task == self.task:
+        if self._in_task and task == self.task and not (batch_comes and self.task_ended):
             return
+        self._check_batches(trainer, task)
+        if task == 0 and task_at is not None and not self._in_task and self._other_module:
+            self._begin_run()
+        elif self._in_task and not self.task_ended:
+            self._say_left(trainer)
+        elif not self._in_task and not self.task_ended:  # what was interrupted starts anew
+            self.visits = self.visits[:-1]
+        self.visits = [*self.visits, task]
         self._in_task = True
         self.entry += 1
-        self.task, self.task_ended, self.step_in_task, self._batches = task, False, 0, 0
-        if task == 0:
+        self.task_ended, self.step_in_task, self._batches = False, 0, 0
+        if self.visit == 0:
             self._earlier_steps = 0
         self._first_step = trainer.global_step
         self._task_batches = self.schedule.batches_left(trainer)
         self.task_steps = self.schedule.steps_left(trainer)
+
+    def _begin_run(self) -> None:
+        """Forget the visits of another model; callbacks forget what belongs to them."""
+        if self.task_ended or len(self.visits) > 1:
+            rank_zero_warn(
+                f"the callbacks have been through {len(self.visits)} tasks with another model, and "
+                "this one starts with the first task: it is a new run, and what was learned of the "
+                "other is forgotten; to train the other one on, fit the same LightningModule again"
+            )
+        self.visits = []
+
+    def _say_left(self, trainer: Trainer) -> None:
+        if self._batches and self.task is not None:
+            rank_zero_warn(
+                f"the task {self.schedule.task_name(trainer, self.task)!r} was left before its "
+                "last batch, after "
+                f"{self.step_in_task} steps: nothing was done of what callbacks do at a task's end"
+            )
+
+    def _check_batches(self, trainer: Trainer, task: int) -> None:
+        if trainer.num_training_batches == 0:
+            raise MisconfigurationException(
+                f"the task {self.schedule.task_name(trainer, task)!r} has no training batch, at "
+                "which Lightning ends the fit, and tasks behind it would never be trained: give it "
+                "data, or leave it out"
+            )
+
+    def check_trained(self, trainer: Trainer) -> None:
+        """At a fit's end, refuse one that has trained nothing, unless it was meant not to.
+
+        Lightning ends such a fit without a word of it in its state. It is meant by limits of 0, by
+        a callback that stops it, and by a resume from a checkpoint of the very end.
+
+        Raises:
+            MisconfigurationException: Saying what kept it from training.
+        """
+        if self._fit != "expected":
+            return
+        self._fit = "over"
+        meant = 0 in (trainer.limit_train_batches, trainer.max_epochs, trainer.max_steps)
+        if self.resumed or meant:
+            return
+        if trainer.num_training_batches == 0:
+            raise MisconfigurationException(
+                "this fit has no training batch, so nothing was trained, and where every fit is a "
+                "task it is none: give it data, or leave it out together with its validation "
+                "dataloader"
+            )
+        epochs, steps = trainer.max_epochs or -1, trainer.max_steps
+        if 0 < steps <= trainer.global_step:
+            limit = f"max_steps={steps}"
+        elif 0 < epochs <= trainer.current_epoch:
+            limit = f"max_epochs={epochs}"
+        else:  # a callback has stopped it: a Timer whose time is over
+            return
+        raise MisconfigurationException(
+            f"this fit trained nothing, as its Trainer had come to its {limit} before: raise "
+            "trainer.fit_loop.max_epochs (or trainer.fit_loop.epoch_loop.max_steps) before every "
+            "further fit, or make a Trainer for each"
+        )
 
     def follow_shortened_task(self, trainer: Trainer, batch_idx: int) -> None:
         """Count the task's steps again where the stream has become shorter meanwhile."""
@@ -151,12 +251,15 @@ class TaskClock:
         other = copy.copy(self)
         other.schedule = TaskSchedule(self.schedule.task_epochs)
         other.exact_resume = ExactResume()
-        other._in_task = False
+        other._in_task, other._module = False, self._module
         return other
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"_module": None}  # a weak reference cannot be pickled
 
     def state_dict(self) -> dict[str, Any]:
         """Return the task and the progress in it, in plain Python."""
-        return {name.lstrip("_"): getattr(self, name) for name in _STATE}
+        return {"task": self.task} | {name.lstrip("_"): getattr(self, name) for name in _STATE}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned.
@@ -167,6 +270,7 @@ class TaskClock:
         behind = _position(state_dict) < self.position
         if self._fit == "expected" and self.resumed and behind:
             return
+        state_dict = state_dict | {"visits": _visits(state_dict)}
         for name in _STATE:
             setattr(self, name, state_dict[name.lstrip("_")])
         self.resumed = self._fit != "running"  # the tuner loads within a fit, which goes on
@@ -182,7 +286,7 @@ class TaskClock:
         self.task_steps = max(self.step_in_task, round(self.step_in_task / min(1, done)))
 
 
-_STATE = ["task", "task_ended", "step_in_task", "task_steps"]
+_STATE = ["visits", "task_ended", "step_in_task", "task_steps"]
 _STATE += ["_earlier_steps", "_first_step", "_batches", "_task_batches"]
 _CLOCKS: WeakKeyDictionary[Trainer, TaskClock] = WeakKeyDictionary()
 
@@ -206,5 +310,10 @@ def clock_of(trainer: Trainer, clocks: Iterable[TaskClock]) -> TaskClock:
 
 
 def _position(state: dict[str, Any]) -> tuple[int, bool, int]:
-    task = -1 if state["task"] is None else state["task"]
-    return task, state["task_ended"], state["step_in_task"]
+    return len(_visits(state)), state["task_ended"], state["step_in_task"]
+
+
+def _visits(state: dict[str, Any]) -> list[int]:
+    """Return the visits of a state; older ones know the task alone, and none was visited twice."""
+    task = state.get("task")
+    return list(state.get("visits", [] if task is None else range(task + 1)))

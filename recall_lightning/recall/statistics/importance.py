@@ -54,7 +54,7 @@ class ParameterImportance(Statistic):
 
     def start_task(self, context: TaskContext) -> None:
         """Forget the gradients of the last task; before the first one, everything."""
-        if context.clock.task == 0:
+        if context.clock.visit == 0:
             self.by_name, self.tasks = {}, 0
         self._gradients.start_task()
         self._found, self._step_is_due = self.source, True

@@ -106,7 +106,7 @@ class MapMoments(Statistic):
                 "moments.source='generated' needs a causal language model of Hugging Face, which "
                 f"{type(module).__name__} does not hold: use 'task'"
             )
-        if context.clock.task == 0:
+        if context.clock.visit == 0:
             self.old, self.old_outputs, self.tasks = {}, {}, 0
         self._fit_to_maps(context.structure.maps)
         self._fit_to_outputs(context.structure.maps, named_weights(module))

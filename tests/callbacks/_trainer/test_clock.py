@@ -1,6 +1,11 @@
+import copy
+import pickle
+
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch.utils.data import DataLoader
 
 from recall_lightning import ForgettingMonitor, RecallCallback, TaskStream
 from recall_lightning.callbacks._trainer.clock import TaskClock, clock_of
@@ -8,7 +13,7 @@ from tests.callbacks.test_task_aware import Diary
 from tests.support.training import Plain, loader, quiet_trainer, task_data
 
 KEYS = {"task", "task_ended", "step_in_task", "task_steps", "earlier_steps", "first_step"}
-KEYS |= {"batches", "task_batches"}
+KEYS |= {"batches", "task_batches", "visits", "started"}
 
 
 class Other(Diary):
@@ -23,7 +28,8 @@ def fit(*callbacks, task=0, model=None, checkpoint=None, **kwargs):
 
 def at(task, ended=False, step=0):
     clock = TaskClock()
-    clock.task, clock.task_ended, clock.step_in_task = task, ended, step
+    clock.visits = [] if task is None else list(range(task + 1))
+    clock.task_ended, clock.step_in_task = ended, step
     return clock
 
 
@@ -165,7 +171,92 @@ def test_an_early_stop_ends_the_task_for_every_callback_and_says_that_it_was_ear
     assert [record["step"] for record in recall.history] == [3]
 
 
+@pytest.mark.parametrize("limit", [{"max_epochs": 1}, {"max_epochs": -1, "max_steps": 8}], ids=str)
+def test_a_trainer_that_fits_again_without_anything_left_to_train_is_refused(limit):
+    diary, model = Diary(), Plain()
+    trainer = fit(diary, model=model, **limit)
+    name = list(limit.items())[-1]
+    with pytest.raises(MisconfigurationException, match=f"come to its {name[0]}={name[1]} before"):
+        trainer.fit(model, loader(1))
+    assert diary.of("start", "end") == [("start", 0, 0), ("end", 0, 8)]
+
+
+def test_a_fit_without_data_is_no_task_and_refused():
+    diary, model = Diary(), Plain()
+    fit(diary, model=model)
+    with pytest.raises(
+        MisconfigurationException, match="no training batch, so nothing was trained"
+    ):
+        quiet_trainer(diary).fit(model, DataLoader([]))
+    fit(diary, model=model, task=1)
+    assert [task for _, task, _ in diary.of("end")] == [0, 1]
+
+
+def test_a_task_without_data_in_the_midst_of_a_stream_is_refused_by_name():
+    class Empty(TaskStream):
+        task_names = ["red", "blue", "green"]
+
+        def train_dataset(self, task):
+            return task_data(task, 0 if task == 1 else 16)
+
+        def val_dataset(self, task):
+            return task_data(task, 16)
+
+    with pytest.raises(MisconfigurationException, match="the task 'blue' has no training batch"):
+        quiet_trainer(Diary(), max_epochs=3, reload_dataloaders_every_n_epochs=1).fit(
+            Plain(), datamodule=Empty()
+        )
+
+
+@pytest.mark.parametrize("limit", [{"limit_train_batches": 0}, {"max_epochs": 0}], ids=str)
+def test_a_fit_that_is_meant_to_train_nothing_trains_nothing(limit):
+    diary = Diary()
+    fit(diary, **limit)
+    assert diary.of("start") == []
+
+
+def test_task_epochs_of_one_trainers_callback_are_none_of_the_next_trainers():
+    shared = Diary()
+    quiet_trainer(shared, Other(1), max_epochs=2).fit(Plain(), loader(0))
+    shared.events.clear()
+    quiet_trainer(shared, max_epochs=2).fit(Plain(), loader(0))
+    assert shared.task_epochs is None
+    assert shared.of("start", "end") == [("start", 2, 0), ("end", 2, 16)]
+
+
+def test_a_task_that_is_left_in_the_midst_is_said():
+    class Leaves(Plain):
+        def on_train_batch_start(self, batch, batch_idx):
+            return -1 if batch_idx == 3 and self.current_epoch == 0 else None
+
+    diary = Diary(task_epochs=1)
+    with pytest.warns(UserWarning, match="'task 0' was left before its last batch, after 3 steps"):
+        fit(diary, model=Leaves(), max_epochs=2)
+    assert diary.of("start", "end") == [("start", 0, 0), ("start", 1, 3), ("end", 1, 11)]
+
+
+def test_callbacks_can_be_copied_and_pickled_after_a_fit():
+    diary = Diary()
+    fit(diary)
+    for copied in (copy.deepcopy(diary), pickle.loads(pickle.dumps(diary))):
+        fit(copied)
+        assert copied.clock.visits == [0, 1]
+
+
 # Checkpoints.
+
+
+def test_a_checkpoint_of_an_epochs_start_comes_before_the_tasks(tmp_path):
+    class Saves(Plain):
+        def on_train_epoch_start(self):
+            if not resumed:
+                self.trainer.save_checkpoint(tmp_path / f"{self.current_epoch}.ckpt")
+
+    resumed = False
+    fit(Diary(task_epochs=1), model=Saves(), max_epochs=2)
+    resumed, diary = True, Diary(task_epochs=1)
+    fit(diary, model=Saves(), checkpoint=tmp_path / "1.ckpt", max_epochs=2)
+    assert diary.of("start") == [("start", 1, 8)]
 
 
 def saved(folder, *callbacks, step=3):
@@ -207,7 +298,7 @@ def test_of_a_checkpoints_clocks_the_one_that_has_counted_furthest_is_taken(behi
     checkpoint = saved(tmp_path, Diary(), Other(), step=6)
     for name, state in checkpoint["callbacks"].items():
         if name in ("Diary", "Other"):
-            state["task"] = 1 if name == behind else 2
+            state["visits"] = [0, 1] if name == behind else [0, 1, 2]
     path = write(checkpoint, tmp_path / "apart.ckpt")
     diary = Diary()
     fit(diary, Other(), checkpoint=path)
