@@ -8,11 +8,10 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
-from recall_lightning.callbacks._trainer.monitored_metric import direction_of, scores_by_loader
-from recall_lightning.callbacks.task_aware import TaskAwareCallback
+from recall_lightning.callbacks._task_scores import TaskScoreCallback
 
 
-class TaskEarlyStopping(TaskAwareCallback):
+class TaskEarlyStopping(TaskScoreCallback):
     """End a task of a :class:`~recall_lightning.TaskStream` once its own score stops improving.
 
     Lightning's ``EarlyStopping`` ends the whole stream, and compares scores of different tasks.
@@ -51,7 +50,7 @@ class TaskEarlyStopping(TaskAwareCallback):
         mode: Literal["auto", "max", "min"] = "auto",
         min_epochs: int = 1,
     ) -> None:
-        super().__init__()
+        super().__init__(monitor, mode)
         for name, value in (("patience", patience), ("min_epochs", min_epochs)):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise MisconfigurationException(f"{name}={value!r} must be an integer of 1 or more")
@@ -59,10 +58,9 @@ class TaskEarlyStopping(TaskAwareCallback):
             raise MisconfigurationException(
                 f"min_delta={min_delta!r} must be a number of 0 or more"
             )
-        self.monitor = monitor
         self.patience = patience
         self.min_delta = min_delta
-        self.mode = "max" if direction_of(type(self).__name__, monitor, mode) else "min"
+        self.mode = "max" if self.higher_is_better else "min"
         self.min_epochs = min_epochs
         self.best: float | None = None
         self._without_improvement = 0
@@ -85,12 +83,13 @@ class TaskEarlyStopping(TaskAwareCallback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compare the task's score with its best, and end the task if its time has come."""
+        super().on_validation_end(trainer, pl_module)
         if trainer.sanity_checking or trainer.state.fn != TrainerFn.FITTING or self.task is None:
             return
-        loaders = len(trainer.num_val_batches)
-        score = scores_by_loader(type(self).__name__, trainer, self.monitor, loaders)[self.task]
+        score = self.scores(trainer)[self.task]
         sign = 1 if self.mode == "max" else -1
-        if self.best is None or sign * (score - self.best) > self.min_delta:
+        improved = self.best is None or sign * (score - self.best) > self.min_delta
+        if improved and not math.isnan(score):  # which no later score would be better than
             self.best, self._without_improvement = score, 0
             return
         self._without_improvement += 1

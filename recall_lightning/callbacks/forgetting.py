@@ -12,6 +12,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
+from recall_lightning.callbacks._task_scores import TaskScoreCallback
 from recall_lightning.callbacks._trainer.loggers import (
     log_figure,
     log_scalars,
@@ -19,7 +20,6 @@ from recall_lightning.callbacks._trainer.loggers import (
     plot_against,
     run_folder,
 )
-from recall_lightning.callbacks._trainer.monitored_metric import direction_of, scores_by_loader
 from recall_lightning.callbacks.task_aware import TaskAwareCallback
 from recall_lightning.metrics.record import TaskRecord
 
@@ -28,14 +28,17 @@ _RESERVED = {"task", "matrix", "matrix_image", "average", "backward_transfer", "
 _RESERVED |= {"forgetting", "plasticity"}
 
 
-class ForgettingMonitor(TaskAwareCallback):
+class ForgettingMonitor(TaskScoreCallback):
     """Fill a task matrix from your own validation metric, and log what was forgotten.
 
     Give the Trainer one validation dataloader a task, in the order of the tasks and all of them
     from the start. The validation at each task's end becomes a row of the matrix: the score on
-    every task. A task that comes back adds a row each time, and has one column. The untrained
-    model's row, which forward transfer needs, comes from ``trainer.validate(…)`` before ``fit``.
-    (The sanity check is not read: Lightning drops what it logs.)
+    every task. A task that comes back adds a row each time, and has one column. A torchmetrics
+    object that is logged for several dataloaders starts anew with each while the monitor is there,
+    for whoever reads what is logged; by Lightning alone it would go on over all of them. What is
+    logged as no dataloader's own score is refused, in the sanity check where there is one. The
+    untrained model's row, which forward transfer needs, comes from ``trainer.validate(…)`` before
+    ``fit``. (The sanity check is not read: Lightning drops what it logs.)
 
     Logged after each task, against ``continual/task`` (tasks trained): ``continual/average``,
     ``continual/backward_transfer``, ``continual/forward_transfer``, ``continual/forgetting`` (the
@@ -58,8 +61,8 @@ class ForgettingMonitor(TaskAwareCallback):
         record: All that was measured, a :class:`~recall_lightning.metrics.record.TaskRecord`.
 
     Raises:
-        MisconfigurationException: If ``monitor`` is never logged, the dataloaders do not fit the
-            tasks, or no validation falls on a task's end.
+        MisconfigurationException: If ``monitor`` is never logged or is no score of each dataloader,
+            the dataloaders do not fit the tasks, or no validation falls on a task's end.
 
     Example:
         >>> ForgettingMonitor(monitor="val/acc").higher_is_better
@@ -73,9 +76,7 @@ class ForgettingMonitor(TaskAwareCallback):
         folder: str | None = None,
         task_epochs: int | list[int] | None = None,
     ) -> None:
-        super().__init__(task_epochs)
-        self.monitor = monitor
-        self.higher_is_better = direction_of(type(self).__name__, monitor, mode)
+        super().__init__(monitor, mode, task_epochs)
         self.folder = folder
         self.record = TaskRecord(monitor, self.higher_is_better)
         self._started = 0.0
@@ -107,7 +108,7 @@ class ForgettingMonitor(TaskAwareCallback):
         self._fill_missing_rows(self.visit)
         self._check_validation_falls_on_task_end(trainer, task)
         if trainer.num_val_batches:  # empty until the first epoch that validates
-            self._check_loaders(trainer, len(trainer.num_val_batches))
+            self.check_loaders(trainer, len(trainer.num_val_batches))
         names = [self.task_name(trainer, each) for each in visits]
         boundaries = self.record.boundaries
         came_before = names[len(boundaries) : self.visit]  # this callback
@@ -116,6 +117,7 @@ class ForgettingMonitor(TaskAwareCallback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Read the scores; after a task's end they are its row."""
+        super().on_validation_end(trainer, pl_module)
         fitting = trainer.state.fn == TrainerFn.FITTING
         if trainer.sanity_checking or (not fitting and self.task is not None):
             return
@@ -127,8 +129,8 @@ class ForgettingMonitor(TaskAwareCallback):
                 "tasks and is left out"
             )
             return
-        self._check_loaders(trainer, loaders)
-        scores = scores_by_loader(type(self).__name__, trainer, self.monitor, loaders)
+        self.check_loaders(trainer, loaders)
+        scores = self.scores(trainer)
         self._name_tasks(trainer, loaders)
         if not fitting:
             self.record.start_with(scores)
@@ -203,24 +205,6 @@ class ForgettingMonitor(TaskAwareCallback):
             rank_zero_warn(
                 f"ForgettingMonitor: no validation came after the end of task {task}; its row of "
                 f"the matrix is {'the last one before it' if row else 'empty'}"
-            )
-
-    def _check_loaders(self, trainer: Trainer, loaders: int) -> None:
-        if trainer.fast_dev_run:  # type: ignore[attr-defined]
-            return
-        tasks, probes = self.known_tasks(trainer), self.probes(trainer)
-        if tasks is not None and loaders != tasks + len(probes):
-            behind = f", and behind them {', '.join(probes)} too" if probes else ""
-            raise MisconfigurationException(
-                f"ForgettingMonitor: there must be a validation dataloader for each of the tasks, "
-                f"{tasks} in all, in their order{behind}, and there are {loaders}"
-            )
-        if self.task is not None and loaders <= self.task:
-            raise MisconfigurationException(
-                f"ForgettingMonitor: task {self.task} (counted from 0) needs "
-                f"{self.task + 1} validation dataloaders or more, one a task in their order, and "
-                f"there are {loaders}: pass val_dataloaders=[one of each task] to every fit (a fit "
-                "is a task, unless a TaskStream or task_epochs says otherwise)"
             )
 
     def _check_validation_falls_on_task_end(self, trainer: Trainer, task: int) -> None:

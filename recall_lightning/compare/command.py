@@ -25,13 +25,18 @@ from recall_lightning.compare.plan import (
     parse_settings,
 )
 from recall_lightning.compare.progress import Progress, duration
-from recall_lightning.compare.results import load_run, summarise
-from recall_lightning.compare.tables import cell, csv_table, markdown
+from recall_lightning.compare.results import (
+    COMPARISON_FILE,
+    RUN_FILE,
+    load_run,
+    summarise,
+)
+from recall_lightning.compare.tables import cell, csv_table, markdown, threads_of
 from recall_lightning.methods import FILES
 from recall_lightning.weights.atomic import write_whole
 
 _PROGRAM = "recall-lightning compare"
-_COMPARISON_FILE = "comparison.json"
+_TABLES = ("results.md", "results.csv", "pareto.png")
 _EPILOG = """\
 example: three methods, one of them with two strengths, five seeds each, two runs at a time
 
@@ -59,7 +64,8 @@ def compare_parser() -> ArgumentParser:
         prog=_PROGRAM,
         usage=f"{_PROGRAM} -c RECIPE --methods A,B --seeds N --out DIR [options] [-- ARGUMENTS]",
         description="Train a recipe with several methods and seeds, each run in a process of its "
-        "own, and write tables with confidence intervals. Started again, it skips what is done.",
+        "own, and write tables with confidence intervals. Started again, it skips what is done on "
+        "the same recipe, data, code and versions.",
         epilog=_EPILOG,
         formatter_class=RawDescriptionHelpFormatter,
     )
@@ -99,7 +105,12 @@ def compare_parser() -> ArgumentParser:
         metavar="NAME=METHOD:ARGS",
         help="A method with other arguments, under a label of its own.",
     )
-    add("--jobs", type=int, default=1, help="Runs at the same time; they share the cores (1).")
+    add(
+        "--jobs",
+        type=int,
+        default=1,
+        help="Runs at the same time (1). Each computes with OMP_NUM_THREADS threads, or one.",
+    )
     add("--out", metavar="DIR", help="Folder for everything that is written.")
     add(
         "--joint-reference",
@@ -150,6 +161,7 @@ def _parse(args: Sequence[str]) -> tuple[Namespace, list[str]]:
         raise ValueError(f"--jobs {options.jobs} must be 1 or more")
     if options.first_seed < 0:
         raise ValueError(f"--first-seed {options.first_seed} must be 0 or more")
+    threads_per_run()  # of an environment that says something else than a number
     return options, args[split + 1 :]
 
 
@@ -189,16 +201,19 @@ def _check_folder(comparison: Comparison) -> None:
     out = comparison.out
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out {out} is no folder: name another")
-    file = out / _COMPARISON_FILE
+    file = out / COMPARISON_FILE
     if not file.exists():
         if out.is_dir() and any(out.iterdir()):
             raise ValueError(f"--out {out} holds something else: name a folder that is empty")
         return
-    content = file.read_text()
-    if content and json.loads(content) != _identity(comparison):
-        found = json.loads(content)
-        what = shlex.join([*found["recipes"], *found["arguments"]])
-        raise ValueError(f"--out {out} holds a comparison of {what}: name another folder")
+    content = json.loads(file.read_text() or "null")
+    ours = _identity(comparison)
+    if not content or all(content[name] == ours[name] for name in ours):
+        return
+    if not any(out.glob(f"*/seed_*/{RUN_FILE}")):
+        return  # nothing came of it
+    what = shlex.join([*content["recipes"], *content["arguments"]])
+    raise ValueError(f"--out {out} holds a comparison of {what}: name another folder")
 
 
 def _identity(comparison: Comparison) -> dict[str, list[str]]:
@@ -214,7 +229,7 @@ def _claimed(comparison: Comparison) -> Iterator[None]:
         ValueError: If it is in use, or not this comparison's.
     """
     comparison.out.mkdir(parents=True, exist_ok=True)
-    with (comparison.out / _COMPARISON_FILE).open("a") as held:
+    with (comparison.out / COMPARISON_FILE).open("a") as held:
         try:
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -223,9 +238,10 @@ def _claimed(comparison: Comparison) -> Iterator[None]:
                 "another folder"
             ) from error
         _check_folder(comparison)  # once more: another command may have had it meanwhile
-        if not held.tell():
-            held.write(json.dumps(_identity(comparison), indent=1) + "\n")
-            held.flush()
+        content = _identity(comparison) | {"state": dict(comparison.state().parts)}
+        held.truncate(0)
+        held.write(json.dumps(content, indent=1) + "\n")
+        held.flush()
         yield
 
 
@@ -256,7 +272,7 @@ class _Reporter:
         summaries = summarise(runs, joint=self.comparison.joint)
         load = f"Load average {os.getloadavg()[0]:.1f} on {cores()} cores"
         processes = f"{self.jobs} runs at a time" if self.jobs > 1 else "one run at a time"
-        circumstances = f"{load}; {processes}, {threads_per_run(self.jobs)} thread(s) each."
+        circumstances = f"{load}; {processes}, {threads_of(runs)} each."
         seeds = self.comparison.seeds
         text = markdown(runs, summaries, self.command, seeds, circumstances)
         write_whole(out / "results.md", text)
@@ -277,6 +293,7 @@ def _run(
     todo = [run for run in runs if not run.done]
     if done:
         console.print(f"{len(done)} of {len(runs)} runs are done already", highlight=False)
+    _say_what_is_outdated(comparison, todo, console)
     progress = Progress(comparison, jobs, console)
     progress.results += [load_run(run.folder) for run in done]
     reporter = _Reporter(comparison, progress, jobs, command)
@@ -294,6 +311,25 @@ def _run(
     reporter.write(figure=True)
     _show(comparison, progress, console)
     return failures
+
+
+def _say_what_is_outdated(
+    comparison: Comparison, todo: Sequence[PlannedRun], console: Console
+) -> None:
+    """Say which results are of another state, and take away the tables that hold them."""
+    outdated = [run.outdated for run in todo if run.outdated]
+    if not outdated:
+        return
+    changed = dict.fromkeys(name for names in outdated for name in names)
+    console.print(
+        f"runs that are done anew, as something has changed since: {len(outdated)} "
+        f"({', '.join(changed)})",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
+    for name in _TABLES:
+        (comparison.out / name).unlink(missing_ok=True)
 
 
 @contextmanager
@@ -319,7 +355,8 @@ def _show(comparison: Comparison, progress: Progress, console: Console) -> None:
     planned = len(comparison.seeds)
     direction = "higher" if runs[0].higher_is_better else "lower"
     of_seeds = "mean ± 95 % interval" if planned > 1 else f"seed {runs[0].seed}"
-    table = Table(caption=f"{runs[0].monitor}, {direction} is better; {of_seeds}")
+    caption = f"{runs[0].monitor}, {direction} is better; {of_seeds}; {threads_of(runs)} a run"
+    table = Table(caption=caption)
     summaries = summarise(runs, joint=comparison.joint)
     has_gap = any("gap_closed" in row.values for row in summaries)
     heads = ["method", "average", "forgetting", "plasticity", *["gap closed, %"] * has_gap]
@@ -330,7 +367,7 @@ def _show(comparison: Comparison, progress: Progress, console: Console) -> None:
         gap = [cell(row.value("gap_closed"), planned, 1)] * has_gap
         table.add_row(row.label, *scores, *gap, duration(row.value("seconds").mean))
     console.print(table)
-    console.print(f"{comparison.out}: results.md, results.csv, pareto.png", markup=False)
+    console.print(f"{comparison.out}: {', '.join(_TABLES)}", markup=False)
 
 
 if __name__ == "__main__":

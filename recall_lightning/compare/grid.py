@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Protocol
 
 from recall_lightning.compare.plan import PlannedRun
-from recall_lightning.compare.results import LOG_FILE
+from recall_lightning.compare.results import LOG_FILE, RUN_FILE
 
 # What a run imports, before the first of them is forked.
 _IMPORTS = ("recall_lightning.compare.worker", "sklearn.cluster", "sklearn.datasets")
@@ -57,7 +57,7 @@ def run_all(runs: Sequence[PlannedRun], jobs: int, listener: Listener) -> dict[s
 
     Args:
         runs: What to do.
-        jobs: How many processes train at the same time; they share the cores evenly.
+        jobs: How many processes train at the same time.
         listener: Is told of everything that happens.
 
     Returns:
@@ -89,7 +89,7 @@ class _Pool:
 
     def __init__(self, waiting: deque[PlannedRun], jobs: int, listener: Listener) -> None:
         self.waiting, self.jobs, self.listener = waiting, jobs, listener
-        self.context, self.threads = _context(), threads_per_run(jobs)
+        self.context, self.threads = _context(), threads_per_run()
         self.running: dict[int, _Running] = {}
 
     def fill(self) -> None:
@@ -174,13 +174,26 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
-def threads_per_run(jobs: int) -> int:
-    """Return each run's share of the cores, at least one."""
-    return max(1, cores() // jobs)
+def threads_per_run() -> int:
+    """Return how many threads a run computes with: ``OMP_NUM_THREADS``, or one.
+
+    With one, small models train fastest, and times don't depend on who else uses the cores.
+
+    Raises:
+        ValueError: If the variable is no number of threads.
+    """
+    given = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    if given and not (given.isdecimal() and int(given)):
+        raise ValueError(f"OMP_NUM_THREADS={given!r} must be a number of threads, 1 or more")
+    return int(given or 1)
 
 
 def _failure(ended: _Running) -> Failure | None:
     code, log = ended.process.exitcode, ended.run.folder / LOG_FILE
+    touched = ended.run.state.touched()
+    if touched is not None:
+        (ended.run.folder / RUN_FILE).unlink(missing_ok=True)
+        return Failure(f"{touched} has changed since the comparison began", log)
     if code == 0 and ended.run.done:
         return None
     if code is not None and code < 0:

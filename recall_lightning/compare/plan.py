@@ -1,6 +1,5 @@
 """What a comparison runs: settings (a method with its arguments) times seeds, as commands."""
 
-import hashlib
 import itertools
 import json
 import os
@@ -9,8 +8,10 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from recall_lightning.compare.results import RUN_FILE
+from recall_lightning.compare.state import State, state_of
 
 _LOGGER = "--trainer.logger.init_args"
 
@@ -50,14 +51,14 @@ class PlannedRun:
         seed: Seed of the weights and of the data.
         folder: Where its files go.
         command: ``recall-lightning fit …``, a word an entry.
-        digest: Of the recipes' content; see :func:`recipe_digest`.
+        state: Of the recipes, data and code; see :func:`~recall_lightning.compare.state.state_of`.
     """
 
     setting: Setting
     seed: int
     folder: Path
     command: tuple[str, ...]
-    digest: str
+    state: State
 
     @property
     def name(self) -> str:
@@ -66,13 +67,24 @@ class PlannedRun:
 
     @property
     def done(self) -> bool:
-        """Whether this very run has finished before."""
+        """Whether this very run has finished before, on what there is now."""
+        return self._record.get("state") == self.state.parts
+
+    @property
+    def outdated(self) -> list[str]:
+        """What has changed since this run has finished; nothing if it has not, or is done."""
+        if not self._record or self.done:
+            return []
+        return self.state.changed_since(self._record.get("state", {})) or ["what it reads"]
+
+    @property
+    def _record(self) -> dict[str, Any]:
+        """What was written of this command."""
         try:
             content = json.loads((self.folder / RUN_FILE).read_text())
         except (OSError, ValueError):
-            return False
-        recorded = content.get("command"), content.get("recipe_digest")
-        return recorded == (shlex.join(self.command), self.digest)
+            return {}
+        return content if content.get("command") == shlex.join(self.command) else {}
 
 
 @dataclass(frozen=True)
@@ -97,12 +109,18 @@ class Comparison:
 
     def runs(self) -> list[PlannedRun]:
         """Return all runs, seed after seed, so that tables fill evenly."""
-        digest = recipe_digest(self.recipes)
+        states = [self.state(setting.arguments) for setting in self.settings]
         return [
-            self._run(setting, seed, digest) for seed in self.seeds for setting in self.settings
+            self._run(setting, seed, state)
+            for seed in self.seeds
+            for setting, state in zip(self.settings, states, strict=True)
         ]
 
-    def _run(self, setting: Setting, seed: int, digest: str) -> PlannedRun:
+    def state(self, arguments: Sequence[str] = ()) -> State:
+        """Return what there is now of all that runs read, and of what more arguments name."""
+        return state_of(self.recipes, [*self.arguments, *arguments], self.out)
+
+    def _run(self, setting: Setting, seed: int, state: State) -> PlannedRun:
         command = ["recall-lightning", "fit"]
         command += [word for recipe in self.recipes for word in ("-c", recipe)]
         command += ["--method", setting.method]
@@ -114,24 +132,7 @@ class Comparison:
         command += ["--trainer.enable_checkpointing", "false"]
         command += [*self.arguments, *setting.arguments]
         folder = self.out / setting.folder / f"seed_{seed}"
-        return PlannedRun(setting, seed, folder, tuple(command), digest)
-
-
-def recipe_digest(recipes: Sequence[str]) -> str:
-    """Hash the content of recipes and of the ``defaults.yaml`` beside each.
-
-    Args:
-        recipes: YAML files.
-
-    Returns:
-        A SHA-256 in hexadecimal digits; another one once any of the files is edited.
-    """
-    digest = hashlib.sha256()
-    for recipe in map(Path, recipes):
-        for file in (recipe.parent / "defaults.yaml", recipe):
-            content = file.read_bytes() if file.is_file() else b""
-            digest.update(f"{len(content)}\n".encode() + content)
-    return digest.hexdigest()
+        return PlannedRun(setting, seed, folder, tuple(command), state)
 
 
 def parse_seeds(text: str, first: int = 0) -> tuple[int, ...]:

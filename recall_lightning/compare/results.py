@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean, stdev
 
+COMPARISON_FILE = "comparison.json"
 RUN_FILE, COMMAND_FILE, LOG_FILE = "run.json", "command.txt", "train.log"
 
 # A gap this small, relative to the scores, is not worth a percentage of it.
@@ -42,6 +43,7 @@ class Run:
         training_bytes: Parameters, gradients and optimizer state.
         initial_weights: Hash of the weights before training.
         wall_seconds: Of the whole process, from model to figures.
+        threads: How many the process computed with.
     """
 
     label: str
@@ -61,6 +63,7 @@ class Run:
     training_bytes: int
     initial_weights: str
     wall_seconds: float
+    threads: int = 1
 
     @property
     def higher_is_better(self) -> bool:
@@ -120,12 +123,20 @@ def load_run(folder: Path) -> Run:
 
 
 def load_runs(folder: str | Path) -> list[Run]:
-    """Read all finished runs below a comparison's folder, in the order of labels and seeds.
+    """Read the finished runs below a comparison's folder, in the order of labels and seeds.
+
+    Left out are those of another recipe, other data or other code than the comparison's last.
 
     Args:
         folder: What ``recall-lightning compare --out`` was given.
     """
-    found = [load_run(file.parent) for file in Path(folder).glob(f"*/seed_*/{RUN_FILE}")]
+    file = Path(folder, COMPARISON_FILE)
+    state = (json.loads(file.read_text()) if file.exists() else {}).get("state", {})
+    found = []
+    for path in Path(folder).glob(f"*/seed_*/{RUN_FILE}"):
+        own = json.loads(path.read_text()).get("state", {})
+        if all(own.get(name) == value for name, value in state.items()):
+            found.append(load_run(path.parent))
     return sorted(found, key=lambda run: (run.label, run.seed))
 
 

@@ -30,7 +30,14 @@ def csv_table(runs: Sequence[Run]) -> str:
     """
     metrics = list(dict.fromkeys(name for run in runs for name in run.metrics))
     swept = list(dict.fromkeys(name for run in runs for name in run.swept))
-    costs = ("seconds", "hook_seconds", "extra_bytes", "training_bytes", "needs_old_data")
+    costs = (
+        "seconds",
+        "threads",
+        "hook_seconds",
+        "extra_bytes",
+        "training_bytes",
+        "needs_old_data",
+    )
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["label", "method", "seed", *metrics, *costs, *swept])
@@ -148,6 +155,12 @@ def cell(interval: Interval, planned: int, digits: int = 3, sign: str = "") -> s
     return text if interval.count == planned else f"{text} ({interval.count})"
 
 
+def threads_of(runs: Sequence[Run]) -> str:
+    """Say what the runs' seconds are seconds of."""
+    numbers = sorted({run.threads for run in runs})
+    return f"{' or '.join(map(str, numbers))} thread{'s' * (numbers != [1])}"
+
+
 def _short(value: float) -> str:
     return "0" if value == 0 else f"{value:.3g}" if value < 100 else f"{value:.0f}"
 
@@ -167,9 +180,9 @@ def _notes(runs: Sequence[Run], summaries: Sequence[Summary]) -> list[str]:
     if any(row.needs_old_data for row in summaries):
         notes.append("† reads data of earlier tasks.")
     notes.append(
-        "Seconds: wall time of training with validation. In hooks: the part inside the method's "
-        "own callback. Extra memory: the tensors of its state after the last task, and stored "
-        "samples; training memory: parameters, gradients and optimizer state."
+        f"Seconds: wall time of training with validation, {threads_of(runs)} a run. In hooks: the "
+        "part inside the method's own callback. Extra memory: the tensors of its state after the "
+        "last task, and stored samples; training memory: parameters, gradients and optimizer state."
     )
     starts: dict[int, set[str]] = {}
     for run in runs:

@@ -133,7 +133,7 @@ def measure(cli: MeasuredCLI, run: PlannedRun) -> dict[str, Any]:
         "initial_weights": cli.initial_weights,
         "load_average": os.getloadavg()[0],
         "command": shlex.join(run.command),
-        "recipe_digest": run.digest,
+        "state": dict(run.state.parts),
     }
 
 

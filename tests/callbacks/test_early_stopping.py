@@ -90,6 +90,26 @@ def test_too_small_an_improvement_is_none():
     assert len(fit(rising, patience=1, min_delta=0.05)[0]) < 12
 
 
+def test_a_score_that_is_no_number_is_no_improvement_and_none_to_beat():
+    nan = float("nan")
+    assert len(fit([nan, 0.1, 0.2, 0.3, 0.4, 0.5], tasks=1, patience=2)[0]) == 6
+    assert len(fit([0.1, nan, nan, nan, nan, nan], tasks=1, patience=2)[0]) == 4
+
+
+def test_fewer_validation_loaders_than_tasks_are_refused():
+    stream = TaskStream.from_datasets([task_data(0), task_data(1)])
+
+    class OneLoader(type(stream)):
+        def val_dataloader(self):
+            return super().val_dataloader()[:1]
+
+    stream.__class__ = OneLoader
+    stopping = TaskEarlyStopping("val/acc")
+    trainer = quiet_trainer(stopping, max_epochs=2, reload_dataloaders_every_n_epochs=1)
+    with pytest.raises(MisconfigurationException, match="TaskEarlyStopping: there must be a val"):
+        trainer.fit(Plain(), datamodule=stream)
+
+
 def test_a_decision_within_an_epoch_ends_the_task_with_it():
     tasks, _ = fit([0.5, 0.6, 0.4], tasks=1, patience=1, trainer={"val_check_interval": 0.5})
     assert tasks == [0, 0]  # decided in the middle of the second epoch

@@ -2,9 +2,11 @@ import json
 
 import pytest
 import torch
+from lightning.pytorch import Callback, LightningDataModule
 from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch.utils.data import DataLoader, TensorDataset
 
 from recall_lightning import ForgettingMonitor, RecallCallback, TaskStream, metrics
 from tests.support.training import Plain, loader, quiet_trainer, task_data
@@ -185,11 +187,67 @@ def test_too_few_validation_loaders_for_a_stream():
         fit_stream(ForgettingMonitor("val/acc"), data=data, validate=False)
 
 
+class Stepping(Callback):
+    """Nothing is to be trained where the dataloaders are refused."""
+
+    def on_train_batch_end(self, *_):
+        raise AssertionError("a batch was trained")
+
+
+@pytest.mark.parametrize(
+    ("of_callback", "of_trainer"),
+    [
+        ({"task_epochs": 1}, {"max_epochs": 3}),
+        ({"task_epochs": [0, 1, 2]}, {"max_epochs": 3}),
+        ({"task_epochs": 1}, {"max_epochs": -1, "max_steps": 20}),  # of 8 an epoch
+        ({"task_epochs": 1}, {"max_epochs": 3, "check_val_every_n_epoch": 2}),
+    ],
+)
+@pytest.mark.parametrize("sanity", [0, 2])
+def test_too_few_validation_loaders_are_refused_before_the_first_step(
+    of_callback, of_trainer, sanity
+):
+    monitor = ForgettingMonitor("val/acc", **of_callback)
+    validation = [loader(task, 16, shuffle=False) for task in range(2)]
+    with pytest.raises(MisconfigurationException, match=r"dataloader.*there are 2"):
+        quiet_trainer(
+            Stepping(), RecallCallback(), monitor, num_sanity_val_steps=sanity, **of_trainer
+        ).fit(Plain(), loader(0), validation)
+
+
+def test_so_they_are_where_only_a_datamodule_knows_its_tasks():
+    class Tasks(LightningDataModule):
+        def task_at(self, epoch):
+            return epoch // 2
+
+        def train_dataloader(self):
+            return loader(self.task_at(self.trainer.current_epoch))
+
+        def val_dataloader(self):
+            return [loader(task, 16, shuffle=False) for task in range(2)]
+
+    trainer = quiet_trainer(Stepping(), ForgettingMonitor("val/acc"), max_epochs=6)
+    with pytest.raises(MisconfigurationException, match=r"task 2 .*needs 3 .* there are 2"):
+        trainer.fit(Plain(), datamodule=Tasks())
+    monitor = ForgettingMonitor("val/acc")
+    quiet_trainer(monitor, max_epochs=4, reload_dataloaders_every_n_epochs=1).fit(
+        Plain(), datamodule=Tasks()
+    )
+    assert len(monitor.matrix) == 2
+
+
+def test_a_validation_loader_without_a_batch_is_refused_before_the_first_step():
+    empty = DataLoader(TensorDataset(torch.zeros(0, 8), torch.zeros(0).long()))
+    validation = [loader(0, 16, shuffle=False), empty]
+    with pytest.raises(MisconfigurationException, match="validation dataloader 1 has no batches"):
+        quiet_trainer(Stepping(), ForgettingMonitor("val/acc")).fit(Plain(), loader(0), validation)
+
+
 def test_too_few_validation_loaders_for_the_second_fit():
     monitor, model = ForgettingMonitor("val/acc"), Plain()
     quiet_trainer(monitor).fit(model, loader(0), loader(0, shuffle=False))
     with pytest.raises(MisconfigurationException, match=r"task 1 \(counted from 0\) needs 2"):
-        quiet_trainer(monitor).fit(model, loader(1), loader(1, shuffle=False))
+        quiet_trainer(Stepping(), monitor).fit(model, loader(1), loader(1, shuffle=False))
 
 
 @pytest.mark.parametrize(

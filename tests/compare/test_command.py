@@ -8,14 +8,16 @@ import shutil
 import signal
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 
 from recall_lightning.compare import command
 from recall_lightning.compare.command import main
-from recall_lightning.compare.grid import run_all
+from recall_lightning.compare.grid import run_all, threads_per_run
 from recall_lightning.compare.plan import Comparison, parse_settings
 from recall_lightning.compare.results import load_runs
+from recall_lightning.compare.tables import threads_of
 from recall_lightning.methods.table import METHODS
 
 RECIPE = """
@@ -62,6 +64,12 @@ class Fails(Callback):
             raise RuntimeError("it broke")
         print("last words")
         os.kill(os.getpid(), signal.SIGKILL)
+
+class Writes(Callback):
+    def __init__(self, file: str):
+        self.file = file
+    def on_train_end(self, trainer, pl_module):
+        Path(self.file).write_text("new")
 
 class Endless(Callback):
     def on_train_start(self, trainer, pl_module):
@@ -166,6 +174,79 @@ def test_started_again_it_skips_what_is_done(grid, recipe, capsys):
     assert {file: file.stat().st_mtime_ns for file in out.glob("*/*/run.json")} == before
 
 
+def copied(grid, out):
+    """Copy the finished comparison, as if it had been made there."""
+    shutil.copytree(grid[0], out)
+    ran = "save_dir " + str(grid[0]), "save_dir " + str(out)
+    for file in out.glob("*/*/run.json"):
+        file.write_text(file.read_text().replace(*ran))
+    return out
+
+
+def test_results_of_other_code_or_data_are_done_anew_and_never_mixed_in(
+    grid, recipe, tmp_path, capsys, monkeypatch
+):
+    out = copied(grid, tmp_path / "out")
+    tried = []
+    monkeypatch.setattr(command, "run_all", lambda runs, *_: tried.extend(runs) or {})
+    parts = recipe.parent / "compared_parts.py"
+    parts.write_text(PARTS + "# other code")
+    try:
+        main(arguments(recipe, out, *FEW))
+    finally:
+        parts.write_text(PARTS)
+    assert len(tried) == 6
+    said = "done anew, as something has changed since: 6 (module compared_parts)"
+    assert said in capsys.readouterr().out
+    assert load_runs(out) == []
+    assert not (out / "results.md").exists()
+
+
+def test_a_file_that_changes_while_a_run_reads_it_fails_the_run(recipe, tmp_path):
+    writing = "writing=finetune:--trainer.callbacks+=compared_parts.Writes"
+    settings = parse_settings([], [], [writing], list(METHODS))
+    data = tmp_path / "data.txt"
+    data.write_text("old")
+    given = ("--trainer.callbacks.file", str(data), "--trainer.limit_train_batches", "2")
+    settings = tuple(replace(each, arguments=(*each.arguments, *given)) for each in settings)
+    compared = Comparison((str(recipe),), settings, (0,), tmp_path / "out")
+
+    class Listening:
+        def started(self, run):
+            pass
+
+        def ended(self, run, failure, seconds):
+            pass
+
+    (failure,) = run_all(compared.runs(), 1, Listening()).values()
+    assert failure.reason == f"{data} has changed since the comparison began"
+    assert load_runs(tmp_path / "out") == []
+
+
+def test_a_first_try_that_came_to_nothing_binds_its_folder_to_nothing(
+    recipe, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(command, "run_all", lambda *_: {})
+    out = tmp_path / "out"
+    main(arguments(recipe, out, "--", "--trainer.max_epochs", "1"))
+    main(arguments(recipe, out, *FEW))
+    assert json.loads((out / "comparison.json").read_text())["arguments"] == FEW[1:]
+
+
+@pytest.mark.parametrize(("given", "threads"), [(None, 1), ("3", 3), ("2,1", 2), ("", 1)])
+def test_a_run_has_the_threads_of_the_environment_or_one(given, threads, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if given is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", given)
+    assert threads_per_run() == threads
+
+
+def test_the_threads_are_told_with_the_seconds(grid):
+    out, _ = grid
+    assert {run.threads for run in load_runs(out)} == {threads_per_run()}
+    assert f"validation, {threads_of(load_runs(out))} a run." in (out / "results.md").read_text()
+
+
 def test_another_comparison_is_refused_in_the_same_folder(grid, recipe, capsys):
     out, _ = grid
     with pytest.raises(SystemExit) as stopped:
@@ -255,11 +336,7 @@ def test_an_interrupt_stops_the_runs_and_nothing_is_left_of_them(recipe, tmp_pat
 def test_after_an_interrupt_it_says_how_to_go_on(
     number, grid, recipe, tmp_path, capsys, monkeypatch
 ):
-    out = tmp_path / "out"
-    shutil.copytree(grid[0], out)
-    ran = "save_dir " + str(grid[0]), "save_dir " + str(out)
-    for file in out.glob("*/*/run.json"):
-        file.write_text(file.read_text().replace(*ran))
+    out = copied(grid, tmp_path / "out")
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell ignores it
     monkeypatch.setattr(command, "run_all", lambda *_: signal.raise_signal(number))
     with pytest.raises(SystemExit) as stopped:

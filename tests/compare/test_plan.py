@@ -106,7 +106,7 @@ def test_a_run_is_done_only_for_the_same_command_and_the_same_recipes(tmp_path):
     run = compared.runs()[0]
     assert not run.done
     run.folder.mkdir(parents=True)
-    record = {"command": shlex.join(run.command), "recipe_digest": run.digest}
+    record = {"command": shlex.join(run.command), "state": dict(run.state.parts)}
     (run.folder / "run.json").write_text(json.dumps(record))
     assert compared.runs()[0].done
     assert not comparison(tmp_path, arguments=("--x", "1")).runs()[0].done
@@ -116,6 +116,16 @@ def test_a_run_is_done_only_for_the_same_command_and_the_same_recipes(tmp_path):
     assert compared.runs()[0].done
     (tmp_path / "a.yaml").write_text("seed_everything: 1")
     assert not compared.runs()[0].done
+    assert compared.runs()[0].outdated == [str(tmp_path / "a.yaml")]
+    assert compared.runs()[1].outdated == []
+
+
+def test_a_record_that_tells_no_state_is_of_another(tmp_path):
+    run = comparison(tmp_path).runs()[0]
+    run.folder.mkdir(parents=True)
+    (run.folder / "run.json").write_text(json.dumps({"command": shlex.join(run.command)}))
+    assert not run.done
+    assert run.outdated == ["what it reads"]
 
 
 def test_half_a_record_is_no_record(tmp_path):

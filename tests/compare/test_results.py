@@ -94,3 +94,15 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
     with pytest.raises(UnicodeEncodeError):
         write_whole(tmp_path / "a.txt", "new\udc80")
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("a.txt", "old")]
+
+
+def test_runs_of_another_state_than_the_comparisons_last_are_not_read(tmp_path):
+    for seed, state in enumerate(
+        [{"a.txt": "old", "torch": "2"}, {"a.txt": "new", "own": "1"}, {}]
+    ):
+        folder = tmp_path / "a" / f"seed_{seed}"
+        folder.mkdir(parents=True)
+        write_whole(folder / "run.json", json.dumps(vars(run("a", seed)) | {"state": state}))
+    assert [each.seed for each in load_runs(tmp_path)] == [0, 1, 2]
+    write_whole(tmp_path / "comparison.json", json.dumps({"state": {"a.txt": "new"}}))
+    assert [each.seed for each in load_runs(tmp_path)] == [1]

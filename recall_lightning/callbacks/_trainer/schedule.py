@@ -64,6 +64,19 @@ class TaskSchedule:
             return math.ceil(epochs / self.task_epochs) if epochs and epochs > 0 else None
         return None if self.task_epochs is None else len(self.task_epochs)
 
+    def last_task_of_fit(self, trainer: Trainer) -> int | None:
+        """Return the highest task that a fit comes to, or None where no limit tells its epochs."""
+        task_at, epochs = self.task_at(trainer), trainer.max_epochs
+        batches, steps = trainer.num_training_batches, trainer.max_steps
+        if task_at is None:
+            return None
+        if steps > 0 and 0 < batches < math.inf and steps_are_regular(trainer):
+            by_steps = math.ceil(steps / math.ceil(batches / trainer.accumulate_grad_batches))
+            epochs = by_steps if epochs is None or epochs < 0 else min(epochs, by_steps)
+        if epochs is None or epochs < 0:
+            return None
+        return max((task_at(each) for each in range(min(epochs, _ENDLESS))), default=None)
+
     def total_epochs(self, trainer: Trainer) -> int | None:
         """Return the epochs of the datamodule's stream, which may become fewer meanwhile."""
         return _of_datamodule(trainer, "total_epochs")

@@ -20,6 +20,7 @@ import recall_lightning
 
 PACKAGE = Path(recall_lightning.__file__).parent
 RESUMING = "callbacks/_trainer/resuming.py"
+METRICS = ("callbacks/_trainer/metrics_apart.py", "callbacks/_trainer/carried_metrics.py")
 
 
 def trainer():
@@ -82,9 +83,12 @@ USED = [
        "measuring/forward.py"),
     of("torch's fused optimizer", fused_adam, "_step_supports_amp_scaling",
        "callbacks/_trainer/gradients.py"),
-    of("torchmetrics.Metric", torchmetrics.MeanMetric, "_computed", "measuring/isolation.py"),
+    of("torchmetrics.Metric", torchmetrics.MeanMetric, "_computed", "measuring/isolation.py",
+       *METRICS),
     of("torchmetrics.Metric", torchmetrics.MeanMetric, "_update_count",
-       "measuring/isolation.py"),
+       "measuring/isolation.py", *METRICS),
+    of("torchmetrics.Metric", torchmetrics.MeanMetric, "_reductions", METRICS[0]),
+    of("Trainer", trainer, "_results", METRICS[0], "callbacks/_trainer/monitored_metric.py"),
     of("a named tuple", lambda: namedtuple("Pair", "a b"), "_fields", "measuring/batches.py"),
     of("ArgumentParser", argparse.ArgumentParser, "_actions", "cli/merge.py"),
     of("os", lambda: os, "_exit", "compare/worker.py"),

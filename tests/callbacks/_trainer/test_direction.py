@@ -1,29 +1,7 @@
-from types import SimpleNamespace
-
 import pytest
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from recall_lightning.callbacks._trainer.monitored_metric import direction_of, scores_by_loader
-
-
-def scores(monitor, loaders, **logged):
-    return scores_by_loader("Asking", SimpleNamespace(callback_metrics=logged), monitor, loaders)
-
-
-def test_only_the_form_that_belongs_to_the_number_of_loaders_is_read():
-    logged = {"acc": 0.1, "acc/dataloader_idx_0": 0.2, "acc/dataloader_idx_1": 0.3}
-    assert scores("acc", 1, **logged) == [0.1]
-    assert scores("acc", 2, **logged) == [0.2, 0.3]
-
-
-def test_a_name_may_hold_the_loaders_index_itself():
-    assert scores("val_{idx}/acc", 2, **{"val_0/acc": 0.2, "val_1/acc": 0.3}) == [0.2, 0.3]
-
-
-def test_the_loader_without_the_metric_is_named_with_what_was_logged():
-    said = "^Asking: monitor='f1' was not logged for validation dataloader 0; logged were acc$"
-    with pytest.raises(MisconfigurationException, match=said):
-        scores("f1", 2, **{"acc/dataloader_idx_0": 0.2, "acc/dataloader_idx_1": 0.3})
+from recall_lightning.callbacks._trainer.direction import direction_of
 
 
 @pytest.mark.parametrize(
