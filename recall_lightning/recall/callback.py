@@ -14,6 +14,7 @@ from recall_lightning.callbacks._trainer.optimizer_state import forget
 from recall_lightning.callbacks._trainer.other_callbacks import refuse_weight_averaging
 from recall_lightning.callbacks._trainer.strategies import check_strategy
 from recall_lightning.callbacks.task_aware import TaskAwareCallback
+from recall_lightning.measuring.batches import detached
 from recall_lightning.measuring.blocks import Block, format_blocks
 from recall_lightning.measuring.forward import ProbeForward
 from recall_lightning.measuring.predictions import Predictions
@@ -193,6 +194,8 @@ class RecallCallback(TaskAwareCallback):
         self.block_patterns = [blocks] if isinstance(blocks, str) else blocks
         self.history: list[dict[str, Any]] = []
         self._structure = Structure()
+        self._first_batch_is_checked = False
+        self._first_task = 0  # of those that took a step
 
     @property
     def blocks(self) -> list[Block]:
@@ -246,6 +249,7 @@ class RecallCallback(TaskAwareCallback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """After a resume, bring what the checkpoint held to the device."""
         super().on_train_start(trainer, pl_module)
+        self._first_batch_is_checked = False
         if self.task is not None:
             with _misconfiguration():
                 self._find_structure(pl_module)
@@ -259,6 +263,9 @@ class RecallCallback(TaskAwareCallback):
 
     def on_task_start(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:
         """Take the snapshot, and let the task's statistics start."""
+        self._first_batch_is_checked = False
+        if task == 0:
+            self._first_task = 0
         self._kept.make_room(task)
         self.history = [record for record in self.history if record["task"] < task]
         if self.task_steps is None and not isinstance(self.every, Integral):
@@ -269,22 +276,29 @@ class RecallCallback(TaskAwareCallback):
             if first_table:
                 notes = self._statistics.notes(self._structure, pl_module)
                 rank_zero_info(format_blocks(self._structure.blocks, notes))
-            if task > 0 or self.merge_first_task:
+            if self.merge_first_task or task > self._first_task:
                 self._kept.take(trainer, pl_module, task, self._structure.lora_pairs)
             self._statistics.start_task(self._context(trainer, pl_module))
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Let the batch be seen by what rules decide from."""
+        """Let the batch be seen by what rules decide from; a task's first is tried out."""
         super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
         with _misconfiguration():
-            self._statistics.observe_batch(self._context(trainer, pl_module), batch)
+            context = self._context(trainer, pl_module)
+            if not self._first_batch_is_checked:
+                tried = detached(batch)  # a forward may change its batch
+                self._merge.check_batch(context, tried)
+                self._statistics.check_batch(context, tried)
+                self._first_batch_is_checked = True
+            self._statistics.observe_batch(context, batch)
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
         """Let the gradients be seen."""
+        super().on_before_optimizer_step(trainer, pl_module, optimizer)
         self._statistics.observe_gradients(self._context(trainer, pl_module), optimizer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -303,11 +317,21 @@ class RecallCallback(TaskAwareCallback):
         with _misconfiguration():
             self._statistics.observe_step(self._context(trainer, pl_module))
         due = not self.task_ended and self.should_merge(self.step_in_task, self.task_steps)
-        if due and self._merge_by(self.rule, trainer, pl_module):
+        if due and self.clock.has_learned and self._merge_by(self.rule, trainer, pl_module):
             self._reset_optimizers(trainer, pl_module)
 
     def on_task_end(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:
         """Merge at the last step, learn what the task depends on, and log its coefficients."""
+        if not self.clock.has_learned:
+            if task == self._first_task:
+                self._first_task = task + 1
+            rank_zero_warn(
+                f"RecallCallback: no optimizer step was taken in the task "
+                f"{self.task_name(trainer, task)!r} (losses of None, an accumulation longer than "
+                "the task, or steps that AMP skipped): nothing is merged at its end, and later "
+                "merges protect nothing of it"
+            )
+            return
         rule, due = self.end_rule, self.should_merge(self.step_in_task, self.step_in_task)
         merged = due and rule is not None and self._merge_by(rule, trainer, pl_module)
         with _misconfiguration():
@@ -339,6 +363,7 @@ class RecallCallback(TaskAwareCallback):
         """Return snapshots, what rules decide from, and the history."""
         state = {
             **super().state_dict(),
+            "first_task": self._first_task,
             "history": self.history,
             "settings": self._settings,
             "snapshots": self._kept.state_dict(),
@@ -356,6 +381,7 @@ class RecallCallback(TaskAwareCallback):
                 f"{', '.join(said)}"
             )
         super().load_state_dict(state_dict)
+        self._first_task = state_dict.get("first_task", 0)  # older checkpoints have none
         self.history = list(state_dict["history"])
         self._kept.load_state_dict(state_dict["snapshots"])
         self._statistics.load_state_dict(state_dict["statistics"])

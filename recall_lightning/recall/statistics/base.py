@@ -33,6 +33,13 @@ class Statistic:
     def start_task(self, context: TaskContext) -> None:
         """Start a task; the first one forgets what another run has left."""
 
+    def check_batch(self, context: TaskContext, batch: Any) -> None:
+        """Try on a task's first batch what will be measured after hours; leave no trace of it.
+
+        Raises:
+            ValueError: If it cannot be measured.
+        """
+
     def observe_batch(self, context: TaskContext, batch: Any) -> None:
         """See a batch before it is trained."""
 

@@ -1,5 +1,6 @@
 """What the tasks so far gave to each linear map, and what the current one meets."""
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -111,6 +112,15 @@ class MapMoments(Statistic):
         self._fit_to_maps(context.structure.maps)
         self._fit_to_outputs(context.structure.maps, named_weights(module))
 
+    def check_batch(self, context: TaskContext, batch: Any) -> None:
+        """Try to run the model forward and, for curvature, backward; say what it predicts."""
+        if self.settings.source == "generated":
+            _shape_of(batch)
+        trial = copy.copy(self._predictions)  # what the batch tells is found where it is measured
+        with self._run.ready(context) as view:
+            measured = self._on(context, [batch], view, trial)
+        self._tell(measured, trial)
+
     def prepare_merge(self, context: TaskContext, rule: MergeRule, last: bool) -> bool:
         """Where no task came before, gather what stands for the snapshot's own inputs.
 
@@ -165,12 +175,8 @@ class MapMoments(Statistic):
         trainer, module, maps = context.trainer, context.pl_module, context.structure.maps
         width, rank = self.settings.width, self.settings.rank
 
-        def measure(batches: Sequence[Any]) -> KroneckerFactors:
-            given = (module, maps, batches, view, width, rank)
-            if not self.curvature:
-                return KroneckerFactors(input_moments(*given))
-            seed = self.seed + trainer.global_rank
-            return kronecker_factors(*given, seed=seed, predictions=self._predictions)
+        def measure(some: Sequence[Any]) -> KroneckerFactors:
+            return self._on(context, some, view, self._predictions)
 
         measured = self._run.evenly(trainer, batches, measure)
         if trainer.world_size > 1:
@@ -182,10 +188,25 @@ class MapMoments(Statistic):
             together = KroneckerFactors(inputs, outputs)
         else:
             together = KroneckerFactors(measured.inputs, measured.outputs)
-        self._tell(measured)
+        self._tell(measured, self._predictions)
         return normalised(together)
 
-    def _tell(self, measured: KroneckerFactors) -> None:
+    def _on(
+        self,
+        context: TaskContext,
+        batches: Sequence[Any],
+        view: ModelView,
+        predictions: FoundPredictions,
+    ) -> KroneckerFactors:
+        """Run the model on this process's batches."""
+        maps, width, rank = context.structure.maps, self.settings.width, self.settings.rank
+        given = (context.pl_module, maps, batches, view, width, rank)
+        if not self.curvature:
+            return KroneckerFactors(input_moments(*given))
+        seed = self.seed + context.trainer.global_rank
+        return kronecker_factors(*given, seed=seed, predictions=predictions)
+
+    def _tell(self, measured: KroneckerFactors, predictions: FoundPredictions) -> None:
         """Say once what the model's predictions were taken for, or why for nothing."""
         kind, found = measured.predictions, measured.unknown
         if kind is not None:
@@ -197,7 +218,7 @@ class MapMoments(Statistic):
                 "curvature cannot be measured, and the kfac rules merge as importance and subspace "
                 f"do: {found}"
             )
-        elif self._predictions.found is not None:
+        elif predictions.found is not None:
             rank_zero_info(
                 f"RecallCallback takes what the model predicts for {found!r}, as the batch tells: "
                 "set predictions= if it is something else"

@@ -48,6 +48,11 @@ class NeededStatistics:
         for statistic in self.active:
             statistic.start_task(context)
 
+    def check_batch(self, context: TaskContext, batch: Any) -> None:
+        """Try on a task's first batch what will be measured."""
+        for statistic in self.active:
+            statistic.check_batch(context, batch)
+
     def observe_batch(self, context: TaskContext, batch: Any) -> None:
         """See a batch before it is trained."""
         for statistic in self.active:
