@@ -40,12 +40,17 @@ def default_forward(module: nn.Module, batch: Any) -> Any:
         >>> default_forward(nn.Linear(2, 1), (Tensor([[1.0, 2.0]]), Tensor([0.0]))).shape
         torch.Size([1, 1])
     """
-    target = _callable_module(module)
+    target = called_module(module)
     args, kwargs = _bind(target, batch)
     return target(*args, **kwargs)
 
 
-def _callable_module(module: nn.Module) -> nn.Module:
+def called_module(module: nn.Module) -> nn.Module:
+    """Return what :func:`default_forward` calls.
+
+    Raises:
+        ValueError: If that cannot be worked out.
+    """
     while not _defines_forward(module):
         # a frozen backbone counts, too: the head is nothing without it
         needed = [child for child in module.children() if has_parameters(child)]

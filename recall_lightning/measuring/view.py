@@ -87,6 +87,11 @@ class ModelView:
             return tensors_of(list(batch[1:])) if len(batch) > 1 else self.targets(batch[0])
         return tensors_of(batch)
 
+    def inputs(self, batch: Any) -> list[Tensor]:
+        """Return the tensors of a batch that a model may reconstruct: all that are no targets."""
+        targets = set(map(id, self.targets(batch)))
+        return [tensor for tensor in tensors_of(batch) if id(tensor) not in targets]
+
     def logits(self, output: Any) -> Tensor | None:
         """Find what the model predicts in what it returned.
 

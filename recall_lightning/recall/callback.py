@@ -1,5 +1,6 @@
 """RECALL inside training: merge snapshot and live weights, block by block."""
 
+from collections.abc import Callable
 from functools import partial
 from numbers import Integral
 from typing import Any, Literal
@@ -7,6 +8,8 @@ from typing import Any, Literal
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only, rank_zero_warn
+from torch import Tensor
+from torch.distributions import Distribution
 from torch.optim import Optimizer
 
 from recall_lightning.callbacks._trainer.loggers import log_figure, log_scalars
@@ -121,8 +124,10 @@ class RecallCallback(TaskAwareCallback):
             random weights: they hold nothing worth keeping, and merging towards them harms.
         predictions: What the model predicts, for curvature: ``"classes"``, ``"values"`` (real
             numbers), ``"binary"`` (yes or no, each output of its own), a
-            :class:`~recall_lightning.measuring.predictions.Predictions` of your own, or ``"auto"``:
-            what a batch's targets tell, which is logged.
+            :class:`~recall_lightning.measuring.predictions.Predictions` of your own, a function
+            from outputs to a ``torch.distributions`` distribution of targets, or ``"auto"``: what
+            the training loss of a task's first step tells, or else a batch's targets, which is
+            logged.
         view: ``view(pl_module, batch)`` runs the model on a training batch and returns its output;
             only needed where the inputs can't be worked out from ``forward``'s parameters. A
             :class:`~recall_lightning.measuring.view.ModelView` also says where masks, targets and
@@ -152,7 +157,7 @@ class RecallCallback(TaskAwareCallback):
         buffers: Buffers = "merge",
         optimizer_state: Literal["keep", "reset"] = "keep",
         merge_first_task: bool = True,
-        predictions: str | Predictions = "auto",
+        predictions: str | Predictions | Callable[[Tensor], Distribution] = "auto",
         view: ModelView | ProbeForward | None = None,
         blocks: list[str] | None = None,
         task_epochs: int | list[int] | None = None,
@@ -293,6 +298,12 @@ class RecallCallback(TaskAwareCallback):
                 self._statistics.check_batch(context, tried)
                 self._first_batch_is_checked = True
             self._statistics.observe_batch(context, batch)
+
+    def on_before_backward(
+        self, trainer: Trainer, pl_module: LightningModule, loss: Tensor
+    ) -> None:
+        """Let the loss be seen."""
+        self._statistics.observe_loss(self._context(trainer, pl_module), loss)
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
