@@ -7,6 +7,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from torch.optim import Optimizer
 
 from recall_lightning.callbacks._trainer.clock import TaskClock, clock_of
 from recall_lightning.callbacks._trainer.progress_bar import hide_items, show_items
@@ -172,6 +173,12 @@ class TaskAwareCallback(Callback):
         """Start the task before its first batch, after whatever happens at an epoch's start."""
         self._enter_task_if_changed(trainer, pl_module)
         self.clock.follow_shortened_task(trainer, batch_idx)
+
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
+    ) -> None:
+        """See whether the step that comes has gradients."""
+        self.clock.see_gradients(optimizer)
 
     def on_train_batch_end(
         self,

@@ -7,6 +7,7 @@ like tensors; everything else is carried along as it is.
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
@@ -19,6 +20,21 @@ def tensors_of(batch: Any) -> list[Tensor]:
     found: list[Tensor] = []
     apply_to_collection(batch, Tensor, found.append)
     return found
+
+
+def entries_of(batch: Any) -> Mapping[str, Any] | None:
+    """Return what a batch holds by name: a mapping, a dataclass's fields, those of a named tuple.
+
+    Example:
+        >>> from collections import namedtuple
+        >>> entries_of(namedtuple("Pair", "x y")(1, 2)), entries_of((1, 2))
+        ({'x': 1, 'y': 2}, None)
+    """
+    if isinstance(batch, Mapping):
+        return batch
+    if is_dataclass(batch) and not isinstance(batch, type):
+        return {field.name: getattr(batch, field.name) for field in fields(batch)}
+    return dict(batch._asdict()) if hasattr(batch, "_asdict") else None
 
 
 def sample_axis(batch: Any) -> int:
@@ -137,8 +153,9 @@ def _sample_shapes(batch: Any) -> list[tuple[int, ...] | None]:
 
 
 def _holds_only_tensors(batch: Any) -> bool:
-    if isinstance(batch, Mapping):
-        return all(_holds_only_tensors(value) for value in batch.values())
+    entries = entries_of(batch)
+    if entries is not None:
+        return all(_holds_only_tensors(value) for value in entries.values())
     if isinstance(batch, (tuple, list)):
         return all(_holds_only_tensors(value) for value in batch)
     return isinstance(batch, Tensor)

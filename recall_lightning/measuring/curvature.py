@@ -11,8 +11,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import Distribution
 from torch.utils.hooks import RemovableHandle
 
+from recall_lightning.measuring.batches import entries_of
 from recall_lightning.measuring.forward import ProbeForward
 from recall_lightning.measuring.guarded_parameters import no_gradients_left
 from recall_lightning.measuring.input_moments import InputSums, hooked, input_moments
@@ -50,7 +52,7 @@ def kronecker_factors(
     full_width: int = 1024,
     rank: int = 128,
     seed: int = 0,
-    predictions: str | Predictions | FoundPredictions = "auto",
+    predictions: FoundPredictions | str | Predictions | Callable[[Tensor], Distribution] = "auto",
 ) -> KroneckerFactors:
     """Run a model forward and backward over batches and sum up both factors of its curvature.
 
@@ -122,18 +124,30 @@ def kronecker_factors(
 
 def _sampled_loss(
     view: ModelView, found: FoundPredictions, output: Any, batch: Any
-) -> tuple[Tensor, int] | None:
+) -> tuple[Tensor, int] | str:
     """Sum −log p of drawn labels over the predictions that count; return how many those are, too.
 
-    None where the kind of the predictions is not known, or the outputs have no gradient.
+    Or the reason, where the kind of the predictions is not known, or outputs have no gradient.
     """
     outputs = view.logits(output)
-    if outputs is None or not outputs.requires_grad:
-        return None
-    kind = found.of(outputs, view.targets(batch))
+    if outputs is None:
+        entries = entries_of(output)
+        within = "" if entries is None else f" with {', '.join(map(str, entries))}"
+        return (
+            f"the model returned {type(output).__name__}{within}, in which no logits are known: "
+            "pass a ModelView as view, whose logits(output) finds them"
+        )
+    if not outputs.requires_grad:
+        return "what the model returned has no gradient, as of classes that were decided already"
+    targets = view.targets(batch)
+    kind = found.of(outputs, targets, view.inputs(batch))
     if kind is None:
-        return None
-    each = kind.sampled_loss(outputs)
+        return (
+            "the batch holds no targets that fit the model's outputs: integer classes for a "
+            "last axis of logits, or numbers in the outputs' shape; what the model predicts "
+            "can be set, as in predictions='classes'"
+        )
+    each = kind.sampled_loss(found.to_parameters(outputs, targets)(outputs))
     counts = view.counts(batch, each)
     return torch.where(counts, each, 0.0).sum(), int(counts.sum())
 
@@ -191,15 +205,11 @@ class _OutputSums:
 
         return hook
 
-    def add(self, loss_and_count: tuple[Tensor, int] | None) -> None:
-        """Add the gradients of a loss at what was computed since the last."""
+    def add(self, loss_and_count: tuple[Tensor, int] | str) -> None:
+        """Add the gradients of a loss at what was computed since the last, if there is one."""
         computed, self._computed = self._computed, []
-        if loss_and_count is None:
-            self.unknown = self.unknown or (
-                "the batch holds no targets that fit the model's outputs: integer classes for a "
-                "last axis of logits, or numbers in the outputs' shape; what the model predicts "
-                "can be set, as in predictions='classes'"
-            )
+        if isinstance(loss_and_count, str):
+            self.unknown = self.unknown or loss_and_count
             return
         if not computed:
             return

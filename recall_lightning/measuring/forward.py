@@ -2,10 +2,12 @@
 
 import inspect
 from collections.abc import Callable, Mapping
+from dataclasses import is_dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
+from recall_lightning.measuring.batches import entries_of
 from recall_lightning.measuring.blocks import has_parameters
 from recall_lightning.weights.naming import canonical_name
 
@@ -19,11 +21,13 @@ def default_forward(module: nn.Module, batch: Any) -> Any:
     The module called is ``module`` itself if its class defines ``forward``, otherwise the one child
     that has parameters. It gets
 
-    - of a mapping: the entries that its ``forward`` has a parameter for, by name, and masks and
-      positions if it takes ``**kwargs``;
-    - of a tuple or list: as many leading entries as its ``forward`` requires, at least one (a
-      leading mapping is used as above);
-    - a tensor as it is; and the whole batch if the one required parameter is called ``batch``.
+    - of a mapping or dataclass: the entries that its ``forward`` has a parameter for, by name, and
+      masks and positions if it takes ``**kwargs``;
+    - of a named tuple the same, if it has all that ``forward`` requires;
+    - of any other tuple or list: as many leading entries as its ``forward`` requires, at least one
+      (a leading mapping is used as above);
+    - a tensor as it is; and the whole batch if the one required parameter is called ``batch`` or
+      annotated with the batch's class, or if the batch is an object of another kind (a graph).
 
     Args:
         module: The LightningModule, or any module.
@@ -36,12 +40,17 @@ def default_forward(module: nn.Module, batch: Any) -> Any:
         >>> default_forward(nn.Linear(2, 1), (Tensor([[1.0, 2.0]]), Tensor([0.0]))).shape
         torch.Size([1, 1])
     """
-    target = _callable_module(module)
+    target = called_module(module)
     args, kwargs = _bind(target, batch)
     return target(*args, **kwargs)
 
 
-def _callable_module(module: nn.Module) -> nn.Module:
+def called_module(module: nn.Module) -> nn.Module:
+    """Return what :func:`default_forward` calls.
+
+    Raises:
+        ValueError: If that cannot be worked out.
+    """
     while not _defines_forward(module):
         # a frozen backbone counts, too: the head is nothing without it
         needed = [child for child in module.children() if has_parameters(child)]
@@ -76,18 +85,22 @@ def _bind(target: nn.Module, batch: Any) -> tuple[tuple[Any, ...], dict[str, Any
     named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     required = [p.name for p in parameters if p.default is p.empty and p in named]
     positional_only = [p for p in parameters if p.kind is p.POSITIONAL_ONLY]
-    if required == ["batch"] or isinstance(batch, Tensor):
+    entries = entries_of(batch)
+    wanted = [p for p in parameters if p.default is p.empty and p.kind in _POSITIONAL]
+    if required == ["batch"] or isinstance(batch, Tensor) or _is_for(batch, wanted):
         return (batch,), {}
-    if isinstance(batch, Mapping):
+    if isinstance(batch, tuple) and not set(required) <= set(entries or ()):
+        entries = None  # by position
+    if entries is not None:
         return (), _by_name(
             type(original).__name__,
-            batch,
+            entries,
             [p.name for p in named],
             required,
             {p.kind for p in parameters},
         )
     if isinstance(batch, (tuple, list)) and batch:
-        if isinstance(batch[0], Mapping):
+        if isinstance(batch[0], Mapping) or is_dataclass(batch[0]):
             return _bind(target, batch[0])
         count = max(1, len(required) + len(positional_only))
         if count <= len(batch):
@@ -96,7 +109,20 @@ def _bind(target: nn.Module, batch: Any) -> tuple[tuple[Any, ...], dict[str, Any
             f"{type(original).__name__}.forward requires {', '.join(required)}, and the batch is a "
             f"{type(batch).__name__} of {len(batch)}"
         )
+    if not isinstance(batch, (tuple, list, *_NO_OBJECTS)) and len(wanted) == 1:
+        return (batch,), {}
     raise ValueError(f"a batch of type {type(batch).__name__} has no inputs that can be found")
+
+
+_POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+_NO_OBJECTS = (str, bytes, int, float, type(None))
+
+
+def _is_for(batch: Any, wanted: list[inspect.Parameter]) -> bool:
+    """Tell whether the one parameter that is wanted says that it takes such batches."""
+    own = type(batch)
+    names = (own, own.__name__)  # annotations may be texts
+    return len(wanted) == 1 and own not in (tuple, list, dict) and wanted[0].annotation in names
 
 
 def _by_name(

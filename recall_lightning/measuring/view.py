@@ -15,7 +15,7 @@ from recall_lightning.measuring.architecture import (
     is_encoder_decoder,
     predicts_next_token,
 )
-from recall_lightning.measuring.batches import tensors_of
+from recall_lightning.measuring.batches import entries_of, tensors_of
 from recall_lightning.measuring.forward import ProbeForward, default_forward
 
 _TARGETS = ("labels", "label", "targets", "target", "y")
@@ -71,17 +71,26 @@ class ModelView:
     def targets(self, batch: Any) -> list[Tensor]:
         """Return the tensors of a batch that may be what the model is to predict.
 
-        Here: entries named ``labels``, ``label``, ``targets``, ``target`` or ``y`` if it has any,
-        all but the first of a tuple or list, else everything but masks, positions and
-        ``input_ids``.
+        Here: entries (or attributes) named ``labels``, ``label``, ``targets``, ``target`` or ``y``
+        if it has any, all but the first of a tuple or list, else everything but masks, positions
+        and ``input_ids``.
         """
-        if isinstance(batch, Mapping):
-            named = {name: batch[name] for name in _TARGETS if name in batch}
-            others = {n: batch[n] for n in batch if n not in (*_NO_TARGETS, self._inputs)}
+        entries = entries_of(batch)
+        if entries is None and not isinstance(batch, (tuple, list, Tensor)):  # such as a graph
+            attributes = {name: getattr(batch, name, None) for name in _TARGETS}
+            return tensors_of({n: a for n, a in attributes.items() if isinstance(a, Tensor)})
+        named = {name: entries[name] for name in _TARGETS if name in entries} if entries else {}
+        if entries is not None and (named or not isinstance(batch, tuple)):
+            others = {n: entries[n] for n in entries if n not in (*_NO_TARGETS, self._inputs)}
             return tensors_of(named or others)
         if isinstance(batch, (tuple, list)) and batch:
             return tensors_of(list(batch[1:])) if len(batch) > 1 else self.targets(batch[0])
         return tensors_of(batch)
+
+    def inputs(self, batch: Any) -> list[Tensor]:
+        """Return the tensors of a batch that a model may reconstruct: all that are no targets."""
+        targets = set(map(id, self.targets(batch)))
+        return [tensor for tensor in tensors_of(batch) if id(tensor) not in targets]
 
     def logits(self, output: Any) -> Tensor | None:
         """Find what the model predicts in what it returned.
@@ -202,14 +211,17 @@ def view_of(module: nn.Module, own: ModelView | ProbeForward | None = None) -> M
 
 
 def given_by_name(batch: Any) -> Mapping[str, Any]:
-    """Return what a batch gives by name: itself, or the first mapping in a tuple or list.
+    """Return what a batch gives by name: its own entries, or the first mapping in a tuple or list.
 
     Example:
         >>> given_by_name(({"x": 1}, 2)), given_by_name((1, 2))
         ({'x': 1}, {})
     """
-    entries = batch if isinstance(batch, (tuple, list)) else [batch]
-    return next((entry for entry in entries if isinstance(entry, Mapping)), {})
+    own = entries_of(batch)
+    if own is not None:
+        return own
+    parts = batch if isinstance(batch, (tuple, list)) else []
+    return next((each for part in parts if (each := entries_of(part)) is not None), {})
 
 
 def _not_zero(mask: Any) -> Tensor | None:

@@ -117,9 +117,10 @@ class ElasticWeightConsolidation(QuadraticPenalty):
     @torch.no_grad()
     def on_task_end(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:
         """Add F_task to F."""
-        if not self._squared_gradients.count:
+        if not self.clock.has_learned or not self._squared_gradients.count:
+            why = f"stopped before its last {self._squared_gradients.steps} steps"
             rank_zero_warn(
-                f"task {task} stopped before its last {self._squared_gradients.steps} steps, so "
+                f"task {task} {why if self.clock.has_learned else 'took no optimizer step'}, so "
                 "ElasticWeightConsolidation has no Fisher matrix of it and will not protect it"
             )
             return

@@ -96,6 +96,7 @@ class HalfFineTuning(ProtectingCallback):
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
         """Take the frozen weights' gradients away."""
+        super().on_before_optimizer_step(trainer, pl_module, optimizer)
         weights = named_weights(pl_module) if self.frozen else {}
         for name in self.frozen:
             if name in weights:

@@ -9,14 +9,16 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
+from torch.distributions import Distribution
 from torch.utils.hooks import RemovableHandle
 
 from recall_lightning.callbacks._trainer.strategies import check_strategy
 from recall_lightning.measuring.blocks import has_parameters
 from recall_lightning.measuring.isolation import undisturbed
 from recall_lightning.measuring.predictions import Categorical, FoundPredictions, Predictions
+from recall_lightning.measuring.predictions.loss import evidence_in
 from recall_lightning.measuring.view import ModelView, given_by_name, view_of
 from recall_lightning.methods.method import Method
 from recall_lightning.methods.protecting import ProtectingCallback
@@ -59,8 +61,10 @@ class LearningWithoutForgetting(ProtectingCallback):
             submodule.
         predictions: What the model predicts: ``"classes"``, ``"values"`` (real numbers),
             ``"binary"`` (yes or no, each output of its own), a
-            :class:`~recall_lightning.measuring.predictions.Predictions` of your own, or ``"auto"``:
-            what a batch's targets tell, which is logged; where they tell nothing, classes.
+            :class:`~recall_lightning.measuring.predictions.Predictions` of your own, a function
+            from outputs to a ``torch.distributions`` distribution, or ``"auto"``: what the training
+            loss tells, or else a batch's targets, which is logged; where both tell nothing,
+            classes.
         task_epochs: Only where no datamodule tells the task: epochs a task (int), or each task's
             first epoch (list). Without either, every fit is a task.
 
@@ -84,7 +88,7 @@ class LearningWithoutForgetting(ProtectingCallback):
         from_first_task: bool = True,
         logits: Callable[[Any], Tensor] | None = None,
         module: str | None = None,
-        predictions: str | Predictions = "auto",
+        predictions: str | Predictions | Callable[[Tensor], Distribution] = "auto",
         task_epochs: int | list[int] | None = None,
     ) -> None:
         super().__init__(from_first_task, task_epochs)
@@ -106,6 +110,7 @@ class LearningWithoutForgetting(ProtectingCallback):
         self._view = ModelView()
         self._batch: Any = None
         self._found = True  # whether this batch's forward pass put out logits
+        self._tried = False  # whether one of the task's batches has shown that logits are found
         self._calls: dict[nn.Module, list[tuple[Any, Any, Tensor]]] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -119,6 +124,7 @@ class LearningWithoutForgetting(ProtectingCallback):
         if self.teacher is not None:
             self.teacher = self.teacher.to_devices_of(named_weights(pl_module))
         self._remove_hooks()
+        self._tried = False
         self._view = view_of(pl_module)
         for candidate in self._candidates(pl_module):
             self._hooks.append(candidate.register_forward_hook(self._listen, with_kwargs=True))
@@ -130,6 +136,7 @@ class LearningWithoutForgetting(ProtectingCallback):
 
     def on_task_start(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:
         """Keep the teacher's weights."""
+        self._tried = False
         try:
             self.teacher = Snapshot.take(pl_module) if self.protects else None
         except ValueError as error:
@@ -149,7 +156,7 @@ class LearningWithoutForgetting(ProtectingCallback):
     ) -> None:
         """Add the divergence to the loss, in place: it is what ``backward`` is called on."""
         calls, self._calls = self._calls, {}
-        if self.teacher is None:
+        if not self._listens:
             return
         student_module = next((c for c in self._candidates(pl_module) if c in calls), None)
         if student_module is None:
@@ -157,6 +164,11 @@ class LearningWithoutForgetting(ProtectingCallback):
                 self._refuse(pl_module)
             return
         self._found = True
+        if not self._tried:  # in a task without a teacher too: the next is too late
+            self._tried = True
+            self._try(loss, calls[student_module])
+        if self.teacher is None:
+            return
         extra = self.strength * self._divergence(trainer, pl_module, student_module, calls)
         if pl_module.automatic_optimization:  # Lightning has divided the loss already
             extra = extra / trainer.accumulate_grad_batches
@@ -193,27 +205,50 @@ class LearningWithoutForgetting(ProtectingCallback):
             taught = self._logits_in(output)
             assert taught is not None  # the student's were found in the same way
             given = _with(self._batch, kwargs)
-            each = self._kind(student, given).divergence(student, taught, self.temperature)
+            kind = self._kind(student, given)
+            parameters = self._predictions.to_parameters(student, self._view.targets(given))
+            each = kind.divergence(parameters(student), parameters(taught), self.temperature)
             counts = self._view.counts(given, each)
             total = total + torch.where(counts, each, 0.0).sum()
             count = count + counts.sum()
         return total / count.clamp(min=1)
 
+    @property
+    def _listens(self) -> bool:
+        return self.teacher is not None or not self._tried
+
+    def _try(self, loss: Tensor, calls: list[tuple[Any, Any, Tensor]]) -> None:
+        """Take what the loss tells of predictions, and refuse what cannot be told."""
+        other = self._predictions.see_loss(evidence_in(loss, [student for *_, student in calls]))
+        if other is not None and self._predictions.kind is not None:
+            rank_zero_warn(
+                f"LearningWithoutForgetting: predictions={self._predictions.kind.name!r} is set, "
+                f"and the training loss takes the model's outputs for {other!r}: what is distilled "
+                "is what is set"
+            )
+        for _, kwargs, student in calls:
+            self._kind(student, _with(self._batch, kwargs))
+
     def _kind(self, student: Tensor, batch: Any) -> Predictions:
         """What the student predicts, logged where the batch has told it."""
         try:
-            self._predictions.of(student, self._view.targets(batch))
+            view = self._view
+            self._predictions.of(student, view.targets(batch), view.inputs(batch))
         except ValueError as error:
             raise MisconfigurationException(f"LearningWithoutForgetting: {error}") from error
         kind = self._predictions.kind or _fallback(student)
         if type(kind) is not type(self._logged):
             self._logged = kind
-            told = (
-                "the batch tells" if self._predictions.kind else "nothing in the batch tells more"
-            )
-            rank_zero_info(
+            told = "nothing in the batch tells more"
+            if self._predictions.kind is not None:
+                told = (
+                    "the training loss" if self._predictions.is_shown else "the batch"
+                ) + " tells"
+            doubt = self._predictions.doubt
+            tell = rank_zero_info if doubt is None else rank_zero_warn
+            tell(
                 f"LearningWithoutForgetting takes what the model predicts for {kind.name!r}, as "
-                f"{told}: set predictions= if it is something else"
+                f"{told}: set predictions= if it is {'something else' if doubt is None else doubt}"
             )
         return kind
 
@@ -235,7 +270,7 @@ class LearningWithoutForgetting(ProtectingCallback):
 
     def _listen(self, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
         # not to validation, probes or the teacher: only a training_step computes gradients
-        if self.teacher is None or not torch.is_grad_enabled():
+        if not (self._listens and torch.is_grad_enabled()):
             return
         logits = self._logits_in(output)
         if logits is not None and logits.requires_grad:

@@ -77,6 +77,7 @@ class QuadraticPenalty(ProtectingCallback):
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
         """Add the penalty's gradient."""
+        super().on_before_optimizer_step(trainer, pl_module, optimizer)
         if self.anchor is None:
             return
         strength = self.strength * amp_scale(optimizer, pl_module)

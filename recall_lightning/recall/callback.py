@@ -1,5 +1,6 @@
 """RECALL inside training: merge snapshot and live weights, block by block."""
 
+from collections.abc import Callable
 from functools import partial
 from numbers import Integral
 from typing import Any, Literal
@@ -7,6 +8,8 @@ from typing import Any, Literal
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only, rank_zero_warn
+from torch import Tensor
+from torch.distributions import Distribution
 from torch.optim import Optimizer
 
 from recall_lightning.callbacks._trainer.loggers import log_figure, log_scalars
@@ -14,6 +17,7 @@ from recall_lightning.callbacks._trainer.optimizer_state import forget
 from recall_lightning.callbacks._trainer.other_callbacks import refuse_weight_averaging
 from recall_lightning.callbacks._trainer.strategies import check_strategy
 from recall_lightning.callbacks.task_aware import TaskAwareCallback
+from recall_lightning.measuring.batches import detached
 from recall_lightning.measuring.blocks import Block, format_blocks
 from recall_lightning.measuring.forward import ProbeForward
 from recall_lightning.measuring.predictions import Predictions
@@ -121,8 +125,10 @@ class RecallCallback(TaskAwareCallback):
             random weights: they hold nothing worth keeping, and merging towards them harms.
         predictions: What the model predicts, for curvature: ``"classes"``, ``"values"`` (real
             numbers), ``"binary"`` (yes or no, each output of its own), a
-            :class:`~recall_lightning.measuring.predictions.Predictions` of your own, or ``"auto"``:
-            what a batch's targets tell, which is logged.
+            :class:`~recall_lightning.measuring.predictions.Predictions` of your own, a function
+            from outputs to a ``torch.distributions`` distribution of targets, or ``"auto"``: what
+            the training loss of a task's first step tells, or else a batch's targets, which is
+            logged.
         view: ``view(pl_module, batch)`` runs the model on a training batch and returns its output;
             only needed where the inputs can't be worked out from ``forward``'s parameters. A
             :class:`~recall_lightning.measuring.view.ModelView` also says where masks, targets and
@@ -152,7 +158,7 @@ class RecallCallback(TaskAwareCallback):
         buffers: Buffers = "merge",
         optimizer_state: Literal["keep", "reset"] = "keep",
         merge_first_task: bool = True,
-        predictions: str | Predictions = "auto",
+        predictions: str | Predictions | Callable[[Tensor], Distribution] = "auto",
         view: ModelView | ProbeForward | None = None,
         blocks: list[str] | None = None,
         task_epochs: int | list[int] | None = None,
@@ -194,6 +200,8 @@ class RecallCallback(TaskAwareCallback):
         self.block_patterns = [blocks] if isinstance(blocks, str) else blocks
         self.history: list[dict[str, Any]] = []
         self._structure = Structure()
+        self._first_batch_is_checked = False
+        self._first_visit = 0  # of those that took a step
 
     @property
     def blocks(self) -> list[Block]:
@@ -247,6 +255,7 @@ class RecallCallback(TaskAwareCallback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """After a resume, bring what the checkpoint held to the device."""
         super().on_train_start(trainer, pl_module)
+        self._first_batch_is_checked = False
         if self.task is not None:
             with _misconfiguration():
                 self._find_structure(pl_module)
@@ -261,6 +270,9 @@ class RecallCallback(TaskAwareCallback):
     def on_task_start(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:
         """Take the snapshot, and let the task's statistics start."""
         assert self.visit is not None
+        self._first_batch_is_checked = False
+        if self.visit == 0:
+            self._first_visit = 0
         self._kept.make_room(self.visit)
         self.history = [record for record in self.history if record["visit"] < self.visit]
         if self.task_steps is None and not isinstance(self.every, Integral):
@@ -271,22 +283,35 @@ class RecallCallback(TaskAwareCallback):
             if first_table:
                 notes = self._statistics.notes(self._structure, pl_module)
                 rank_zero_info(format_blocks(self._structure.blocks, notes))
-            if self.visit > 0 or self.merge_first_task:
+            if self.merge_first_task or self.visit > self._first_visit:
                 self._kept.take(trainer, pl_module, self.visit, self._structure.lora_pairs)
             self._statistics.start_task(self._context(trainer, pl_module))
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Let the batch be seen by what rules decide from."""
+        """Let the batch be seen by what rules decide from; a task's first is tried out."""
         super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
         with _misconfiguration():
-            self._statistics.observe_batch(self._context(trainer, pl_module), batch)
+            context = self._context(trainer, pl_module)
+            if not self._first_batch_is_checked:
+                tried = detached(batch)  # a forward may change its batch
+                self._merge.check_batch(context, tried)
+                self._statistics.check_batch(context, tried)
+                self._first_batch_is_checked = True
+            self._statistics.observe_batch(context, batch)
+
+    def on_before_backward(
+        self, trainer: Trainer, pl_module: LightningModule, loss: Tensor
+    ) -> None:
+        """Let the loss be seen."""
+        self._statistics.observe_loss(self._context(trainer, pl_module), loss)
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
         """Let the gradients be seen."""
+        super().on_before_optimizer_step(trainer, pl_module, optimizer)
         self._statistics.observe_gradients(self._context(trainer, pl_module), optimizer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -305,11 +330,21 @@ class RecallCallback(TaskAwareCallback):
         with _misconfiguration():
             self._statistics.observe_step(self._context(trainer, pl_module))
         due = not self.task_ended and self.should_merge(self.step_in_task, self.task_steps)
-        if due and self._merge_by(self.rule, trainer, pl_module):
+        if due and self.clock.has_learned and self._merge_by(self.rule, trainer, pl_module):
             self._reset_optimizers(trainer, pl_module)
 
     def on_task_end(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:
         """Merge at the last step, learn what the task depends on, and log its coefficients."""
+        if not self.clock.has_learned:
+            if self.visit == self._first_visit:
+                self._first_visit += 1
+            rank_zero_warn(
+                f"RecallCallback: no optimizer step was taken in the task "
+                f"{self.task_name(trainer, task)!r} (losses of None, an accumulation longer than "
+                "the task, or steps that AMP skipped): nothing is merged at its end, and later "
+                "merges protect nothing of it"
+            )
+            return
         rule, due = self.end_rule, self.should_merge(self.step_in_task, self.step_in_task)
         merged = due and rule is not None and self._merge_by(rule, trainer, pl_module)
         with _misconfiguration():
@@ -341,6 +376,7 @@ class RecallCallback(TaskAwareCallback):
         """Return snapshots, what rules decide from, and the history."""
         state = {
             **super().state_dict(),
+            "first_visit": self._first_visit,
             "history": self.history,
             "settings": self._settings,
             "snapshots": self._kept.state_dict(),
@@ -358,6 +394,7 @@ class RecallCallback(TaskAwareCallback):
                 f"{', '.join(said)}"
             )
         super().load_state_dict(state_dict)
+        self._first_visit = state_dict.get("first_visit", 0)  # older checkpoints have none
         # where there is no visit in it, no task was visited twice
         self.history = [{"visit": record["task"], **record} for record in state_dict["history"]]
         self._kept.load_state_dict(state_dict["snapshots"])

@@ -1,11 +1,13 @@
 """One merge: measure, decide and check everything, then write."""
 
+import copy
 import math
 import time
 from typing import Any
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
+from recall_lightning.measuring.isolation import undisturbed
 from recall_lightning.merging.blockwise import Drift, merge_snapshots_, scaled_by, weights_of_names
 from recall_lightning.merging.odds import with_kept_odds
 from recall_lightning.merging.rules import MergeInputs, MergeRule
@@ -46,6 +48,16 @@ class SnapshotMerge:
         self._run = run
         self._recent = recent
         self._drift: Drift | None = None
+
+    def check_batch(self, context: TaskContext, batch: Any) -> None:
+        """Try to run the model on a batch, where running statistics will be measured anew.
+
+        Raises:
+            ValueError: If it cannot be run.
+        """
+        if self._buffers == "recalibrate" and running_statistics(context.pl_module):
+            with undisturbed(context.pl_module), self._run.ready(context) as view:
+                view.forward(context.pl_module, copy.copy(batch))  # it may pop what it takes
 
     def apply(
         self, context: TaskContext, rule: MergeRule, keep: float, last: bool

@@ -1,6 +1,6 @@
 """Running the user's model on batches, for what its hidden states and inputs tell."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -8,6 +8,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 
 from recall_lightning.callbacks._trainer.strategies import is_sharded
+from recall_lightning.measuring.batches import entries_of
 from recall_lightning.measuring.forward import ProbeForward
 from recall_lightning.measuring.view import ModelView, view_of
 from recall_lightning.recall.context import TaskContext
@@ -60,7 +61,8 @@ class ModelRun:
     def _what_failed(self, module: torch.nn.Module, batch: Any, error: Exception) -> str:
         ran = type(module).__name__ if self.view is None else "your view"
         advice = ": pass view=lambda module, batch: module(…)" if self.view is None else ""
-        entries = f" with entries {', '.join(batch)}" if isinstance(batch, Mapping) else ""
+        named = entries_of(batch)
+        entries = "" if named is None else f" with entries {', '.join(map(str, named))}"
         return (
             f"{ran} could not be run on a training batch ({type(batch).__name__}{entries}) to "
             f"measure hidden states or moments{advice}; {type(error).__name__}: {error}"

@@ -45,7 +45,7 @@ def test_any_kind_of_batch_is_parted_into_the_same_kind(batch):
 def test_parts_that_fit_are_joined_again(batch):
     parts = [select_samples(batch, torch.tensor(indices)) for indices in ([0, 1], [2, 3])]
     joined = concatenate(parts, most=4)
-    assert len(joined) == (2 if isinstance(batch, Pair) else 1)
+    assert len(joined) == 1
     together = torch.cat([tensors_of(part)[0] for part in joined])
     assert torch.equal(together, X)
     assert len(concatenate(parts, most=3)) == 2

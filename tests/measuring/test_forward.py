@@ -1,3 +1,6 @@
+from collections import namedtuple
+from dataclasses import dataclass
+
 import pytest
 import torch
 from lightning.pytorch import LightningModule
@@ -120,3 +123,39 @@ def test_a_head_on_a_frozen_backbone_is_not_run_alone():
     model = nn.ModuleDict({"backbone": TakesX().requires_grad_(False), "head": TakesX()})
     with pytest.raises(ValueError, match="how its children"):
         default_forward(model, X)
+
+
+@dataclass
+class Fields:
+    y: torch.Tensor
+    x: torch.Tensor
+
+
+Named = namedtuple("Named", ["y", "x"])
+Other = namedtuple("Other", ["inputs", "labels"])
+
+
+class TakesFields(Recorder):
+    def forward(self, given: Fields):
+        self.got = given
+
+
+class Graph:
+    nodes = X
+
+
+def test_fields_go_in_by_name_wherever_they_stand():
+    assert run(TakesX(), Fields(Y, X)) is X
+    assert run(TakesX(), Named(Y, X)) is X
+    assert run(TakesX(), Other(X, Y)) is X  # no field of that name: by position
+    assert run(TakesX(), (Fields(Y, X), Y)) is X
+
+
+def test_a_batch_goes_in_whole_where_the_parameter_says_so_or_it_is_no_collection():
+    for model, batch in ((TakesFields(), Fields(Y, X)), (TakesX(), Graph())):
+        assert run(model, batch) is batch
+
+
+def test_fields_that_are_missing_are_named():
+    with pytest.raises(ValueError, match=r"TakesTwo\.forward takes source, target, and the batch"):
+        default_forward(TakesTwo(), Fields(Y, X))

@@ -1,3 +1,5 @@
+from dataclasses import dataclass
+
 import pytest
 import torch
 import transformers
@@ -187,3 +189,19 @@ def test_a_tokenizers_batch_gives_by_name():
     batch = transformers.BatchEncoding({"input_ids": MASK})
     assert given_by_name(batch)["input_ids"] is MASK
     assert given_by_name(([], batch))["input_ids"] is MASK
+
+
+def test_targets_and_masks_of_fields_and_attributes_are_found_by_name():
+    @dataclass
+    class Fields:
+        labels: torch.Tensor
+        attention_mask: torch.Tensor
+
+    class Graph:
+        y = torch.ones(3)
+        x = torch.zeros(3, 2)
+
+    fields = Fields(torch.ones(2, 4), torch.tensor([[1, 0]]))
+    assert ModelView().targets(fields) == [fields.labels]
+    assert ModelView().mask(fields, "").tolist() == [[True, False]]
+    assert ModelView().targets(Graph()) == [Graph.y]

@@ -9,7 +9,9 @@ from weakref import ReferenceType, WeakKeyDictionary, ref
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from torch.optim import Optimizer
 
+from recall_lightning.callbacks._trainer.gradients import loss_scale
 from recall_lightning.callbacks._trainer.resuming import ExactResume
 from recall_lightning.callbacks._trainer.schedule import TaskSchedule, steps_are_regular
 
@@ -30,6 +32,8 @@ class TaskClock:
         task_steps: Optimizer steps that the current task will take; None if that can't be known.
         entry: How often a task has begun; another number is another beginning.
         stepped: Whether the last batch ended with an optimizer step.
+        has_learned: Whether a step of the current task had gradients; after a loss of None there
+            are none, and AMP skips steps whose gradients overflow.
         stopped_early: Whether the last fit ended before its task's last batch.
         resumed: Whether a checkpoint's state was loaded that no training has gone on from yet.
         exact_resume: What the checkpoint held beside it.
@@ -49,6 +53,7 @@ class TaskClock:
         self.task_steps: int | None = None
         self.entry = 0
         self.stepped = False
+        self.has_learned = False
         self.stopped_early = False
         self.resumed = False
         self.exact_resume = ExactResume()
@@ -56,6 +61,8 @@ class TaskClock:
         self._fit_task = 0  # where every fit is a task
         self._in_task = False  # otherwise the next batch begins one
         self._counted: int | None = None  # the last batch, by its number in the run
+        self._has_gradients = False  # the step that comes
+        self._loss_scale: float | None = None  # AMP's, after the last step
         self._seen_global_step = 0
         self._earlier_steps = 0  # of Trainers before this one
         self._first_step = 0
@@ -144,6 +151,8 @@ class TaskClock:
         self._in_task = True
         self.entry += 1
         self.task_ended, self.step_in_task, self._batches = False, 0, 0
+        self.has_learned, self._has_gradients = False, False
+        self._loss_scale = loss_scale(trainer)
         if self.visit == 0:
             self._earlier_steps = 0
         self._first_step = trainer.global_step
@@ -222,6 +231,12 @@ class TaskClock:
             done = batch_idx // trainer.accumulate_grad_batches
             self.task_steps = self.step_in_task + left - done
 
+    def see_gradients(self, optimizer: Optimizer) -> None:
+        """Before an optimizer's step, see whether it has anything to go by."""
+        if not self.has_learned and not self._has_gradients:
+            groups = optimizer.param_groups
+            self._has_gradients = any(p.grad is not None for g in groups for p in g["params"])
+
     def count_batch(self, trainer: Trainer) -> None:
         """Count a batch that has been trained, and its optimizer step if there was one."""
         batch = trainer.fit_loop.total_batch_idx
@@ -235,6 +250,10 @@ class TaskClock:
         if self.stepped:
             self._seen_global_step = trainer.global_step
             self.step_in_task += 1
+            if not self.has_learned:
+                before, self._loss_scale = self._loss_scale, loss_scale(trainer)
+                skipped = before is not None and (self._loss_scale or 0) < before
+                self.has_learned = self._has_gradients and not skipped
             self._correct_task_steps(trainer)
 
     def end_fit(self, trainer: Trainer) -> None:
@@ -273,6 +292,7 @@ class TaskClock:
         state_dict = state_dict | {"visits": _visits(state_dict)}
         for name in _STATE:
             setattr(self, name, state_dict[name.lstrip("_")])
+        self.has_learned, self._loss_scale = self.step_in_task > 0, None
         self.resumed = self._fit != "running"  # the tuner loads within a fit, which goes on
 
     def _correct_task_steps(self, trainer: Trainer) -> None:

@@ -1,5 +1,6 @@
 """What optimizers are about to use: their weights, and gradients as they are."""
 
+from lightning.pytorch import Trainer
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -29,6 +30,17 @@ def amp_scale(optimizer: Optimizer, module: nn.Module) -> float:
     if scaler is None or not getattr(optimizer, "_step_supports_amp_scaling", False):
         return 1.0
     return float(scaler.get_scale())
+
+
+def loss_scale(trainer: Trainer) -> float | None:
+    """Return what AMP scales losses by, which becomes less with every step that it skips.
+
+    Example:
+        >>> loss_scale(Trainer(logger=False)) is None  # no AMP, or one that scales nothing
+        True
+    """
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    return None if scaler is None else float(scaler.get_scale())
 
 
 def dense(gradient: Tensor) -> Tensor:

@@ -74,6 +74,10 @@ class Predictions(ABC):
             (…) float32, in nats.
         """
 
+    def logits_of(self, probabilities: Tensor) -> Tensor:
+        """Return the outputs that stand for probabilities, where a model puts out those itself."""
+        return probabilities
+
     def told_by(self, outputs: Tensor, targets: Sequence[Tensor]) -> bool:
         """Tell whether a batch's targets show that outputs are of this kind: by default, never."""
         return False

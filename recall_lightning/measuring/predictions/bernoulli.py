@@ -21,7 +21,7 @@ class Bernoulli(Predictions):
     Told by targets that hold only 0 and 1, of any dtype, in the shape of the outputs or in theirs
     without a last axis of 1; unless a sigmoid or softmax has made probabilities of the outputs.
     One-hot targets of a softmax, and real numbers that happen to be 0 and 1, look just the same:
-    then set the kind by its name.
+    where the training loss does not tell, set the kind by its name.
 
     Example:
         >>> Bernoulli().sampled_loss(torch.zeros(2, 3))  # 3 ln 2
@@ -44,6 +44,10 @@ class Bernoulli(Predictions):
         yes = old.sigmoid() * (functional.logsigmoid(old) - functional.logsigmoid(new))
         no = (-old).sigmoid() * (functional.logsigmoid(-old) - functional.logsigmoid(-new))
         return temperature**2 * (yes + no).sum(-1)
+
+    def logits_of(self, probabilities: Tensor) -> Tensor:
+        """Return ln p / (1 − p)."""
+        return torch.logit(probabilities.float(), eps=1e-6)
 
     def told_by(self, outputs: Tensor, targets: Sequence[Tensor]) -> bool:
         """Tell whether all targets of the outputs' shape hold 0 and 1, and outputs are logits."""

@@ -8,8 +8,10 @@ from torch.nn import functional
 
 from recall_lightning.measuring.predictions.base import Predictions
 from recall_lightning.measuring.predictions.targets import (
+    are_distributions,
     are_fractions,
     are_integers,
+    are_zeros_and_ones,
     have_shape_of,
 )
 
@@ -21,7 +23,8 @@ class Categorical(Predictions):
 
     Told by integers in the shape of the outputs' other axes (with a 1 behind them or without),
     below the number of classes, or −100 for none; unless there are floating-point targets in the
-    shape of the outputs.
+    shape of the outputs. Told as well by those if they are probabilities of classes, not all of
+    them 0 or 1: none is below 0, and every prediction's sum is 1.
 
     Raises:
         ValueError: From both methods, for a last axis of 1.
@@ -52,10 +55,17 @@ class Categorical(Predictions):
         each = functional.kl_div(student_log, teacher_log, reduction="none", log_target=True)
         return temperature**2 * each.sum(-1)
 
+    def logits_of(self, probabilities: Tensor) -> Tensor:
+        """Return ln p."""
+        return probabilities.float().clamp(min=1e-12).log()
+
     def told_by(self, outputs: Tensor, targets: Sequence[Tensor]) -> bool:
-        """Tell whether one of the targets holds classes, and none a number for each of them."""
-        numbers = any(t.is_floating_point() and have_shape_of(outputs, t) for t in targets)
-        return not numbers and any(_are_classes(target, outputs) for target in targets)
+        """Tell whether targets hold classes, or what else is there for each are probabilities."""
+        own = [target for target in targets if have_shape_of(outputs, target)]
+        if any(target.is_floating_point() for target in own):
+            hard = all(map(are_zeros_and_ones, own))
+            return not hard and all(map(are_distributions, own))
+        return any(_are_classes(target, outputs) for target in targets)
 
     def fits(self, outputs: Tensor, target: Tensor) -> bool:
         """Tell whether a tensor may hold classes, or their probabilities.

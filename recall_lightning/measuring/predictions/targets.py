@@ -30,6 +30,21 @@ def are_fractions(target: Tensor) -> bool:
     return not target.is_complex() and bool(((target >= 0) & (target <= 1)).all())
 
 
+def are_distributions(numbers: Tensor) -> bool:
+    """Tell whether numbers are probabilities of several classes, whose last axis sums to 1.
+
+    Example:
+        >>> are_distributions(torch.eye(3)), are_distributions(torch.ones(2, 3))
+        (True, False)
+    """
+    if numbers.is_complex() or numbers.dim() < 2 or numbers.shape[-1] < 2 or not len(numbers):
+        return False
+    sums = numbers.detach().float().sum(-1)
+    coarse = numbers.dtype in (torch.float16, torch.bfloat16)
+    whole = bool(((sums - 1).abs() < (0.02 if coarse else 1e-3)).all())
+    return whole and bool((numbers >= 0).all())
+
+
 def are_probabilities(outputs: Tensor) -> bool:
     """Tell by the last operation whether outputs come from a sigmoid or softmax.
 
@@ -41,20 +56,24 @@ def are_probabilities(outputs: Tensor) -> bool:
         (True, False)
     """
     step = outputs.grad_fn
-    while step is not None and step.name().startswith(_RESHAPING):
+    while step is not None and step.name().startswith(RESHAPING):
         step = step.next_functions[0][0]
     return step is not None and step.name().startswith(_PROBABILITIES)
 
 
 _PROBABILITIES = ("Sigmoid", "Softmax")
-_RESHAPING = (
+RESHAPING = (
     "Alias",
     "Clone",
+    "Expand",
+    "Permute",
     "Reshape",
     "Select",
     "Slice",
     "Squeeze",
     "ToCopy",
+    "Transpose",
+    "UnsafeView",
     "Unsqueeze",
     "View",
 )

@@ -1,6 +1,9 @@
 """The list of all statistics: a new one goes in here."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+
+from torch import Tensor
+from torch.distributions import Distribution
 
 from recall_lightning.measuring.predictions import Predictions
 from recall_lightning.merging.rules import MergeRule
@@ -23,7 +26,7 @@ def statistics_for(
     recent: RecentBatches,
     recalibrates: bool,
     seed: int,
-    predictions: str | Predictions,
+    predictions: str | Predictions | Callable[[Tensor], Distribution],
 ) -> NeededStatistics:
     """Return the statistics that rules need.
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from recall_lightning.merging.rules import MergeRule
@@ -33,8 +33,18 @@ class Statistic:
     def start_task(self, context: TaskContext) -> None:
         """Start a task; the first one forgets what another run has left."""
 
+    def check_batch(self, context: TaskContext, batch: Any) -> None:
+        """Try on a task's first batch what will be measured after hours; leave no trace of it.
+
+        Raises:
+            ValueError: If it cannot be measured.
+        """
+
     def observe_batch(self, context: TaskContext, batch: Any) -> None:
         """See a batch before it is trained."""
+
+    def observe_loss(self, context: TaskContext, loss: Tensor) -> None:
+        """See a loss before it is run backward."""
 
     def observe_gradients(self, context: TaskContext, optimizer: Optimizer) -> None:
         """See the gradients before an optimizer step."""

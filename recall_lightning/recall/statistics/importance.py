@@ -76,10 +76,9 @@ class ParameterImportance(Statistic):
         """After the first step, refuse an optimizer that the source cannot be read from."""
         optimizers = context.trainer.optimizers
         skipped = any("betas" in o.defaults and not o.state for o in optimizers)
-        first, self._step_is_due = self._step_is_due or context.clock.step_in_task == 1, False
-        if not first or self.source == "gradients":
-            return
-        if skipped:  # AMP skips steps that overflow
+        first = self._step_is_due or context.clock.step_in_task == 1
+        self._step_is_due = first and skipped  # as AMP does with steps that overflow
+        if not first or skipped or self.source == "gradients":
             return
         try:
             optimizer_importance(optimizers, context.pl_module)

@@ -1,11 +1,13 @@
 """What the tasks so far gave to each linear map, and what the current one meets."""
 
-from collections.abc import Mapping, Sequence
+import copy
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from lightning.fabric.utilities.apply_func import move_data_to_device
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+from torch.distributions import Distribution
 
 from recall_lightning.measuring.architecture import find_generator
 from recall_lightning.measuring.batches import batch_size
@@ -32,6 +34,7 @@ from recall_lightning.recall.process_means import (
 from recall_lightning.recall.settings import MomentSettings
 from recall_lightning.recall.statistics.base import Statistic
 from recall_lightning.recall.statistics.recent_batches import RecentBatches
+from recall_lightning.recall.training_loss import TrainingLoss
 from recall_lightning.weights.naming import named_weights
 
 
@@ -73,7 +76,7 @@ class MapMoments(Statistic):
         run: ModelRun,
         seed: int,
         curvature: bool,
-        predictions: str | Predictions = "auto",
+        predictions: str | Predictions | Callable[[torch.Tensor], Distribution] = "auto",
     ) -> None:
         self.old: dict[str, Moments] = {}
         self.old_outputs: dict[str, FullMoments] = {}
@@ -83,6 +86,8 @@ class MapMoments(Statistic):
         self.curvature = curvature
         self._predictions = FoundPredictions(predictions)
         self._told: str | None = None  # what the log says of them
+        self._loss = TrainingLoss()
+        self._trial, self._tried = self._predictions, KroneckerFactors()
         self._run = run
         self._recent = recent
 
@@ -108,8 +113,37 @@ class MapMoments(Statistic):
             )
         if context.clock.visit == 0:
             self.old, self.old_outputs, self.tasks = {}, {}, 0
+        self._loss.stop()
         self._fit_to_maps(context.structure.maps)
         self._fit_to_outputs(context.structure.maps, named_weights(module))
+
+    def check_batch(self, context: TaskContext, batch: Any) -> None:
+        """Try to run the model forward and, for curvature, backward; say what it predicts."""
+        if self.settings.source == "generated":
+            _shape_of(batch)
+        self._trial = copy.copy(self._predictions)  # what the batch tells is found when measured
+        with self._run.ready(context) as view:
+            self._tried = self._on(context, [batch], view, self._trial)
+        if self.curvature:
+            view = view_of(context.pl_module, self._run.view)
+            self._loss.listen(context.pl_module, view, own_view=self._run.view is not None)
+
+    def observe_loss(self, context: TaskContext, loss: torch.Tensor) -> None:
+        """In a task's first step, take what the loss tells of predictions, and say it."""
+        if not self._loss.is_awaited:
+            return
+        evidence, of_own_outputs = self._loss.told(loss)
+        other = self._predictions.see_loss(evidence, of_own_outputs)
+        if other is not None:
+            rank_zero_warn(
+                f"RecallCallback: predictions={self._predictions.kind.name!r} is set, and the "
+                f"training loss takes the model's outputs for {other!r}: curvature is that of what "
+                "is set"
+            )
+        if self._predictions.is_shown:
+            self._tell(self._predictions, None, "as the training loss tells")
+        else:
+            self._tell(self._trial, self._tried.unknown, "as the batch tells")
 
     def prepare_merge(self, context: TaskContext, rule: MergeRule, last: bool) -> bool:
         """Where no task came before, gather what stands for the snapshot's own inputs.
@@ -147,6 +181,7 @@ class MapMoments(Statistic):
 
     def end_task(self, context: TaskContext) -> None:
         """Add the inputs of the task that ends, under the merged weights."""
+        self._loss.stop()
         if not self._recent.batches:  # a resume after the task's last batch
             rank_zero_warn("no batch of the task was seen: later merges know nothing of its inputs")
             return
@@ -165,12 +200,8 @@ class MapMoments(Statistic):
         trainer, module, maps = context.trainer, context.pl_module, context.structure.maps
         width, rank = self.settings.width, self.settings.rank
 
-        def measure(batches: Sequence[Any]) -> KroneckerFactors:
-            given = (module, maps, batches, view, width, rank)
-            if not self.curvature:
-                return KroneckerFactors(input_moments(*given))
-            seed = self.seed + trainer.global_rank
-            return kronecker_factors(*given, seed=seed, predictions=self._predictions)
+        def measure(some: Sequence[Any]) -> KroneckerFactors:
+            return self._on(context, some, view, self._predictions)
 
         measured = self._run.evenly(trainer, batches, measure)
         if trainer.world_size > 1:
@@ -182,25 +213,47 @@ class MapMoments(Statistic):
             together = KroneckerFactors(inputs, outputs)
         else:
             together = KroneckerFactors(measured.inputs, measured.outputs)
-        self._tell(measured)
+        shown = self._predictions.is_shown
+        told = "as the training loss tells" if shown else "as the batch tells"
+        self._tell(self._predictions, measured.unknown, told)
         return normalised(together)
 
-    def _tell(self, measured: KroneckerFactors) -> None:
+    def _on(
+        self,
+        context: TaskContext,
+        batches: Sequence[Any],
+        view: ModelView,
+        predictions: FoundPredictions,
+    ) -> KroneckerFactors:
+        """Run the model on this process's batches."""
+        maps, width, rank = context.structure.maps, self.settings.width, self.settings.rank
+        given = (context.pl_module, maps, batches, view, width, rank)
+        if not self.curvature:
+            return KroneckerFactors(input_moments(*given))
+        seed = self.seed + context.trainer.global_rank
+        return kronecker_factors(*given, seed=seed, predictions=predictions)
+
+    def _tell(self, predictions: FoundPredictions, unknown: str | None, told: str) -> None:
         """Say once what the model's predictions were taken for, or why for nothing."""
-        kind, found = measured.predictions, measured.unknown
-        if kind is not None:
-            found = found or kind.name or type(kind).__name__
-        if found is None or found == self._told:
+        kind = predictions.kind
+        found = unknown or (kind and (kind.name or type(kind).__name__))
+        if not self.curvature or found is None or found == self._told:
             return
-        if measured.unknown is not None:
+        if unknown is not None:
             rank_zero_warn(
                 "curvature cannot be measured, and the kfac rules merge as importance and subspace "
-                f"do: {found}"
+                f"do: {unknown}"
             )
-        elif self._predictions.found is not None:
+        elif predictions.doubt is not None:
+            rank_zero_warn(
+                f"RecallCallback takes what the model predicts for {found!r}, {told}, and it may "
+                f"be {predictions.doubt!r} as well, which the training loss does not tell: set "
+                "predictions="
+            )
+        elif predictions.found is not None:
             rank_zero_info(
-                f"RecallCallback takes what the model predicts for {found!r}, as the batch tells: "
-                "set predictions= if it is something else"
+                f"RecallCallback takes what the model predicts for {found!r}, {told}: set "
+                "predictions= if it is something else"
             )
         self._told = found
 

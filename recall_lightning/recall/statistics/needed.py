@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from recall_lightning.merging.rules import MergeRule
@@ -48,10 +48,20 @@ class NeededStatistics:
         for statistic in self.active:
             statistic.start_task(context)
 
+    def check_batch(self, context: TaskContext, batch: Any) -> None:
+        """Try on a task's first batch what will be measured."""
+        for statistic in self.active:
+            statistic.check_batch(context, batch)
+
     def observe_batch(self, context: TaskContext, batch: Any) -> None:
         """See a batch before it is trained."""
         for statistic in self.active:
             statistic.observe_batch(context, batch)
+
+    def observe_loss(self, context: TaskContext, loss: Tensor) -> None:
+        """See a loss before it is run backward."""
+        for statistic in self.active:
+            statistic.observe_loss(context, loss)
 
     def observe_gradients(self, context: TaskContext, optimizer: Optimizer) -> None:
         """See the gradients before an optimizer step."""

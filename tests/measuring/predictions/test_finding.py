@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from recall_lightning.measuring.predictions import Bernoulli, Categorical, FoundPredictions
+from recall_lightning.measuring.predictions.loss import LossEvidence
 
 LABELS = torch.tensor([0, 1, 2, 0])
 MANY = torch.tensor([[0, 1, 1], [1, 0, 0], [1, 1, 1], [0, 0, 0]])
@@ -144,3 +145,87 @@ def test_what_was_found_goes_on_after_a_resume_and_what_was_set_is_not_replaced(
     assert resumed.of(torch.zeros(2, 1), [torch.tensor([[0.0], [1.0]])]).name == "values"
     assert named.kind.name == "binary"
     assert named.found is None
+
+
+def parameters_of(found, outputs, *targets):
+    found.of(outputs, targets)
+    return found.to_parameters(outputs, targets)(outputs)
+
+
+def test_soft_labels_are_probabilities_of_classes_and_one_hot_ones_are_in_doubt():
+    assert kind_of(logits(4, 3), torch.rand(4, 3).softmax(-1)) == "classes"
+    found = FoundPredictions()
+    assert found.of(logits(3, 3), [torch.eye(3)]).name == "binary"
+    assert found.doubt == "classes"
+    found = FoundPredictions()
+    assert found.of(logits(4, 3), [MANY.float()]).name == "binary"
+    assert found.doubt is None
+
+
+def test_classes_of_outputs_that_look_like_their_inputs_are_in_doubt():
+    found = FoundPredictions()
+    assert found.of(logits(4, 3), [LABELS], inputs=[torch.randn(4, 3)]).name == "classes"
+    assert found.doubt == "values"
+    found = FoundPredictions("values")
+    assert found.of(logits(4, 3), [LABELS], inputs=[torch.randn(4, 3)]).name == "values"
+    assert found.doubt is None
+
+
+def test_what_the_loss_tells_goes_before_what_targets_tell_until_another_loss_tells_nothing():
+    found = FoundPredictions()
+    assert found.see_loss(LossEvidence("values")) is None
+    assert found.of(logits(4, 3), [LABELS]).name == "values"
+    assert found.found == "values"
+    found.see_loss(None)
+    assert found.of(logits(4, 3), [LABELS]).name == "classes"
+
+
+def test_what_is_set_stays_where_the_loss_tells_something_else_which_is_returned():
+    found = FoundPredictions("classes")
+    assert found.see_loss(LossEvidence("values")) == "values"
+    assert found.of(logits(4, 3), [LABELS]).name == "classes"
+    assert not found.is_shown
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 6, 5), (2, 4, 6), (2, 4, 6, 5, 3)])
+def test_classes_are_the_second_axis_where_targets_fit_only_so(shape):
+    outputs, targets = logits(*shape), torch.ones(shape[0], *shape[2:], dtype=torch.long)
+    found = FoundPredictions()
+    torch.testing.assert_close(parameters_of(found, outputs, targets), outputs.movedim(1, -1))
+    assert found.kind.name == "classes"
+
+
+def test_where_both_axes_fit_the_loss_decides():
+    outputs, targets = logits(2, 6, 6, 6), torch.ones(2, 6, 6, dtype=torch.long)
+    found = FoundPredictions()
+    found.see_loss(LossEvidence("classes", classes_second=True))
+    torch.testing.assert_close(parameters_of(found, outputs, targets), outputs.movedim(1, -1))
+
+
+def test_images_in_the_outputs_shape_are_values():
+    assert kind_of(logits(2, 3, 8, 8), torch.randn(2, 3, 8, 8)) == "values"
+
+
+def test_probabilities_of_classes_become_logits():
+    outputs = logits(4, 3).softmax(-1)
+    found = parameters_of(FoundPredictions(), outputs, LABELS)
+    torch.testing.assert_close(found.softmax(-1), outputs)
+    torch.testing.assert_close(found, outputs.log())
+    plain = logits(4, 3)
+    assert parameters_of(FoundPredictions(), plain, LABELS) is plain
+
+
+def test_a_loss_that_takes_probabilities_for_logits_has_the_last_word():
+    outputs, found = logits(4, 3).softmax(-1), FoundPredictions()
+    found.see_loss(LossEvidence("classes"))
+    assert parameters_of(found, outputs, LABELS) is outputs
+    found.see_loss(LossEvidence("classes"), of_own_outputs=False)  # it was one of other outputs
+    torch.testing.assert_close(parameters_of(found, outputs, LABELS), outputs.log())
+
+
+def test_probabilities_of_yes_become_logits():
+    start = logits(4, 3)
+    for evidence, own in ((LossEvidence("binary", True), True), (LossEvidence("binary"), False)):
+        found = FoundPredictions()
+        found.see_loss(evidence, own)
+        torch.testing.assert_close(parameters_of(found, start.sigmoid(), MANY.float()), start)
