@@ -361,7 +361,8 @@ class RecallCallback(TaskAwareCallback):
             )
         super().load_state_dict(state_dict)
         self.history = list(state_dict["history"])
-        self._kept.load_state_dict(state_dict["snapshots"])
+        with _misconfiguration():
+            self._kept.load_state_dict(state_dict["snapshots"])
         self._statistics.load_state_dict(state_dict["statistics"])
         if state_dict["task_ended"]:  # earlier versions kept its samples until the next one
             self._statistics.forget_samples()

@@ -247,7 +247,7 @@ def _remove_leftovers(target: Path) -> None:
         return
     ours = re.compile(re.escape(_prefix(target)) + "[a-z0-9_]{8}")
     for folder in target.parent.iterdir():
-        if not ours.fullmatch(folder.name):
+        if not ours.fullmatch(folder.name) or folder.is_symlink():
             continue
         with suppress(OSError):  # another user's
             lock = _lock(folder)

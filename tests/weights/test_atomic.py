@@ -256,3 +256,12 @@ def test_leftovers_make_room_before_a_full_disk_is_told(make, tmp_path, monkeypa
     with pytest.raises(OSError, match="No space left"), make(tmp_path / "a", 11):
         pytest.fail("entered")
     assert names(tmp_path) == []
+
+
+def test_a_link_that_is_called_as_a_leftover_is_left_alone_with_what_it_leads_to(tmp_path):
+    target, elsewhere = tmp_path / "run" / "a.txt", tmp_path / "elsewhere"
+    write_whole(target, "first")
+    elsewhere.mkdir()
+    (target.parent / ".a.txt.partial-abcdefgh").symlink_to(elsewhere)
+    write_whole(target, "second")
+    assert list(elsewhere.iterdir()) == []
