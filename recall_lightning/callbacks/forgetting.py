@@ -14,6 +14,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from recall_lightning.callbacks._task_scores import TaskScoreCallback
 from recall_lightning.callbacks._trainer.loggers import (
+    is_remote,
     log_figure,
     log_scalars,
     log_table,
@@ -89,6 +90,16 @@ class ForgettingMonitor(TaskScoreCallback):
     def summary(self) -> dict[str, float]:
         """Return the metrics after the last finished task, by name, as far as they are defined."""
         return self.record.summary()
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse a folder that is on no local disk."""
+        super().setup(trainer, pl_module, stage)
+        folder = self.folder or (trainer.loggers[0].save_dir if trainer.loggers else None)
+        if stage == "fit" and is_remote(folder):
+            raise MisconfigurationException(
+                f"ForgettingMonitor writes files to a local disk, and would to {folder}: pass "
+                "folder='…', a local one"
+            )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock; say so if there will be nothing to read."""

@@ -267,8 +267,11 @@ def moments_from(state: Mapping[str, Any]) -> Moments:
 
 
 def _leading(rows: Tensor, rank: int) -> Tensor:
-    """Return (rank, width) rows with the leading part of rowsᵀrows; the rows themselves if few."""
-    if len(rows) <= rank:
+    """Return at most (rank, width) rows with the leading part of rowsᵀrows.
+
+    They are its principal directions, of few rows too: what is kept of inputs is none of them.
+    """
+    if len(rows) == 0:
         return rows
     products = (rows @ rows.T).double()
     if not bool(products.isfinite().all()):  # eigh would raise; who uses the moments will refuse

@@ -142,6 +142,10 @@ class LearningWithoutForgetting(ProtectingCallback):
         except ValueError as error:
             raise MisconfigurationException(f"LearningWithoutForgetting: {error}") from error
 
+    def on_task_end(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:
+        """Forget the last batch: the task has ended."""
+        self._batch, self._calls = None, {}
+
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:

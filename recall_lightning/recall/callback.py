@@ -178,12 +178,15 @@ class RecallCallback(TaskAwareCallback):
             for own in rules:
                 check_decides_about(self._kept.most, own)
             run = ModelRun(view)
-            recent = RecentBatches((moments or MomentSettings()).batches)
+            moments = moments or MomentSettings()
+            generates = moments.source == "generated"
+            reads = buffers == "recalibrate" or any("new_moments" in each.needs for each in rules)
+            recent = RecentBatches(moments.batches, not generates, reads or not generates)
             self._statistics = statistics_for(
                 rules,
                 samples or SampleSettings(),
                 importance or ImportanceSettings(),
-                moments or MomentSettings(),
+                moments,
                 run,
                 recent,
                 recalibrates=buffers == "recalibrate",
@@ -322,7 +325,8 @@ class RecallCallback(TaskAwareCallback):
         if self.clock.stopped_early and len(self.history) > merges:
             rank_zero_warn(
                 "the fit stopped early, so the merge at its task's end came after the last "
-                "validation and checkpoint: validate and save the model once more"
+                "validation and checkpoint: validate and save the model once more (a checkpoint "
+                "from before holds the task's last batches)"
             )
 
     def on_task_step(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:
@@ -397,8 +401,11 @@ class RecallCallback(TaskAwareCallback):
         self._first_visit = state_dict.get("first_visit", 0)  # older checkpoints have none
         # where there is no visit in it, no task was visited twice
         self.history = [{"visit": record["task"], **record} for record in state_dict["history"]]
-        self._kept.load_state_dict(state_dict["snapshots"])
+        with _misconfiguration():
+            self._kept.load_state_dict(state_dict["snapshots"])
         self._statistics.load_state_dict(state_dict["statistics"])
+        if state_dict["task_ended"]:  # earlier versions kept its samples until the next one
+            self._statistics.forget_samples()
 
     # How the hooks do it.
 

@@ -92,7 +92,11 @@ class MomentSettings:
             kfac rules merge them as ``"importance"`` and ``"subspace"`` do.
         rank: That rank.
         source: ``"task"``, or ``"generated"`` for sequences that a causal language model writes
-            itself at a task's end, where not even moments of the data may be kept after it.
+            itself at a task's end, where not even moments of the data may be kept after it. No
+            checkpoint then holds a training batch, in the midst of a task either; the last
+            ``batches`` are in memory until the task's end if a rule needs the inputs of the task
+            itself, as ``"kfac_subspace"`` does, and a run that resumes measures those on batches
+            that it trains itself.
 
     Raises:
         MisconfigurationException: For a value out of its range.

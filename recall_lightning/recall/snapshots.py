@@ -11,7 +11,7 @@ from recall_lightning.recall.settings import SnapshotSettings
 from recall_lightning.recall.snapshot_storage import SnapshotStorage
 from recall_lightning.weights.naming import named_weights
 from recall_lightning.weights.snapshot import Snapshot, frozen_digest
-from recall_lightning.weights.snapshot_file import SUFFIX, FileReference, FileSnapshot
+from recall_lightning.weights.snapshot_file import FileReference, FileSnapshot
 
 
 class KeptSnapshots:
@@ -135,19 +135,22 @@ class KeptSnapshots:
         return {
             "tensors": [{} if reference else dict(snapshot) for snapshot, reference in pairs],
             "files": [reference and reference.state_dict() for _, reference in pairs],
-            # without their suffix: a name in a checkpoint says that it refers to the file
-            "written": [name.removesuffix(SUFFIX) for name in self.storage.written],
+            **self.storage.state_dict(),
             "visits": self.visits,
             "rest": self._rest,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore what :meth:`state_dict` returned, but for files, which :meth:`resume` finds."""
+        """Restore what :meth:`state_dict` returned, but for files, which :meth:`resume` finds.
+
+        Raises:
+            ValueError: If a file's name is none that a snapshot's has.
+        """
         self.snapshots = [Snapshot(tensors) for tensors in state_dict["tensors"]]
         # where there are tasks in their place, none was visited twice
         self.visits = list(state_dict.get("visits", state_dict.get("tasks", [])))
         self._rest = state_dict["rest"]
         files = state_dict.get("files", [None] * len(self.visits))  # older checkpoints have none
         self._restored = [None if state is None else FileReference(**state) for state in files]
-        self.storage.written = [stem + SUFFIX for stem in state_dict.get("written", [])]
+        self.storage.load_state_dict(state_dict)
         self.storage.named = {each.name for each in self._restored if each is not None}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
@@ -18,6 +19,29 @@ from recall_lightning.weights.safetensors_layout import layout
 from recall_lightning.weights.snapshot import Snapshot, weights_to_copy
 
 SUFFIX = ".safetensors"
+_NAME = re.compile(r"\w+-[0-9a-f]{8}" + re.escape(SUFFIX), re.ASCII)
+
+
+def checked_name(name: str) -> str:
+    """Return the name of a snapshot's file, as some file tells it, if it can be one.
+
+    It is the name alone, without any folder: what it is of is read, or removed, inside its own.
+
+    Raises:
+        ValueError: If it is something else.
+
+    Example:
+        >>> checked_name("task_0-0123abcd.safetensors")
+        'task_0-0123abcd.safetensors'
+        >>> checked_name("../../model.safetensors")
+        Traceback (most recent call last):
+        ValueError: '../../model.safetensors' is no name of a snapshot's file, such as...
+    """
+    if not _NAME.fullmatch(name):
+        raise ValueError(
+            f"{name!r} is no name of a snapshot's file, such as 'task_0-0123abcd{SUFFIX}'"
+        )
+    return name
 
 
 @dataclass(frozen=True)
@@ -30,6 +54,9 @@ class FileReference:
         checksum: BLAKE2b of the whole file, 32 hexadecimal digits.
         nbytes: The file's size.
         weights: How many weights are in it.
+
+    Raises:
+        ValueError: If the name is no bare one, or not this checksum's.
     """
 
     folder: str
@@ -37,6 +64,10 @@ class FileReference:
     checksum: str
     nbytes: int
     weights: int
+
+    def __post_init__(self) -> None:
+        if checked_name(self.name)[-len(SUFFIX) - 8 :] != self.checksum[:8] + SUFFIX:
+            raise ValueError(f"{self.name!r} is not named by its checksum, {self.checksum}")
 
     def state_dict(self) -> dict[str, Any]:
         """Return plain Python, of which ``FileReference(**state)`` makes the reference again."""
@@ -116,17 +147,15 @@ class FileSnapshot(Snapshot):
         path = folder / reference.name
         what = f"{path}, of {reference.weights} weights and {reference.nbytes:,} bytes,"
         try:
-            size, digest = path.stat().st_size, blake2b(digest_size=16)
+            size = path.stat().st_size
             if size != reference.nbytes:
                 raise ValueError(f"{what} has {size:,} bytes")
-            with path.open("rb") as file:
-                while part := file.read(1 << 20):
-                    digest.update(part)
+            checksum = _checksum(path)
         except FileNotFoundError as error:
             raise MissingSnapshotError(f"{what} is missing") from error
         except OSError as error:
             raise ValueError(f"{what} cannot be read ({error.strerror})") from error
-        if digest.hexdigest() != reference.checksum:
+        if checksum != reference.checksum:
             raise ValueError(f"{what} has been altered: its checksum is not the one it had")
         return cls.map(reference, folder)
 
@@ -144,6 +173,24 @@ class FileSnapshot(Snapshot):
     ) -> FileSnapshot:
         """Return the snapshot itself, which stays in its file."""
         return self
+
+
+def is_snapshot_file(path: Path) -> bool:
+    """Tell whether a file is what its name says: a snapshot's, whole, in this very place.
+
+    Raises:
+        OSError: If it cannot be read.
+    """
+    own = not path.is_symlink() and path.is_file() and _NAME.fullmatch(path.name) is not None
+    return own and path.name.endswith(f"-{_checksum(path)[:8]}{SUFFIX}")
+
+
+def _checksum(path: Path) -> str:
+    digest = blake2b(digest_size=16)
+    with path.open("rb") as file:
+        while part := file.read(1 << 20):
+            digest.update(part)
+    return digest.hexdigest()
 
 
 def _buffers(header: bytes, weights: list[Tensor]) -> Iterator[memoryview]:

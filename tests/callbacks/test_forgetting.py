@@ -309,3 +309,12 @@ def test_fast_dev_run_checks_no_loaders():
     validation = [loader(task, shuffle=False) for task in range(2)]
     quiet_trainer(monitor, fast_dev_run=True).fit(Plain(), loader(0), validation)
     assert len(monitor.matrix) == 1
+
+
+@pytest.mark.parametrize("where", ["folder", "logger"])
+def test_a_folder_that_is_on_no_disk_is_refused_before_training(where, tmp_path):
+    remote = "memory://runs"
+    monitor = ForgettingMonitor("val/acc", folder=remote if where == "folder" else None)
+    trainer = quiet_trainer(monitor, default_root_dir=remote, logger=where == "logger")
+    with pytest.raises(MisconfigurationException, match="local disk, and would to memory:"):
+        trainer.fit(Plain(), loader(0), loader(0))

@@ -121,3 +121,12 @@ def test_no_input_and_inputs_that_are_not_finite_raise_nothing():
     assert float(empty.mean().diagonal.sum()) == 0
     broken = of_low_rank(torch.full((8, 6), torch.nan), 2)
     assert broken.diagonal.isnan().all()
+
+
+def test_what_is_kept_of_few_inputs_is_none_of_them():
+    inputs = torch.randn(4, 9)
+    moments = LowRankMoments.empty(9, rank=6)
+    moments.update(inputs)
+    likeness = torch.cosine_similarity(moments.factor[:, None], inputs[None], dim=-1)
+    assert likeness.abs().max() < 0.999
+    torch.testing.assert_close(moments.factor.T @ moments.factor, inputs.T @ inputs)

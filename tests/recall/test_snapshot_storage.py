@@ -181,11 +181,130 @@ def test_files_of_other_runs_are_left_alone(tmp_path):
     assert len(files(tmp_path)) == 2
 
 
-def test_a_folder_that_is_on_no_disk_is_refused(tmp_path):
-    checkpoints = ModelCheckpoint(dirpath="memory://checkpoints")
-    trainer = quiet_trainer(recall(), checkpoints, enable_checkpointing=True)
-    with pytest.raises(MisconfigurationException, match="local disk, and checkpoints go to memory"):
+@pytest.fixture
+def crafted(tmp_path):
+    """Change the callback's state in a run's first checkpoint."""
+    train([recall(), *savers(tmp_path / "run", ["batch"])], stream())
+
+    def craft(change):
+        path = tmp_path / "run" / "step=003-batch.ckpt"
+        checkpoint = torch.load(path)
+        key = next(key for key in checkpoint["callbacks"] if key.startswith("Recall"))
+        change(checkpoint["callbacks"][key]["snapshots"])
+        torch.save(checkpoint, path)
+        return path
+
+    return craft
+
+
+NAMES = ["../../home/model", "/home/model", "model", "", "..", "task_0-0123abcd/../../model"]
+
+
+@pytest.mark.parametrize("entry", ["written", "elsewhere"])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_name_that_is_no_bare_one_of_a_snapshot_is_refused(name, entry, crafted, tmp_path):
+    victim = tmp_path / "run" / "snapshots" / "model.safetensors"
+    victim.write_text("mine")
+    path = crafted(lambda snapshots: snapshots[entry].append(name))
+    with pytest.raises(MisconfigurationException, match=r"RecallCallback: .* is no name of a snap"):
+        train([recall()], stream(), path, default_root_dir=tmp_path / "run")
+    assert victim.exists()
+
+
+@pytest.mark.parametrize("name", ["../model.safetensors", "/etc/passwd", "task_0-0000.safetensors"])
+def test_a_reference_to_a_file_elsewhere_is_refused(name, crafted, tmp_path):
+    path = crafted(lambda snapshots: snapshots["files"][0].update(name=name))
+    with pytest.raises(MisconfigurationException, match="is no name of a snapshot's file"):
+        train([recall()], stream(), path, default_root_dir=tmp_path / "run")
+
+
+def test_on_a_checkpoints_word_nothing_is_removed_but_snapshots(crafted, tmp_path):
+    folder, home = tmp_path / "run" / "snapshots", tmp_path / "home.safetensors"
+    home.write_text("mine")
+    (folder / "task_0-01234567.safetensors").write_text("mine")
+    (folder / "link_0-01234567.safetensors").symlink_to(home)
+    names = ["task_0-01234567", "link_0-01234567"]
+    path = crafted(lambda snapshots: snapshots["written"].extend(names))
+    before = files(tmp_path / "run")
+    for other in (tmp_path / "run").glob("*.ckpt"):
+        if other != path:
+            other.unlink()
+    path = shutil.move(path, tmp_path / "x.ckpt")
+    last = ModelCheckpoint(tmp_path / "run", save_last=True)
+    train([recall(), last], stream(), path, default_root_dir=tmp_path / "run")
+    assert home.read_text() == "mine"
+    assert set(before) - set(files(tmp_path / "run")) <= {n for n in before if "01234567" not in n}
+
+
+class SavesByHand(Callback):
+    def __init__(self, path, step=1):
+        self.path, self.step = path, step
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if trainer.global_step == self.step:
+            trainer.save_checkpoint(self.path)
+
+
+@pytest.mark.parametrize("where", ["elsewhere/x.ckpt", "run/x.bin", "run/deeper/x.ckpt"])
+def test_a_checkpoint_saved_by_hand_finds_its_file_whatever_was_removed_meanwhile(where, tmp_path):
+    path, own = tmp_path / where, {"default_root_dir": tmp_path / "run"}
+    last = ModelCheckpoint(tmp_path / "run", save_last=True)
+    whole = train([recall(), SavesByHand(path, 4), last], stream(), **own)
+    assert len(files(tmp_path / "run")) == 2
+    for _ in range(2):  # what goes on from it leaves it the file too
+        last = ModelCheckpoint(tmp_path / "run", save_last=True)
+        assert differences(whole, train([recall(), last], stream(), path, **own)) == []
+
+
+def test_a_checkpoint_saved_by_hand_and_moved_without_its_file_says_what_to_do(tmp_path):
+    path = tmp_path / "elsewhere" / "x.ckpt"
+    train([recall(), SavesByHand(path, 4)], stream(), default_root_dir=tmp_path / "run")
+    shutil.rmtree(tmp_path / "run")
+    with pytest.raises(MisconfigurationException, match="folder 'snapshots' beside the checkpoint"):
+        train([recall()], stream(), path, default_root_dir=tmp_path / "other")
+
+
+def test_a_checkpoint_saved_by_hand_to_a_remote_place_finds_its_file(tmp_path):
+    path, own = "memory://by_hand/x.ckpt", {"default_root_dir": tmp_path / "run"}
+    last = ModelCheckpoint(tmp_path / "run", save_last=True)
+    whole = train([recall(), SavesByHand(path, 4), last], stream(), **own)
+    assert differences(whole, train([recall()], stream(), path, **own)) == []
+
+
+def test_two_runs_from_the_same_weights_leave_each_others_files(tmp_path):
+    run = tmp_path / "run"
+    first = ModelCheckpoint(run, "first", every_n_train_steps=3)
+    train([recall(), first], stream(), max_steps=9)
+    shutil.move(run / "first.ckpt", tmp_path / "first.ckpt")  # its file is not in the way
+    before = files(run)
+    train([recall(), ModelCheckpoint(run, save_last=True)], stream())
+    assert set(before) <= set(files(run))
+
+
+REMOTE = [
+    (lambda: ModelCheckpoint(dirpath="memory://checkpoints"), None),
+    (lambda: ModelCheckpoint(), "memory://root"),
+    (None, "s3://bucket/root"),
+]
+
+
+@pytest.mark.parametrize(("saver", "root"), REMOTE)
+def test_a_folder_that_is_on_no_disk_is_refused(saver, root):
+    savers = [] if saver is None else [saver()]
+    trainer = quiet_trainer(
+        recall(), *savers, enable_checkpointing=bool(savers), default_root_dir=root
+    )
+    with pytest.raises(
+        MisconfigurationException, match=r"local disk, and checkpoints go to \w+://"
+    ):
         trainer.fit(Plain(), loader(0))
+
+
+def test_snapshots_in_checkpoints_go_to_a_remote_place_and_come_back():
+    saver = ModelCheckpoint("memory://runs", "{step}", every_n_train_steps=3, save_top_k=-1)
+    whole = train([recall(to="checkpoint"), saver], stream())
+    resumed = train([recall(to="checkpoint")], stream(), "memory://runs/step=3.ckpt")
+    assert differences(whole, resumed) == []
 
 
 def test_where_checkpoints_may_lie_anywhere_nothing_is_searched_and_what_one_names_is_kept(

@@ -273,3 +273,12 @@ def test_files_that_were_written_as_private_ones_get_the_modes_of_the_umask(tmp_
     for name in ("a", "in/b"):
         assert (tmp_path / "out" / name).stat().st_mode & 0o777 == 0o666 & ~mask
     assert (tmp_path / "other").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_link_that_is_called_as_a_leftover_is_left_alone_with_what_it_leads_to(tmp_path):
+    target, elsewhere = tmp_path / "run" / "a.txt", tmp_path / "elsewhere"
+    write_whole(target, "first")
+    elsewhere.mkdir()
+    (target.parent / ".a.txt.partial-abcdefgh").symlink_to(elsewhere)
+    write_whole(target, "second")
+    assert list(elsewhere.iterdir()) == []

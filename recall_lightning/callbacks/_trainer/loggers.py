@@ -48,6 +48,15 @@ def plot_against(trainer: Trainer, pattern: str, step_metric: str) -> None:
             logger.experiment.define_metric(pattern, step_metric=step_metric)
 
 
+def is_remote(folder: object) -> bool:
+    """Tell whether a folder or file is on no local disk: a URL, such as ``s3://…``.
+
+    >>> is_remote("memory://runs"), is_remote("runs")
+    (True, False)
+    """
+    return "://" in str(folder)
+
+
 def run_folder(trainer: Trainer) -> Path | None:
     """Return the folder of this run's files, the first logger's; None without a logger.
 

@@ -69,6 +69,9 @@ class Statistic:
     def end_task(self, context: TaskContext) -> None:
         """Add what the task that ends depends on, under its last weights."""
 
+    def forget_samples(self) -> None:
+        """Forget the samples of a task that has ended, after all that measure on them."""
+
     def resume(self, context: TaskContext) -> None:
         """After a resume, bring what the checkpoint held to the module's device."""
 

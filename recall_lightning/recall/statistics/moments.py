@@ -88,6 +88,7 @@ class MapMoments(Statistic):
         self._told: str | None = None  # what the log says of them
         self._loss = TrainingLoss()
         self._trial, self._tried = self._predictions, KroneckerFactors()
+        self._shape: tuple[int, int] | None = None  # of the sequences to generate at the task's end
         self._run = run
         self._recent = recent
 
@@ -114,8 +115,14 @@ class MapMoments(Statistic):
         if context.clock.visit == 0:
             self.old, self.old_outputs, self.tasks = {}, {}, 0
         self._loss.stop()
+        self._shape = None
         self._fit_to_maps(context.structure.maps)
         self._fit_to_outputs(context.structure.maps, named_weights(module))
+
+    def observe_batch(self, context: TaskContext, batch: Any) -> None:
+        """See how long sequences are, where some are generated at the task's end."""
+        if self.settings.source == "generated":
+            self._shape = _shape_of(batch)
 
     def check_batch(self, context: TaskContext, batch: Any) -> None:
         """Try to run the model forward and, for curvature, backward; say what it predicts."""
@@ -155,7 +162,8 @@ class MapMoments(Statistic):
             return True
         with context.snapshots[-1].applied_to(context.pl_module):
             if generates:
-                self._add(self._measure_generated(context))
+                shape = self._shape or _shape_of(self._recent.batches[-1])
+                self._add(self._measure_generated(context, *shape))
             else:
                 rank_zero_warn(
                     "there are no inputs of what the model knew before its first task: "
@@ -182,11 +190,13 @@ class MapMoments(Statistic):
     def end_task(self, context: TaskContext) -> None:
         """Add the inputs of the task that ends, under the merged weights."""
         self._loss.stop()
-        if not self._recent.batches:  # a resume after the task's last batch
+        if self._shape is None and not self._recent.batches:  # a resume after its last batch
             rank_zero_warn("no batch of the task was seen: later merges know nothing of its inputs")
             return
-        generated = self.settings.source == "generated"
-        self._add(self._measure_generated(context) if generated else self.measure(context))
+        if self._shape is not None:
+            self._add(self._measure_generated(context, *self._shape))
+        else:
+            self._add(self.measure(context))
         self.tasks += 1
 
     def measure(self, context: TaskContext) -> KroneckerFactors:
@@ -272,9 +282,8 @@ class MapMoments(Statistic):
                 "left out of what later merges keep"
             )
 
-    def _measure_generated(self, context: TaskContext) -> KroneckerFactors:
+    def _measure_generated(self, context: TaskContext, size: int, length: int) -> KroneckerFactors:
         module, trainer = context.pl_module, context.trainer
-        size, length = _shape_of(self._recent.batches[-1])
         seed = self.seed + trainer.global_rank
         batches = generated_batches(module, self._recent.number, size, length, seed)
         rank_zero_info(f"{len(batches) * size} sequences of {length} tokens were generated")
@@ -332,6 +341,7 @@ class MapMoments(Statistic):
             "old_outputs": {n: moments.state_dict() for n, moments in self.old_outputs.items()},
             "tasks": self.tasks,
             "predictions": self._predictions.found,
+            "shape": None if self._shape is None else list(self._shape),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -341,6 +351,8 @@ class MapMoments(Statistic):
         self.old_outputs = {n: FullMoments(**state) for n, state in outputs.items()}
         self.tasks = state_dict["tasks"]
         self._predictions.restore(state_dict.get("predictions"))  # older checkpoints have none
+        shape = state_dict.get("shape") if self.settings.source == "generated" else None
+        self._shape = None if shape is None else (shape[0], shape[1])
 
     def resume(self, context: TaskContext) -> None:
         """After a resume, move the tensors to the module's device."""

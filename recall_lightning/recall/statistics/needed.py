@@ -88,9 +88,15 @@ class NeededStatistics:
         return together
 
     def end_task(self, context: TaskContext) -> None:
-        """Add what the task that ends depends on."""
+        """Add what the task that ends depends on; no sample of it is held from then on."""
         for statistic in self.active:
             statistic.end_task(context)
+        self.forget_samples()
+
+    def forget_samples(self) -> None:
+        """Forget the samples of a task that has ended."""
+        for statistic in self.active:
+            statistic.forget_samples()
 
     def resume(self, context: TaskContext) -> None:
         """Bring what a checkpoint held to the module's device."""

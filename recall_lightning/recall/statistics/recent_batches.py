@@ -14,12 +14,17 @@ from recall_lightning.weights.sharding import of_all_processes, of_this_process
 
 
 class RecentBatches(Statistic):
-    """The last few batches of a task, which checkpoints hold as far as they are tensors.
+    """The last few batches of a running task, on which other statistics run the model.
 
-    Other statistics run the model on them.
+    They are in memory, and in the checkpoints that are written while the task runs as far as they
+    are tensors, so that a run that resumes measures on the same. When the task ends they are
+    forgotten: no later checkpoint has one.
 
     Args:
         number: How many to keep, 1 or more.
+        in_checkpoints: Whether checkpoints hold them. Without, a run that resumes measures on those
+            that it trains itself.
+        in_memory: Whether they are kept at all.
 
     Example:
         >>> recent = RecentBatches(2)
@@ -31,9 +36,10 @@ class RecentBatches(Statistic):
 
     name = "recent_batches"
 
-    def __init__(self, number: int) -> None:
+    def __init__(self, number: int, in_checkpoints: bool = True, in_memory: bool = True) -> None:
         self.number = number
-        self._kept: deque[Any] = deque(maxlen=number)
+        self.in_checkpoints = in_checkpoints
+        self._kept: deque[Any] = deque(maxlen=number if in_memory else 0)
         self._told = False  # that batches are left out of checkpoints
         self._restored: list[list[torch.Tensor] | None] = []  # until a batch shows their structure
 
@@ -44,6 +50,10 @@ class RecentBatches(Statistic):
 
     def start_task(self, context: TaskContext) -> None:
         """Forget those of the last task."""
+        self.forget_samples()
+
+    def forget_samples(self) -> None:
+        """Forget all."""
         self._kept.clear()
         self._restored = []
 
@@ -53,7 +63,7 @@ class RecentBatches(Statistic):
 
     def keep(self, batch: Any) -> None:
         """Keep a batch in place of the oldest; say so where checkpoints will leave it out."""
-        if not self._told and only_tensors(batch) is None:
+        if self.in_checkpoints and not self._told and only_tensors(batch) is None:
             self._told = True
             rank_zero_warn(
                 "training batches hold other things than tensors, so checkpoints leave the last "
@@ -62,18 +72,20 @@ class RecentBatches(Statistic):
         if self._restored and None not in self._restored:
             self._kept.extend(rebuild(batch, tensors or []) for tensors in self._restored)
         self._restored = []
-        self._kept.append(detached(batch))  # a training_step may change its batch
+        if self._kept.maxlen:
+            self._kept.append(detached(batch))  # a training_step may change its batch
 
     def resume(self, context: TaskContext) -> None:
         """After a resume, move what the checkpoint held to the module's device."""
         self._restored = move_data_to_device(self._restored, context.pl_module.device)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return each process's batches, if they are tensors alone."""
+        """Return each process's batches, if checkpoints hold them and they are tensors alone."""
         own = self._restored or [only_tensors(batch) for batch in self._kept]
+        own = own if self.in_checkpoints else []
         return {"processes": of_all_processes(own)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned, which the next batch makes usable."""
         self._kept.clear()
-        self._restored = of_this_process(state_dict["processes"])
+        self._restored = of_this_process(state_dict["processes"]) if self.in_checkpoints else []

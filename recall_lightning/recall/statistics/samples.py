@@ -39,6 +39,8 @@ class TypicalSamples(Statistic):
     dataloaders), training's own first batches are the candidates, and the snapshot is measured on
     the choice as soon as there are enough.
 
+    Candidates are in memory alone. Typical samples are in checkpoints too, until the task ends.
+
     Args:
         settings: How many samples, from how many candidates, chosen how.
         run: How the model is run on a batch.
@@ -73,8 +75,7 @@ class TypicalSamples(Statistic):
 
     def start_task(self, context: TaskContext) -> None:
         """Forget the last task's samples and choose this one's, if its dataset can be read."""
-        self.snapshot_states = []
-        self._candidates, self._typical, self._restored = [], [], []
+        self.forget_samples()
         if not context.snapshots:
             return
         trainer, module = context.trainer, context.pl_module
@@ -150,6 +151,11 @@ class TypicalSamples(Statistic):
         mean = context.trainer.strategy.reduce(local, reduce_op="mean")
         assert isinstance(mean, Tensor)
         return [{"similarity": dict(zip(states, row, strict=True))} for row in mean.tolist()]
+
+    def forget_samples(self) -> None:
+        """Forget candidates, typical samples and what snapshots made of them."""
+        self.snapshot_states = []
+        self._candidates, self._typical, self._restored = [], [], []
 
     def resume(self, context: TaskContext) -> None:
         """Make what a checkpoint held usable again on the module's device."""

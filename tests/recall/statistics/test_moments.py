@@ -5,6 +5,7 @@ import pytest
 import torch
 import transformers
 from lightning.pytorch import LightningModule
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
@@ -336,10 +337,12 @@ class Named(Plain):
 
 def test_batches_that_are_no_tensors_alone_are_kept_but_not_in_checkpoints(tmp_path):
     callback = subspace(view=lambda module, batch: module.net(batch["x"]))
-    trainer = quiet_trainer(callback)
+    inside = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=1, save_top_k=-1)
+    trainer = quiet_trainer(callback, inside, enable_checkpointing=True)
     trainer.fit(Named(), DataLoader(Ragged(), batch_size=8))
     assert len(callback.history) == 1
-    assert set(statistic(callback, "recent_batches").state_dict()["processes"][0]) == {None}
+    state = torch.load(tmp_path / "step=1.ckpt")["callbacks"][callback.state_key]
+    assert set(state["statistics"]["recent_batches"]["processes"][0]) == {None}
 
 
 def test_moments_come_back_from_a_checkpoint():

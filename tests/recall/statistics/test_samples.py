@@ -2,12 +2,23 @@ import math
 from dataclasses import replace
 
 import torch
+from lightning.pytorch import Callback
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
+from recall_lightning import RecallCallback
 from recall_lightning.weights.snapshot import Snapshot
 from tests.support.callbacks import FEW, assert_fails_at_start, recall, same, statistic
 from tests.support.training import Plain, loader, quiet_trainer, task_data
+
+
+class BeforeTheEnd(Callback):
+    """Sees the typical samples before the task's end, after which they are gone."""
+
+    def on_train_batch_end(self, trainer, *_):
+        recalling = next(each for each in trainer.callbacks if isinstance(each, RecallCallback))
+        samples = statistic(recalling, "samples")
+        self.typical, self.snapshot_states = samples._typical, samples.snapshot_states
 
 
 def test_an_iterable_dataset_is_read_once_and_by_training_alone():
@@ -32,14 +43,13 @@ def test_candidates_from_training_are_measured_under_the_snapshots_weights():
         batch_size=8,
         sampler=torch.utils.data.WeightedRandomSampler([1.0] * 64, 64),
     )
-    callback, model = recall(every=8), Plain()
+    callback, model, at_end = recall(every=8), Plain(), BeforeTheEnd()
     before = Snapshot.take(model)
-    quiet_trainer(callback).fit(model, stream)
+    quiet_trainer(at_end, callback).fit(model, stream)
     assert same(dict(callback.snapshots[-1]), dict(before))
-    samples = statistic(callback, "samples")
     with before.applied_to(model):
-        states = model.net[:2](samples._typical[0][0])
-    torch.testing.assert_close(samples.snapshot_states[0]["net.0"], states)
+        states = model.net[:2](at_end.typical[0][0])
+    torch.testing.assert_close(at_end.snapshot_states[0]["net.0"], states)
 
 
 def test_a_training_step_may_take_its_batch_apart():
@@ -78,9 +88,10 @@ def test_random_samples_are_drawn_by_the_seed_and_measured_like_others():
     def typical(seed):
         torch.manual_seed(0)
         callback = recall(every=4, samples=replace(FEW, sampling="random"), seed=seed)
-        quiet_trainer(callback).fit(Plain(), loader(0))
+        at_end = BeforeTheEnd()
+        quiet_trainer(at_end, callback).fit(Plain(), loader(0))
         assert 0.26 < min(callback.history[0]["coefficient"].values()) <= 0.5
-        return torch.cat([batch[0] for batch in statistic(callback, "samples")._typical])
+        return torch.cat([batch[0] for batch in at_end.typical])
 
     assert typical(0).shape == (8, 8)
     assert len(typical(0).unique(dim=0)) == 8
