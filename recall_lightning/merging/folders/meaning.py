@@ -58,21 +58,33 @@ def _check_vocabularies(
         )
 
 
-def _folder_of(model: ModelFiles) -> Path | None:
-    """Return where a model's config and tokenizer lie: a single file's, where it is a folder's."""
-    if model.folder is None and model.path.name == "model.safetensors":
-        return model.path.parent
-    return model.folder
-
-
 def _config_of(model: ModelFiles) -> Mapping[str, Any] | None:
-    about = model.beside.get("causal_lm")
-    built_from = about.get("model") if isinstance(about, Mapping) else None
-    if isinstance(built_from, Mapping):  # a checkpoint of a model from random weights
-        return built_from
-    return optional_json(_folder_of(model), "config.json") if model.config is None else model.config
+    """Return a model's config, or that of what it was trained from, where that is still there."""
+    if model.config is not None:
+        return model.config
+    about = _about(model)
+    if isinstance(about.get("model"), Mapping):  # a checkpoint of a model from random weights
+        return dict(about["model"])
+    source = about.get("model") or (model.adapter_config or {}).get("base_model_name_or_path")
+    return optional_json(_beside(model) or _existing(source), "config.json")
 
 
 def _vocabulary_of(model: ModelFiles) -> Vocabulary | None:
-    folder = _folder_of(model)
+    folder = model.folder or _beside(model) or _existing(_about(model).get("tokenizer"))
     return None if folder is None else Vocabulary.read(folder)
+
+
+def _about(model: ModelFiles) -> Mapping[str, Any]:
+    """Return what a checkpoint of :class:`~recall_lightning.models.CausalLMModule` says of it."""
+    about = model.beside.get("causal_lm")
+    return about if isinstance(about, Mapping) else {}
+
+
+def _beside(model: ModelFiles) -> Path | None:
+    """Return the folder of a single file that is a folder's model."""
+    single = model.folder is None and model.path.name == "model.safetensors"
+    return model.path.parent if single else None
+
+
+def _existing(path: object) -> Path | None:
+    return Path(path) if isinstance(path, str) and Path(path).is_dir() else None

@@ -72,6 +72,17 @@ def test_a_checkpoint_of_a_model_from_a_config_is_compared(path, tmp_path):
     refused("num_attention_heads is 4 and not 2", tmp_path, models)
 
 
+def test_what_checkpoints_were_trained_from_is_compared(path, other, tmp_path):
+    other, said = other
+    for name, folder in (("0", path), ("1", other)):
+        file = checkpoint(llama(0), tmp_path / f"{name}.ckpt")
+        about = {"model": folder, "tokenizer": folder, "lora": None}
+        torch.save(torch.load(file) | {"causal_lm": about}, file)
+    said = said.replace("other", "1.ckpt").replace("a ", "0.ckpt ")
+    refused(said, tmp_path, [str(tmp_path / f"{i}.ckpt") for i in range(2)])
+    refused(said.replace("0.ckpt", "a"), tmp_path, [path, str(tmp_path / "1.ckpt")])
+
+
 def test_models_that_say_nothing_are_merged(path, tmp_path):
     files = [
         shutil.copy(Path(path, "model.safetensors"), tmp_path / f"{i}.safetensors") for i in (0, 1)
