@@ -4,6 +4,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from recall_lightning.callbacks._trainer.optimizer_state import forget
+from recall_lightning.callbacks._trainer.own_weights import refuse_own_weights
 from recall_lightning.callbacks.task_aware import TaskAwareCallback
 from recall_lightning.merging.lora.layers import add_to_base
 
@@ -16,8 +17,14 @@ class FreshAdapter(TaskAwareCallback):
     :class:`~recall_lightning.models.CausalLMModule` brings it along.
 
     Raises:
-        MisconfigurationException: If the adapter's update is not finite.
+        MisconfigurationException: If the adapter's update is not finite, or the optimizer keeps
+            weights of its own apart from its state.
     """
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse an optimizer with weights of its own, which would bring the old adapter back."""
+        super().on_train_start(trainer, pl_module)
+        refuse_own_weights(trainer.optimizers, self, forgets=True)
 
     def on_task_end(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:
         """Add the adapter to the base."""

@@ -15,6 +15,10 @@ from torch.optim import Optimizer
 from recall_lightning.callbacks._trainer.loggers import log_figure, log_scalars
 from recall_lightning.callbacks._trainer.optimizer_state import forget
 from recall_lightning.callbacks._trainer.other_callbacks import refuse_weight_averaging
+from recall_lightning.callbacks._trainer.own_weights import (
+    refuse_copies_of_weights,
+    refuse_own_weights,
+)
 from recall_lightning.callbacks._trainer.strategies import check_strategy
 from recall_lightning.callbacks.task_aware import TaskAwareCallback
 from recall_lightning.measuring.batches import detached
@@ -46,6 +50,7 @@ from recall_lightning.recall.settings import (
 from recall_lightning.recall.snapshots import KeptSnapshots
 from recall_lightning.recall.statistics.available import statistics_for
 from recall_lightning.recall.statistics.recent_batches import RecentBatches
+from recall_lightning.recall.undone_merges import UndoneMerges
 from recall_lightning.weights.naming import named_weights
 from recall_lightning.weights.sharding import gathered, reshard
 from recall_lightning.weights.snapshot import Snapshot
@@ -137,7 +142,8 @@ class RecallCallback(TaskAwareCallback):
             ``["model.layers.*"]``; by default they are found.
         task_epochs: Only where no datamodule tells the task: epochs a task (int), or each task's
             first epoch (list). Without either, every fit is a task.
-        allow_untested: Whether to run under a Trainer's strategy with which this was never tried.
+        allow_untested: Whether to run under a Trainer's strategy with which this was never tried,
+            or with an optimizer that was found to keep weights of its own, which undo merges.
         seed: Seed of whatever is drawn to measure: typical samples, sequences, labels.
 
     Raises:
@@ -205,6 +211,7 @@ class RecallCallback(TaskAwareCallback):
         self._structure = Structure()
         self._first_batch_is_checked = False
         self._first_visit = 0  # of those that took a step
+        self._undone: UndoneMerges | None = None
 
     @property
     def blocks(self) -> list[Block]:
@@ -259,6 +266,9 @@ class RecallCallback(TaskAwareCallback):
         """After a resume, bring what the checkpoint held to the device."""
         super().on_train_start(trainer, pl_module)
         self._first_batch_is_checked = False
+        if not self.allow_untested:
+            refuse_own_weights(trainer.optimizers, self, self.optimizer_state == "reset")
+        self._undone = None
         if self.task is not None:
             with _misconfiguration():
                 self._find_structure(pl_module)
@@ -331,6 +341,7 @@ class RecallCallback(TaskAwareCallback):
 
     def on_task_step(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:
         """Merge, if it is time."""
+        self._refuse_undone_merges(trainer, pl_module)
         with _misconfiguration():
             self._statistics.observe_step(self._context(trainer, pl_module))
         due = not self.task_ended and self.should_merge(self.step_in_task, self.task_steps)
@@ -433,6 +444,17 @@ class RecallCallback(TaskAwareCallback):
         with_maps = bool(self._needs & OF_MAPS)
         self._structure = Structure.of(pl_module, self.block_patterns, with_maps)
 
+    def _refuse_undone_merges(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look at what the step has made of the weights, and once at what optimizers hold."""
+        if self.allow_untested:
+            return
+        if self._undone is None:  # a fit's first step
+            live, forgets = named_weights(pl_module), self.optimizer_state == "reset"
+            refuse_copies_of_weights(trainer.optimizers, live, self, forgets)
+            self._undone = UndoneMerges(live)
+        with _misconfiguration():
+            self._undone.observe_step()
+
     def _reset_optimizers(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.optimizer_state == "reset":
             live = named_weights(pl_module)
@@ -447,6 +469,8 @@ class RecallCallback(TaskAwareCallback):
             merged = self._merge.apply(context, rule, self.keep, last=self.task_ended)
         if merged is None:
             return False
+        if self._undone is not None:
+            self._undone.observe_merge()
         when = {"task": self.task, "visit": self.visit, "step": self.steps_trained(trainer)}
         record = {**when, **merged}
         self.history.append(record)

@@ -1,0 +1,92 @@
+"""Merges that the next optimizer step takes back, as the weights themselves tell."""
+
+from collections.abc import Mapping
+
+import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from torch import Tensor, nn
+
+from recall_lightning.weights.sharding import is_sharded
+
+_TENSORS, _VALUES = 16, 256  # of the model that are looked at
+_NEAR = 0.2
+
+
+class UndoneMerges:
+    """Watches a sample of the weights over merges and the steps after them.
+
+    A merge is undone if the weights are, a step after it, where they were before it: five times
+    nearer than the merge had moved them, though no step between this merge and the one before has
+    gone a fifth as far. A step that only happens to lead back is as long as the merge's move; of
+    merges after every step nothing can be told, as they may take back just what a step adds.
+
+    Example:
+        >>> weight = nn.Parameter(torch.randn(100))
+        >>> watch = UndoneMerges({"weight": weight})
+        >>> watch.observe_step()
+        >>> _ = nn.init.zeros_(weight)
+        >>> watch.observe_merge()
+        >>> _ = nn.init.ones_(weight)
+        >>> watch.observe_step()  # it leads elsewhere
+
+    Args:
+        live: The weights by name, of which the largest parameters are watched; of shards none.
+    """
+
+    def __init__(self, live: Mapping[str, Tensor]) -> None:
+        whole = {n: w for n, w in live.items() if isinstance(w, nn.Parameter)}
+        largest = sorted(whole, key=lambda name: -whole[name].numel())[:_TENSORS]
+        self._watched = {name: whole[name] for name in largest if not is_sharded(whole[name])}
+        self._last: dict[str, Tensor] = {}
+        self._steps: list[Tensor] = []  # how far those after the first since the last merge went
+        self._before: dict[str, Tensor] = {}  # the last merge; empty where none is watched
+        self._told = False
+
+    def observe_step(self) -> None:
+        """See the weights after an optimizer step, before any merge.
+
+        Raises:
+            ValueError: If a second merge has been undone; of the first a warning tells.
+        """
+        now = _sample(self._watched)
+        if self._before:
+            self._compare(now)
+            self._steps = []
+        elif self._last:
+            self._steps.append(_distance(now, self._last))
+        self._before, self._last = {}, now
+
+    def observe_merge(self) -> None:
+        """See the weights after a merge that came after the last step."""
+        self._before, self._last = self._before or self._last, _sample(self._watched)
+
+    def _compare(self, now: Mapping[str, Tensor]) -> None:
+        if not self._steps:
+            return
+        merged = float(_distance(self._last, self._before))
+        farthest = max(map(float, [*self._steps, _distance(now, self._before)]))
+        if not farthest < _NEAR * merged:
+            return
+        what = (
+            "the optimizer step after a merge has put the weights back where they were before it: "
+            "something keeps weights of its own (the optimizer, a callback or the module's "
+            "optimizer_step) and writes them into the model, so that no merge holds"
+        )
+        if self._told:
+            raise ValueError(f"{what}; train without that, or without merging")
+        self._told = True
+        rank_zero_warn(f"{what}; another such step ends the fit")
+
+
+@torch.no_grad()
+def _sample(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copy some values of weights, each on its device."""
+    flat = {name: weight.detach().reshape(-1) for name, weight in weights.items()}
+    some = {n: values[:: max(1, len(values) // _VALUES)] for n, values in flat.items()}
+    return {name: values.to(torch.float32, copy=True) for name, values in some.items()}
+
+
+def _distance(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> Tensor:
+    """Return a distance, on a device: nothing waits for it yet."""
+    moved = [(one[name] - other[name]).square().sum() for name in one]
+    return torch.stack([each.to(moved[0].device) for each in moved]).sum().sqrt()
