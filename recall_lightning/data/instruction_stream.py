@@ -24,6 +24,7 @@ from recall_lightning.data.instructions.collating import (
 )
 from recall_lightning.data.instructions.encoding import Encoded, Encoder, packed
 from recall_lightning.data.instructions.templates import Example, Template, template_of
+from recall_lightning.data.instructions.words import bleu_tokenizer, check_words
 from recall_lightning.data.rows import BadRows, RowError, RowFaults, is_file, read_rows, unit_of
 from recall_lightning.data.stream import TaskStream
 from recall_lightning.data.tokenizers import load_tokenizer
@@ -192,6 +193,11 @@ class InstructionStream(TaskStream):
         faults = _Faults.of(self._scored[task], self._scored[task].validation)
         questions = list(self._questions(task, faults))
         faults.say()
+        try:
+            check_words(self.templates[task], (r for q in questions for r in q.references))
+        except ValueError as error:
+            name = self._scored[task].name
+            raise MisconfigurationException(f"task {name!r}: {error}") from error
         return _Listed(self._not_empty(questions, faults))
 
     def probe_dataset(self, probe: int) -> Dataset[Any]:
@@ -208,6 +214,7 @@ class InstructionStream(TaskStream):
                 score=template.score,
                 no_answer=template.no_answer or "",
                 max_new_tokens=template.max_new_tokens,
+                tokenizer=bleu_tokenizer(template) if template.score == "bleu" else "13a",
             )
         return loaders
 
@@ -333,6 +340,9 @@ class _Streamed(IterableDataset[Encoded]):
 
 def _template(task: InstructionTask) -> Template:
     try:
-        return template_of(task.template)
+        template = template_of(task.template)
+        if template.score == "bleu":
+            bleu_tokenizer(template)
+        return template
     except ValueError as error:
         raise MisconfigurationException(f"task {task.name!r}: {error}") from error
