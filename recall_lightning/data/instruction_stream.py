@@ -99,7 +99,9 @@ class InstructionStream(TaskStream):
         max_length: The most tokens of prompt and answer together.
         chat: Whether the tokenizer's chat template wraps prompt and answer.
         pack: Whether to put several examples into each training sequence, as many as fit; they do
-            not see each other. ``batch_size`` then counts sequences.
+            not see each other. :class:`~recall_lightning.models.CausalLMModule` proves that on its
+            model before it trains, and refuses one in which they do, such as Mamba, models with
+            ALiBi, or OPT. ``batch_size`` then counts sequences.
         bad_rows: ``"skip"`` them with a warning, or stop with an ``"error"``.
         streaming: Whether to read training rows anew in every epoch instead of keeping them: for
             data sets that are larger than the memory. They come in their order.

@@ -19,6 +19,7 @@ from recall_lightning.models.construction import build_optimizer, build_transfor
 from recall_lightning.models.evaluation import LoaderMetrics, RatioOfSums
 from recall_lightning.models.four_bit import four_bit_options, prepared_for_adapter
 from recall_lightning.models.lora import LoraSettings, with_lora
+from recall_lightning.models.packing import packing_fault
 from recall_lightning.models.predicted_tokens import nats, predicted, predicted_logits
 from recall_lightning.models.scoring import (
     WRITTEN,
@@ -158,6 +159,7 @@ class CausalLMModule(LightningModule):
         self.decay_norms_and_biases = decay_norms_and_biases
         self.normalise = normalise
         self._step_mean = StepMean()
+        self._packing_proved = False
         self.val_metrics = LoaderMetrics(
             {
                 "loss": RatioOfSums,
@@ -181,6 +183,48 @@ class CausalLMModule(LightningModule):
                 f"model {self.source!r} knows {known}: take the model's own tokenizer, or call "
                 f"resize_token_embeddings({len(tokenizer)}) on the model and save it"
             )
+
+    def on_fit_start(self) -> None:
+        """Before training on packed examples, prove that they do not see each other.
+
+        Raises:
+            MisconfigurationException: If they do, or it cannot be shown.
+        """
+        stream = getattr(self.trainer, "datamodule", None)
+        self._packing_proved = False
+        if getattr(stream, "pack", False):
+            self._prove_packing(stream.max_length)  # type: ignore[union-attr]
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """The same for packed examples of another source, when the first come."""
+        if self._packing_proved or not isinstance(batch, Mapping):
+            return
+        positions = batch.get("position_ids")
+        if positions is not None and bool((positions[..., 1:] == 0).any()):
+            self._prove_packing(positions.shape[-1])
+
+    def _prove_packing(self, length: int) -> None:
+        tokenizer = getattr(getattr(self.trainer, "datamodule", None), "tokenizer", None)
+        own = vars(self.model.config) if tokenizer is None else {}
+        special = {value for name, value in own.items() if name.endswith("_token_id")}
+        special |= set() if tokenizer is None else set(tokenizer.all_special_ids)
+        known = self.model.get_input_embeddings().num_embeddings
+        known = known if tokenizer is None else min(known, len(tokenizer))
+        tokens = [token for token in range(known) if token not in special]
+
+        def run(**inputs: Any) -> Any:
+            with self.trainer.precision_plugin.forward_context():
+                return self(**inputs)
+
+        fault = packing_fault(self, tokens, length, run)
+        if fault is not None:
+            config = self.model.config
+            raise MisconfigurationException(
+                f"examples cannot be packed for this {config.model_type} "
+                f"(attn_implementation={config._attn_implementation!r}): {fault}. Set pack=False: "
+                "examples are then padded to the longest of their batch"
+            )
+        self._packing_proved = True
 
     def configure_callbacks(self) -> list[Callback]:
         """The learning rate's schedule, and what ends an adapter of one task."""
@@ -271,9 +315,9 @@ class CausalLMModule(LightningModule):
         if kind == "bleu":
             said = questions["no_answer"]  # is a text like others, to be written
             texts = self.answers({**questions, "no_answer": ""}, undefined)
-            right = [own or [said] for own in references]
+            references = [own or [said] for own in references]
             self.val_metrics.also(loader, "score", Bleu, questions["tokenizer"])
-            return {"score": (texts, right, ~undefined.rows)}
+            return {"score": (texts, references, ~undefined.rows)}
         answers = self.answers(questions, undefined)
         measures = {"score": WRITTEN[kind]}
         measures |= {"squad_exact_match": squad_exact_match} if kind == "f1" else {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -84,8 +85,8 @@ def _try(
     whole, some = _of_all(model, inputs, places), _of_some(model, inputs, places, head)
     if not whole.isfinite().all():
         return  # nothing is seen of logits that are no numbers
-    alike = some is not None and some.shape == whole.shape
-    if alike:
+    alike = False
+    if some is not None and some.shape == whole.shape:
         far = 8 * torch.finfo(whole.dtype).eps * whole.abs().max()
         alike = bool((some - whole).abs().max() <= far)
     _TAKES_ANY_TOKENS[head] = alike
@@ -161,8 +162,8 @@ def nats(logits: Tensor, targets: Tensor) -> Tensor:
     parts = zip(logits.split(rows), targets.split(rows), strict=True)
     if not (torch.is_grad_enabled() and logits.requires_grad):
         return torch.cat([_nats(*part) for part in parts])
-    again = {"use_reentrant": False, "preserve_rng_state": False}
-    return torch.cat([checkpoint(_nats, *part, **again) for part in parts])
+    again = partial(checkpoint, _nats, use_reentrant=False, preserve_rng_state=False)
+    return torch.cat([again(*part) for part in parts])
 
 
 def _nats(logits: Tensor, targets: Tensor) -> Tensor:
