@@ -24,6 +24,7 @@ from recall_lightning.data.instructions.collating import (
 )
 from recall_lightning.data.instructions.encoding import Encoded, Encoder, packed
 from recall_lightning.data.instructions.templates import Example, Template, template_of
+from recall_lightning.data.instructions.words import bleu_tokenizer, check_words
 from recall_lightning.data.rows import BadRows, RowError, RowFaults, is_file, read_rows, unit_of
 from recall_lightning.data.stream import TaskStream
 from recall_lightning.data.tokenizers import load_tokenizer
@@ -98,7 +99,9 @@ class InstructionStream(TaskStream):
         max_length: The most tokens of prompt and answer together.
         chat: Whether the tokenizer's chat template wraps prompt and answer.
         pack: Whether to put several examples into each training sequence, as many as fit; they do
-            not see each other. ``batch_size`` then counts sequences.
+            not see each other. :class:`~recall_lightning.models.CausalLMModule` proves that on its
+            model before it trains, and refuses one in which they do, such as Mamba, models with
+            ALiBi, or OPT. ``batch_size`` then counts sequences.
         bad_rows: ``"skip"`` them with a warning, or stop with an ``"error"``.
         streaming: Whether to read training rows anew in every epoch instead of keeping them: for
             data sets that are larger than the memory. They come in their order.
@@ -195,6 +198,11 @@ class InstructionStream(TaskStream):
         faults = _Faults.of(self._scored[task], self._scored[task].validation)
         questions = list(self._questions(task, faults))
         faults.say()
+        try:
+            check_words(self.templates[task], (r for q in questions for r in q.references))
+        except ValueError as error:
+            name = self._scored[task].name
+            raise MisconfigurationException(f"task {name!r}: {error}") from error
         return _Listed(self._not_empty(questions, faults))
 
     def probe_dataset(self, probe: int) -> Dataset[Any]:
@@ -211,6 +219,7 @@ class InstructionStream(TaskStream):
                 score=template.score,
                 no_answer=template.no_answer or "",
                 max_new_tokens=template.max_new_tokens,
+                tokenizer=bleu_tokenizer(template) if template.score == "bleu" else "13a",
             )
         return loaders
 
@@ -336,6 +345,9 @@ class _Streamed(IterableDataset[Encoded]):
 
 def _template(task: InstructionTask) -> Template:
     try:
-        return template_of(task.template)
+        template = template_of(task.template)
+        if template.score == "bleu":
+            bleu_tokenizer(template)
+        return template
     except ValueError as error:
         raise MisconfigurationException(f"task {task.name!r}: {error}") from error

@@ -45,9 +45,10 @@ class LearningWithoutForgetting(ProtectingCallback):
     returns when it is called, or else the only submodule it has. The teacher computes the same
     inputs once more, which makes a step about a third slower and leaves no trace in buffers,
     metrics and random states. The divergence is added to the loss right before ``backward``, scaled
-    as the loss is: by gradient accumulation and AMP. Under manual optimization it joins each
-    ``manual_backward`` that follows a forward pass, and is not divided by anything. What the module
-    logs as its loss is without it.
+    as the loss is: by gradient accumulation and AMP, and by the module's ``loss_share`` if it has
+    one, what the batch counts in a loss that is the mean over all tokens of a step. Under manual
+    optimization it joins each ``manual_backward`` that follows a forward pass, and is not divided
+    by anything. What the module logs as its loss is without it.
 
     Args:
         strength: What the divergence is multiplied by, 0 or more.
@@ -176,6 +177,7 @@ class LearningWithoutForgetting(ProtectingCallback):
         extra = self.strength * self._divergence(trainer, pl_module, student_module, calls)
         if pl_module.automatic_optimization:  # Lightning has divided the loss already
             extra = extra / trainer.accumulate_grad_batches
+            extra = extra * getattr(pl_module, "loss_share", 1.0)  # of a step's mean over tokens
         scaler = getattr(trainer.precision_plugin, "scaler", None)
         loss.add_((extra if scaler is None else scaler.scale(extra)).to(loss.dtype))
 

@@ -10,16 +10,26 @@ import torch
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from torch import Tensor
-from torch.nn import functional
+from torch import Tensor, nn
 
 from recall_lightning.callbacks.fresh_adapter import FreshAdapter
 from recall_lightning.callbacks.learning_rate import WarmupCosine
+from recall_lightning.models.bleu import Bleu
 from recall_lightning.models.construction import build_optimizer, build_transformer
 from recall_lightning.models.evaluation import LoaderMetrics, RatioOfSums
 from recall_lightning.models.four_bit import four_bit_options, prepared_for_adapter
 from recall_lightning.models.lora import LoraSettings, with_lora
-from recall_lightning.models.scoring import Normalisation, chosen, exact_match, f1
+from recall_lightning.models.packing import packing_fault
+from recall_lightning.models.predicted_tokens import nats, predicted, predicted_logits
+from recall_lightning.models.scoring import (
+    WRITTEN,
+    Normalisation,
+    chosen,
+    right_predictions,
+    squad_exact_match,
+)
+from recall_lightning.models.step_mean import StepMean
+from recall_lightning.models.undefined import UndefinedPredictions
 from recall_lightning.weights.snapshot import frozen_digest
 
 
@@ -42,7 +52,13 @@ class CausalLMModule(LightningModule):
     model takes, such as ``attention_mask``. Labels are not shifted; -100 marks what is not
     predicted.
 
-    Logged are ``train/loss`` and, for each validation loader, over all of its predicted tokens:
+    The loss of an optimizer step is the mean over all of its predicted tokens, in all batches that
+    are accumulated and on all processes, as in transformers since 2024: a token counts the same
+    whatever answer it is in and however the step is cut into batches. A mixture of experts adds its
+    balancing loss, as it says.
+
+    Logged are ``train/loss``, which is that of the step, and, for each validation loader, over all
+    of its predicted tokens:
 
     - ``val/loss``: mean nats per token,
     - ``val/acc``: the part of tokens whose most likely prediction is right,
@@ -51,8 +67,11 @@ class CausalLMModule(LightningModule):
       number of bytes that the predicted tokens of each sample stand for,
     - ``val/score``, if batches hold ``questions`` (those of
       :class:`~recall_lightning.data.InstructionStream` do): the task's own score in [0, 1], which
-      is accuracy of choices, exact match, F1 of words, or BLEU (sacreBLEU's, over the whole set).
-      ``val/exact_match`` comes along with F1.
+      is accuracy of choices, exact match, SQuAD's exact match or F1, or BLEU (sacreBLEU's, over the
+      whole set). ``val/squad_exact_match`` comes along with F1.
+
+    A model whose predictions are no numbers scores NaN in all of them. Validation computes logits
+    of predicted tokens alone.
 
     Example::
 
@@ -139,6 +158,8 @@ class CausalLMModule(LightningModule):
         self.warmup = warmup
         self.decay_norms_and_biases = decay_norms_and_biases
         self.normalise = normalise
+        self._step_mean = StepMean()
+        self._packing_proved = False
         self.val_metrics = LoaderMetrics(
             {
                 "loss": RatioOfSums,
@@ -162,6 +183,48 @@ class CausalLMModule(LightningModule):
                 f"model {self.source!r} knows {known}: take the model's own tokenizer, or call "
                 f"resize_token_embeddings({len(tokenizer)}) on the model and save it"
             )
+
+    def on_fit_start(self) -> None:
+        """Before training on packed examples, prove that they do not see each other.
+
+        Raises:
+            MisconfigurationException: If they do, or it cannot be shown.
+        """
+        stream = getattr(self.trainer, "datamodule", None)
+        self._packing_proved = False
+        if getattr(stream, "pack", False):
+            self._prove_packing(stream.max_length)  # type: ignore[union-attr]
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """The same for packed examples of another source, when the first come."""
+        if self._packing_proved or not isinstance(batch, Mapping):
+            return
+        positions = batch.get("position_ids")
+        if positions is not None and bool((positions[..., 1:] == 0).any()):
+            self._prove_packing(positions.shape[-1])
+
+    def _prove_packing(self, length: int) -> None:
+        tokenizer = getattr(getattr(self.trainer, "datamodule", None), "tokenizer", None)
+        own = vars(self.model.config) if tokenizer is None else {}
+        special = {value for name, value in own.items() if name.endswith("_token_id")}
+        special |= set() if tokenizer is None else set(tokenizer.all_special_ids)
+        known = self.model.get_input_embeddings().num_embeddings
+        known = known if tokenizer is None else min(known, len(tokenizer))
+        tokens = [token for token in range(known) if token not in special]
+
+        def run(**inputs: Any) -> Any:
+            with self.trainer.precision_plugin.forward_context():
+                return self(**inputs)
+
+        fault = packing_fault(self, tokens, length, run)
+        if fault is not None:
+            config = self.model.config
+            raise MisconfigurationException(
+                f"examples cannot be packed for this {config.model_type} "
+                f"(attn_implementation={config._attn_implementation!r}): {fault}. Set pack=False: "
+                "examples are then padded to the longest of their batch"
+            )
+        self._packing_proved = True
 
     def configure_callbacks(self) -> list[Callback]:
         """The learning rate's schedule, and what ends an adapter of one task."""
@@ -188,56 +251,93 @@ class CausalLMModule(LightningModule):
         )
 
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
-        """Mean nats per token of a batch."""
-        loss = self(**{name: value for name, value in batch.items() if name not in _ASIDE}).loss
-        self.log("train/loss", loss, prog_bar=True)
+        """Nats of a batch, such that a step's loss is the mean over all of its tokens."""
+        labels = batch["labels"]
+        output = self(**_inputs(batch))
+        logits, tokens = output.logits, predicted(labels)
+        total, count = nats(logits[tokens], labels[:, 1:][tokens[:, :-1]]).sum(), tokens.sum()
+        if getattr(output, "aux_loss", None) is not None:  # of a mixture of experts
+            total = total + self._balancing * output.aux_loss.to(total.device) * count
+        loss = self._step_mean.loss(self, batch_idx, total, count)
+        self.log("train/loss", self._step_mean.mean, prog_bar=True)
         return loss
+
+    @property
+    def loss_share(self) -> Tensor | float:
+        """What a mean over the current batch counts in the loss that it was trained on."""
+        return self._step_mean.share
+
+    @property
+    def _balancing(self) -> float:
+        """What transformers multiplies a mixture of experts' balancing loss by."""
+        names = ("router_aux_loss_coef", "aux_loss_coef")
+        return next((getattr(self.model, n) for n in names if hasattr(self.model, n)), 0.0)
+
+    def on_after_backward(self) -> None:
+        """Make a step's gradients those of the mean over its tokens."""
+        self._step_mean.correct_gradients(self)
 
     def validation_step(
         self, batch: Mapping[str, Any], batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Score a batch."""
-        inputs = {k: value for k, value in batch.items() if k not in ("labels", *_ASIDE)}
-        logits = self(**inputs).logits[:, :-1].flatten(0, 1).float()
-        targets = batch["labels"][:, 1:].flatten()
-        tokens = (targets != -100).sum()
-        nats = functional.cross_entropy(logits, targets, ignore_index=-100, reduction="sum")
-        correct = (logits.argmax(-1) == targets).sum()  # no prediction is -100
+        logits, targets = predicted_logits(self, _inputs(batch), batch["labels"], self._head)
+        total, tokens = nats(logits, targets).sum(), targets.numel()
         updates: dict[str, tuple[Any, ...]] = {
-            "loss": (nats, tokens),
-            "acc": (correct, tokens),
-            "perplexity": (nats, tokens),
+            "loss": (total, tokens),
+            "acc": (right_predictions(logits, targets).sum(), tokens),
+            "perplexity": (total, tokens),
         }
         if "num_bytes" in batch:
-            updates["bits_per_byte"] = (nats / math.log(2), batch["num_bytes"].sum())
+            updates["bits_per_byte"] = (total / math.log(2), batch["num_bytes"].sum())
         if "questions" in batch:
             updates |= self._scores(batch["questions"], dataloader_idx)
         self.val_metrics.update_and_log(self, dataloader_idx, updates)
 
+    @property
+    def _head(self) -> nn.Module | None:
+        """What makes logits of hidden states, where the model tells."""
+        try:
+            head: nn.Module | None = self.model.get_output_embeddings()
+        except (AttributeError, NotImplementedError):
+            return None
+        return head
+
     def _scores(self, questions: Mapping[str, Any], loader: int) -> dict[str, tuple[Any, ...]]:
         """Answer questions, and return what updates their scores."""
-        from torchmetrics.text import SacreBLEUScore  # slow to import
-
-        ratio, kind = RatioOfSums, questions["score"]
-        self.val_metrics.also(loader, "score", SacreBLEUScore if kind == "bleu" else ratio)
         if "choices" in questions:
-            right = chosen(self, questions, self.normalise) == questions["label"]
+            self.val_metrics.also(loader, "score", RatioOfSums)
+            choice = chosen(self, questions, self.normalise, self._head)
+            right = torch.where(choice < 0, torch.nan, (choice == questions["label"]).float())
             return {"score": (right.sum(), len(right))}
-        answers, references = self.answers(questions), questions["references"]
+        kind, references = questions["score"], questions["references"]
+        undefined = UndefinedPredictions(len(references))
         if kind == "bleu":
-            return {"score": (answers, references)}
-        self.val_metrics.also(loader, "exact_match", ratio)
-        pairs = list(zip(answers, references, strict=True))
-        matched = torch.tensor(sum(exact_match(*pair) for pair in pairs))
-        scored = torch.tensor(sum(f1(*pair) for pair in pairs)) if kind == "f1" else matched
-        return {"score": (scored, len(pairs)), "exact_match": (matched, len(pairs))}
+            said = questions["no_answer"]  # is a text like others, to be written
+            texts = self.answers({**questions, "no_answer": ""}, undefined)
+            references = [own or [said] for own in references]
+            self.val_metrics.also(loader, "score", Bleu, questions["tokenizer"])
+            return {"score": (texts, references, ~undefined.rows)}
+        answers = self.answers(questions, undefined)
+        measures = {"score": WRITTEN[kind]}
+        measures |= {"squad_exact_match": squad_exact_match} if kind == "f1" else {}
+        updates: dict[str, tuple[Any, ...]] = {}
+        for name, measure in measures.items():
+            self.val_metrics.also(loader, name, RatioOfSums)
+            found = torch.tensor([measure(*pair) for pair in zip(answers, references, strict=True)])
+            found = torch.where(undefined.rows.cpu(), torch.nan, found.float())
+            updates[name] = (found.sum(), len(found))
+        return updates
 
-    def answers(self, questions: Mapping[str, Any]) -> list[str]:
+    def answers(
+        self, questions: Mapping[str, Any], undefined: UndefinedPredictions | None = None
+    ) -> list[str]:
         """Let the model write, greedily, and return its answers; empty where it says there is none.
 
         Args:
             questions: ``prompts``, ``max_new_tokens`` and ``no_answer`` of
                 :func:`~recall_lightning.data.instructions.collating.collate_questions`.
+            undefined: Takes note of the answers that were written without predictions.
         """
         tokenizer = self._tokenizer()
         prompts = questions["prompts"]
@@ -248,6 +348,8 @@ class CausalLMModule(LightningModule):
             use_cache=True,
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
+            logits_processor=[] if undefined is None else [undefined],
+            remove_invalid_values=False,  # or NaN would be hidden
         )[:, prompts["input_ids"].shape[1] :]
         texts = [text.strip() for text in tokenizer.batch_decode(written, skip_special_tokens=True)]
         none = questions["no_answer"]
@@ -274,6 +376,7 @@ class CausalLMModule(LightningModule):
             "reads_old_data": getattr(stream, "joint", False) or bool(getattr(stream, "replay", 0)),
             "dtype": str(self.model.dtype).removeprefix("torch."),
         }
+        self._step_mean.save(self, checkpoint)
         if self._leaves_base_out():
             checkpoint["causal_lm"]["base"] = frozen_digest(self)
             for name in self._frozen():
@@ -285,6 +388,7 @@ class CausalLMModule(LightningModule):
         Raises:
             MisconfigurationException: If the adapter was trained on another base.
         """
+        self._step_mean.load(checkpoint)
         saved = checkpoint.get("causal_lm", {}).get("base")
         if saved is None or not self._leaves_base_out():
             return
@@ -311,4 +415,7 @@ class CausalLMModule(LightningModule):
         return build_optimizer(self, self.optimizer, self.lr_scheduler, self.decay_norms_and_biases)
 
 
-_ASIDE = ("num_bytes", "questions")  # what batches hold besides the model's inputs
+def _inputs(batch: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a batch the model takes."""
+    aside = ("labels", "num_bytes", "questions")
+    return {name: value for name, value in batch.items() if name not in aside}

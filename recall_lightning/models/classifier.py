@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -12,20 +11,23 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from torch.nn import functional
-from torchmetrics.classification import MulticlassAccuracy
 
 from recall_lightning.models.construction import build_optimizer, build_transformer
 from recall_lightning.models.evaluation import LoaderMetrics, RatioOfSums
+from recall_lightning.models.scoring import right_predictions
+from recall_lightning.models.step_mean import StepMean
 
 
 class ClassifierModule(LightningModule):
     """A classifier, trained on cross-entropy and scored separately on every validation loader.
 
     Batches are ``(inputs, labels)``, or mappings with ``labels`` and what the model takes by name,
-    such as ``pixel_values``. Labels are int64 ``(B,)``.
+    such as ``pixel_values``. Labels are int64 ``(B,)``; samples with -100 do not count.
 
-    Logged are ``train/loss`` and, for each validation loader, over all of its samples, ``val/loss``
-    (mean nats) and ``val/acc``.
+    The loss of an optimizer step is the mean over all of its samples, in all batches that are
+    accumulated and on all processes. Logged are ``train/loss``, which is that of the step, and, for
+    each validation loader, over all of its samples, ``val/loss`` (mean nats) and ``val/acc``. Both
+    are NaN for a model whose logits are no numbers.
 
     Example::
 
@@ -59,12 +61,8 @@ class ClassifierModule(LightningModule):
         self.num_classes = num_classes
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
-        self.val_metrics = LoaderMetrics(
-            {
-                "loss": RatioOfSums,
-                "acc": partial(MulticlassAccuracy, num_classes, average="micro"),
-            }
-        )
+        self._step_mean = StepMean()
+        self.val_metrics = LoaderMetrics({"loss": RatioOfSums, "acc": RatioOfSums})
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """Logits ``(B, num_classes)``."""
@@ -74,11 +72,21 @@ class ClassifierModule(LightningModule):
     def training_step(
         self, batch: Mapping[str, Tensor] | Sequence[Tensor], batch_idx: int
     ) -> Tensor:
-        """Mean cross-entropy of a batch, in nats."""
+        """Nats of a batch, such that a step's loss is the mean over all of its samples."""
         logits, labels = self._predict(batch)
-        loss = functional.cross_entropy(logits, labels)
-        self.log("train/loss", loss, prog_bar=True)
+        total = functional.cross_entropy(logits, labels, reduction="sum")
+        loss = self._step_mean.loss(self, batch_idx, total, (labels != -100).sum())
+        self.log("train/loss", self._step_mean.mean, prog_bar=True)
         return loss
+
+    @property
+    def loss_share(self) -> Tensor | float:
+        """What a mean over the current batch counts in the loss that it was trained on."""
+        return self._step_mean.share
+
+    def on_after_backward(self) -> None:
+        """Make a step's gradients those of the mean over its samples."""
+        self._step_mean.correct_gradients(self)
 
     def validation_step(
         self,
@@ -88,9 +96,19 @@ class ClassifierModule(LightningModule):
     ) -> None:
         """Score a batch."""
         logits, labels = self._predict(batch)
+        logits, labels = logits[labels != -100], labels[labels != -100]
         nats = functional.cross_entropy(logits, labels, reduction="sum")
-        updates = {"loss": (nats, len(labels)), "acc": (logits, labels)}
+        right = right_predictions(logits, labels).sum()
+        updates = {"loss": (nats, len(labels)), "acc": (right, len(labels))}
         self.val_metrics.update_and_log(self, dataloader_idx, updates)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what a half accumulated step goes on from."""
+        self._step_mean.save(self, checkpoint)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take what :meth:`on_save_checkpoint` kept."""
+        self._step_mean.load(checkpoint)
 
     def configure_optimizers(self) -> Any:
         """The optimizer, and its schedule if there is one."""
@@ -100,9 +118,16 @@ class ClassifierModule(LightningModule):
         """Logits, in float32, and labels of a batch."""
         if isinstance(batch, Mapping):
             named = {name: value for name, value in batch.items() if name != "labels"}
-            return self(**named).float(), batch["labels"]
-        inputs, labels = batch
-        return self(inputs).float(), labels
+            logits, labels = self(**named), batch["labels"]
+        else:
+            inputs, labels = batch
+            logits = self(inputs)
+        if logits.shape != (len(labels), self.num_classes):
+            raise MisconfigurationException(
+                f"the model returns logits of shape {tuple(logits.shape)} for {len(labels)} "
+                f"samples, but num_classes={self.num_classes}: give it as many outputs"
+            )
+        return logits.float(), labels
 
 
 def _build(model: str | dict[str, Any], num_classes: int) -> torch.nn.Module:

@@ -66,6 +66,7 @@ class LoaderMetrics(nn.Module):
     def __init__(self, makers: Mapping[str, Callable[[], Metric]]) -> None:
         super().__init__()
         self._makers = dict(makers)
+        self._made: dict[tuple[int, str], tuple[Any, ...]] = {}
         self.loaders = nn.ModuleDict()
 
     def of(self, loader: int) -> dict[str, Metric]:
@@ -84,10 +85,21 @@ class LoaderMetrics(nn.Module):
             self.loaders[key] = nn.ModuleDict({name: make() for name, make in self._makers.items()})
         return dict(self.loaders[key].items())  # type: ignore[operator]
 
-    def also(self, loader: int, name: str, make: Callable[[], Metric]) -> None:
-        """Let one loader have a metric of its own, if it has none of that name yet."""
-        if name not in self.of(loader):
-            self.loaders[str(loader)][name] = make()  # type: ignore[operator]
+    def also(self, loader: int, name: str, make: Callable[..., Metric], *arguments: Any) -> None:
+        """Let one loader have a metric of its own, unless it has the same one under that name.
+
+        It may have another from a validation with other data.
+
+        Args:
+            loader: Index of the loader.
+            name: The metric's name.
+            make: Makes it of ``arguments``.
+            *arguments: What tells it apart from others that ``make`` makes.
+        """
+        made = (make, *arguments)
+        if name not in self.of(loader) or self._made.get((loader, name)) != made:
+            self.loaders[str(loader)][name] = make(*arguments)  # type: ignore[operator]
+            self._made[loader, name] = made
 
     def update_and_log(
         self, module: LightningModule, loader: int, updates: Mapping[str, tuple[Any, ...]]

@@ -102,13 +102,15 @@ def collate_questions(
     score: str = "accuracy",
     max_new_tokens: int = 64,
     no_answer: str = "",
+    tokenizer: str = "13a",
 ) -> dict[str, Any]:
     """Make a batch that :class:`~recall_lightning.models.CausalLMModule` scores.
 
     Besides what :func:`collate` returns of the right answers there is ``questions``, a dict:
     ``score`` and either ``choices`` (a batch as of :func:`collate`, one row a choice), ``label``
     ``(B,)``, ``counts`` ``(B,)`` and ``bytes``, one a choice; or ``prompts`` (``input_ids`` and
-    ``attention_mask``, padded on the left), ``references``, ``no_answer`` and ``max_new_tokens``.
+    ``attention_mask``, padded on the left), ``references``, ``no_answer``, ``max_new_tokens`` and
+    BLEU's ``tokenizer``.
     """
     batch: dict[str, Any] = dict(collate([each.right for each in questions], pad))
     asked: dict[str, Any] = {"score": score}
@@ -126,4 +128,5 @@ def collate_questions(
         asked["references"] = [list(each.references) for each in questions]
         asked["no_answer"] = no_answer
         asked["max_new_tokens"] = max_new_tokens
+        asked["tokenizer"] = tokenizer
     return batch | {"questions": asked}

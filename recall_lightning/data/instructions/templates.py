@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from recall_lightning.data.rows import RowError
 
-Score = Literal["accuracy", "exact_match", "f1", "bleu"]
+Score = Literal["accuracy", "exact_match", "squad_exact_match", "f1", "bleu"]
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,13 @@ class Template:
             trained on.
         no_answer: The answer where ``references`` is empty.
         separator: What stands between prompt and answer.
-        score: How answers are scored: ``"accuracy"`` of choices, ``"exact_match"`` or ``"f1"`` of
-            words (SQuAD), or ``"bleu"``.
+        score: How answers are scored: ``"accuracy"`` of choices; ``"exact_match"``, to the letter;
+            ``"squad_exact_match"`` or ``"f1"`` of words, which SQuAD 2.0 compares in lower case,
+            without ASCII punctuation and English articles; or sacreBLEU's ``"bleu"``.
+        language: Code of the language that answers are in, such as ``"zh"``: BLEU's tokenizer is
+            sacreBLEU's for it, which is ``"13a"`` for all but Chinese, Japanese and Korean.
+        bleu_tokenizer: Name of one of sacreBLEU's tokenizers instead, such as ``"char"`` or
+            ``"flores200"`` for Thai.
         generate: Whether a model with choices writes its answer, which is then right if it is the
             right choice's text; by default the most likely choice counts.
         max_new_tokens: How long a written answer may be.
@@ -70,6 +75,8 @@ class Template:
     score: Score = "accuracy"
     generate: bool = False
     max_new_tokens: int = 64
+    language: str | None = None
+    bleu_tokenizer: str | None = None
 
     def __post_init__(self) -> None:
         if self.choices is None and not self.answer and self.references is None:
@@ -78,8 +85,8 @@ class Template:
             raise ValueError(f"choices={self.choices!r} need the column of the right one as label")
         if self.choices is None and self.score == "accuracy":
             raise ValueError(
-                "score='accuracy' is of choices, and there are none: use 'exact_match', 'f1' or "
-                "'bleu'"
+                "score='accuracy' is of choices, and there are none: use 'exact_match', "
+                "'squad_exact_match', 'f1' or 'bleu'"
             )
         for pattern in self._formats():
             try:
@@ -200,6 +207,7 @@ TEMPLATES: dict[str, Template] = {
         prompt="Translate to French.\nEnglish: {translation[en]}\nFrench:",
         answer="{translation[fr]}",
         score="bleu",
+        language="fr",
         max_new_tokens=128,
     ),
     "race": Template(

@@ -1,0 +1,83 @@
+"""Where the words of answers end, for scores that count words."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from recall_lightning.data.instructions.templates import Template
+
+_WITHOUT_SPACES = re.compile(
+    "[\u0e00-\u0eff\u0f00-\u0fff\u1000-\u109f\u1780-\u17ff"  # Thai, Lao, Tibetan, Burmese, Khmer
+    "\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
+)
+_TOKENIZERS = {"zh": "zh", "ja": "ja-mecab", "ko": "ko-mecab"}  # as sacreBLEU has them
+_MARKS_WORDS = {"13a", "intl", "none"}  # these part words where there are spaces or punctuation
+
+
+def bleu_tokenizer(template: Template) -> str:
+    """Return the name of sacreBLEU's tokenizer for the language of a template's answers.
+
+    Raises:
+        ValueError: If sacreBLEU has none of that name, or it needs a package that is not installed.
+
+    Example:
+        >>> bleu_tokenizer(Template("{q}", "{a}", score="bleu", language="zh"))
+        'zh'
+        >>> bleu_tokenizer(Template("{q}", "{a}", score="bleu", language="fr"))
+        '13a'
+    """
+    from sacrebleu.metrics import BLEU  # loads lxml and more
+
+    language = (template.language or "").replace("_", "-").partition("-")[0].lower()
+    name = template.bleu_tokenizer or _TOKENIZERS.get(language, BLEU.TOKENIZER_DEFAULT)
+    if name not in BLEU.TOKENIZERS:
+        raise ValueError(
+            f"bleu_tokenizer={name!r} is none of sacreBLEU's: {', '.join(BLEU.TOKENIZERS)}"
+        )
+    try:
+        BLEU(tokenize=name)
+    except (ImportError, RuntimeError) as error:
+        needed = {"ja-mecab": "'sacrebleu[ja]'", "ko-mecab": "'sacrebleu[ko]'"}
+        raise ValueError(
+            f"BLEU's tokenizer {name!r} needs more packages: pip install "
+            f"{needed.get(name, 'sentencepiece')}, or set bleu_tokenizer: char"
+        ) from error
+    except OSError as error:
+        raise ValueError(
+            f"BLEU's tokenizer {name!r} has a model that sacreBLEU downloads, and it cannot "
+            f"({error}): set bleu_tokenizer: char"
+        ) from error
+    return name
+
+
+def check_words(template: Template, references: Iterable[str]) -> None:
+    """Refuse scores that count words where most letters are of a script that does not part them.
+
+    Raises:
+        ValueError: Saying what to use instead.
+
+    Example:
+        >>> check_words(Template("{q}", "{a}", score="f1"), ["in the north"])
+        >>> check_words(Template("{q}", "{a}", score="f1"), ["我喜欢吃苹果。"])
+        Traceback (most recent call last):
+        ValueError: score='f1' counts words, ... use score: exact_match, or bleu with its language
+    """
+    if template.score not in ("f1", "bleu"):
+        return
+    text = "".join(references)
+    letters = sum(letter.isalpha() for letter in text)
+    if 2 * len(_WITHOUT_SPACES.findall(text)) <= letters or not letters:
+        return
+    if template.score == "f1":
+        raise ValueError(
+            "score='f1' counts words, and the answers are in a script without spaces between them: "
+            "use score: exact_match, or bleu with its language"
+        )
+    name = bleu_tokenizer(template)
+    if name in _MARKS_WORDS:
+        raise ValueError(
+            f"score='bleu' counts words, its tokenizer {name!r} finds them by spaces, and the "
+            "answers are in a script without: set language: zh, ja or ko, or bleu_tokenizer: char "
+            "or flores200"
+        )
