@@ -25,7 +25,8 @@ from recall_lightning.data.instructions.collating import (
 from recall_lightning.data.instructions.encoding import Encoded, Encoder, packed
 from recall_lightning.data.instructions.templates import Example, Template, template_of
 from recall_lightning.data.instructions.words import bleu_tokenizer, check_words
-from recall_lightning.data.rows import BadRows, RowError, RowFaults, is_file, read_rows, unit_of
+from recall_lightning.data.row_errors import BadRows, RowError, RowFaults
+from recall_lightning.data.rows import is_file, read_rows, unit_of
 from recall_lightning.data.stream import TaskStream
 from recall_lightning.data.tokenizers import load_tokenizer
 

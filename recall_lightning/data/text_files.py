@@ -12,7 +12,10 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from recall_lightning.data.rows import BadRows, RowError, RowFaults, is_file, read_rows, unit_of
+from recall_lightning.data.cells import text_of
+from recall_lightning.data.row_errors import BadRows, RowError, RowFaults
+from recall_lightning.data.row_files.opening import opened
+from recall_lightning.data.rows import is_file, read_rows, unit_of
 from recall_lightning.data.stream import TaskStream
 from recall_lightning.data.tokenizers import load_tokenizer
 
@@ -28,13 +31,15 @@ class TextTask:
 
     Args:
         name: The task's name.
-        train: A text file, a file of rows (.jsonl, .json with an object a line, .csv, .tsv,
-            .parquet), or a folder with any of these, at any depth.
+        train: A text file, a file of rows (.jsonl, .ndjson, .json, .csv, .tsv, .parquet), either
+            compressed or not (.gz, .bz2, .xz, .zst), or a folder with any of these, at any depth.
         validation: The same for held-out text; by default a part of ``train`` is held out.
         pattern: Which files of a folder are read, as in ``"*.md"``. Hidden ones never are.
         column: The column of a file of rows that holds the text.
         train_limit: Take only that many training sequences.
         val_limit: The same for held-out ones.
+        encoding: What the files are written in, by default UTF-8.
+        delimiter: What stands between cells, by default a comma in .csv and a tab in .tsv.
     """
 
     name: str
@@ -44,6 +49,8 @@ class TextTask:
     column: str = "text"
     train_limit: int | None = None
     val_limit: int | None = None
+    encoding: str | None = None
+    delimiter: str | None = None
 
 
 class TextFilesStream(TaskStream):
@@ -166,26 +173,22 @@ class TextFilesStream(TaskStream):
         together = [torch.cat(parts) if parts else torch.empty(0) for parts in (tokens, sizes)]
         count = len(together[0]) // self.sequence_length
         if count == 0:
+            left = f" ({faults.bad} documents were left out: {faults.first})" if faults.bad else ""
             raise MisconfigurationException(
                 f"{faults.where} holds {len(together[0])} tokens, too few for a sequence of "
-                f"sequence_length={self.sequence_length}: shorten it, or give more text"
+                f"sequence_length={self.sequence_length}: shorten it, or give more text{left}"
             )
         cut = [part[: count * self.sequence_length].view(count, -1) for part in together]
         return _Sequences(cut[0], cut[1][:, 1:].sum(1))
 
     def _documents(self, task: TextTask, where: str, faults: RowFaults) -> Iterator[str]:
         for file in _files(task, where):
-            documents = self._rows(task, file) if is_file(file) else _whole(file)
-            for which, text in documents:
+            for which, text in _texts(task, file):
                 faults.rows += 1
                 if isinstance(text, RowError):
                     faults.add(which, text, self.bad_rows)
                 else:
                     yield text
-
-    def _rows(self, task: TextTask, file: str) -> Iterator[tuple[str, str | RowError]]:
-        for number, row in read_rows(file):
-            yield f"{file}, {unit_of(file)} {number}", _text_of(row, task.column)
 
     def _encode(self, text: str) -> tuple[Tensor, Tensor]:
         """Tokens of a document, and the bytes that each stands for: int32 ``(tokens,)``."""
@@ -249,23 +252,31 @@ def _files(task: TextTask, where: str) -> list[str]:
     return found
 
 
+def _texts(task: TextTask, file: str) -> Iterator[tuple[str, str | RowError]]:
+    """The documents of a file, each with where it stands; or what is wrong with the file."""
+    try:
+        if not is_file(file):
+            with opened(file, task.encoding) as text:
+                yield file, _text_of({"it": text.read()}, "it")
+            return
+        for number, row in read_rows(file, encoding=task.encoding, delimiter=task.delimiter):
+            yield f"{file}, {unit_of(file)} {number}", _text_of(row, task.column)
+    except MisconfigurationException as error:
+        yield file, RowError(str(error))
+
+
 def _text_of(row: dict[str, Any] | RowError, column: str) -> str | RowError:
     if isinstance(row, RowError):
         return row
     if column not in row:
         return RowError(f"it has no column {column!r}, but {', '.join(map(repr, row))}")
     text = row[column]
-    return text if isinstance(text, str) else RowError(f"{column} holds {text!r}, and no text")
-
-
-def _whole(file: str) -> Iterator[tuple[str, str | RowError]]:
+    if not isinstance(text, str | bytes | None):
+        return RowError(f"{column} holds {text!r}, and no text")
     try:
-        text: str | RowError = Path(file).read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        text = RowError("it is no UTF-8 text")
-    if text == "":
-        text = RowError("it is empty")
-    yield file, text
+        return text_of(text, column)
+    except RowError as error:
+        return error
 
 
 def _bytes_of(text: str, spans: list[tuple[int, int]]) -> list[int]:
