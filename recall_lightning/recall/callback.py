@@ -295,7 +295,9 @@ class RecallCallback(TaskAwareCallback):
             if not self._first_batch_is_checked:
                 tried = detached(batch)  # a forward may change its batch
                 self._merge.check_batch(context, tried)
-                self._statistics.check_batch(context, tried)
+                unlike = self._statistics.check_batch(context, tried)
+                self._structure = self._structure.without_maps(unlike)
+                context = self._context(trainer, pl_module)
                 self._first_batch_is_checked = True
             self._statistics.observe_batch(context, batch)
 
