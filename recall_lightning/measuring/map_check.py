@@ -128,8 +128,7 @@ class _Calls:
                     return None
                 self.called.add(one.weight)
                 x = args[0] if args else next(iter(kwargs.values()), None)
-                known = isinstance(x, Tensor) and isinstance(y, Tensor) and y.requires_grad
-                if not known:
+                if not isinstance(x, Tensor) or not isinstance(y, Tensor) or not y.requires_grad:
                     return None
                 self.found.append((one.weight, child, x, y))
                 return y.clone()  # what is computed in place must not change the one kept

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 from torch.optim import Optimizer
 
+from recall_lightning.callbacks._trainer.left_out import tell_what_is_left_out
 from recall_lightning.callbacks._trainer.loggers import log_figure, log_scalars
 from recall_lightning.callbacks._trainer.optimizer_state import forget
 from recall_lightning.callbacks._trainer.other_callbacks import refuse_weight_averaging
@@ -255,6 +256,7 @@ class RecallCallback(TaskAwareCallback):
         """After a resume, bring what the checkpoint held to the device."""
         super().on_train_start(trainer, pl_module)
         self._first_batch_is_checked = False
+        tell_what_is_left_out(self, pl_module)
         if self.task is not None:
             with _misconfiguration():
                 self._find_structure(pl_module)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import cast
 
 from torch import Tensor
 from torch.distributions import Distribution
@@ -70,7 +71,7 @@ class FoundPredictions:
         elif isinstance(setting, type) and issubclass(setting, Predictions):
             self.kind = setting()
         elif callable(setting):
-            self.kind = OfDistribution(setting)
+            self.kind = OfDistribution(cast("Callable[[Tensor], Distribution]", setting))
         elif self._is_set:
             if setting not in KINDS:
                 names = ", ".join(map(repr, ("auto", *KINDS)))
