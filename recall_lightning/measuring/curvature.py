@@ -195,7 +195,7 @@ class _OutputSums:
 
     def _hook_of(self, linear_map: LinearMap) -> Callable[..., Tensor | None]:
         def hook(child: nn.Module, args: tuple[Any, ...], output: Any) -> Tensor | None:
-            axis = _feature_axis(child)
+            axis = feature_axis(child)
             if not isinstance(output, Tensor) or not output.requires_grad:
                 return None
             if output.shape[axis] != self.widths[linear_map]:
@@ -255,6 +255,7 @@ def is_factored(
     return linear_map.kind == "embedding" or linear_map.inputs <= full_width
 
 
-def _feature_axis(child: nn.Module) -> int:
+def feature_axis(child: nn.Module) -> int:
+    """Return the axis of a map's outputs that counts its units, from the end."""
     spatial = len(child.kernel_size) if isinstance(child, (nn.Conv1d, nn.Conv2d)) else 0
     return -1 - spatial

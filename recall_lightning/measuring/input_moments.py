@@ -116,7 +116,7 @@ class InputSums:
             self._sums[linear_map.weight] = empty
         mask = self.view.mask(self.batch, linear_map.modules[0])
         with torch.autocast(given.device.type, enabled=False):  # sums want float32
-            self._sums[linear_map.weight].update(_rows(linear_map, child, given, mask))
+            self._sums[linear_map.weight].update(rows_of(linear_map, child, given, mask))
 
 
 @contextmanager
@@ -155,7 +155,9 @@ def empty_moments(
     return FullMoments.empty(linear_map.width, device)
 
 
-def _rows(linear_map: LinearMap, child: nn.Module, given: Tensor, mask: Tensor | None) -> Tensor:
+def rows_of(
+    linear_map: LinearMap, child: nn.Module, given: Tensor, mask: Tensor | None = None
+) -> Tensor:
     """Return the inputs one by one, (inputs, width), without those on padding."""
     if linear_map.kind == "convolution":
         assert isinstance(child, (nn.Conv1d, nn.Conv2d))

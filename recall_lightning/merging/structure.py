@@ -1,7 +1,7 @@
 """What a model is made of, as a merge sees it."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import nn
 
@@ -34,6 +34,21 @@ class Structure:
     def weights(self) -> list[str]:
         """The names of all weights, block by block."""
         return [name for block in self.blocks for name in block.weights]
+
+    def without_maps(self, reasons: Mapping[str, str]) -> "Structure":
+        """Return this structure, some weights of which have turned out to be no linear maps.
+
+        Args:
+            reasons: Their names, to why they are none.
+
+        Example:
+            >>> from recall_lightning.measuring.linear_maps import LinearMap
+            >>> structure = Structure(maps=[LinearMap("w", None, "linear", ("",), 3)])
+            >>> structure.without_maps({"w": "it is scaled"})
+            Structure(blocks=(), maps=[], lora_pairs=(), others={'w': 'it is scaled'})
+        """
+        maps = [each for each in self.maps if each.weight not in reasons]
+        return replace(self, maps=maps, others={**self.others, **reasons})
 
     @classmethod
     def of(

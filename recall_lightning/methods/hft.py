@@ -11,6 +11,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
 
+from recall_lightning.callbacks._trainer.left_out import tell_what_is_left_out
 from recall_lightning.callbacks._trainer.strategies import check_strategy
 from recall_lightning.methods.method import Method
 from recall_lightning.methods.protecting import ProtectingCallback
@@ -79,6 +80,7 @@ class HalfFineTuning(ProtectingCallback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse an optimizer that does not skip weights without a gradient."""
         super().on_train_start(trainer, pl_module)
+        tell_what_is_left_out(self, pl_module)
         if any(isinstance(optimizer, LBFGS) for optimizer in trainer.optimizers):
             raise MisconfigurationException(
                 "HalfFineTuning cannot freeze weights under LBFGS, which moves all of them at "

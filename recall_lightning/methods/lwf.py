@@ -22,7 +22,7 @@ from recall_lightning.measuring.predictions.loss import evidence_in
 from recall_lightning.measuring.view import ModelView, given_by_name, view_of
 from recall_lightning.methods.method import Method
 from recall_lightning.methods.protecting import ProtectingCallback
-from recall_lightning.weights.naming import named_weights
+from recall_lightning.weights.naming import complex_weights, named_weights
 from recall_lightning.weights.snapshot import Snapshot
 
 
@@ -71,8 +71,9 @@ class LearningWithoutForgetting(ProtectingCallback):
 
     Raises:
         MisconfigurationException: For an argument out of its range, a strategy that shards the
-            weights, where no logits can be found, or where what is predicted is neither set nor
-            told by the batch, or both and not alike.
+            weights, trained weights of complex numbers, where no logits can be found (in the first
+            task already), or where what is predicted is neither set nor told, or both and not
+            alike.
 
     Attributes:
         teacher: The weights at the current task's start; None in a task without distillation.
@@ -122,6 +123,12 @@ class LearningWithoutForgetting(ProtectingCallback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Listen to the module's outputs; after a resume, bring the teacher to the device."""
         super().on_train_start(trainer, pl_module)
+        left_out = complex_weights(pl_module)
+        if left_out:
+            raise MisconfigurationException(
+                f"LearningWithoutForgetting cannot keep the teacher's {left_out[0]}, a weight of "
+                "complex numbers: freeze it, or keep its real and imaginary parts as parameters"
+            )
         if self.teacher is not None:
             self.teacher = self.teacher.to_devices_of(named_weights(pl_module))
         self._remove_hooks()

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from recall_lightning.callbacks._trainer.gradients import amp_scale, optimized_weights
+from recall_lightning.callbacks._trainer.left_out import tell_what_is_left_out
 from recall_lightning.callbacks._trainer.strategies import check_strategy
 from recall_lightning.methods.protecting import ProtectingCallback
 from recall_lightning.weights.naming import named_weights
@@ -62,6 +63,7 @@ class QuadraticPenalty(ProtectingCallback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """After a resume, bring the anchor to the device."""
         super().on_train_start(trainer, pl_module)
+        tell_what_is_left_out(self, pl_module)
         if self.anchor is not None:
             self.anchor = self.anchor.to_devices_of(named_weights(pl_module))
 

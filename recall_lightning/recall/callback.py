@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 from torch.optim import Optimizer
 
+from recall_lightning.callbacks._trainer.left_out import tell_what_is_left_out
 from recall_lightning.callbacks._trainer.loggers import log_figure, log_scalars
 from recall_lightning.callbacks._trainer.optimizer_state import forget
 from recall_lightning.callbacks._trainer.other_callbacks import refuse_weight_averaging
@@ -269,6 +270,7 @@ class RecallCallback(TaskAwareCallback):
         if not self.allow_untested:
             refuse_own_weights(trainer.optimizers, self, self.optimizer_state == "reset")
         self._undone = None
+        tell_what_is_left_out(self, pl_module)
         if self.task is not None:
             with _misconfiguration():
                 self._find_structure(pl_module)
@@ -310,7 +312,9 @@ class RecallCallback(TaskAwareCallback):
             if not self._first_batch_is_checked:
                 tried = detached(batch)  # a forward may change its batch
                 self._merge.check_batch(context, tried)
-                self._statistics.check_batch(context, tried)
+                unlike = self._statistics.check_batch(context, tried)
+                self._structure = self._structure.without_maps(unlike)
+                context = self._context(trainer, pl_module)
                 self._first_batch_is_checked = True
             self._statistics.observe_batch(context, batch)
 

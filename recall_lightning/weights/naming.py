@@ -66,6 +66,18 @@ def named_weights(module: nn.Module) -> dict[str, Tensor]:
     return weights
 
 
+def complex_weights(module: nn.Module) -> list[str]:
+    """Name the trainable parameters of complex numbers, which :func:`named_weights` leaves out.
+
+    Example:
+        >>> import torch
+        >>> complex_weights(nn.Linear(2, 2, bias=False, dtype=torch.complex64))
+        ['weight']
+    """
+    named = module.named_parameters()
+    return [canonical_name(n) for n, p in named if p.requires_grad and p.is_complex()]
+
+
 def running_statistics(module: nn.Module) -> set[str]:
     """Name the running means and variances among a module's weights.
 

@@ -288,3 +288,29 @@ def test_a_run_with_the_trial_equals_one_without_bit_for_bit(arguments, tmp_path
     ]
     assert histories[0] == histories[1]
     assert len(with_trial.history) > 3
+
+
+class Scales(nn.Linear):
+    def forward(self, x):
+        return 3 * super().forward(x)
+
+
+class Spare(Forward):
+    """A layer that nothing calls, and one that scales what it computes."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.spare = Scales(8, 16), nn.Linear(3, 3)
+
+
+@pytest.mark.parametrize("rule", ["kfac_importance", "subspace"])
+def test_layers_that_are_no_linear_maps_or_compute_nothing_are_named(rule, tmp_path):
+    callback = RecallCallback(rule=rule, every=4)
+    trainer = Trainer(callbacks=[callback], max_epochs=1, default_root_dir=tmp_path)
+    with (
+        pytest.warns(UserWarning, match=r"does with net\.first\.weight is not y = Wx \+ b, so"),
+        pytest.warns(UserWarning, match=r"net\.spare\.weight had no inputs"),
+    ):
+        trainer.fit(Plain(Spare()), loader(0))
+    assert set(statistic(callback, "moments").old) == {"net.second.weight"}
+    assert "net.first.weight" in callback._structure.others

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import cast
 
 from torch import Tensor
 from torch.distributions import Distribution
@@ -65,12 +66,12 @@ class FoundPredictions:
         self.doubt: str | None = None
         self._evidence: LossEvidence | None = None
         self._of_own_outputs = False
-        if isinstance(setting, type) and issubclass(setting, Predictions):
-            setting = setting()
         if isinstance(setting, Predictions):
             self.kind = setting
+        elif isinstance(setting, type) and issubclass(setting, Predictions):
+            self.kind = setting()
         elif callable(setting):
-            self.kind = OfDistribution(setting)
+            self.kind = OfDistribution(cast("Callable[[Tensor], Distribution]", setting))
         elif self._is_set:
             if setting not in KINDS:
                 names = ", ".join(map(repr, ("auto", *KINDS)))
@@ -188,9 +189,9 @@ class FoundPredictions:
         return outputs[:, 0].shape in shapes and outputs.shape[:-1] not in shapes
 
 
-def _parameters(outputs: Tensor, kind: Predictions, second: bool, convert: bool) -> Tensor:
+def _parameters(outputs: Tensor, kind: Predictions | None, second: bool, convert: bool) -> Tensor:
     outputs = outputs.movedim(1, -1) if second else outputs
-    return kind.logits_of(outputs) if convert else outputs
+    return kind.logits_of(outputs) if kind is not None and convert else outputs
 
 
 def _told_by(outputs: Tensor, targets: Sequence[Tensor]) -> Predictions | None:

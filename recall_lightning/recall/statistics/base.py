@@ -33,12 +33,16 @@ class Statistic:
     def start_task(self, context: TaskContext) -> None:
         """Start a task; the first one forgets what another run has left."""
 
-    def check_batch(self, context: TaskContext, batch: Any) -> None:
+    def check_batch(self, context: TaskContext, batch: Any) -> Mapping[str, str]:
         """Try on a task's first batch what will be measured after hours; leave no trace of it.
+
+        Returns:
+            The names of weights that have turned out to be no linear maps, to the reason why.
 
         Raises:
             ValueError: If it cannot be measured.
         """
+        return {}
 
     def observe_batch(self, context: TaskContext, batch: Any) -> None:
         """See a batch before it is trained."""

@@ -1,7 +1,7 @@
 """What the tasks so far gave to each linear map, and what the current one meets."""
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from recall_lightning.measuring.curvature import (
 from recall_lightning.measuring.generation import generated_batches
 from recall_lightning.measuring.input_moments import empty_moments, input_moments
 from recall_lightning.measuring.linear_maps import LinearMap
+from recall_lightning.measuring.map_check import unlike_linear_maps
 from recall_lightning.measuring.moments import FullMoments, Moments, RowCounts, moments_from
 from recall_lightning.measuring.predictions import FoundPredictions, Predictions
 from recall_lightning.measuring.view import ModelView, view_of
@@ -124,16 +125,32 @@ class MapMoments(Statistic):
         if self.settings.source == "generated":
             self._shape = _shape_of(batch)
 
-    def check_batch(self, context: TaskContext, batch: Any) -> None:
-        """Try to run the model forward and, for curvature, backward; say what it predicts."""
+    def check_batch(self, context: TaskContext, batch: Any) -> Mapping[str, str]:
+        """Try to run the model forward and backward; find what is no linear map after all."""
         if self.settings.source == "generated":
             _shape_of(batch)
         self._trial = copy.copy(self._predictions)  # what the batch tells is found when measured
         with self._run.ready(context) as view:
             self._tried = self._on(context, [batch], view, self._trial)
+            unlike = unlike_linear_maps(context.pl_module, context.structure.maps, batch, view)
+        unlike = self._found_anywhere(context, unlike)
+        if unlike:
+            rank_zero_warn(
+                f"RecallCallback: what the model does with {_first_of(unlike)} is not y = Wx + b, "
+                f"so it is merged by one number: {next(iter(unlike.values()))}"
+            )
+        maps = [each.weight for each in context.structure.maps if each.weight not in unlike]
+        idle = [name for name in maps if name not in self._tried.inputs]
+        if idle:
+            rank_zero_warn(
+                f"RecallCallback: {_first_of(idle)} had no inputs when the model was run on the "
+                "task's first batch; what has none in a whole task is merged by one number: if "
+                "training uses it, pass a view that runs it too"
+            )
         if self.curvature:
             view = view_of(context.pl_module, self._run.view)
             self._loss.listen(context.pl_module, view, own_view=self._run.view is not None)
+        return unlike
 
     def observe_loss(self, context: TaskContext, loss: torch.Tensor) -> None:
         """In a task's first step, take what the loss tells of predictions, and say it."""
@@ -141,7 +158,7 @@ class MapMoments(Statistic):
             return
         evidence, of_own_outputs = self._loss.told(loss)
         other = self._predictions.see_loss(evidence, of_own_outputs)
-        if other is not None:
+        if other is not None and self._predictions.kind is not None:
             rank_zero_warn(
                 f"RecallCallback: predictions={self._predictions.kind.name!r} is set, and the "
                 f"training loss takes the model's outputs for {other!r}: curvature is that of what "
@@ -228,6 +245,17 @@ class MapMoments(Statistic):
         self._tell(self._predictions, measured.unknown, told)
         return normalised(together)
 
+    def _found_anywhere(self, context: TaskContext, reasons: Mapping[str, str]) -> dict[str, str]:
+        """Add what other processes have found, as all must measure the same maps."""
+        trainer, names = context.trainer, [each.weight for each in context.structure.maps]
+        if trainer.world_size == 1 or not names:
+            return dict(reasons)
+        own = torch.tensor([float(name in reasons) for name in names])
+        found = trainer.strategy.reduce(own.to(trainer.strategy.root_device), reduce_op="max")
+        assert isinstance(found, torch.Tensor)
+        others = [name for name, there in zip(names, found.tolist(), strict=True) if there]
+        return {name: reasons.get(name, "another process's batch shows it") for name in others}
+
     def _on(
         self,
         context: TaskContext,
@@ -246,7 +274,9 @@ class MapMoments(Statistic):
     def _tell(self, predictions: FoundPredictions, unknown: str | None, told: str) -> None:
         """Say once what the model's predictions were taken for, or why for nothing."""
         kind = predictions.kind
-        found = unknown or (kind and (kind.name or type(kind).__name__))
+        found = unknown
+        if found is None and kind is not None:
+            found = kind.name or type(kind).__name__
         if not self.curvature or found is None or found == self._told:
             return
         if unknown is not None:
@@ -362,6 +392,12 @@ class MapMoments(Statistic):
         for name, outputs in self.old_outputs.items():
             state = move_data_to_device(outputs.state_dict(), device)
             self.old_outputs[name] = FullMoments(**state)
+
+
+def _first_of(names: Iterable[str]) -> str:
+    listed = list(names)
+    more = f" and {len(listed) - 3} more" if len(listed) > 3 else ""
+    return ", ".join(listed[:3]) + more
 
 
 def _is_finite(moments: Moments) -> bool:

@@ -48,10 +48,10 @@ class NeededStatistics:
         for statistic in self.active:
             statistic.start_task(context)
 
-    def check_batch(self, context: TaskContext, batch: Any) -> None:
-        """Try on a task's first batch what will be measured."""
-        for statistic in self.active:
-            statistic.check_batch(context, batch)
+    def check_batch(self, context: TaskContext, batch: Any) -> dict[str, str]:
+        """Try on a task's first batch what will be measured; return which are no linear maps."""
+        found = [statistic.check_batch(context, batch) for statistic in self.active]
+        return {name: reason for reasons in found for name, reason in reasons.items()}
 
     def observe_batch(self, context: TaskContext, batch: Any) -> None:
         """See a batch before it is trained."""

@@ -96,10 +96,11 @@ class TypicalSamples(Statistic):
         if self._candidates:
             self._choose(context)
 
-    def check_batch(self, context: TaskContext, batch: Any) -> None:
+    def check_batch(self, context: TaskContext, batch: Any) -> Mapping[str, str]:
         """Try to take samples out of the batch, and to measure every block's states on them."""
         few = select_samples(batch, torch.arange(min(2, batch_size(batch))))
         self._measure(context, [few], context.structure.blocks)
+        return {}
 
     def observe_batch(self, context: TaskContext, batch: Any) -> None:
         """Take a training batch's samples as candidates, while typical samples are lacking."""
