@@ -108,6 +108,7 @@ class TaskEarlyStopping(TaskScoreCallback):
     def state_dict(self) -> dict[str, Any]:
         """Return the task's best score and how long ago it was."""
         own = {
+            "monitor": self.monitor,
             "best": self.best,
             "without_improvement": self._without_improvement,
             "first_epoch": self._first_epoch,
@@ -115,8 +116,18 @@ class TaskEarlyStopping(TaskScoreCallback):
         return {**super().state_dict(), **own}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore what :meth:`state_dict` returned."""
+        """Restore what :meth:`state_dict` returned.
+
+        Raises:
+            MisconfigurationException: If the best score is of another metric.
+        """
         super().load_state_dict(state_dict)
+        then = state_dict.get("monitor", self.monitor)  # older checkpoints have none
+        if then != self.monitor:
+            raise MisconfigurationException(
+                f"TaskEarlyStopping: monitor={self.monitor!r}, and the checkpoint's best score is "
+                f"of {then!r}: resume with that"
+            )
         self.best = state_dict["best"]
         self._without_improvement = state_dict["without_improvement"]
         self._first_epoch = state_dict["first_epoch"]

@@ -81,6 +81,7 @@ class ForgettingMonitor(TaskScoreCallback):
         self.folder = folder
         self.record = TaskRecord(monitor, self.higher_is_better)
         self._started = 0.0
+        self._resumed = False
 
     @property
     def matrix(self) -> list[list[float]]:
@@ -102,8 +103,18 @@ class ForgettingMonitor(TaskScoreCallback):
             )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock; say so if there will be nothing to read."""
+        """Start the clock; say so if there will be nothing to read.
+
+        Raises:
+            MisconfigurationException: If the tasks are others than those that a checkpoint's scores
+                are of.
+        """
         super().on_train_start(trainer, pl_module)
+        tasks, resumed = self.known_tasks(trainer), self._resumed
+        self._resumed = False
+        if resumed and self.record.task_names and tasks is not None:
+            names = [self.task_name(trainer, task) for task in range(tasks)]
+            self._name(names, self.probes(trainer))
         if not trainer.enable_validation:
             rank_zero_warn(
                 "ForgettingMonitor: this fit never validates (limit_val_batches=0, no validation "
@@ -190,12 +201,22 @@ class ForgettingMonitor(TaskScoreCallback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned."""
         super().load_state_dict(state_dict)
-        self.record.load_state_dict(state_dict["record"])
+        self._resumed = True
+        try:
+            self.record.load_state_dict(state_dict["record"])
+        except ValueError as error:
+            raise MisconfigurationException(f"ForgettingMonitor: {error}") from error
 
     def _name_tasks(self, trainer: Trainer, loaders: int) -> None:
         probes = self.probes(trainer)
         names = [self.task_name(trainer, task) for task in range(loaders - len(probes))]
-        self.record.task_names, self.record.probe_names = names, probes
+        self._name(names, probes)
+
+    def _name(self, names: list[str], probes: list[str]) -> None:
+        try:
+            self.record.name(names, probes)
+        except ValueError as error:
+            raise MisconfigurationException(f"ForgettingMonitor: {error}") from error
         reserved = _RESERVED.intersection([*names, *probes])
         if reserved:
             raise MisconfigurationException(

@@ -158,7 +158,8 @@ class TaskAwareCallback(Callback):
         hide_items(trainer.progress_bar_callback)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock, and restore what an exact resume needs."""
+        """Start the clock, check a checkpoint's position, restore what an exact resume needs."""
+        self.clock.stored_position.check(trainer)
         self.clock.start_fit(trainer)
         if self is _sharing(trainer)[-1]:  # the others may draw at random in this hook
             self.clock.exact_resume.restore(trainer, pl_module)
@@ -173,6 +174,7 @@ class TaskAwareCallback(Callback):
         """Start the task before its first batch, after whatever happens at an epoch's start."""
         self._enter_task_if_changed(trainer, pl_module)
         self.clock.follow_shortened_task(trainer, batch_idx)
+        self.clock.follow_other_settings(trainer, batch_idx)
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
@@ -225,12 +227,14 @@ class TaskAwareCallback(Callback):
         """Add what an exact resume needs and Lightning leaves out."""
         if self is _sharing(trainer)[-1]:
             self.clock.exact_resume.save(trainer, pl_module, checkpoint)
+            self.clock.stored_position.save(trainer, self.clock.schedule, checkpoint)
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Take what :meth:`on_save_checkpoint` added."""
         if trainer.state.fn == TrainerFn.FITTING and self is _sharing(trainer)[-1]:
+            self.clock.stored_position.load(trainer, self.clock.schedule, checkpoint)
             self.clock.exact_resume.load(trainer, checkpoint)
 
     def state_dict(self) -> dict[str, Any]:

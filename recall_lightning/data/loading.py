@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Any
 
-from torch.utils.data import DataLoader
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch.utils.data import DataLoader, IterableDataset
 
 from recall_lightning.data.sampling import SeededSampler
 
@@ -47,13 +48,43 @@ class ResumableLoader(DataLoader[Any]):
         self._trained = 0
         super().__init__(*args, **kwargs)
 
-    def state_dict(self) -> dict[str, int]:
-        """Return the epoch and how many of its batches were trained."""
-        return {"epoch": self.epoch, "batches": self.trained_batches()}
+    def state_dict(self) -> dict[str, Any]:
+        """Return the epoch, how many of its batches were trained, and what decides its order."""
+        return {"epoch": self.epoch, "batches": self.trained_batches(), "order": self._order()}
 
-    def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Go on where the loader stood whose state this is."""
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on where the loader stood whose state this is.
+
+        Raises:
+            MisconfigurationException: If that is in the midst of the epoch, and its batches are no
+                longer the same: samples would be trained twice or never.
+        """
         self._trained = state_dict["batches"] if state_dict["epoch"] == self.epoch else 0
+        now, then = self._order(), state_dict.get("order")  # older checkpoints have none
+        if then is None or not self._trained or self._trained == then["batches"]:
+            return
+        changed = [
+            f"{name} {now[name]!r} for {then[name]!r}" for name in now if now[name] != then[name]
+        ]
+        if changed:
+            raise MisconfigurationException(
+                f"the checkpoint stands after {self._trained} batches of epoch {self.epoch} (from "
+                f"0), and the epoch's batches are others now ({', '.join(changed)}): samples would "
+                "be trained twice or never; resume with what it was written with, or from a "
+                "checkpoint at an epoch's end"
+            )
+
+    def _order(self) -> dict[str, Any]:
+        """What decides which samples are in which batch."""
+        sampler = self.sampler if isinstance(self.sampler, SeededSampler) else None
+        return {
+            "batches": None if isinstance(self.dataset, IterableDataset) else len(self),
+            "batch_size": self.batch_size,
+            "samples": None if sampler is None else len(sampler),
+            "seed": None if sampler is None else sampler.seed,
+            "processes": None if sampler is None else sampler.num_replicas,
+            "dataset": type(self.dataset).__name__,
+        }
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         """The batches that were not trained yet."""

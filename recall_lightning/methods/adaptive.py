@@ -80,7 +80,8 @@ class AdaptiveInterval(SequentialFinetuningAveraging):
             return True
         interval = float(self.every)
         if not isinstance(self.every, Integral):
-            assert task_steps is not None  # checked when the task started
+            if task_steps is None:
+                self._refuse_unknown_length()
             interval *= task_steps
         if self._waited < interval / self.limit or not self._steps:
             return False

@@ -58,6 +58,8 @@ class ElasticWeightConsolidation(QuadraticPenalty):
         >>> trainer = Trainer(callbacks=[ElasticWeightConsolidation(strength=1e4)], logger=False)
     """
 
+    decides_at_start = False
+
     def __init__(
         self,
         strength: float = 10000.0,

@@ -36,6 +36,8 @@ class LowLearningRate(ProtectingCallback):
         >>> trainer = Trainer(callbacks=[LowLearningRate(factor=0.1)], logger=False)
     """
 
+    decides_at_start = False
+
     def __init__(
         self,
         factor: float = 0.1,

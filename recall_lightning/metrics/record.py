@@ -96,6 +96,27 @@ class TaskRecord:
             values |= {f"{name}_lost": sign * (old - new) for name, old, new in pairs}
         return {name: value for name, value in values.items() if not math.isnan(value)}
 
+    def name(self, tasks: Sequence[str], probes: Sequence[str] = ()) -> None:
+        """Say of which tasks and probes the scores are; there may be more tasks than before.
+
+        Raises:
+            ValueError: If scores that were measured are of others.
+        """
+        trained = bool(self.matrix or any(each["step"] for each in self.measurements))
+        for what, then, now, whole in (
+            ("tasks", self.task_names, tasks, False),
+            ("probes", self.probe_names, probes, True),
+        ):
+            same = list(now) == then if whole else list(now[: len(then)]) == then
+            if not same and not trained:  # an untrained model's row of other tasks
+                self.before, self.probes_before, self.measurements = None, None, []
+            elif not same:
+                raise ValueError(
+                    f"the {what} are {', '.join(now) or 'none'}, and the scores measured so far "
+                    f"are of {', '.join(then) or 'none'}: go on with those, in their order"
+                )
+        self.task_names, self.probe_names = list(tasks), list(probes)
+
     def measured(self, step: int, scores: Sequence[float]) -> dict[str, Any]:
         """Add the scores of a validation, those of the probes behind those of the tasks."""
         tasks = len(self.task_names)
@@ -203,7 +224,16 @@ class TaskRecord:
         return dict(vars(self))
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Restore what :meth:`state_dict` returned, but for the score's name and direction."""
+        """Restore what :meth:`state_dict` returned, but for the score's direction.
+
+        Raises:
+            ValueError: If it is of another score.
+        """
+        if state_dict["score_name"] != self.score_name:
+            raise ValueError(
+                f"monitor={self.score_name!r}, and the scores in the checkpoint are of "
+                f"{state_dict['score_name']!r}: resume with that"
+            )
         for name, value in state_dict.items():
             if name not in ("score_name", "higher_is_better"):
                 setattr(self, name, list(value) if isinstance(value, list) else value)

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from functools import partial
 from numbers import Integral
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -213,6 +213,7 @@ class RecallCallback(TaskAwareCallback):
         self._first_batch_is_checked = False
         self._first_visit = 0  # of those that took a step
         self._undone: UndoneMerges | None = None
+        self._resumed: list[str] | None = None  # the blocks of a checkpoint that was just loaded
 
     @property
     def blocks(self) -> list[Block]:
@@ -243,7 +244,8 @@ class RecallCallback(TaskAwareCallback):
             return self.end_rule is not None
         if isinstance(self.every, Integral):
             return step_in_task % int(self.every) == 0
-        assert task_steps is not None  # checked when the task started
+        if task_steps is None:  # checked when the task started; a run that resumes may not know
+            self._refuse_unknown_length()
         interval = self.every * task_steps
         # tolerance: 0.1 · 3 is a little more than 0.3
         return int(step_in_task / interval + 1e-9) > int((step_in_task - 1) / interval + 1e-9)
@@ -266,6 +268,7 @@ class RecallCallback(TaskAwareCallback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """After a resume, bring what the checkpoint held to the device."""
         super().on_train_start(trainer, pl_module)
+        resumed, self._resumed = self._resumed, None
         self._first_batch_is_checked = False
         if not self.allow_untested:
             refuse_own_weights(trainer.optimizers, self, self.optimizer_state == "reset")
@@ -274,10 +277,13 @@ class RecallCallback(TaskAwareCallback):
         if self.task is not None:
             with _misconfiguration():
                 self._find_structure(pl_module)
-            self._statistics.resume(self._context(trainer, pl_module))
+                if resumed is not None and not self.task_ended:
+                    self._check_goes_on(resumed)
+                self._statistics.resume(self._context(trainer, pl_module))
         merges = self._merges_this_task
         with _misconfiguration():
-            left = self._kept.resume(trainer, pl_module, needed=not self.task_ended)
+            pairs = self._structure.lora_pairs
+            left = self._kept.resume(trainer, pl_module, not self.task_ended, pairs)
         self._statistics.leave_snapshots(left)
         if merges and not self._merges_this_task and not self.task_ended:
             self.restart_task()
@@ -397,6 +403,7 @@ class RecallCallback(TaskAwareCallback):
             **super().state_dict(),
             "first_visit": self._first_visit,
             "history": self.history,
+            "blocks": [block.name for block in self._structure.blocks],
             "settings": self._settings,
             "snapshots": self._kept.state_dict(),
             "statistics": self._statistics.state_dict(),
@@ -416,15 +423,37 @@ class RecallCallback(TaskAwareCallback):
         self._first_visit = state_dict.get("first_visit", 0)  # older checkpoints have none
         # where there is no visit in it, no task was visited twice
         self.history = [{"visit": record["task"], **record} for record in state_dict["history"]]
+        self._resumed = list(state_dict.get("blocks", []))  # older checkpoints have none
+        ended = 0 if self.visit is None else self.visit + self.task_ended
         with _misconfiguration():
             self._kept.load_state_dict(state_dict["snapshots"])
-        self._statistics.load_state_dict(state_dict["statistics"])
+            self._statistics.load_state_dict(state_dict["statistics"], ended)
         if state_dict["task_ended"]:  # earlier versions kept its samples until the next one
             self._statistics.forget_samples()
 
     # How the hooks do it.
 
-    def _refuse_unknown_length(self) -> None:
+    def _check_goes_on(self, blocks_then: list[str]) -> None:
+        """Refuse settings with which a task cannot go on that a checkpoint stands in the midst of.
+
+        Raises:
+            ValueError: Naming the setting.
+        """
+        advice = "resume with what the checkpoint was written with, or from one at a task's end"
+        blocks = [block.name for block in self._structure.blocks]
+        if blocks_then and blocks != blocks_then:
+            raise ValueError(
+                f"the blocks are {', '.join(blocks[:3])}… ({len(blocks)}) and were "
+                f"{', '.join(blocks_then[:3])}… ({len(blocks_then)}) when the task began: {advice}"
+            )
+        took = 0 in self._kept.tasks
+        if self.visit == 0 and took != self.merge_first_task:
+            raise ValueError(
+                f"merge_first_task={self.merge_first_task}, and the first task began "
+                f"{'with' if took else 'without'} a snapshot: {advice}"
+            )
+
+    def _refuse_unknown_length(self) -> NoReturn:
         raise MisconfigurationException(
             f"every={self.every} is a fraction of the task, and the task has no known length: give "
             "every as a number of optimizer steps, or set Trainer(max_epochs=…, "

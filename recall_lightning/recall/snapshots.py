@@ -63,9 +63,7 @@ class KeptSnapshots:
         """
         newest = self.storage.take(trainer, pl_module, visit)
         shapes = {name: tensor.shape for name, tensor in newest.items()}
-        rest = ""
-        if self.most != 1:
-            rest = f"{frozen_digest(pl_module)} {[(p.module, p.scale) for p in lora_pairs]}"
+        rest = _rest(trainer, pl_module, lora_pairs)
         trained = all({n: t.shape for n, t in old.items()} == shapes for old in self.snapshots)
         if self.snapshots and not (trained and rest == self._rest):
             changed = "frozen weights or LoRA scales" if trained else "trainable weights"
@@ -80,7 +78,11 @@ class KeptSnapshots:
         self.storage.remove_unused(trainer, self.snapshots)
 
     def resume(
-        self, trainer: Trainer, pl_module: LightningModule, needed: bool = True
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        needed: bool = True,
+        lora_pairs: Sequence[LoraPair] = (),
     ) -> list[int]:
         """After a resume, find files again, move copies to their device, and drop too many.
 
@@ -88,6 +90,7 @@ class KeptSnapshots:
             trainer: The Trainer.
             pl_module: The model.
             needed: Whether the newest is still to be merged.
+            lora_pairs: The LoRA updates of the model.
 
         Returns:
             Which of the snapshots that the checkpoint held are left, counted from 0.
@@ -96,6 +99,8 @@ class KeptSnapshots:
             ValueError: If a file is not to be found, or not what it was, and that is an error.
         """
         live = named_weights(pl_module)
+        if self.tasks and not self._rest:  # an earlier version kept one snapshot without it
+            self._rest = _rest(trainer, pl_module, lora_pairs)
         found, left = [], []
         references = self._restored or [None] * len(self.visits)
         first = 0 if self.most == "all" else max(0, len(self.visits) - self.most)
@@ -154,3 +159,9 @@ class KeptSnapshots:
         self._restored = [None if state is None else FileReference(**state) for state in files]
         self.storage.load_state_dict(state_dict)
         self.storage.named = {each.name for each in self._restored if each is not None}
+
+
+def _rest(trainer: Trainer, pl_module: LightningModule, lora_pairs: Sequence[LoraPair]) -> str:
+    """Identify what snapshots leave out; processes that hold shards agree on the first's."""
+    own = f"{frozen_digest(pl_module)} {[(pair.module, pair.scale) for pair in lora_pairs]}"
+    return str(trainer.strategy.broadcast(own))

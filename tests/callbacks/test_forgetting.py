@@ -3,7 +3,7 @@ import json
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningDataModule
-from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.utils.data import DataLoader, TensorDataset
@@ -318,3 +318,64 @@ def test_a_folder_that_is_on_no_disk_is_refused_before_training(where, tmp_path)
     trainer = quiet_trainer(monitor, default_root_dir=remote, logger=where == "logger")
     with pytest.raises(MisconfigurationException, match="local disk, and would to memory:"):
         trainer.fit(Plain(), loader(0), loader(0))
+
+
+def three(names, epochs=1):
+    pairs = [(task_data(task), task_data(task, 16)) for task in range(len(names))]
+    return TaskStream.from_datasets(pairs, names, epochs_per_task=epochs, batch_size=16)
+
+
+def resume(stream, folder, monitor="val/acc", checkpoint=None):
+    saver = ModelCheckpoint(folder, "{step}", every_n_train_steps=1, save_top_k=-1)
+    callback = ForgettingMonitor(monitor)
+    trainer = quiet_trainer(
+        callback,
+        saver,
+        max_epochs=stream.total_epochs,
+        enable_checkpointing=True,
+        reload_dataloaders_every_n_epochs=1,
+    )
+    trainer.fit(Plain(), datamodule=stream, ckpt_path=checkpoint)
+    return callback
+
+
+@pytest.mark.parametrize(
+    ("names", "monitor", "said"),
+    [
+        (
+            "abc",
+            "val/loss",
+            "monitor='val/loss', and the scores in the checkpoint are of 'val/acc'",
+        ),
+        ("acb", "val/acc", r"task 1 \(from 0\) was 'b'"),
+        ("abd", "val/acc", "ForgettingMonitor: the tasks are a, b, d, and the .* are of a, b, c:"),
+        ("ab", "val/acc", "ForgettingMonitor: the tasks are a, b, and"),
+    ],
+)
+def test_scores_of_another_metric_or_other_tasks_are_not_added_to_a_checkpoints(
+    names, monitor, said, tmp_path
+):
+    resume(three("abc"), tmp_path)
+    with pytest.raises(MisconfigurationException, match=said):
+        resume(three(names), tmp_path, monitor, tmp_path / "step=5.ckpt")
+
+
+def test_tasks_that_have_come_behind_a_checkpoints_are_scored_from_there_on(tmp_path):
+    resume(three("ab"), tmp_path)
+    callback = resume(three("abc"), tmp_path, checkpoint=tmp_path / "step=5.ckpt")
+    assert [len(row) for row in callback.matrix] == [2, 3, 3]
+    assert callback.record.task_names == ["a", "b", "c"]
+    assert "forgetting" in callback.summary()
+
+
+def test_a_monitor_that_goes_on_to_other_tasks_in_another_run_starts_anew():
+    callback = ForgettingMonitor("val/acc")
+    for names in ("ab", "cd"):
+        stream = three(names)
+        trainer = quiet_trainer(
+            callback, max_epochs=stream.total_epochs, reload_dataloaders_every_n_epochs=1
+        )
+        trainer.validate(Plain(), datamodule=stream, verbose=False)
+        trainer.fit(Plain(), datamodule=stream)
+        assert callback.record.task_names == list(names)
+        assert len(callback.matrix) == 2

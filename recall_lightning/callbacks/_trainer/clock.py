@@ -12,6 +12,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch.optim import Optimizer
 
 from recall_lightning.callbacks._trainer.gradients import loss_scale
+from recall_lightning.callbacks._trainer.position import Position
 from recall_lightning.callbacks._trainer.resuming import ExactResume
 from recall_lightning.callbacks._trainer.schedule import TaskSchedule, steps_are_regular
 
@@ -37,6 +38,7 @@ class TaskClock:
         stopped_early: Whether the last fit ended before its task's last batch.
         resumed: Whether a checkpoint's state was loaded that no training has gone on from yet.
         exact_resume: What the checkpoint held beside it.
+        stored_position: What the checkpoint's position was counted in.
 
     Example:
         >>> clock = TaskClock()
@@ -57,6 +59,7 @@ class TaskClock:
         self.stopped_early = False
         self.resumed = False
         self.exact_resume = ExactResume()
+        self.stored_position = Position()
         self._fit: Literal["expected", "running", "over"] = "over"
         self._fit_task = 0  # where every fit is a task
         self._in_task = False  # otherwise the next batch begins one
@@ -95,6 +98,7 @@ class TaskClock:
         """Before a fit, and before its checkpoint is loaded: what was loaded until now is old."""
         self._fit, self.resumed = "expected", False
         self.exact_resume.forget()
+        self.stored_position.forget()
 
     def start_fit(self, trainer: Trainer) -> None:
         """Decide whether the last task goes on, and which task this fit is where every fit is one.
@@ -237,6 +241,16 @@ class TaskClock:
             groups = optimizer.param_groups
             self._has_gradients = any(p.grad is not None for g in groups for p in g["params"])
 
+    def follow_other_settings(self, trainer: Trainer, batch_idx: int) -> None:
+        """After a resume, count the task's steps again where its length is another by now."""
+        if self._batches == 0:  # a task that begins has its length
+            self.stored_position.forget()
+        if not self.stored_position.has_other_length(trainer, self.schedule):
+            return
+        self._task_batches = self._batches + self.schedule.batches_left(trainer) - batch_idx
+        left = self.schedule.steps_left(trainer, batch_idx)
+        self.task_steps = None if left is None else self.step_in_task + left
+
     def count_batch(self, trainer: Trainer) -> None:
         """Count a batch that has been trained, and its optimizer step if there was one."""
         batch = trainer.fit_loop.total_batch_idx
@@ -270,6 +284,7 @@ class TaskClock:
         other = copy.copy(self)
         other.schedule = TaskSchedule(self.schedule.task_epochs)
         other.exact_resume = ExactResume()
+        other.stored_position = Position()
         other._in_task, other._module = False, self._module
         return other
 

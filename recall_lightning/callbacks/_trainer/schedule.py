@@ -100,13 +100,13 @@ class TaskSchedule:
         """Return the task's batches from this epoch's start on; infinity where none is known."""
         return self._epochs_left(trainer) * trainer.num_training_batches
 
-    def steps_left(self, trainer: Trainer) -> int | None:
-        """Return the task's optimizer steps from this epoch's start on, or None if not known."""
+    def steps_left(self, trainer: Trainer, batch_idx: int = 0) -> int | None:
+        """Return the task's optimizer steps from a batch of this epoch on, or None if not known."""
         batches = trainer.num_training_batches
         a_step = trainer.accumulate_grad_batches if steps_are_regular(trainer) else 1
         an_epoch = math.ceil(batches / a_step) if batches != math.inf else math.inf
         most = trainer.max_steps - trainer.global_step if trainer.max_steps > 0 else math.inf
-        steps = min(self._epochs_left(trainer) * an_epoch, most)
+        steps = min(self._epochs_left(trainer) * an_epoch - batch_idx // a_step, most)
         return None if steps == math.inf else int(steps)
 
     def _epochs_left(self, trainer: Trainer) -> float:

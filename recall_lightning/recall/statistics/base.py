@@ -21,10 +21,12 @@ class Statistic:
     Attributes:
         name: Under which its state is kept.
         meets: Which of the ``needs`` of rules it meets.
+        of_earlier_tasks: Whether it sums up tasks that have ended, which cannot be made up for.
     """
 
     name: ClassVar[str]
     meets: ClassVar[frozenset[str]] = frozenset()
+    of_earlier_tasks: ClassVar[bool] = False
 
     def notes(self, structure: Structure, module: nn.Module) -> Mapping[str, str]:
         """Say of weights that are merged otherwise than their rules have it how and why."""

@@ -42,6 +42,7 @@ class ParameterImportance(Statistic):
 
     name = "importance"
     meets = frozenset({"importance"})
+    of_earlier_tasks = True
 
     def __init__(self, settings: ImportanceSettings, beside_curvature: bool = False) -> None:
         self.source = settings.source
@@ -138,7 +139,8 @@ class ParameterImportance(Statistic):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned."""
         self.by_name, self.tasks = dict(state_dict["by_name"]), state_dict["tasks"]
-        self._found = state_dict["found"]
+        if self.source == "auto":
+            self._found = state_dict["found"]
         self._gradients.load_state_dict(state_dict["gradients"])
 
     def _fit_to(self, weights: Mapping[str, Tensor]) -> None:

@@ -69,6 +69,7 @@ class MapMoments(Statistic):
 
     name = "moments"
     meets = frozenset({"moments", "new_moments", "curvature"})
+    of_earlier_tasks = True
 
     def __init__(
         self,
@@ -371,27 +372,77 @@ class MapMoments(Statistic):
             "old_outputs": {n: moments.state_dict() for n, moments in self.old_outputs.items()},
             "tasks": self.tasks,
             "predictions": self._predictions.found,
+            "curvature": self.curvature,
+            "kind": _kind(self._predictions),
             "shape": None if self._shape is None else list(self._shape),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore what :meth:`state_dict` returned."""
+        """Restore what :meth:`state_dict` returned.
+
+        Raises:
+            ValueError: If what it sums up was measured in a way that the rules have no use for.
+        """
+        if state_dict["tasks"]:
+            self._check_measured_alike(state_dict)
         self.old = {name: moments_from(state) for name, state in state_dict["old"].items()}
         outputs = state_dict.get("old_outputs", {})  # older checkpoints have none
         self.old_outputs = {n: FullMoments(**state) for n, state in outputs.items()}
         self.tasks = state_dict["tasks"]
-        self._predictions.restore(state_dict.get("predictions"))  # older checkpoints have none
+        self._predictions.restore(state_dict.get("predictions") or state_dict.get("kind"))
         shape = state_dict.get("shape") if self.settings.source == "generated" else None
         self._shape = None if shape is None else (shape[0], shape[1])
 
+    def _check_measured_alike(self, state_dict: Mapping[str, Any]) -> None:
+        then, now = state_dict.get("kind"), _kind(self._predictions)
+        if self.curvature and not state_dict.get("curvature", True):
+            raise ValueError(
+                "the checkpoint holds moments without the curvature that the kfac rules need, and "
+                "it cannot be had of tasks that had ended: resume with the rules that it was "
+                "written with"
+            )
+        if self.curvature and None not in (then, now) and then != now:
+            raise ValueError(
+                f"predictions={now!r}, and the curvature in the checkpoint was measured of "
+                f"{then!r}: resume with predictions={then!r}"
+            )
+
     def resume(self, context: TaskContext) -> None:
-        """After a resume, move the tensors to the module's device."""
+        """After a resume, move the tensors to the module's device, and keep the rank of now.
+
+        Raises:
+            ValueError: If moments are kept otherwise now than they were, and can't be summed.
+        """
         device = context.pl_module.device
+        for linear_map in context.structure.maps:
+            self._check_kept_alike(linear_map)
         for name, moments in self.old.items():
-            self.old[name] = moments_from(move_data_to_device(moments.state_dict(), device))
+            state = move_data_to_device(moments.state_dict(), device)
+            if "rank" in state:
+                state["rank"] = torch.tensor(min(self.settings.rank, moments.width))
+            self.old[name] = moments_from(state)
         for name, outputs in self.old_outputs.items():
             state = move_data_to_device(outputs.state_dict(), device)
             self.old_outputs[name] = FullMoments(**state)
+
+    def _check_kept_alike(self, linear_map: LinearMap) -> None:
+        old = self.old.get(linear_map.weight)
+        if old is None or old.width != linear_map.width:  # a task's start drops or fits these
+            return
+        device = torch.device("cpu")
+        now = empty_moments(linear_map, device, self.settings.width, self.settings.rank)
+        if type(now) is not type(old):
+            raise ValueError(
+                f"moments.width={self.settings.width} keeps moments of {linear_map.weight}, of "
+                f"{linear_map.width} inputs (with 1 for a trained bias), in another form than the "
+                "checkpoint has them, to which nothing can be added: resume with the moments.width "
+                "that it was written with"
+            )
+
+
+def _kind(predictions: FoundPredictions) -> str | None:
+    kind = predictions.kind
+    return None if kind is None else kind.name or type(kind).__name__
 
 
 def _first_of(names: Iterable[str]) -> str:

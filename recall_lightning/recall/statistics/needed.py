@@ -112,13 +112,27 @@ class NeededStatistics:
         """Return each one's state by name."""
         return {statistic.name: statistic.state_dict() for statistic in self.active}
 
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Restore what :meth:`state_dict` returned; one that it lacks starts empty, and says so."""
+    def load_state_dict(self, state_dict: Mapping[str, Any], ended: int = 0) -> None:
+        """Restore what :meth:`state_dict` returned.
+
+        Args:
+            state_dict: The state of each by name; one that is not in it starts empty, and says so.
+            ended: How many tasks had ended by then.
+
+        Raises:
+            ValueError: If one that sums them up is not in it.
+        """
         for statistic in self.active:
             if statistic.name in state_dict:
                 statistic.load_state_dict(state_dict[statistic.name])
+            elif statistic.of_earlier_tasks and ended:
+                raise ValueError(
+                    f"the checkpoint holds no {statistic.name}, which the rules need now, and it "
+                    f"cannot be had of the {ended} task(s) that had ended: resume with rules that "
+                    f"need what it holds ({', '.join(state_dict) or 'nothing'})"
+                )
             elif statistic.meets:
                 rank_zero_warn(
                     f"RecallCallback: the checkpoint holds no {statistic.name}, which the rules "
-                    "need now: nothing is known of the tasks before it"
+                    "need now: it is gathered from here on"
                 )

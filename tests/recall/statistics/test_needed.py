@@ -1,4 +1,5 @@
 import pytest
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from recall_lightning import RecallCallback
 from recall_lightning.merging.rules import Subspace, Uniform
@@ -149,11 +150,18 @@ def test_a_checkpoint_without_a_statistics_state_says_that_nothing_is_known():
     assert heard == [("two", "two")]
 
 
-def test_a_run_that_resumes_with_a_rule_that_needs_more_starts_empty_and_says_so():
+def test_a_run_that_resumes_with_a_rule_that_needs_more_starts_empty_in_the_first_task():
     before = RecallCallback(rule="importance")
     now = RecallCallback(rule="importance", end_rule=Subspace())
     with pytest.warns(UserWarning, match="holds no moments"):
         now.load_state_dict(before.state_dict())
+
+
+def test_a_rule_that_needs_what_is_not_known_of_ended_tasks_is_refused():
+    before = RecallCallback(rule="importance").state_dict() | {"task": 0, "task_ended": True}
+    now = RecallCallback(rule="importance", end_rule=Subspace())
+    with pytest.raises(MisconfigurationException, match=r"holds no moments.*1 task.*\(imp"):
+        now.load_state_dict(before)
 
 
 def test_what_weights_are_merged_by_otherwise_is_said_by_the_active_ones():
