@@ -99,7 +99,7 @@ class KeptSnapshots:
             ValueError: If a file is not to be found, or not what it was, and that is an error.
         """
         live = named_weights(pl_module)
-        if self.tasks and not self._rest:  # an earlier version kept one snapshot without it
+        if self.visits and not self._rest:  # an earlier version kept one snapshot without it
             self._rest = _rest(trainer, pl_module, lora_pairs)
         found, left = [], []
         references = self._restored or [None] * len(self.visits)
