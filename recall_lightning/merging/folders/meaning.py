@@ -12,12 +12,16 @@ _SHOWN = 3
 _INSIST = "--allow-different-configs (allow_different_configs) insists"
 
 
-def check_meanings(models: Iterable[ModelFiles]) -> None:
+def check_meanings(models: Iterable[ModelFiles], united: bool = False) -> None:
     """Check that what models say of themselves, beside their weights, agrees.
 
     Each one's config is compared with that of the first that has one, and likewise the tokenizer:
     numbers of heads, rotary embeddings, activations, norms' epsilons and labels have no trace in
     shapes, nor has which row of the embeddings is which token's.
+
+    Args:
+        models: Under the same names.
+        united: Whether their vocabularies have been made one, so that they may differ.
 
     Raises:
         ValueError: If a config or tokenizer differs in what matters; it says how.
@@ -28,17 +32,22 @@ def check_meanings(models: Iterable[ModelFiles]) -> None:
         config = _config_of(model)
         if config is not None:
             first = first or (model, config)
-            _check_configs(model, config, *first)
-        vocabulary = _vocabulary_of(model)
+            _check_configs(model, config, *first, united)
+        vocabulary = None if united else _vocabulary_of(model)
         if vocabulary is not None:
             words = words or (model, vocabulary)
             _check_vocabularies(model, vocabulary, *words)
 
 
 def _check_configs(
-    model: ModelFiles, config: Mapping[str, Any], first: ModelFiles, wanted: Mapping[str, Any]
+    model: ModelFiles,
+    config: Mapping[str, Any],
+    first: ModelFiles,
+    wanted: Mapping[str, Any],
+    united: bool,
 ) -> None:
     found = config_differences(wanted, config)
+    found = [line for line in found if not (united and "vocab_size is" in line)]
     if found:
         more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
         raise ValueError(
@@ -54,7 +63,7 @@ def _check_vocabularies(
     if found:
         raise ValueError(
             f"{model.path} and {first.path} read text differently: {found}; give models of one "
-            f"tokenizer, or {_INSIST}"
+            f"tokenizer, move rows with --tokenizer union, or {_INSIST}"
         )
 
 
@@ -69,8 +78,13 @@ def _config_of(model: ModelFiles) -> Mapping[str, Any] | None:
     return optional_json(_beside(model) or _existing(source), "config.json")
 
 
+def tokenizer_folder(model: ModelFiles) -> Path | None:
+    """Return where a model's tokenizer lies; None where nothing says."""
+    return model.folder or _beside(model) or _existing(_about(model).get("tokenizer"))
+
+
 def _vocabulary_of(model: ModelFiles) -> Vocabulary | None:
-    folder = model.folder or _beside(model) or _existing(_about(model).get("tokenizer"))
+    folder = tokenizer_folder(model)
     return None if folder is None else Vocabulary.read(folder)
 
 
