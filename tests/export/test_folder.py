@@ -216,6 +216,17 @@ def test_a_model_that_moved_is_found_where_it_is_now(base, tmp_path):
     assert same_logits(AutoPeftModelForCausalLM.from_pretrained(tmp_path / "out"), module)
 
 
+def test_a_model_that_has_changed_is_not_exported_as_what_was_trained(base, tmp_path):
+    _, checkpoint = train(base)
+    file = tmp_path / "base" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"rms_norm_eps": 0.5}))
+    with pytest.raises(
+        ValueError, match=r"another model than .*: rms_norm_eps is 0.5 and not 1e-06"
+    ):
+        export(checkpoint, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_card_tells_stream_method_matrix_and_coefficients(base, tmp_path):
     _, checkpoint = train(base)
     export(checkpoint, tmp_path / "out")

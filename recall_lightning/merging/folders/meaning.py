@@ -6,6 +6,7 @@ from typing import Any
 
 from recall_lightning.merging.folders.configs import config_differences
 from recall_lightning.merging.folders.vocabularies import Vocabulary
+from recall_lightning.weights.paths import file_inside
 from recall_lightning.weights.reading import ModelFiles, optional_json
 
 _SHOWN = 3
@@ -48,12 +49,25 @@ def _check_configs(
 ) -> None:
     found = config_differences(wanted, config)
     found = [line for line in found if not (united and "vocab_size is" in line)]
+    if not found and "auto_map" in config:  # a model that brings its own code
+        found = [f"their {name} differ" for name in _differing_code(model.folder, first.folder)]
     if found:
         more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
         raise ValueError(
             f"{model.path} and {first.path} have the same shapes and compute differently: "
             f"{', '.join(found[:_SHOWN])}{more}; merge models of one configuration, or {_INSIST}"
         )
+
+
+def _differing_code(here: Path | None, there: Path | None) -> list[str]:
+    if here is None or there is None:
+        return []
+    names = [file.name for file in sorted(here.glob("*.py")) if (there / file.name).is_file()]
+    return [
+        name
+        for name in names
+        if file_inside(here, name).read_bytes() != file_inside(there, name).read_bytes()
+    ]
 
 
 def _check_vocabularies(
@@ -72,7 +86,9 @@ def _config_of(model: ModelFiles) -> Mapping[str, Any] | None:
     if model.config is not None:
         return model.config
     about = _about(model)
-    if isinstance(about.get("model"), Mapping):  # a checkpoint of a model from random weights
+    if isinstance(about.get("config"), Mapping):
+        return dict(about["config"])
+    if isinstance(about.get("model"), Mapping):  # an older checkpoint, from random weights
         return dict(about["model"])
     source = about.get("model") or (model.adapter_config or {}).get("base_model_name_or_path")
     return optional_json(_beside(model) or _existing(source), "config.json")
