@@ -82,6 +82,11 @@ def merge_parser() -> ArgumentParser:
     add("--shard-size", type=_value, help="Most bytes of a weight file (5GB).")
     add("--device", help="Where to compute (cpu).")
     add(
+        "--tokenizer",
+        help="union: the tokens of all models, their rows merged token by token; otherwise all "
+        "must have one tokenizer.",
+    )
+    add(
         "--allow-different-configs",
         action="store_const",
         const=True,

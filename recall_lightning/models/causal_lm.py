@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from recall_lightning.callbacks.fresh_adapter import FreshAdapter
 from recall_lightning.callbacks.learning_rate import WarmupCosine
+from recall_lightning.merging.folders.configs import config_differences
 from recall_lightning.models.bleu import Bleu
 from recall_lightning.models.construction import build_optimizer, build_transformer
 from recall_lightning.models.evaluation import LoaderMetrics, RatioOfSums
@@ -375,6 +377,7 @@ class CausalLMModule(LightningModule):
             "tasks": list(getattr(stream, "task_names", [])),
             "reads_old_data": getattr(stream, "joint", False) or bool(getattr(stream, "replay", 0)),
             "dtype": str(self.model.dtype).removeprefix("torch."),
+            "config": json.loads(self.model.config.to_json_string(use_diff=False)),
         }
         self._step_mean.save(self, checkpoint)
         if self._leaves_base_out():
@@ -386,21 +389,33 @@ class CausalLMModule(LightningModule):
         """Put the base back in.
 
         Raises:
-            MisconfigurationException: If the adapter was trained on another base.
+            MisconfigurationException: If the adapter was trained on another base, or the weights
+                in a model of the same shapes that computes something else.
         """
         self._step_mean.load(checkpoint)
-        saved = checkpoint.get("causal_lm", {}).get("base")
-        if saved is None or not self._leaves_base_out():
-            return
-        if saved != frozen_digest(self):
+        about = checkpoint.get("causal_lm", {})
+        saved = about.get("base") if self._leaves_base_out() else None
+        if saved is not None and saved != frozen_digest(self):
             raise MisconfigurationException(
                 f"the checkpoint holds an adapter of another base than model={self.source!r}: give "
-                f"the one that it was trained on, {checkpoint['causal_lm']['model']!r}"
+                f"the one that it was trained on, {about['model']!r}"
             )
+        self._check_config(about)
+        if saved is None:
+            return
         own = dict(self.named_parameters(remove_duplicate=False)) | dict(self.named_buffers())
         for name in self._frozen():
             if name in own:  # bitsandbytes saves what it does not load
                 checkpoint["state_dict"].setdefault(name, own[name].detach())
+
+    def _check_config(self, about: Mapping[str, Any]) -> None:
+        own = json.loads(self.model.config.to_json_string(use_diff=False))
+        differing = config_differences(about.get("config", own), own)
+        if differing:
+            raise MisconfigurationException(
+                f"the checkpoint is of another model than model={self.source!r} is now: "
+                f"{', '.join(differing[:3])}; give the one that it was trained as"
+            )
 
     def _leaves_base_out(self) -> bool:
         by_name = isinstance(self.source, str)  # or it is nowhere else

@@ -96,6 +96,19 @@ class ModelFiles(Mapping[str, Tensor]):
         other._entries = {new: self._entries[old] for old, new in names.items()}
         return other
 
+    def replaced(
+        self, tensors: Mapping[str, tuple[tuple[int, ...], Callable[[], Tensor]]]
+    ) -> "ModelFiles":
+        """Return these weights with some of another shape and content, of the same dtype.
+
+        Args:
+            tensors: Name to shape, and what returns the tensor.
+        """
+        other = copy.copy(self)
+        new = {n: _Entry(self.dtype(n), shape, read) for n, (shape, read) in tensors.items()}
+        other._entries = {**self._entries, **new}
+        return other
+
     @property
     def nbytes(self) -> int:
         """The bytes of all tensors."""

@@ -109,6 +109,20 @@ def test_an_adapter_is_merged_into_its_base(base, fresh, tmp_path):
         )
 
 
+@pytest.mark.parametrize("precision", ["bf16-true", "bf16-mixed", "16-mixed"])
+def test_an_adapter_is_merged_into_a_base_of_half_the_bits(base, precision, tmp_path):
+    if precision == "16-mixed" and not torch.cuda.is_available():
+        pytest.skip("float16 is trained on a GPU")
+    dtype = "float16" if precision == "16-mixed" else "bfloat16"
+    module, checkpoint = train(base, LORA, precision, dtype=dtype)
+    export(checkpoint, tmp_path / "out", merge_adapter=True)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert model.dtype == getattr(torch, dtype)
+    with torch.no_grad():
+        found, expected = model(TOKENS).logits.float(), module(TOKENS).logits.float()
+    assert (found - expected).norm() < 0.05 * expected.norm()
+
+
 def test_modules_that_are_trained_as_a_whole_are_in_the_adapter(base, tmp_path):
     module, checkpoint = train(base, replace(LORA, modules_to_save=["lm_head"]))
     export(checkpoint, tmp_path / "out")
@@ -200,6 +214,17 @@ def test_a_model_that_moved_is_found_where_it_is_now(base, tmp_path):
         export(checkpoint, tmp_path / "out")
     export(checkpoint, tmp_path / "out", model=str(tmp_path / "moved"))
     assert same_logits(AutoPeftModelForCausalLM.from_pretrained(tmp_path / "out"), module)
+
+
+def test_a_model_that_has_changed_is_not_exported_as_what_was_trained(base, tmp_path):
+    _, checkpoint = train(base)
+    file = tmp_path / "base" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"rms_norm_eps": 0.5}))
+    with pytest.raises(
+        ValueError, match=r"another model than .*: rms_norm_eps is 0.5 and not 1e-06"
+    ):
+        export(checkpoint, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_card_tells_stream_method_matrix_and_coefficients(base, tmp_path):

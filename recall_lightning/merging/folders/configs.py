@@ -120,6 +120,6 @@ def _differences(first: Any, other: Any, path: str = "") -> list[str]:
 
 def _shown(value: Any) -> str:
     if value is None:
-        return "not given"
+        return "absent"
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."

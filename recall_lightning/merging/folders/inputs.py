@@ -10,6 +10,7 @@ from torch import Tensor
 from recall_lightning.merging.folders.adapter_files import as_adapter
 from recall_lightning.merging.folders.configs import config_differences
 from recall_lightning.merging.folders.meaning import check_meanings
+from recall_lightning.merging.folders.union import UnitedVocabulary
 from recall_lightning.weights.finite import all_finite
 from recall_lightning.weights.reading import ModelFiles, open_model
 
@@ -21,13 +22,17 @@ _AVERAGED = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 def open_models(
-    paths: Sequence[str | Path], donor: str | Path | None, allow_different_configs: bool = False
+    paths: Sequence[str | Path],
+    donor: str | Path | None,
+    allow_different_configs: bool = False,
+    unite: bool = False,
 ) -> list[ModelFiles]:
     """Open models that are to be merged, under the names of one of them.
 
     That one is ``donor`` if given, else the first Hugging Face folder, else the first model. Names
     of a Lightning checkpoint lose what its module puts in front (``model.``); its tensors outside
-    of that, and second names of tied weights, are left out.
+    of that, and second names of tied weights, are left out. To ``unite`` them gives all the rows
+    of all their tokens, that one's first.
 
     Raises:
         ValueError: If a model cannot be read or is quantised, or they differ in their tensors'
@@ -53,6 +58,10 @@ def open_models(
             "or merge the adapter into its base first with peft's merge_and_unload"
         )
     named = [] if donor is None else [_untied(open_model(donor))]
+    if kinds == {True} and unite:
+        raise ValueError(
+            f"tokenizer='union' is for whole models, and {models[0].path} is an adapter"
+        )
     if kinds == {True}:
         if not allow_different_configs:
             check_meanings([*named, *models])
@@ -62,11 +71,24 @@ def open_models(
     aligned = [_aligned(model, reference) for model in models]
     for model in aligned:
         _check_names(model, reference)
+    if unite:
+        several = _first([*named, *aligned], reference)
+        united = UnitedVocabulary.of(several).united(several)
+        reference = united[0]
+        by_path = {id(old): new for old, new in zip(several, united, strict=True)}
+        aligned = [by_path[id(model)] for model in aligned]
+    for model in aligned:
         check_shapes(model, reference, list(reference))
         check_dtypes(model, aligned[0], list(reference))
     if not allow_different_configs:
-        check_meanings([*named, *aligned])
+        check_meanings([*named, *aligned], unite)
     return aligned
+
+
+def _first(models: Sequence[ModelFiles], reference: ModelFiles) -> list[ModelFiles]:
+    """Return models with the reference, or what was aligned to it, in front."""
+    first = next(model for model in models if model.path == reference.path)
+    return [first, *(model for model in models if model is not first)]
 
 
 def reference_of(models: Sequence[ModelFiles]) -> ModelFiles:

@@ -27,6 +27,7 @@ from recall_lightning.merging.folders.inputs import (
 from recall_lightning.merging.folders.layers import blocks_from_names, blocks_named
 from recall_lightning.merging.folders.model_card import write_companions
 from recall_lightning.merging.folders.settings import MergeReport, MergeSettings
+from recall_lightning.merging.folders.union import UnitedVocabulary
 from recall_lightning.merging.folders.writing import ModelWriter, Plan
 from recall_lightning.weights.atomic import refuse_existing
 from recall_lightning.weights.chunks import chunk_size
@@ -102,7 +103,11 @@ def _merge_files(settings: MergeSettings, progress: Progress | None) -> MergeRep
             time.perf_counter() - started,
             bool(donor.config or work.config),
         )
-        write_companions(writer, donor, settings, report, work.config, _main_dtype(work.plan))
+        united = None
+        if settings.tokenizer is not None:
+            united = UnitedVocabulary.of([donor, *(m for m in opened if m.path != donor.path)])
+        dtype = _main_dtype(work.plan)
+        write_companions(writer, donor, settings, report, work.config, dtype, united)
     return report
 
 
@@ -121,11 +126,12 @@ def _measured(
 def _opened(settings: MergeSettings) -> tuple[list[ModelFiles], ModelFiles | None]:
     """Open the models and, where task vectors are differences from it, their base."""
     base, insists = settings.base, settings.allow_different_configs
+    unites = settings.tokenizer is not None
     of_adapters = base is not None and as_adapter(open_model(settings.models[0])).kind == "adapter"
     if base is not None and settings.how.needs_base and not of_adapters:
-        *models, opened = open_models([*settings.models, base], settings.donor, insists)
+        *models, opened = open_models([*settings.models, base], settings.donor, insists, unites)
         return models, opened
-    models = open_models(settings.models, settings.donor, insists)
+    models = open_models(settings.models, settings.donor, insists, unites)
     if base is not None and not of_adapters and settings.probe is None:
         raise ValueError(
             f"{settings.method} uses no base: leave it out, or choose a method of task vectors, "

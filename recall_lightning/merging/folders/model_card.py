@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from recall_lightning.merging.folders.settings import MergeReport, MergeSettings
+from recall_lightning.merging.folders.union import UnitedVocabulary
 from recall_lightning.merging.folders.writing import ModelWriter, companion_files
 from recall_lightning.weights.reading import ModelFiles
 
@@ -19,6 +20,7 @@ def write_companions(
     report: MergeReport,
     adapter_config: Mapping[str, Any] | None,
     dtype: str,
+    united: UnitedVocabulary | None = None,
 ) -> None:
     """Write config, tokenizer, ``merge.yaml``, ``coefficients.json`` and the model card.
 
@@ -31,12 +33,20 @@ def write_companions(
         report: Of the merge.
         adapter_config: Of merged adapters.
         dtype: What the weights are written as, which the config is to say.
+        united: The tokens of all models, where their vocabularies were made one.
     """
+    replaced = {} if united is None else united.files()
     for file in companion_files(donor.folder) if donor.folder else []:
         if file.name == "config.json" and donor.config is not None:
             key = "torch_dtype" if "torch_dtype" in donor.config else "dtype"
-            config = json.dumps(donor.config | {key: dtype}, indent=2, ensure_ascii=False)
+            says = donor.config | {key: dtype}
+            if united is not None:
+                says = _with_rows(says, united)
+            config = json.dumps(says, indent=2, ensure_ascii=False)
             writer.write_file(file.name, config + "\n")
+        elif file.name in replaced and file.parent == donor.folder:
+            text = json.dumps(replaced[file.name], indent=2, ensure_ascii=False)
+            writer.write_file(file.name, text + "\n")
         else:
             writer.copy_file(file, file.relative_to(donor.folder) if donor.folder else None)
     if adapter_config is not None:
@@ -44,6 +54,13 @@ def write_companions(
     writer.write_file("merge.yaml", yaml.safe_dump(settings.flat(), sort_keys=False))
     writer.write_file("coefficients.json", json.dumps(_coefficients(report), indent=2) + "\n")
     writer.write_file("README.md", _card(settings, report, adapter_config is not None))
+
+
+def _with_rows(config: dict[str, Any], united: UnitedVocabulary) -> dict[str, Any]:
+    """Return a config that counts the rows of the united vocabulary."""
+    if isinstance(config.get("text_config"), Mapping) and "vocab_size" not in config:
+        return config | {"text_config": _with_rows(dict(config["text_config"]), united)}
+    return config | {"vocab_size": max(config.get("vocab_size", 0), united.least_rows)}
 
 
 def _coefficients(report: MergeReport) -> dict[str, Any]:

@@ -78,6 +78,9 @@ class MergeSettings:
         device: Where it is computed.
         allow_different_configs: Whether to merge models of the same shapes whose configs or
             tokenizers differ in what they compute, and write the donor's.
+        tokenizer: ``"union"`` to give the result the tokens of all models: rows of embeddings and
+            heads are merged token by token, and a model that lacks a token counts as the mean of
+            those that have it. None for one tokenizer that all must have.
 
     Raises:
         ValueError: For an unknown method, option or dtype, a missing input, a value of another
@@ -104,6 +107,7 @@ class MergeSettings:
     shard_size: int | str = "5GB"
     device: str = "cpu"
     allow_different_configs: bool = False
+    tokenizer: str | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "method", method_named(self.method).name)
@@ -114,6 +118,13 @@ class MergeSettings:
         check_choice("dtype", self.dtype, *_DTYPES)
         if self.out_dtype is not None:
             check_choice("out_dtype", self.out_dtype, *OUT_DTYPES)
+        if self.tokenizer is not None:
+            check_choice("tokenizer", self.tokenizer, "union")
+            if self.how.measures or self.how.statistics:
+                raise ValueError(
+                    f"tokenizer='union' moves rows and {self.method} measures models or takes "
+                    "statistics as they were: use another method, such as linear"
+                )
         if self.rank not in (None, "sum"):
             _check_whole("rank", self.rank, 1, " or 'sum'")
         if not isinstance(self.allow_different_configs, bool):

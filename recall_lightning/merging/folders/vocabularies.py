@@ -55,7 +55,7 @@ class Vocabulary:
             "1 of their ids stand for other tokens, such as 1 for 'red' and not 'dog'"
         """
         if self.tokens and other.tokens:
-            return self._of_tokens(other) or self._of_rules(other)
+            return self._of_tokens(other) or self.difference_of_rules(other)
         shared = self.binary.keys() & other.binary.keys()
         if shared:
             name = next((n for n in sorted(shared) if self.binary[n] != other.binary[n]), None)
@@ -74,14 +74,15 @@ class Vocabulary:
             f"{_shown(other.tokens.get(shown))} and not {_shown(self.tokens.get(shown))}"
         )
 
-    def _of_rules(self, other: Vocabulary) -> str | None:
+    def difference_of_rules(self, other: Vocabulary) -> str | None:
+        """Say how another tokenizer splits text otherwise, whatever its tokens; None if alike."""
         if self.order and other.order and self.order != other.order:
-            return "their tokenizers have the same tokens and split words by other merges or scores"
+            return "their tokenizers split words by other merges or scores"
         if not (self.rules and other.rules):
             return None
         for name in dict.fromkeys([*self.rules, *other.rules]):
             if self.rules.get(name) != other.rules.get(name):
-                return f"their tokenizers have the same tokens and another {name}"
+                return f"their tokenizers differ in their {name}"
         return None
 
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from peft import IA3Config, LoraConfig, VeraConfig, get_peft_model
+from peft import IA3Config, LoraConfig, PeftModel, VeraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from recall_lightning.export.folder import export
@@ -56,6 +56,12 @@ def test_checkpoints_of_adapters_are_merged_as_their_exported_folders_are(base, 
     config = json.loads((tmp_path / "files" / "adapter_config.json").read_text())
     assert config["lora_alpha"] / config["r"] == 1
     assert config["base_model_name_or_path"] == base
+    with torch.no_grad():
+        first, second = (
+            PeftModel.from_pretrained(loaded(base), tmp_path / out)(torch.arange(6)[None]).logits
+            for out in ("files", "folders")
+        )
+    assert torch.equal(first, second)
 
 
 def test_the_merged_update_is_the_mean_of_the_updates(base, tmp_path):

@@ -83,6 +83,17 @@ def test_what_checkpoints_were_trained_from_is_compared(path, other, tmp_path):
     refused(said.replace("0.ckpt", "a"), tmp_path, [path, str(tmp_path / "1.ckpt")])
 
 
+def test_code_that_models_bring_along_is_compared(path, tmp_path):
+    def names_code(config):
+        config["auto_map"] = {"AutoModelForCausalLM": "modeling_own.Own"}
+
+    for name, code in (("x", "scale = 1"), ("y", "scale = 1"), ("z", "scale = 2")):
+        edited(path, tmp_path / name, "config.json", names_code)
+        (tmp_path / name / "modeling_own.py").write_text(code)
+    merge_files(MergeSettings([tmp_path / "x", tmp_path / "y"], tmp_path / "same"))
+    refused("their modeling_own.py differ", tmp_path, [tmp_path / "x", tmp_path / "z"])
+
+
 def test_models_that_say_nothing_are_merged(path, tmp_path):
     files = [
         shutil.copy(Path(path, "model.safetensors"), tmp_path / f"{i}.safetensors") for i in (0, 1)

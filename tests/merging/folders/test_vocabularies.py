@@ -42,7 +42,7 @@ def test_the_same_tokenizer_does_not_differ(tmp_path):
         ({"added": ["<t>"]}, "1 of their ids .* 4 for '<t>' and not '<s>'"),
         ({"added": []}, "4 for none and not '<s>'"),
         ({"added": ["<s>", "<t>"]}, "5 for '<t>' and not none"),
-        ({"normalizer": normalizers.Lowercase()}, "the same tokens and another normalizer"),
+        ({"normalizer": normalizers.Lowercase()}, "differ in their normalizer"),
     ],
 )
 def test_what_is_another_token_or_another_reading_is_said(tmp_path, change, said):
