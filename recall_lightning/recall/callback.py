@@ -46,8 +46,9 @@ from recall_lightning.recall.settings import (
 from recall_lightning.recall.snapshots import KeptSnapshots
 from recall_lightning.recall.statistics.available import statistics_for
 from recall_lightning.recall.statistics.recent_batches import RecentBatches
+from recall_lightning.recall.trained_weights import TrainedWeights
 from recall_lightning.recall.undone_merges import UndoneMerges
-from recall_lightning.weights.naming import named_weights
+from recall_lightning.weights.naming import find_weights, named_weights
 from recall_lightning.weights.sharding import gathered, reshard
 from recall_lightning.weights.snapshot import Snapshot
 
@@ -189,7 +190,10 @@ class RecallCallback(TaskAwareCallback):
                 seed=seed,
                 predictions=predictions,
             )
-        self._merge = SnapshotMerge(self._kept, self._statistics, buffers, run, recent)
+        self._trained = TrainedWeights()
+        self._merge = SnapshotMerge(
+            self._kept, self._statistics, self._trained, buffers, run, recent
+        )
         self._settings = plain_settings(given, RecallCallback.__init__)
         self.every = every
         self.keep = keep
@@ -269,6 +273,7 @@ class RecallCallback(TaskAwareCallback):
 
     def on_task_start(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:
         """Take the snapshot, and let the task's statistics start."""
+        self._trained.start_task()
         self._kept.make_room(task)
         self.history = [record for record in self.history if record["task"] < task]
         if self.task_steps is None and not isinstance(self.every, Integral):
@@ -295,6 +300,7 @@ class RecallCallback(TaskAwareCallback):
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
         """Let the gradients be seen."""
+        self._trained.observe(optimizer)
         self._statistics.observe_gradients(self._context(trainer, pl_module), optimizer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -307,6 +313,12 @@ class RecallCallback(TaskAwareCallback):
                 "the fit stopped early, so the merge at its task's end came after the last "
                 "validation and checkpoint: validate and save the model once more"
             )
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Enter the epoch's task, and see which weights are left of it."""
+        super().on_train_epoch_start(trainer, pl_module)
+        if self._merges_this_task:
+            self._trained.observe_names(pl_module, self.snapshots[-1])
 
     def on_task_step(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:
         """Merge, if it is time."""
@@ -410,8 +422,8 @@ class RecallCallback(TaskAwareCallback):
 
     def _reset_optimizers(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.optimizer_state == "reset":
-            live = named_weights(pl_module)
-            forget(trainer.optimizers, [live[name] for name in self.snapshots[-1]])
+            merged = find_weights(pl_module, self.snapshots[-1])
+            forget(trainer.optimizers, merged.values())
 
     def _merge_by(self, rule: MergeRule, trainer: Trainer, pl_module: LightningModule) -> bool:
         """Merge, if there is something to merge and the rule can decide; tell whether."""
