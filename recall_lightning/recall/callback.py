@@ -279,7 +279,7 @@ class RecallCallback(TaskAwareCallback):
         if self.task_steps is None and not isinstance(self.every, Integral):
             self._refuse_unknown_length()
         first_table = not self._structure.blocks
-        with _misconfiguration():
+        with _misconfiguration(), self._trained.all_trainable(pl_module):
             self._find_structure(pl_module)
             if first_table:
                 notes = self._statistics.notes(self._structure, pl_module)
@@ -293,6 +293,7 @@ class RecallCallback(TaskAwareCallback):
     ) -> None:
         """Let the batch be seen by what rules decide from."""
         super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
+        self._trained.observe_batch(pl_module)
         with _misconfiguration():
             self._statistics.observe_batch(self._context(trainer, pl_module), batch)
 

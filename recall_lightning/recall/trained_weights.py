@@ -1,6 +1,7 @@
 """Which weights of a snapshot a merge writes, where some are frozen or gone within a task."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
@@ -41,15 +42,39 @@ class TrainedWeights:
         self._trained: dict[int, Tensor] = {}  # by identity, since the last merge
         self._gone: set[str] = set()
         self._told: dict[str, str] = {}
+        self._frozen: set[int] = set()  # at the batch's start
+        self._toggled: set[int] = set()  # trained in a batch that began with them frozen
 
     def start_task(self) -> None:
         """Forget the last task."""
         self._trained, self._gone, self._told = {}, set(), {}
 
+    def observe_batch(self, module: nn.Module) -> None:
+        """See a module before a batch."""
+        self._frozen = {id(p) for p in module.parameters() if not p.requires_grad}
+
     def observe(self, optimizer: Optimizer) -> None:
         """See an optimizer before its step."""
         for group in optimizer.param_groups:
-            self._trained |= {id(p): p for p in group["params"] if p.requires_grad}
+            trained = {id(p): p for p in group["params"] if p.requires_grad}
+            self._trained |= trained
+            self._toggled |= trained.keys() & self._frozen
+
+    @contextmanager
+    def all_trainable(self, module: nn.Module) -> Iterator[None]:
+        """Have weights that are toggled be trainable inside the ``with`` block.
+
+        A task begins with one side of a GAN frozen, which is trained in it all the same.
+        """
+        toggled = [(p, p.requires_grad) for p in module.parameters() if id(p) in self._toggled]
+        self._toggled = {id(p) for p, _ in toggled}  # those of another model are gone
+        try:
+            for parameter, _ in toggled:
+                parameter.requires_grad_(True)
+            yield
+        finally:
+            for parameter, required in toggled:
+                parameter.requires_grad_(required)
 
     def observe_names(self, module: nn.Module, snapshot: Mapping[str, Tensor]) -> None:
         """See which weights of a snapshot are there."""

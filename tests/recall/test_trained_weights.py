@@ -92,6 +92,26 @@ def test_every_rule_merges_a_gan_and_learns_the_importance_of_both_sides(rule):
         assert {"g.0.weight", "d.0.weight"} <= set(statistic(callback, "importance").by_name)
 
 
+@pytest.mark.parametrize("streams", [True, False], ids=["stream", "fits"])
+@pytest.mark.filterwarnings("error:left out")
+def test_a_side_that_a_later_task_begins_with_frozen_is_merged_in_it_too(streams):
+    module, spy = Gan(), All(every=2, rule=Uniform(0.5), task_epochs=1 if streams else None)
+    for _ in range(1 if streams else 2):
+        quiet_trainer(spy, max_epochs=2 if streams else 1).fit(module, loader(0))
+    assert spy.history[-1]["task"] == 1
+    assert spy.moved() == set(dict(module.named_parameters()))
+    assert not module.d[0].weight.requires_grad
+
+
+def test_what_is_frozen_at_a_boundary_is_left_out_of_the_snapshot_without_a_word(recwarn):
+    module, callback = Plain(), RecallCallback(every=2, rule=Uniform(0.5))
+    quiet_trainer(callback).fit(module, loader(0))
+    module.net[0].requires_grad_(False)
+    quiet_trainer(callback).fit(module, loader(1))
+    assert "net.0.weight" not in callback.snapshots[-1]
+    assert not any("left out" in str(warning.message) for warning in recwarn)
+
+
 class Does(Plain):
     """Does something to its network before the fifth batch."""
 
@@ -133,9 +153,14 @@ def add_adapter(net):
     peft.inject_adapter_in_model(config, net)
 
 
+def take_out(net):
+    net[2] = nn.Identity()
+
+
 CHANGES = {
     freeze: ("net.0.weight, net.0.bias, frozen", {"net.0.weight", "net.0.bias"}),
     prune_it: ("net.0.weight, gone", {"net.0.weight_orig"}),
+    take_out: ("net.2.weight, net.2.bias, gone", set()),
     parametrise: ("net.0.weight, gone", {"net.0.parametrizations.weight.original1"}),
 }
 
