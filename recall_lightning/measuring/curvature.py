@@ -23,7 +23,7 @@ from recall_lightning.measuring.linear_maps import LinearMap
 from recall_lightning.measuring.moments import FullMoments, Moments
 from recall_lightning.measuring.predictions import FoundPredictions, Predictions
 from recall_lightning.measuring.view import ModelView, view_of
-from recall_lightning.weights.naming import named_weights
+from recall_lightning.weights.naming import find_weights
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def kronecker_factors(
         >>> round(factors.outputs["weight"].matrix.item(), 1)
         1.0
     """
-    weights = named_weights(module)
+    weights = find_weights(module, [one.weight for one in maps])
     maps = [one for one in maps if one.weight in weights]
     view, found = view_of(module, view), predictions
     if not isinstance(found, FoundPredictions):

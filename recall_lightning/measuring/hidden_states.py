@@ -34,7 +34,7 @@ def hidden_states(
 
     Args:
         module: The model.
-        blocks: The blocks to measure.
+        blocks: The blocks to measure; one that is gone from the model is left out.
         batches: Batches on the model's device.
         view: How the module is run, and what is padding; by default found, see
             :func:`~recall_lightning.measuring.view.view_of`. Each block must compute at least once.
@@ -53,6 +53,8 @@ def hidden_states(
         >>> {name: tuple(s.shape) for name, s in states.items()}
         {'0': (5, 8), '2': (5, 2)}
     """
+    names = {canonical_name(name) for name, _ in module.named_modules()}
+    blocks = [block for block in blocks if {block.name, block.output} <= names]
     states: dict[str, list[Tensor]] = {block.name: [] for block in blocks}
     view = view_of(module, view)
     with undisturbed(module), _pooled_outputs(module, blocks, view) as probe:

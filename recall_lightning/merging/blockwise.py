@@ -58,11 +58,12 @@ def weights_of_names(
     weights: dict[str, Coefficient] = {}
     for block in blocks:
         for name in block.weights:
+            if name not in snapshot:
+                continue
             key = name if name in coefficients else block.name
             if key not in coefficients:
                 raise ValueError(f"the rule gave no coefficient for block {block.name}")
-            if name in snapshot:
-                weights[name] = _coefficient(coefficients[key], key, block, snapshot[name])
+            weights[name] = _coefficient(coefficients[key], key, block, snapshot[name])
     _check_pairs(weights, lora_pairs)
     return weights
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
 
@@ -15,7 +16,7 @@ from recall_lightning.callbacks._trainer.left_out import tell_what_is_left_out
 from recall_lightning.callbacks._trainer.strategies import check_strategy
 from recall_lightning.methods.method import Method
 from recall_lightning.methods.protecting import ProtectingCallback
-from recall_lightning.weights.naming import named_weights
+from recall_lightning.weights.naming import find_weights, named_weights
 
 
 class HalfFineTuning(ProtectingCallback):
@@ -99,10 +100,17 @@ class HalfFineTuning(ProtectingCallback):
     ) -> None:
         """Take the frozen weights' gradients away."""
         super().on_before_optimizer_step(trainer, pl_module, optimizer)
-        weights = named_weights(pl_module) if self.frozen else {}
-        for name in self.frozen:
-            if name in weights:
-                weights[name].grad = None
+        weights = find_weights(pl_module, self.frozen)
+        for weight in weights.values():
+            weight.grad = None
+        gone = [name for name in self.frozen if name not in weights]
+        if gone:
+            self.frozen = list(weights)
+            rank_zero_warn(
+                f"HalfFineTuning no longer freezes {', '.join(gone[:3])}"
+                f"{' and more' if len(gone) > 3 else ''}: gone from the model under this name "
+                "within the task (pruned, parametrised or replaced)"
+            )
 
     def state_dict(self) -> dict[str, Any]:
         """Return the task and its draw."""

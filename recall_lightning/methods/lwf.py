@@ -22,7 +22,7 @@ from recall_lightning.measuring.predictions.loss import evidence_in
 from recall_lightning.measuring.view import ModelView, given_by_name, view_of
 from recall_lightning.methods.method import Method
 from recall_lightning.methods.protecting import ProtectingCallback
-from recall_lightning.weights.naming import complex_weights, named_weights
+from recall_lightning.weights.naming import complex_weights, find_weights, named_weights
 from recall_lightning.weights.snapshot import Snapshot
 
 
@@ -111,6 +111,7 @@ class LearningWithoutForgetting(ProtectingCallback):
         self._hooks: list[RemovableHandle] = []
         self._view = ModelView()
         self._batch: Any = None
+        self._gone: set[str] = set()  # of the teacher's weights, as a warning has told
         self._found = True  # whether this batch's forward pass put out logits
         self._tried = False  # whether one of the task's batches has shown that logits are found
         self._calls: dict[nn.Module, list[tuple[Any, Any, Tensor]]] = {}
@@ -272,14 +273,24 @@ class LearningWithoutForgetting(ProtectingCallback):
     def _teacher_weights(self, pl_module: LightningModule, module: nn.Module) -> dict[str, Tensor]:
         """The teacher's weights under the names they have in ``module``."""
         assert self.teacher is not None
-        live = named_weights(pl_module)
+        live = find_weights(pl_module, self.teacher)
         try:
-            self.teacher.check_matches(live)
+            self.teacher.check_shapes(live)
         except ValueError as error:
             raise MisconfigurationException(f"LearningWithoutForgetting: {error}") from error
-        by_id = {id(live[name]): tensor for name, tensor in self.teacher.items()}
+        self._tell_gone([name for name in self.teacher if name not in live])
+        by_id = {id(weight): self.teacher[name] for name, weight in live.items()}
         inside = chain(module.named_parameters(), module.named_buffers())
         return {name: by_id[id(tensor)] for name, tensor in inside if id(tensor) in by_id}
+
+    def _tell_gone(self, names: list[str]) -> None:
+        if set(names) - self._gone:
+            rank_zero_warn(
+                f"the teacher of LearningWithoutForgetting has the student's {', '.join(names[:3])}"
+                f"{' and more' if len(names) > 3 else ''}: its own are gone from the model under "
+                "this name (pruned, parametrised or replaced within the task)"
+            )
+        self._gone |= set(names)
 
     def _listen(self, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
         # not to validation, probes or the teacher: only a training_step computes gradients

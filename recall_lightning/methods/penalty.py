@@ -1,12 +1,13 @@
 """A quadratic penalty on leaving the weights that a task started from."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -50,6 +51,7 @@ class QuadraticPenalty(ProtectingCallback):
             raise MisconfigurationException(f"strength={strength!r} must be a number from 0 on")
         self.strength = strength
         self.anchor: Snapshot | None = None
+        self._told: set[str] = set()  # what is not protected in this task
 
     def importance(self, name: str) -> Tensor | float:
         """Return what a weight's squared distance counts: a number, or a tensor of its shape."""
@@ -69,6 +71,7 @@ class QuadraticPenalty(ProtectingCallback):
 
     def on_task_start(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:
         """Take the anchor."""
+        self._told = set()
         try:
             self.anchor = Snapshot.take(pl_module) if self.protects else None
         except ValueError as error:
@@ -83,7 +86,9 @@ class QuadraticPenalty(ProtectingCallback):
         if self.anchor is None:
             return
         strength = self.strength * amp_scale(optimizer, pl_module)
-        for name, weight in optimized_weights(optimizer, pl_module).items():
+        weights = optimized_weights(optimizer, pl_module)
+        self._tell_unprotected(weights)
+        for name, weight in weights.items():
             if weight.grad is None or name not in self.anchor:
                 continue
             pull = strength * self.importance(name) * (weight - self.anchor[name])
@@ -92,6 +97,18 @@ class QuadraticPenalty(ProtectingCallback):
                 weight.grad = rows + pull.to(rows.dtype).sparse_mask(rows)
             else:
                 weight.grad.add_(pull)
+
+    def _tell_unprotected(self, weights: Mapping[str, Tensor]) -> None:
+        """Say once which weights have no anchor."""
+        assert self.anchor is not None
+        late = [n for n, w in weights.items() if n not in self.anchor and n not in self._told]
+        if late:
+            self._told |= set(late)
+            rank_zero_warn(
+                f"{type(self).__name__} does not protect {', '.join(late[:3])}"
+                f"{' and more' if len(late) > 3 else ''} in this task: trainable under this name "
+                "only since it began"
+            )
 
     def state_dict(self) -> dict[str, Any]:
         """Return the task and the anchor."""

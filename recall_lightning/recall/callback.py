@@ -51,8 +51,9 @@ from recall_lightning.recall.settings import (
 from recall_lightning.recall.snapshots import KeptSnapshots
 from recall_lightning.recall.statistics.available import statistics_for
 from recall_lightning.recall.statistics.recent_batches import RecentBatches
+from recall_lightning.recall.trained_weights import TrainedWeights
 from recall_lightning.recall.undone_merges import UndoneMerges
-from recall_lightning.weights.naming import named_weights
+from recall_lightning.weights.naming import find_weights, named_weights
 from recall_lightning.weights.sharding import gathered, reshard
 from recall_lightning.weights.snapshot import Snapshot
 
@@ -200,7 +201,10 @@ class RecallCallback(TaskAwareCallback):
                 seed=seed,
                 predictions=predictions,
             )
-        self._merge = SnapshotMerge(self._kept, self._statistics, buffers, run, recent)
+        self._trained = TrainedWeights()
+        self._merge = SnapshotMerge(
+            self._kept, self._statistics, self._trained, buffers, run, recent
+        )
         self._settings = plain_settings(given, RecallCallback.__init__)
         self.every = every
         self.keep = keep
@@ -291,6 +295,7 @@ class RecallCallback(TaskAwareCallback):
     def on_task_start(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:
         """Take the snapshot, and let the task's statistics start."""
         assert self.visit is not None
+        self._trained.start_task()
         self._first_batch_is_checked = False
         if self.visit == 0:
             self._first_visit = 0
@@ -299,7 +304,7 @@ class RecallCallback(TaskAwareCallback):
         if self.task_steps is None and not isinstance(self.every, Integral):
             self._refuse_unknown_length()
         first_table = not self._structure.blocks
-        with _misconfiguration():
+        with _misconfiguration(), self._trained.all_trainable(pl_module):
             self._find_structure(pl_module)
             if first_table:
                 notes = self._statistics.notes(self._structure, pl_module)
@@ -313,6 +318,7 @@ class RecallCallback(TaskAwareCallback):
     ) -> None:
         """Let the batch be seen by what rules decide from; a task's first is tried out."""
         super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
+        self._trained.observe_batch(pl_module)
         with _misconfiguration():
             context = self._context(trainer, pl_module)
             if not self._first_batch_is_checked:
@@ -335,6 +341,7 @@ class RecallCallback(TaskAwareCallback):
     ) -> None:
         """Let the gradients be seen."""
         super().on_before_optimizer_step(trainer, pl_module, optimizer)
+        self._trained.observe(optimizer)
         self._statistics.observe_gradients(self._context(trainer, pl_module), optimizer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -348,6 +355,12 @@ class RecallCallback(TaskAwareCallback):
                 "validation and checkpoint: validate and save the model once more (a checkpoint "
                 "from before holds the task's last batches)"
             )
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Enter the epoch's task, and see which weights are left of it."""
+        super().on_train_epoch_start(trainer, pl_module)
+        if self._merges_this_task:
+            self._trained.observe_names(pl_module, self.snapshots[-1])
 
     def on_task_step(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:
         """Merge, if it is time."""
@@ -490,8 +503,8 @@ class RecallCallback(TaskAwareCallback):
 
     def _reset_optimizers(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.optimizer_state == "reset":
-            live = named_weights(pl_module)
-            forget(trainer.optimizers, [live[name] for name in self.snapshots[-1]])
+            merged = find_weights(pl_module, self.snapshots[-1])
+            forget(trainer.optimizers, merged.values())
 
     def _merge_by(self, rule: MergeRule, trainer: Trainer, pl_module: LightningModule) -> bool:
         """Merge, if there is something to merge and the rule can decide; tell whether."""

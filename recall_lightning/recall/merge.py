@@ -19,7 +19,8 @@ from recall_lightning.recall.settings import Buffers
 from recall_lightning.recall.snapshots import KeptSnapshots
 from recall_lightning.recall.statistics.needed import NeededStatistics
 from recall_lightning.recall.statistics.recent_batches import RecentBatches
-from recall_lightning.weights.naming import named_weights, running_statistics
+from recall_lightning.recall.trained_weights import TrainedWeights
+from recall_lightning.weights.naming import find_weights, running_statistics
 from recall_lightning.weights.sharding import reshard
 
 
@@ -29,6 +30,7 @@ class SnapshotMerge:
     Args:
         kept: The snapshots.
         statistics: What rules decide from.
+        trained: Tells which weights are merged.
         buffers: What happens to running statistics of normalisation layers.
         run: How the model is run on a batch, to measure those anew.
         recent: The batches for that.
@@ -38,12 +40,14 @@ class SnapshotMerge:
         self,
         kept: KeptSnapshots,
         statistics: NeededStatistics,
+        trained: TrainedWeights,
         buffers: Buffers,
         run: ModelRun,
         recent: RecentBatches,
     ) -> None:
         self._kept = kept
         self._statistics = statistics
+        self._trained = trained
         self._buffers = buffers
         self._run = run
         self._recent = recent
@@ -77,13 +81,16 @@ class SnapshotMerge:
             ValueError: If something cannot be measured, or the rule's coefficients don't fit.
         """
         reshard(context.pl_module)
-        live = named_weights(context.pl_module)
-        snapshots, structure = context.snapshots, context.structure
+        structure = context.structure
+        live = find_weights(context.pl_module, context.snapshots[-1])
+        context.snapshots[-1].check_shapes(live)
+        left_out = self._trained.left_out(context)
+        snapshots = [snapshot.without(left_out) for snapshot in context.snapshots]
         newest = snapshots[-1]
+        if not newest:
+            return None
         pairs = [pair for pair in structure.lora_pairs if {pair.a, pair.b} <= newest.keys()]
         started = time.perf_counter()
-        for snapshot in snapshots:
-            snapshot.check_matches(live)
         if not self._statistics.prepare_merge(context, rule, last):
             return None
         inputs = [
@@ -103,8 +110,8 @@ class SnapshotMerge:
         weights = with_kept_odds(weights, keep)
         weights = [scaled_by(own, rule.strength, structure.blocks, pairs) for own in weights]
         if self._buffers != "merge":
-            left = running_statistics(context.pl_module)
-            weights = [{n: w for n, w in own.items() if n not in left} for own in weights]
+            kept = running_statistics(context.pl_module)
+            weights = [{n: w for n, w in own.items() if n not in kept} for own in weights]
         if self._drift is None or self._drift.snapshot is not newest:
             self._drift = Drift(newest)
         drift = self._drift.by_block(live, structure.blocks)
@@ -119,6 +126,7 @@ class SnapshotMerge:
             rank_zero_warn(f"merge refused at step {step}, weights kept: {error}")
             return None
         visits = {visit: context.clock.visits[visit] for visit in self._kept.visits}
+        self._trained.merged()
         if self._buffers == "recalibrate":
             recalibrate(context, self._run, self._recent.batches)
         return {

@@ -75,7 +75,8 @@ def records_figure(records: Sequence[Mapping[str, Any]]) -> "Figure":
     """Draw a task's coefficients, block by block over its merges."""
     from recall_lightning.metrics.figures import coefficients_figure
 
-    names = list(records[0]["coefficient"])
-    values = torch.tensor([[record["coefficient"][name] for record in records] for name in names])
+    names = list(dict.fromkeys(name for record in records for name in record["coefficient"]))
+    # what was frozen meanwhile was not merged
+    values = [[record["coefficient"].get(name, 0.0) for record in records] for name in names]
     steps = [record["step"] for record in records]
-    return coefficients_figure(values, names, steps, "merge coefficient")
+    return coefficients_figure(torch.tensor(values), names, steps, "merge coefficient")

@@ -1,5 +1,7 @@
 """The names of a module's weights."""
 
+from collections.abc import Iterable
+
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
@@ -76,6 +78,32 @@ def complex_weights(module: nn.Module) -> list[str]:
     """
     named = module.named_parameters()
     return [canonical_name(n) for n, p in named if p.requires_grad and p.is_complex()]
+
+
+def find_weights(module: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
+    """Find what names of :func:`named_weights` mean now, trainable or not.
+
+    Args:
+        module: The module that had these weights.
+        names: Their names then.
+
+    Returns:
+        Name to the live tensor, in the order of ``names``; those that are gone are missing.
+
+    Example:
+        >>> layer = nn.Linear(2, 2).requires_grad_(False)
+        >>> list(find_weights(layer, ["bias", "scale"]))
+        ['bias']
+    """
+    tensors: dict[str, Tensor] = {}
+    for module_name, child in module.named_modules(remove_duplicate=False):
+        own: dict[str, Tensor | None] = dict(child.named_parameters(recurse=False))
+        if isinstance(child, _NormBase):
+            own |= {"running_mean": child.running_mean, "running_var": child.running_var}
+        for name, tensor in own.items():
+            if tensor is not None:
+                tensors.setdefault(canonical_name(f"{module_name}.{name}".lstrip(".")), tensor)
+    return {name: tensors[name] for name in names if name in tensors}
 
 
 def running_statistics(module: nn.Module) -> set[str]:

@@ -1,7 +1,7 @@
 """Named copies of a model's weights, taken at a task boundary."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from hashlib import blake2b
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from recall_lightning.weights.finite import all_finite
-from recall_lightning.weights.naming import canonical_name, named_weights
+from recall_lightning.weights.naming import canonical_name, find_weights, named_weights
 from recall_lightning.weights.sharding import is_sharded, local, reshard, sharded_like
 
 
@@ -100,27 +100,40 @@ class Snapshot(Mapping[str, Tensor]):
         """Bytes that the copies occupy in this process."""
         return sum(local(tensor).numel() * tensor.element_size() for tensor in self.values())
 
-    def check_matches(self, live: Mapping[str, Tensor]) -> None:
-        """Check that every copy still has a live weight of its name and shape.
-
-        Weights that became trainable after the snapshot are no mismatch: they have no copy.
+    def check_shapes(self, live: Mapping[str, Tensor]) -> None:
+        """Check that every live weight has the shape of its copy; a weight that is gone has none.
 
         Raises:
-            ValueError: Naming up to three weights that are gone or changed their shape.
+            ValueError: Naming up to three weights that changed their shape, or saying that all are
+                gone.
         """
-        missing = [name for name in self if name not in live]
-        reshaped = [
+        if not any(name in live for name in self):
+            raise ValueError(
+                f"the snapshot no longer matches the model: all of its weights, {next(iter(self))} "
+                "first, are gone; change a model's architecture only at a task boundary"
+            )
+        what = [
             f"{name} ({tuple(self[name].shape)} then, {tuple(live[name].shape)} now)"
             for name in self
             if name in live and self[name].shape != live[name].shape
         ]
-        if missing or reshaped:
-            what = [f"{name} (gone or frozen)" for name in missing] + reshaped
+        if what:
             more = f" and {len(what) - 3} more" if len(what) > 3 else ""
             raise ValueError(
                 f"the snapshot no longer matches the model: {', '.join(what[:3])}{more}; change a "
-                "model's architecture or freeze parameters only at a task boundary"
+                "model's architecture only at a task boundary"
             )
+
+    def without(self, names: Collection[str]) -> "Snapshot":
+        """Return the snapshot without some of its copies; itself if it has none of these.
+
+        Example:
+            >>> list(Snapshot({"a": torch.ones(1), "b": torch.ones(1)}).without({"a"}))
+            ['b']
+        """
+        if not any(name in self for name in names):
+            return self
+        return Snapshot({name: copy for name, copy in self.items() if name not in names})
 
     def to_devices_of(
         self, live: Mapping[str, Tensor], device: torch.device | None = None
@@ -145,18 +158,19 @@ class Snapshot(Mapping[str, Tensor]):
 
         The live weights come back bit for bit, also when the block raises. Where they can make way
         for the copies, nothing is copied; the block may then not write into a weight, or the copy
-        would change.
+        would change. What is gone from the module is left out.
         """
         reshard(module)
-        live = named_weights(module)
-        self.check_matches(live)
-        exchanged = _exchangeable(module, live, self)
+        live = find_weights(module, self)
+        self.check_shapes(live)
+        copies = {name: self[name] for name in live}
+        exchanged = _exchangeable(module, live, copies)
         kept = {
             name: live[name].data if name in exchanged else live[name].detach().clone()
-            for name in self
+            for name in live
         }
         try:
-            _put(live, self, exchanged)
+            _put(live, copies, exchanged)
             yield
         finally:
             _put(live, kept, exchanged)

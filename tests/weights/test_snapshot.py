@@ -1,6 +1,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 from recall_lightning.weights.naming import named_weights
 from recall_lightning.weights.snapshot import Snapshot
@@ -92,10 +93,23 @@ def test_a_model_that_changed_is_named_in_the_error():
     snapshot = Snapshot.take(model)
     model[0] = nn.Linear(2, 5)
     with pytest.raises(ValueError, match=r"0\.weight \(\(2, 2\) then, \(5, 2\) now\)"):
-        snapshot.check_matches(named_weights(model))
-    model[1].requires_grad_(False)
-    with pytest.raises(ValueError, match=r"1\.weight \(gone or frozen\)"):
-        snapshot.check_matches(named_weights(model))
+        snapshot.check_shapes(named_weights(model))
+    with pytest.raises(ValueError, match=r"all of its weights, 0\.weight first, are gone"):
+        snapshot.check_shapes({})
+
+
+def test_a_model_computes_with_copies_of_frozen_weights_and_its_own_where_a_name_is_gone():
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    snapshot = Snapshot.take(model)
+    for parameter in model.parameters():
+        nn.init.ones_(parameter)
+    model[0].requires_grad_(False)
+    prune.identity(model[1], "weight")
+    with snapshot.applied_to(model):
+        assert torch.equal(model[0].weight, snapshot["0.weight"])
+        assert torch.equal(model[1].bias, snapshot["1.bias"])
+        assert (model[1].weight_orig == 1).all()
+    assert all((parameter == 1).all() for parameter in model.parameters())
 
 
 def test_non_finite_weights_and_empty_models_are_refused():

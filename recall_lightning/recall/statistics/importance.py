@@ -4,7 +4,6 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from lightning.fabric.utilities.apply_func import move_data_to_device
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
@@ -16,7 +15,7 @@ from recall_lightning.recall.context import TaskContext
 from recall_lightning.recall.settings import ImportanceSettings
 from recall_lightning.recall.squared_gradients import SquaredGradients
 from recall_lightning.recall.statistics.base import Statistic
-from recall_lightning.weights.naming import named_weights
+from recall_lightning.weights.naming import find_weights, named_weights
 from recall_lightning.weights.sharding import local, sharded_like, total
 
 
@@ -82,7 +81,7 @@ class ParameterImportance(Statistic):
         if not first or skipped or self.source == "gradients":
             return
         try:
-            optimizer_importance(optimizers, context.pl_module)
+            optimizer_importance(optimizers, _weights_of_task(context))
             self._found = "optimizer"
         except ValueError:
             if self.source == "optimizer":
@@ -101,7 +100,7 @@ class ParameterImportance(Statistic):
     def end_task(self, context: TaskContext) -> None:
         """Add the task's importance."""
         if self._found != "gradients":
-            added = optimizer_importance(context.trainer.optimizers, context.pl_module)
+            added = optimizer_importance(context.trainer.optimizers, _weights_of_task(context))
         else:
             added = self._gradients.mean()
         sums = [total(float(local(tensor).double().sum()), tensor) for tensor in added.values()]
@@ -176,8 +175,14 @@ def padded(known: Tensor, shape: Sequence[int]) -> Tensor:
     return grown
 
 
+def _weights_of_task(context: TaskContext) -> dict[str, Tensor]:
+    """Name the weights that are trained in a task, though they may be frozen at the moment."""
+    module = context.pl_module
+    return find_weights(module, context.structure.weights) | named_weights(module)
+
+
 def optimizer_importance(
-    optimizers: list[Optimizer], pl_module: torch.nn.Module
+    optimizers: list[Optimizer], weights: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
     """Read Adam's running means of squared gradients, without their bias towards zero.
 
@@ -186,7 +191,7 @@ def optimizer_importance(
 
     Args:
         optimizers: The Trainer's.
-        pl_module: Whose weights are named.
+        weights: The weights by name; others have no importance.
 
     Returns:
         Weight name to a tensor of its shape; a weight without any step has none.
@@ -199,10 +204,11 @@ def optimizer_importance(
         >>> optimizer = torch.optim.Adam(layer.parameters())
         >>> layer(torch.tensor([[1.0, 2.0]])).sum().backward()
         >>> optimizer.step()
-        >>> optimizer_importance([optimizer], layer)["weight"].round(decimals=4)
+        >>> weights = dict(layer.named_parameters())
+        >>> optimizer_importance([optimizer], weights)["weight"].round(decimals=4)
         tensor([[1., 4.]])
     """
-    names = {id(weight): name for name, weight in named_weights(pl_module).items()}
+    names = {id(weight): name for name, weight in weights.items()}
     found: dict[str, Tensor] = {}
     without: list[str] = []
     for optimizer in optimizers:

@@ -52,7 +52,7 @@ ADAMS = {
 def test_adams_state_is_the_weighted_mean_of_squared_gradients(kind):
     layer, optimizer, squares = stepped(ADAMS[kind])
     shares = [0.7**age for age in (2, 1, 0)]
-    found = optimizer_importance([optimizer], layer)
+    found = optimizer_importance([optimizer], dict(layer.named_parameters()))
     for name in ("weight", "bias"):
         mean = sum(w * s[name] for w, s in zip(shares, squares, strict=True)) / sum(shares)
         torch.testing.assert_close(found[name], mean, rtol=1e-4, atol=1e-6)
@@ -62,7 +62,7 @@ def test_adams_state_is_the_weighted_mean_of_squared_gradients(kind):
 def test_an_optimizer_without_such_a_state_is_named(make):
     layer, optimizer, _ = stepped(make)
     with pytest.raises(ValueError, match=f"{type(optimizer).__name__} does not keep: use import"):
-        optimizer_importance([optimizer], layer)
+        optimizer_importance([optimizer], dict(layer.named_parameters()))
 
 
 class Sgd(Plain):
