@@ -37,7 +37,7 @@ class LearningWithoutForgetting(ProtectingCallback):
     Source: LwF (Li & Hoiem, arXiv 1606.09282), whose cross-entropy with the old outputs has the
     gradient of this divergence. T² keeps the gradient's size independent of T (Hinton et al., arXiv
     1503.02531). LwF gives each task a head of its own and distils the old ones; here one output is
-    shared and all of it is distilled.
+    shared and all of it is distilled, but for what a head has grown by since the last task.
 
     The student's logits are those that ``training_step`` computes anyway: what the LightningModule
     returns when it is called, or else the only submodule it has. The teacher computes the same
@@ -102,6 +102,7 @@ class LearningWithoutForgetting(ProtectingCallback):
             raise MisconfigurationException(f"LearningWithoutForgetting: {error}") from error
         self._logged = self._predictions.kind
         self.teacher: Snapshot | None = None
+        self._outputs: dict[int, int] = {}  # how many there were, by visit
         self._hooks: list[RemovableHandle] = []
         self._view = ModelView()
         self._batch: Any = None
@@ -118,10 +119,7 @@ class LearningWithoutForgetting(ProtectingCallback):
         super().on_train_start(trainer, pl_module)
         if self.teacher is not None:
             self.teacher = self.teacher.to_devices_of(named_weights(pl_module))
-        self._remove_hooks()
-        self._view = view_of(pl_module)
-        for candidate in self._candidates(pl_module):
-            self._hooks.append(candidate.register_forward_hook(self._listen, with_kwargs=True))
+        self._listen_to(pl_module)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Leave the module as it was."""
@@ -130,6 +128,9 @@ class LearningWithoutForgetting(ProtectingCallback):
 
     def on_task_start(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:
         """Keep the teacher's weights."""
+        self._listen_to(pl_module)  # which may have other submodules by now
+        if self.visit == 0:
+            self._outputs = {}
         try:
             self.teacher = Snapshot.take(pl_module) if self.protects else None
         except ValueError as error:
@@ -167,6 +168,7 @@ class LearningWithoutForgetting(ProtectingCallback):
         """Return the task, the teacher's weights and the kind of predictions."""
         teacher = None if self.teacher is None else dict(self.teacher)
         own = {"teacher": teacher, "predictions": self._predictions.found}
+        own |= {"outputs": dict(self._outputs)}
         return {**super().state_dict(), **own}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -174,7 +176,9 @@ class LearningWithoutForgetting(ProtectingCallback):
         super().load_state_dict(state_dict)
         teacher = state_dict["teacher"]
         self.teacher = None if teacher is None else Snapshot(teacher)
-        self._predictions.restore(state_dict.get("predictions"))  # older checkpoints have none
+        # older checkpoints have none of these
+        self._predictions.restore(state_dict.get("predictions"))
+        self._outputs = dict(state_dict.get("outputs", {}))
 
     def _divergence(
         self,
@@ -186,13 +190,16 @@ class LearningWithoutForgetting(ProtectingCallback):
         """The mean over all samples or tokens of the calls that led to this loss."""
         weights = self._teacher_weights(pl_module, student_module)
         total, count = torch.zeros(2, device=pl_module.device)
+        assert self.visit is not None
+        old = self._outputs.get(self.visit - 1)
         for args, kwargs, student in calls[student_module]:
             with trainer.precision_plugin.forward_context(), undisturbed(pl_module):
                 output = torch.func.functional_call(student_module, weights, args, kwargs)
             teacher = self._logits_in(output)
             assert teacher is not None  # the student's were found in the same way
             given = _with(self._batch, kwargs)
-            each = self._kind(student, given).divergence(student, teacher, self.temperature)
+            kind = self._kind(student, given)
+            each = kind.divergence(student[..., :old], teacher[..., :old], self.temperature)
             counts = self._view.counts(given, each)
             total = total + torch.where(counts, each, 0.0).sum()
             count = count + counts.sum()
@@ -234,11 +241,21 @@ class LearningWithoutForgetting(ProtectingCallback):
 
     def _listen(self, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
         # not to validation, probes or the teacher: only a training_step computes gradients
-        if self.teacher is None or not torch.is_grad_enabled():
+        if not torch.is_grad_enabled():
             return
         logits = self._logits_in(output)
-        if logits is not None and logits.requires_grad:
+        if logits is None or not logits.requires_grad:
+            return
+        if logits.dim() and self.visit is not None:
+            self._outputs[self.visit] = logits.shape[-1]
+        if self.teacher is not None:
             self._calls.setdefault(module, []).append((args, kwargs, logits))
+
+    def _listen_to(self, pl_module: LightningModule) -> None:
+        self._remove_hooks()
+        self._view = view_of(pl_module)
+        for candidate in self._candidates(pl_module):
+            self._hooks.append(candidate.register_forward_hook(self._listen, with_kwargs=True))
 
     def _candidates(self, pl_module: LightningModule) -> list[nn.Module]:
         """Where logits may come from, the best first."""

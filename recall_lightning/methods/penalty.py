@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from recall_lightning.callbacks._trainer.gradients import amp_scale, optimized_weights
 from recall_lightning.callbacks._trainer.strategies import check_strategy
 from recall_lightning.methods.protecting import ProtectingCallback
+from recall_lightning.weights.growth import is_new, new_since
 from recall_lightning.weights.naming import named_weights
 from recall_lightning.weights.snapshot import Snapshot
 
@@ -23,8 +24,9 @@ class QuadraticPenalty(ProtectingCallback):
     It is added as its gradient, strength · importance · (θ − θ*), once an optimizer step: however
     many batches are accumulated and whatever AMP scales by, it is the gradient of a penalty that
     stands beside the mean loss. Clipping comes after and takes the sum of both. A weight without a
-    gradient in a step is left alone, as the optimizer leaves it; of a sparse gradient only the rows
-    in it get the penalty. A module's own hooks that read the loss do not see the penalty.
+    gradient in a step is left alone, as the optimizer leaves it, and so is what is new in the task,
+    such as a head's rows for new classes; of a sparse gradient only the rows in it get the penalty.
+    A module's own hooks that read the loss do not see the penalty.
 
     Args:
         strength: What the penalty is multiplied by, 0 or more.
@@ -80,10 +82,14 @@ class QuadraticPenalty(ProtectingCallback):
         if self.anchor is None:
             return
         strength = self.strength * amp_scale(optimizer, pl_module)
-        for name, weight in optimized_weights(optimizer, pl_module).items():
+        weights = optimized_weights(optimizer, pl_module)
+        new = new_since(self.clock.earlier_shapes, weights)
+        for name, weight in weights.items():
             if weight.grad is None or name not in self.anchor:
                 continue
             pull = strength * self.importance(name) * (weight - self.anchor[name])
+            if name in new:
+                pull = pull.masked_fill(is_new(weight, new[name]), 0.0)
             if weight.grad.is_sparse:
                 rows = weight.grad.coalesce()
                 weight.grad = rows + pull.to(rows.dtype).sparse_mask(rows)

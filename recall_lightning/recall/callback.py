@@ -72,14 +72,14 @@ class RecallCallback(TaskAwareCallback):
     What happened is in these attributes. ``history`` is a list with a dict a merge: ``task`` and
     ``visit`` (counted from 0; see
     :class:`~recall_lightning.callbacks.task_aware.TaskAwareCallback`), ``step`` (optimizer steps so
-    far, over all fits), ``similarity``, ``coefficient`` and ``drift`` (block name to float; a coefficient is the mean over the block's
-    weights, drift is ‖θ − θ_snapshot‖ / ‖θ_snapshot‖ before the merge), ``probe_seconds`` and
-    ``merge_seconds``; with the subspace rule also ``condition`` (block name to the worst condition
-    number of the systems it solved); with LoRA also
-    ``discarded_energy`` (block name to the fraction of ‖ΔW‖² that merged factors lost on their way
-    back to their rank), with several snapshots ``earlier`` (a list of dicts with the ``task``, ``visit``,
-    ``similarity`` and ``coefficient`` of each but the newest, which the other entries are about).
-    ``blocks`` is the table of blocks once the first task has started, a list of
+    far, over all fits), ``similarity``, ``coefficient`` and ``drift`` (block name to float; a
+    coefficient is the mean over the block's weights, drift is ‖θ − θ_snapshot‖ / ‖θ_snapshot‖
+    before the merge), ``probe_seconds`` and ``merge_seconds``; with the subspace rule also
+    ``condition`` (block name to the worst condition number of the systems it solved); with LoRA
+    also ``discarded_energy`` (block name to the fraction of ‖ΔW‖² that merged factors lost on their
+    way back to their rank), with several snapshots ``earlier`` (a list of dicts with the ``task``,
+    ``visit``, ``similarity`` and ``coefficient`` of each but the newest, which the other entries
+    are about). ``blocks`` is the table of blocks once the first task has started, a list of
     :class:`~recall_lightning.measuring.blocks.Block`, and ``snapshots`` what is merged, oldest
     first: the last was taken when the current task started.
 

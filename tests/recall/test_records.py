@@ -11,7 +11,8 @@ def test_history_is_plain_and_complete():
     quiet_trainer(callback).fit(Plain(), loader(0))
     record = callback.history[0]
     assert set(record) == {
-        "task", "visit", "step", "similarity", "coefficient", "drift", "probe_seconds", "merge_seconds"
+        "task", "visit", "step", "similarity", "coefficient", "drift", "probe_seconds",
+        "merge_seconds",
     }  # fmt: skip
     names = [block.name for block in callback.blocks]
     for measured in ("similarity", "coefficient", "drift"):

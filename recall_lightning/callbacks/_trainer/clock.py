@@ -12,6 +12,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from recall_lightning.callbacks._trainer.resuming import ExactResume
 from recall_lightning.callbacks._trainer.schedule import TaskSchedule, steps_are_regular
+from recall_lightning.weights.growth import shapes_of
 
 
 class TaskClock:
@@ -29,6 +30,8 @@ class TaskClock:
         step_in_task: Optimizer steps done in the current task.
         task_steps: Optimizer steps that the current task will take; None if that can't be known.
         entry: How often a task has begun; another number is another beginning.
+        earlier_shapes: The shapes of the model's weights in the visit before this one, by which
+            what has grown since is told; None in the first.
         stepped: Whether the last batch ended with an optimizer step.
         stopped_early: Whether the last fit ended before its task's last batch.
         resumed: Whether a checkpoint's state was loaded that no training has gone on from yet.
@@ -62,6 +65,8 @@ class TaskClock:
         self._batches = 0
         self._task_batches: float = math.inf
         self._total_epochs: int | None = None  # of the stream, when it was last looked at
+        self.earlier_shapes: dict[str, list[int]] | None = None
+        self._shapes: dict[str, list[int]] | None = None  # in this visit, from its first batch on
         self._module: ReferenceType[LightningModule] | None = None  # that was fitted last
         self._other_module = False  # whether this fit's is another
 
@@ -131,21 +136,26 @@ class TaskClock:
         """
         task_at = self.schedule.task_at(trainer)
         task = self._fit_task if task_at is None else task_at(trainer.current_epoch)
-        if self._in_task and task == self.task and not (batch_comes and self.task_ended):
-            return
+        if not self._in_task or task != self.task or (batch_comes and self.task_ended):
+            self._begin(trainer, task, task_at is not None)
+        if batch_comes and self._shapes is None:  # a head may grow at the epoch's start
+            self._shapes = shapes_of(trainer.lightning_module)
+
+    def _begin(self, trainer: Trainer, task: int, scheduled: bool) -> None:
         self._check_batches(trainer, task)
-        if task == 0 and task_at is not None and not self._in_task and self._other_module:
+        if task == 0 and scheduled and not self._in_task and self._other_module:
             self._begin_run()
         elif self._in_task and not self.task_ended:
             self._say_left(trainer)
         elif not self._in_task and not self.task_ended:  # what was interrupted starts anew
-            self.visits = self.visits[:-1]
+            self.visits, self._shapes = self.visits[:-1], self.earlier_shapes
         self.visits = [*self.visits, task]
+        self.earlier_shapes, self._shapes = self._shapes, None
         self._in_task = True
         self.entry += 1
         self.task_ended, self.step_in_task, self._batches = False, 0, 0
         if self.visit == 0:
-            self._earlier_steps = 0
+            self._earlier_steps, self.earlier_shapes = 0, None
         self._first_step = trainer.global_step
         self._task_batches = self.schedule.batches_left(trainer)
         self.task_steps = self.schedule.steps_left(trainer)
@@ -270,7 +280,8 @@ class TaskClock:
         behind = _position(state_dict) < self.position
         if self._fit == "expected" and self.resumed and behind:
             return
-        state_dict = state_dict | {"visits": _visits(state_dict)}
+        unknown = {"earlier_shapes": None, "shapes": None}  # to older checkpoints
+        state_dict = unknown | state_dict | {"visits": _visits(state_dict)}
         for name in _STATE:
             setattr(self, name, state_dict[name.lstrip("_")])
         self.resumed = self._fit != "running"  # the tuner loads within a fit, which goes on
@@ -288,6 +299,7 @@ class TaskClock:
 
 _STATE = ["visits", "task_ended", "step_in_task", "task_steps"]
 _STATE += ["_earlier_steps", "_first_step", "_batches", "_task_batches"]
+_STATE += ["earlier_shapes", "_shapes"]
 _CLOCKS: WeakKeyDictionary[Trainer, TaskClock] = WeakKeyDictionary()
 
 
