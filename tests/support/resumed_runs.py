@@ -1,7 +1,7 @@
 """Runs that are compared bit by bit with ones that were interrupted.
 
-Their Trainer is a user's: with the sanity check, logger, checkpoints and progress bar that it has
-by default.
+Their Trainer is a user's: with the sanity check, checkpoints and progress bar that it has by
+default, and a logger, by default one that writes nothing: figures take longer than training.
 """
 
 import shutil
@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers.logger import DummyLogger
 from torch import nn
 
 from recall_lightning import ForgettingMonitor, TaskStream
@@ -69,7 +70,7 @@ def train(callbacks, datamodule=None, checkpoint=None, monitor_folder=None, **kw
     model, monitor = Random(), ForgettingMonitor("val/acc", "max", monitor_folder, epochs)
     given = {"max_epochs": 2 * TASKS, "reload_dataloaders_every_n_epochs": 1} | kwargs
     with tempfile.TemporaryDirectory() as folder:
-        own = {"accelerator": "cpu", "default_root_dir": folder}
+        own = {"accelerator": "cpu", "default_root_dir": folder, "logger": DummyLogger()}
         trainer = Trainer(callbacks=[*callbacks, monitor], **own | given)
         if datamodule is not None:
             trainer.fit(model, datamodule=datamodule, ckpt_path=checkpoint)
