@@ -12,6 +12,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from recall_lightning.callbacks._trainer.resuming import ExactResume
 from recall_lightning.callbacks._trainer.schedule import TaskSchedule, steps_are_regular
+from recall_lightning.callbacks._trainer.training_data import differ, marks_of
 from recall_lightning.weights.growth import shapes_of
 
 
@@ -30,6 +31,10 @@ class TaskClock:
         step_in_task: Optimizer steps done in the current task.
         task_steps: Optimizer steps that the current task will take; None if that can't be known.
         entry: How often a task has begun; another number is another beginning.
+        asked: What the next fit was said to train where every fit is a task: the task of an index,
+            or ``"same"``, which goes on with the checkpoint's; None where it has to be told.
+        left: Whether a resume leaves the checkpoint's task where it is: callbacks are to end it
+            before the next one.
         earlier_shapes: The shapes of the model's weights in the visit before this one, by which
             what has grown since is told; None in the first.
         stepped: Whether the last batch ended with an optimizer step.
@@ -55,6 +60,9 @@ class TaskClock:
         self.stopped_early = False
         self.resumed = False
         self.exact_resume = ExactResume()
+        self.asked: int | Literal["same"] | None = None
+        self.left = False
+        self._marks: dict[str, str] = {}  # of the fit's training data, where it is a task
         self._fit: Literal["expected", "running", "over"] = "over"
         self._fit_task = 0  # where every fit is a task
         self._in_task = False  # otherwise the next batch begins one
@@ -104,7 +112,7 @@ class TaskClock:
         if self._fit == "running":
             return
         self._fit, self._counted, self.stopped_early = "running", None, False
-        self._fit_task = self._task_of_fit()
+        self._fit_task = self._task_of_fit(trainer)
         same_trainer = 0 < trainer.global_step == self._seen_global_step
         goes_on = self._in_task and self._batches > 0 and same_trainer and not self.task_ended
         self._in_task = self.resumed or goes_on
@@ -116,10 +124,50 @@ class TaskClock:
         self._other_module = self._module is not None and self._module() is not module
         self._module = ref(module)
 
-    def _task_of_fit(self) -> int:
-        if self.task is None:
+    def _task_of_fit(self, trainer: Trainer) -> int:
+        """Tell which task a fit is, where each is one; end the checkpoint's if that is left."""
+        asked, self.asked, self.left = self.asked, None, False
+        if self.schedule.task_at(trainer) is not None:
+            if asked is not None:
+                raise MisconfigurationException(
+                    "begin_task and go_on_with_task are for fits that are a task each, and here "
+                    "the datamodule or task_epochs tells the tasks: leave them out"
+                )
             return 0
-        return max(self.visits) + 1 if self.task_ended else self.task
+        before, self._marks = self._marks, marks_of(trainer)
+        if self.task is None:
+            return 0 if asked in (None, "same") else asked
+        in_midst = self.resumed and not self.task_ended
+        if asked is None and self.resumed:
+            self._say_what_a_resume_is(in_midst, differ(before, self._marks))
+        if asked is None:
+            return self.task if not self.task_ended else max(self.visits) + 1
+        if asked == "same":
+            return self.task
+        if in_midst:
+            self.left = self.task_ended = True
+        return asked
+
+    def _say_what_a_resume_is(self, in_midst: bool, other_data: bool | None) -> None:
+        """Refuse a resume that may as well be the next task, or say what it is taken for."""
+        task, next_task = self.task, max(self.visits) + 1
+        goes_on = f"callback.go_on_with_task() before the fit says that task {task} goes on"
+        begins = f"callback.begin_task({next_task}) that task {next_task} begins"
+        if in_midst and other_data:
+            raise MisconfigurationException(
+                f"the checkpoint is from the midst of task {task} (from 0), and this fit has other "
+                f"training data, so it cannot be told which task this is: {goes_on}, and {begins}"
+            )
+        if in_midst and other_data is None:
+            rank_zero_warn(
+                f"the checkpoint is from the midst of task {task} (from 0), which is taken to go "
+                f"on, as the training data does not tell: {begins}"
+            )
+        if not in_midst and other_data is False:
+            rank_zero_warn(
+                f"the checkpoint is from the end of task {task} (from 0), so this fit is taken for "
+                f"task {next_task}, with the same training data: {goes_on}"
+            )
 
     def enter_task(self, trainer: Trainer, batch_comes: bool = False) -> None:
         """Begin the epoch's task, unless it is the current one.
@@ -134,6 +182,8 @@ class TaskClock:
         Raises:
             MisconfigurationException: If the task has no batch, at which Lightning ends the fit.
         """
+        if self.left:
+            return
         task_at = self.schedule.task_at(trainer)
         task = self._fit_task if task_at is None else task_at(trainer.current_epoch)
         if not self._in_task or task != self.task or (batch_comes and self.task_ended):
@@ -280,7 +330,7 @@ class TaskClock:
         behind = _position(state_dict) < self.position
         if self._fit == "expected" and self.resumed and behind:
             return
-        unknown = {"earlier_shapes": None, "shapes": None}  # to older checkpoints
+        unknown = {"earlier_shapes": None, "shapes": None, "marks": {}}  # to older checkpoints
         state_dict = unknown | state_dict | {"visits": _visits(state_dict)}
         for name in _STATE:
             setattr(self, name, state_dict[name.lstrip("_")])
@@ -299,7 +349,7 @@ class TaskClock:
 
 _STATE = ["visits", "task_ended", "step_in_task", "task_steps"]
 _STATE += ["_earlier_steps", "_first_step", "_batches", "_task_batches"]
-_STATE += ["earlier_shapes", "_shapes"]
+_STATE += ["earlier_shapes", "_shapes", "_marks"]
 _CLOCKS: WeakKeyDictionary[Trainer, TaskClock] = WeakKeyDictionary()
 
 

@@ -33,6 +33,9 @@ class Statistic:
     def start_task(self, context: TaskContext) -> None:
         """Start a task; the first one forgets what another run has left."""
 
+    def complete(self, context: TaskContext, batch: Any) -> None:
+        """After a resume, make usable what only a batch of its kind gives its structure."""
+
     def observe_batch(self, context: TaskContext, batch: Any) -> None:
         """See a batch before it is trained."""
 

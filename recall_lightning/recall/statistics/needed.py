@@ -48,6 +48,11 @@ class NeededStatistics:
         for statistic in self.active:
             statistic.start_task(context)
 
+    def complete(self, context: TaskContext, batch: Any) -> None:
+        """Make usable what a batch gives its structure."""
+        for statistic in self.active:
+            statistic.complete(context, batch)
+
     def observe_batch(self, context: TaskContext, batch: Any) -> None:
         """See a batch before it is trained."""
         for statistic in self.active:
