@@ -1,7 +1,7 @@
 """Which task a batch belongs to: Lightning's hooks in, task hooks out."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
@@ -31,7 +31,11 @@ class TaskAwareCallback(Callback):
 
     Tasks may come back: with A, B, A, B the index of A is 0 in its first and second *visit*, and
     :attr:`visit` counts 0 to 3. A fit of another LightningModule that starts with task 0 is a new
-    run, and a fit of the same one goes on from what it knows.
+    run, and a fit of the same one goes on from what it knows. Where every fit is a task, each is
+    the next one, and one that is resumed goes on with its checkpoint's, unless :meth:`begin_task`
+    or :meth:`go_on_with_task` says otherwise. A checkpoint from the midst of a task may be where
+    the next one starts, such as the best of an epoch: if the training data has changed, one of the
+    two must be called.
 
     Args:
         task_epochs: Epochs a task (int), or each task's first epoch (increasing, from 0).
@@ -52,6 +56,7 @@ class TaskAwareCallback(Callback):
     def __init__(self, task_epochs: int | Sequence[int] | None = None) -> None:
         self.clock = TaskClock(TaskSchedule(task_epochs))
         self._told = task_epochs  # itself, not by another callback of its Trainer
+        self._asked: int | Literal["same"] | None = None
         self._entry: int | None = None  # of the clock, that on_task_start went through for
 
     @property
@@ -104,10 +109,42 @@ class TaskAwareCallback(Callback):
         """Return what the progress bar shows while training, by label."""
         return {} if self.task is None else {"task": self.task_name(trainer, self.task)}
 
+    def on_task_left(
+        self, trainer: Trainer, pl_module: LightningModule, task: int, batch: Any
+    ) -> None:
+        """Called where a resume leaves a task in its midst, with the next task's first batch."""
+        self.on_task_end(trainer, pl_module, task)
+
     @property
     def marked_steps(self) -> dict[str, list[int]]:
         """Steps worth marking on a plot over training, by label; see :meth:`steps_trained`."""
         return {}
+
+    # What a user says of the next fit, where every fit is a task.
+
+    def begin_task(self, task: int) -> None:
+        """Have the next fit begin a task, whatever came before: one more, or one that comes back.
+
+        If that fit is resumed from a checkpoint of the midst of a task, that one ends there, with
+        the checkpoint's weights, as by an early stop.
+
+        Args:
+            task: Its index, from 0: the position of its validation dataloader.
+
+        Raises:
+            MisconfigurationException: If it is negative; in the fit, if a datamodule or
+                ``task_epochs`` tells the tasks.
+        """
+        if isinstance(task, bool) or not isinstance(task, int) or task < 0:
+            raise MisconfigurationException(f"begin_task: task={task!r} must be an integer from 0")
+        self._asked = task
+
+    def go_on_with_task(self) -> None:
+        """Have the next fit go on with the task that came last, whatever data it has.
+
+        If that had ended, it is visited once more.
+        """
+        self._asked = "same"
 
     # What subclasses use.
 
@@ -151,6 +188,7 @@ class TaskAwareCallback(Callback):
         _share_clock(trainer, _sharing(trainer) or [self])
         if stage == "fit":  # a fit's own checkpoint is loaded after this; the tuner's was before
             self.clock.expect_fit()
+            self.clock.asked = _asked(_sharing(trainer) or [self])
             show_items(trainer.progress_bar_callback, _progress_bar_items)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -161,6 +199,7 @@ class TaskAwareCallback(Callback):
         """Start the clock, check a checkpoint's position, restore what an exact resume needs."""
         self.clock.stored_position.check(trainer)
         self.clock.start_fit(trainer)
+        self._asked = None
         if self is _sharing(trainer)[-1]:  # the others may draw at random in this hook
             self.clock.exact_resume.restore(trainer, pl_module)
 
@@ -172,6 +211,8 @@ class TaskAwareCallback(Callback):
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Start the task before its first batch, after whatever happens at an epoch's start."""
+        if self.clock.left:
+            self._end_task_that_is_left(trainer, pl_module, batch)
         self._enter_task_if_changed(trainer, pl_module)
         self.clock.follow_shortened_task(trainer, batch_idx)
         self.clock.follow_other_settings(trainer, batch_idx)
@@ -247,6 +288,14 @@ class TaskAwareCallback(Callback):
         # a checkpoint of an epoch's very start comes before the task's; older ones don't say
         self._entry = self.clock.entry if state_dict.get("started", True) else None
 
+    def _end_task_that_is_left(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any
+    ) -> None:
+        assert self.task is not None
+        for callback in _sharing(trainer):  # all of them, before any enters the next one
+            callback.on_task_left(trainer, pl_module, self.task, batch)
+        self.clock.left = False
+
     def _enter_task_if_changed(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.clock.enter_task(trainer, batch_comes=True)
         if self._entry == self.clock.entry:
@@ -259,6 +308,16 @@ class TaskAwareCallback(Callback):
 def _sharing(trainer: Trainer) -> list[TaskAwareCallback]:
     callbacks = trainer.callbacks  # type: ignore[attr-defined]
     return [callback for callback in callbacks if isinstance(callback, TaskAwareCallback)]
+
+
+def _asked(sharing: Sequence[TaskAwareCallback]) -> int | Literal["same"] | None:
+    asked = {callback._asked for callback in sharing} - {None}
+    if len(asked) > 1:
+        raise MisconfigurationException(
+            "the Trainer's callbacks were told different things of the next fit by begin_task or "
+            "go_on_with_task: call one of them, on one callback"
+        )
+    return asked.pop() if asked else None
 
 
 def _share_clock(trainer: Trainer, sharing: Sequence[TaskAwareCallback]) -> None:

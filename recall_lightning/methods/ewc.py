@@ -14,6 +14,7 @@ from recall_lightning.methods.method import Method
 from recall_lightning.methods.penalty import QuadraticPenalty
 from recall_lightning.recall.misconfiguration import misconfiguration
 from recall_lightning.recall.squared_gradients import SquaredGradients
+from recall_lightning.weights.growth import has_grown, padded
 from recall_lightning.weights.naming import named_weights
 
 
@@ -147,6 +148,9 @@ class ElasticWeightConsolidation(QuadraticPenalty):
         if self.anchor is None:
             return
         shapes = {name: weight.shape for name, weight in self.anchor.items()}
+        for name, fisher in self.fisher.items():  # nothing depended on what has grown
+            if name in shapes and has_grown(fisher.shape, shapes[name]):
+                self.fisher[name] = padded(fisher, shapes[name])
         gone = [name for name, fisher in self.fisher.items() if shapes.get(name) != fisher.shape]
         if gone:
             rank_zero_warn(

@@ -16,6 +16,7 @@ from recall_lightning.callbacks._trainer.left_out import tell_what_is_left_out
 from recall_lightning.callbacks._trainer.strategies import check_strategy
 from recall_lightning.methods.method import Method
 from recall_lightning.methods.protecting import ProtectingCallback
+from recall_lightning.weights.growth import new_since
 from recall_lightning.weights.naming import find_weights, named_weights
 
 
@@ -35,7 +36,8 @@ class HalfFineTuning(ProtectingCallback):
     what has no gradient: it keeps every bit, under weight decay and with momentum left over from
     earlier tasks too, and does not count in gradient clipping. ``requires_grad`` stays as it is, so
     that DDP and other callbacks see the model they started with. BatchNorm's statistics are no
-    weights and follow the data.
+    weights and follow the data. What has grown since the last task, such as a head for new classes,
+    or was added is trained.
 
     Args:
         fraction: The part of the weights to freeze, between 0 and 1.
@@ -90,7 +92,9 @@ class HalfFineTuning(ProtectingCallback):
 
     def on_task_start(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:
         """Draw this task's half."""
-        parameters = {n: w for n, w in named_weights(pl_module).items() if _is_parameter(w)}
+        weights = named_weights(pl_module)
+        new = new_since(self.clock.earlier_shapes, weights)
+        parameters = {n: w for n, w in weights.items() if _is_parameter(w) and n not in new}
         assert self.visit is not None
         seed = self.seed * 1_000_003 + self.visit
         self.frozen = draw_frozen(parameters, self.fraction, seed) if self.protects else []

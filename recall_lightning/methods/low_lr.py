@@ -54,6 +54,13 @@ class LowLearningRate(ProtectingCallback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Hook into the optimizers' steps."""
         super().on_train_start(trainer, pl_module)
+        self._hook_into(trainer)
+
+    def on_task_start(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:
+        """Hook into optimizers that were made anew, as for a head that has grown."""
+        self._hook_into(trainer)
+
+    def _hook_into(self, trainer: Trainer) -> None:
         self._remove_hooks()
         for optimizer in trainer.optimizers:
             self._hooks.append(optimizer.register_step_pre_hook(self._lower))

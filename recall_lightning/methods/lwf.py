@@ -39,7 +39,7 @@ class LearningWithoutForgetting(ProtectingCallback):
     Source: LwF (Li & Hoiem, arXiv 1606.09282), whose cross-entropy with the old outputs has the
     gradient of this divergence. T² keeps the gradient's size independent of T (Hinton et al., arXiv
     1503.02531). LwF gives each task a head of its own and distils the old ones; here one output is
-    shared and all of it is distilled.
+    shared and all of it is distilled, but for what a head has grown by since the last task.
 
     The student's logits are those that ``training_step`` computes anyway: what the LightningModule
     returns when it is called, or else the only submodule it has. The teacher computes the same
@@ -108,6 +108,7 @@ class LearningWithoutForgetting(ProtectingCallback):
             raise MisconfigurationException(f"LearningWithoutForgetting: {error}") from error
         self._logged = self._predictions.kind
         self.teacher: Snapshot | None = None
+        self._outputs: dict[int, int] = {}  # how many there were, by visit
         self._hooks: list[RemovableHandle] = []
         self._view = ModelView()
         self._batch: Any = None
@@ -132,11 +133,8 @@ class LearningWithoutForgetting(ProtectingCallback):
             )
         if self.teacher is not None:
             self.teacher = self.teacher.to_devices_of(named_weights(pl_module))
-        self._remove_hooks()
         self._tried = False
-        self._view = view_of(pl_module)
-        for candidate in self._candidates(pl_module):
-            self._hooks.append(candidate.register_forward_hook(self._listen, with_kwargs=True))
+        self._listen_to(pl_module)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Leave the module as it was."""
@@ -146,6 +144,9 @@ class LearningWithoutForgetting(ProtectingCallback):
     def on_task_start(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:
         """Keep the teacher's weights."""
         self._tried = False
+        self._listen_to(pl_module)  # which may have other submodules by now
+        if self.visit == 0:
+            self._outputs = {}
         try:
             self.teacher = Snapshot.take(pl_module) if self.protects else None
         except ValueError as error:
@@ -192,15 +193,21 @@ class LearningWithoutForgetting(ProtectingCallback):
     def state_dict(self) -> dict[str, Any]:
         """Return the task, the teacher's weights and the kind of predictions."""
         teacher = None if self.teacher is None else dict(self.teacher)
-        own = {"teacher": teacher, "predictions": self._predictions.found}
-        return {**super().state_dict(), **own}
+        return {
+            **super().state_dict(),
+            "teacher": teacher,
+            "predictions": self._predictions.found,
+            "outputs": dict(self._outputs),
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned."""
         super().load_state_dict(state_dict)
         teacher = state_dict["teacher"]
         self.teacher = None if teacher is None else Snapshot(teacher)
-        self._predictions.restore(state_dict.get("predictions"))  # older checkpoints have none
+        # older checkpoints have none of these
+        self._predictions.restore(state_dict.get("predictions"))
+        self._outputs = dict(state_dict.get("outputs", {}))
 
     def _divergence(
         self,
@@ -213,6 +220,8 @@ class LearningWithoutForgetting(ProtectingCallback):
         teacher = _Teacher(pl_module, student_module)
         weights = self._teacher_weights(pl_module, teacher)
         total, count = torch.zeros(2, device=pl_module.device)
+        assert self.visit is not None
+        old = self._outputs.get(self.visit - 1)
         for args, kwargs, student in calls[student_module]:
             with trainer.precision_plugin.forward_context():
                 output = torch.func.functional_call(teacher, weights, args, kwargs)
@@ -221,7 +230,8 @@ class LearningWithoutForgetting(ProtectingCallback):
             given = _with(self._batch, kwargs)
             kind = self._kind(student, given)
             parameters = self._predictions.to_parameters(student, self._view.targets(given))
-            each = kind.divergence(parameters(student), parameters(taught), self.temperature)
+            new, known = parameters(student)[..., :old], parameters(taught)[..., :old]
+            each = kind.divergence(new, known, self.temperature)
             counts = self._view.counts(given, each)
             total = total + torch.where(counts, each, 0.0).sum()
             count = count + counts.sum()
@@ -297,8 +307,17 @@ class LearningWithoutForgetting(ProtectingCallback):
         if not (self._listens and torch.is_grad_enabled()):
             return
         logits = self._logits_in(output)
-        if logits is not None and logits.requires_grad:
-            self._calls.setdefault(module, []).append((args, kwargs, logits))
+        if logits is None or not logits.requires_grad:
+            return
+        if logits.dim() and self.visit is not None:
+            self._outputs[self.visit] = logits.shape[-1]
+        self._calls.setdefault(module, []).append((args, kwargs, logits))
+
+    def _listen_to(self, pl_module: LightningModule) -> None:
+        self._remove_hooks()
+        self._view = view_of(pl_module)
+        for candidate in self._candidates(pl_module):
+            self._hooks.append(candidate.register_forward_hook(self._listen, with_kwargs=True))
 
     def _candidates(self, pl_module: LightningModule) -> list[nn.Module]:
         """Where logits may come from, the best first."""

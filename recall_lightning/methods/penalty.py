@@ -15,6 +15,7 @@ from recall_lightning.callbacks._trainer.gradients import amp_scale, optimized_w
 from recall_lightning.callbacks._trainer.left_out import tell_what_is_left_out
 from recall_lightning.callbacks._trainer.strategies import check_strategy
 from recall_lightning.methods.protecting import ProtectingCallback
+from recall_lightning.weights.growth import is_new, new_since
 from recall_lightning.weights.naming import named_weights
 from recall_lightning.weights.snapshot import Snapshot
 
@@ -25,8 +26,9 @@ class QuadraticPenalty(ProtectingCallback):
     It is added as its gradient, strength · importance · (θ − θ*), once an optimizer step: however
     many batches are accumulated and whatever AMP scales by, it is the gradient of a penalty that
     stands beside the mean loss. Clipping comes after and takes the sum of both. A weight without a
-    gradient in a step is left alone, as the optimizer leaves it; of a sparse gradient only the rows
-    in it get the penalty. A module's own hooks that read the loss do not see the penalty.
+    gradient in a step is left alone, as the optimizer leaves it, and so is what is new in the task,
+    such as a head's rows for new classes; of a sparse gradient only the rows in it get the penalty.
+    A module's own hooks that read the loss do not see the penalty.
 
     Args:
         strength: What the penalty is multiplied by, 0 or more.
@@ -51,7 +53,7 @@ class QuadraticPenalty(ProtectingCallback):
             raise MisconfigurationException(f"strength={strength!r} must be a number from 0 on")
         self.strength = strength
         self.anchor: Snapshot | None = None
-        self._told: set[str] = set()  # what is not protected in this task
+        self._unprotected: set[str] = set()  # what is not protected in this task
 
     def importance(self, name: str) -> Tensor | float:
         """Return what a weight's squared distance counts: a number, or a tensor of its shape."""
@@ -71,7 +73,7 @@ class QuadraticPenalty(ProtectingCallback):
 
     def on_task_start(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:
         """Take the anchor."""
-        self._told = set()
+        self._unprotected = set()
         try:
             self.anchor = Snapshot.take(pl_module) if self.protects else None
         except ValueError as error:
@@ -88,10 +90,13 @@ class QuadraticPenalty(ProtectingCallback):
         strength = self.strength * amp_scale(optimizer, pl_module)
         weights = optimized_weights(optimizer, pl_module)
         self._tell_unprotected(weights)
+        new = new_since(self.clock.earlier_shapes, weights)
         for name, weight in weights.items():
             if weight.grad is None or name not in self.anchor:
                 continue
             pull = strength * self.importance(name) * (weight - self.anchor[name])
+            if name in new:
+                pull = pull.masked_fill(is_new(weight, new[name]), 0.0)
             if weight.grad.is_sparse:
                 rows = weight.grad.coalesce()
                 weight.grad = rows + pull.to(rows.dtype).sparse_mask(rows)
@@ -101,9 +106,9 @@ class QuadraticPenalty(ProtectingCallback):
     def _tell_unprotected(self, weights: Mapping[str, Tensor]) -> None:
         """Say once which weights have no anchor."""
         assert self.anchor is not None
-        late = [n for n, w in weights.items() if n not in self.anchor and n not in self._told]
+        late = [n for n, w in weights.items() if n not in self.anchor and n not in self._unprotected]
         if late:
-            self._told |= set(late)
+            self._unprotected |= set(late)
             rank_zero_warn(
                 f"{type(self).__name__} does not protect {', '.join(late[:3])}"
                 f"{' and more' if len(late) > 3 else ''} in this task: trainable under this name "

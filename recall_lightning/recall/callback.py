@@ -394,6 +394,14 @@ class RecallCallback(TaskAwareCallback):
             key = f"recall/coefficients/{self.visit_name(trainer)}"
             log_figure(trainer, key, partial(records_figure, records))
 
+    def on_task_left(
+        self, trainer: Trainer, pl_module: LightningModule, task: int, batch: Any
+    ) -> None:
+        """End the task on the last batches that the checkpoint holds."""
+        with _misconfiguration():
+            self._statistics.complete(self._context(trainer, pl_module), batch)
+        super().on_task_left(trainer, pl_module, task, batch)
+
     def progress_bar_items(self, trainer: Trainer) -> dict[str, int | str]:
         """Show the task's name and the number of merges so far."""
         return {**super().progress_bar_items(trainer), "merges": str(len(self.history))}

@@ -3,8 +3,11 @@
 import copy
 import math
 import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
+import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from recall_lightning.measuring.isolation import undisturbed
@@ -20,12 +23,16 @@ from recall_lightning.recall.snapshots import KeptSnapshots
 from recall_lightning.recall.statistics.needed import NeededStatistics
 from recall_lightning.recall.statistics.recent_batches import RecentBatches
 from recall_lightning.recall.trained_weights import TrainedWeights
+from recall_lightning.weights.growth import is_new, new_since
 from recall_lightning.weights.naming import find_weights, running_statistics
 from recall_lightning.weights.sharding import reshard
 
 
 class SnapshotMerge:
     """Merges the kept snapshots into the live model, with the weights that a rule gives them.
+
+    What is new in the current task, such as a head's rows for new classes, is left as it is
+    trained: the snapshot has only its first values there.
 
     Args:
         kept: The snapshots.
@@ -89,7 +96,13 @@ class SnapshotMerge:
         newest = snapshots[-1]
         if not newest:
             return None
+        new = new_since(
+            context.clock.earlier_shapes, {n: w for n, w in live.items() if n in newest}
+        )
         pairs = [pair for pair in structure.lora_pairs if {pair.a, pair.b} <= newest.keys()]
+        for pair in pairs:  # an update is merged as a whole
+            if new.keys() & {pair.a, pair.b}:
+                new |= {pair.a: None, pair.b: None}
         started = time.perf_counter()
         if not self._statistics.prepare_merge(context, rule, last):
             return None
@@ -112,15 +125,18 @@ class SnapshotMerge:
         if self._buffers != "merge":
             kept = running_statistics(context.pl_module)
             weights = [{n: w for n, w in own.items() if n not in kept} for own in weights]
+        weights = [{n: w for n, w in own.items() if new.get(n, ()) is not None} for own in weights]
+        pairs = [pair for pair in pairs if pair.a not in new]
         if self._drift is None or self._drift.snapshot is not newest:
             self._drift = Drift(newest)
         drift = self._drift.by_block(live, structure.blocks)
         # the drift has read every weight: where it is finite, they all are
         finite = all(map(math.isfinite, drift.values()))
         try:
-            discarded = merge_snapshots_(
-                live, snapshots, weights, pairs, not finite, check_elements=False
-            )
+            with _new_parts_kept(live, new):
+                discarded = merge_snapshots_(
+                    live, snapshots, weights, pairs, not finite, check_elements=False
+                )
         except ValueError as error:
             step = context.trainer.global_step
             rank_zero_warn(f"merge refused at step {step}, weights kept: {error}")
@@ -135,3 +151,16 @@ class SnapshotMerge:
             "probe_seconds": probed - started,
             "merge_seconds": time.perf_counter() - probed,
         }
+
+
+@contextmanager
+def _new_parts_kept(
+    live: Mapping[str, torch.Tensor], new: Mapping[str, list[int] | None]
+) -> Iterator[None]:
+    """Leave what is new of grown weights as it was, whatever is written inside."""
+    grown = {name: shape for name, shape in new.items() if shape is not None}
+    kept = {name: live[name].detach().clone() for name in grown}
+    yield
+    with torch.no_grad():
+        for name, shape in grown.items():
+            live[name].copy_(torch.where(is_new(live[name], shape), kept[name], live[name]))

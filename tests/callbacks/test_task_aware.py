@@ -22,7 +22,8 @@ class Diary(TaskAwareCallback):
         self.events.append(("end", task, trainer.global_step))
 
     def on_validation_end(self, trainer, pl_module):
-        self.events.append(("validated", self.task, trainer.global_step))
+        if not trainer.sanity_checking:
+            self.events.append(("validated", self.task, trainer.global_step))
 
     def of(self, *kinds):
         return [event for event in self.events if event[0] in kinds]

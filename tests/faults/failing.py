@@ -71,7 +71,8 @@ def run(folder, fail_at=None):
     with warnings.catch_warnings(), FailingDisk(fail_at) as disk:
         warnings.simplefilter("ignore")
         try:
-            return train([recall, checkpoints], stream(), "last", monitor_folder=folder), disk
+            options = {"monitor_folder": folder, "logger": False}  # a logger's writes are its own
+            return train([recall, checkpoints], stream(), "last", **options), disk
         except OSError:
             return None, disk
 

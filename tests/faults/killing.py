@@ -105,7 +105,8 @@ def run(folder, scenario, kill_at):
     ]
     for owner, name in CALLS:
         countdown.watch(owner, name)
-    result = train(callbacks, stream(), "last", default_root_dir=folder, **trainer)
+    trainer = {"logger": True, "default_root_dir": folder} | trainer
+    result = train(callbacks, stream(), "last", **trainer)
     torch.save(result | {"events": countdown.events}, Path(folder) / "result.pt")
 
 

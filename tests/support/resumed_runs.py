@@ -1,14 +1,21 @@
-"""Runs that are compared bit by bit with ones that were interrupted."""
+"""Runs that are compared bit by bit with ones that were interrupted.
+
+Their Trainer is a user's: with the sanity check, checkpoints and progress bar that it has by
+default, and a logger, by default one that writes nothing: figures take longer than training.
+"""
 
 import shutil
+import tempfile
 from pathlib import Path
 
 import torch
+from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers.logger import DummyLogger
 from torch import nn
 
 from recall_lightning import ForgettingMonitor, TaskStream
-from tests.support.training import Plain, loader, quiet_trainer, task_data
+from tests.support.training import Plain, loader, task_data
 
 TASKS = 2
 
@@ -61,14 +68,15 @@ def train(callbacks, datamodule=None, checkpoint=None, monitor_folder=None, **kw
     torch.manual_seed(0)
     epochs = None if datamodule else 2
     model, monitor = Random(), ForgettingMonitor("val/acc", "max", monitor_folder, epochs)
-    kwargs = {"max_epochs": 2 * TASKS, "reload_dataloaders_every_n_epochs": 1} | kwargs
-    saves = any(isinstance(each, ModelCheckpoint) for each in callbacks)
-    trainer = quiet_trainer(*callbacks, monitor, enable_checkpointing=saves, **kwargs)
-    if datamodule is not None:
-        trainer.fit(model, datamodule=datamodule, ckpt_path=checkpoint)
-    else:
-        held_out = [loader(task, 16, shuffle=False) for task in range(TASKS)]
-        trainer.fit(model, loader(0), held_out, ckpt_path=checkpoint)
+    given = {"max_epochs": 2 * TASKS, "reload_dataloaders_every_n_epochs": 1} | kwargs
+    with tempfile.TemporaryDirectory() as folder:
+        own = {"accelerator": "cpu", "default_root_dir": folder, "logger": DummyLogger()}
+        trainer = Trainer(callbacks=[*callbacks, monitor], **own | given)
+        if datamodule is not None:
+            trainer.fit(model, datamodule=datamodule, ckpt_path=checkpoint)
+        else:
+            held_out = [loader(task, 16, shuffle=False) for task in range(TASKS)]
+            trainer.fit(model, loader(0), held_out, ckpt_path=checkpoint)
     merges = [record for each in callbacks for record in getattr(each, "history", [])]
     return {
         "weights": model.state_dict(),

@@ -40,6 +40,7 @@ def loader(task, samples=64, **kwargs):
 
 
 def quiet_trainer(*callbacks, **kwargs):
+    """A Trainer that writes and shows nothing; whatever else it does is Lightning's default."""
     defaults = {
         "max_epochs": 1,
         "logger": False,
@@ -47,6 +48,5 @@ def quiet_trainer(*callbacks, **kwargs):
         "enable_progress_bar": False,
         "enable_model_summary": False,
         "accelerator": "cpu",
-        "num_sanity_val_steps": 0,
     }
     return Trainer(callbacks=list(callbacks), **(defaults | kwargs))

@@ -15,6 +15,8 @@ from recall_lightning.callbacks._trainer.gradients import loss_scale
 from recall_lightning.callbacks._trainer.position import Position
 from recall_lightning.callbacks._trainer.resuming import ExactResume
 from recall_lightning.callbacks._trainer.schedule import TaskSchedule, steps_are_regular
+from recall_lightning.callbacks._trainer.training_data import differ, marks_of
+from recall_lightning.weights.growth import shapes_of
 
 
 class TaskClock:
@@ -32,6 +34,12 @@ class TaskClock:
         step_in_task: Optimizer steps done in the current task.
         task_steps: Optimizer steps that the current task will take; None if that can't be known.
         entry: How often a task has begun; another number is another beginning.
+        asked: What the next fit was said to train where every fit is a task: the task of an index,
+            or ``"same"``, which goes on with the checkpoint's; None where it has to be told.
+        left: Whether a resume leaves the checkpoint's task where it is: callbacks are to end it
+            before the next one.
+        earlier_shapes: The shapes of the model's weights in the visit before this one, by which
+            what has grown since is told; None in the first.
         stepped: Whether the last batch ended with an optimizer step.
         has_learned: Whether a step of the current task had gradients; after a loss of None there
             are none, and AMP skips steps whose gradients overflow.
@@ -60,6 +68,9 @@ class TaskClock:
         self.resumed = False
         self.exact_resume = ExactResume()
         self.stored_position = Position()
+        self.asked: int | Literal["same"] | None = None
+        self.left = False
+        self._marks: dict[str, str] = {}  # of the fit's training data, where it is a task
         self._fit: Literal["expected", "running", "over"] = "over"
         self._fit_task = 0  # where every fit is a task
         self._in_task = False  # otherwise the next batch begins one
@@ -72,6 +83,8 @@ class TaskClock:
         self._batches = 0
         self._task_batches: float = math.inf
         self._total_epochs: int | None = None  # of the stream, when it was last looked at
+        self.earlier_shapes: dict[str, list[int]] | None = None
+        self._shapes: dict[str, list[int]] | None = None  # in this visit, from its first batch on
         self._module: ReferenceType[LightningModule] | None = None  # that was fitted last
         self._other_module = False  # whether this fit's is another
 
@@ -110,7 +123,7 @@ class TaskClock:
         if self._fit == "running":
             return
         self._fit, self._counted, self.stopped_early = "running", None, False
-        self._fit_task = self._task_of_fit()
+        self._fit_task = self._task_of_fit(trainer)
         same_trainer = 0 < trainer.global_step == self._seen_global_step
         goes_on = self._in_task and self._batches > 0 and same_trainer and not self.task_ended
         self._in_task = self.resumed or goes_on
@@ -122,10 +135,50 @@ class TaskClock:
         self._other_module = self._module is not None and self._module() is not module
         self._module = ref(module)
 
-    def _task_of_fit(self) -> int:
-        if self.task is None:
+    def _task_of_fit(self, trainer: Trainer) -> int:
+        """Tell which task a fit is, where each is one; end the checkpoint's if that is left."""
+        asked, self.asked, self.left = self.asked, None, False
+        if self.schedule.task_at(trainer) is not None:
+            if asked is not None:
+                raise MisconfigurationException(
+                    "begin_task and go_on_with_task are for fits that are a task each, and here "
+                    "the datamodule or task_epochs tells the tasks: leave them out"
+                )
             return 0
-        return max(self.visits) + 1 if self.task_ended else self.task
+        before, self._marks = self._marks, marks_of(trainer)
+        if self.task is None:
+            return 0 if asked in (None, "same") else asked
+        in_midst = self.resumed and not self.task_ended
+        if asked is None and self.resumed:
+            self._say_what_a_resume_is(in_midst, differ(before, self._marks))
+        if asked is None:
+            return self.task if not self.task_ended else max(self.visits) + 1
+        if asked == "same":
+            return self.task
+        if in_midst:
+            self.left = self.task_ended = True
+        return asked
+
+    def _say_what_a_resume_is(self, in_midst: bool, other_data: bool | None) -> None:
+        """Refuse a resume that may as well be the next task, or say what it is taken for."""
+        task, next_task = self.task, max(self.visits) + 1
+        goes_on = f"callback.go_on_with_task() before the fit says that task {task} goes on"
+        begins = f"callback.begin_task({next_task}) that task {next_task} begins"
+        if in_midst and other_data:
+            raise MisconfigurationException(
+                f"the checkpoint is from the midst of task {task} (from 0), and this fit has other "
+                f"training data, so it cannot be told which task this is: {goes_on}, and {begins}"
+            )
+        if in_midst and other_data is None:
+            rank_zero_warn(
+                f"the checkpoint is from the midst of task {task} (from 0), which is taken to go "
+                f"on, as the training data does not tell: {begins}"
+            )
+        if not in_midst and other_data is False:
+            rank_zero_warn(
+                f"the checkpoint is from the end of task {task} (from 0), so this fit is taken for "
+                f"task {next_task}, with the same training data: {goes_on}"
+            )
 
     def enter_task(self, trainer: Trainer, batch_comes: bool = False) -> None:
         """Begin the epoch's task, unless it is the current one.
@@ -140,25 +193,32 @@ class TaskClock:
         Raises:
             MisconfigurationException: If the task has no batch, at which Lightning ends the fit.
         """
+        if self.left:
+            return
         task_at = self.schedule.task_at(trainer)
         task = self._fit_task if task_at is None else task_at(trainer.current_epoch)
-        if self._in_task and task == self.task and not (batch_comes and self.task_ended):
-            return
+        if not self._in_task or task != self.task or (batch_comes and self.task_ended):
+            self._begin(trainer, task, task_at is not None)
+        if batch_comes and self._shapes is None:  # a head may grow at the epoch's start
+            self._shapes = shapes_of(trainer.lightning_module)
+
+    def _begin(self, trainer: Trainer, task: int, scheduled: bool) -> None:
         self._check_batches(trainer, task)
-        if task == 0 and task_at is not None and not self._in_task and self._other_module:
+        if task == 0 and scheduled and not self._in_task and self._other_module:
             self._begin_run()
         elif self._in_task and not self.task_ended:
             self._say_left(trainer)
         elif not self._in_task and not self.task_ended:  # what was interrupted starts anew
-            self.visits = self.visits[:-1]
+            self.visits, self._shapes = self.visits[:-1], self.earlier_shapes
         self.visits = [*self.visits, task]
+        self.earlier_shapes, self._shapes = self._shapes, None
         self._in_task = True
         self.entry += 1
         self.task_ended, self.step_in_task, self._batches = False, 0, 0
         self.has_learned, self._has_gradients = False, False
         self._loss_scale = loss_scale(trainer)
         if self.visit == 0:
-            self._earlier_steps = 0
+            self._earlier_steps, self.earlier_shapes = 0, None
         self._first_step = trainer.global_step
         self._task_batches = self.schedule.batches_left(trainer)
         self.task_steps = self.schedule.steps_left(trainer)
@@ -304,7 +364,8 @@ class TaskClock:
         behind = _position(state_dict) < self.position
         if self._fit == "expected" and self.resumed and behind:
             return
-        state_dict = state_dict | {"visits": _visits(state_dict)}
+        unknown = {"earlier_shapes": None, "shapes": None, "marks": {}}  # to older checkpoints
+        state_dict = unknown | state_dict | {"visits": _visits(state_dict)}
         for name in _STATE:
             setattr(self, name, state_dict[name.lstrip("_")])
         self.has_learned, self._loss_scale = self.step_in_task > 0, None
@@ -323,6 +384,7 @@ class TaskClock:
 
 _STATE = ["visits", "task_ended", "step_in_task", "task_steps"]
 _STATE += ["_earlier_steps", "_first_step", "_batches", "_task_batches"]
+_STATE += ["earlier_shapes", "_shapes", "_marks"]
 _CLOCKS: WeakKeyDictionary[Trainer, TaskClock] = WeakKeyDictionary()
 
 

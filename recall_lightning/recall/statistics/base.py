@@ -46,6 +46,9 @@ class Statistic:
         """
         return {}
 
+    def complete(self, context: TaskContext, batch: Any) -> None:
+        """After a resume, make usable what only a batch of its kind gives its structure."""
+
     def observe_batch(self, context: TaskContext, batch: Any) -> None:
         """See a batch before it is trained."""
 

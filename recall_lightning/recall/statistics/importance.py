@@ -15,6 +15,7 @@ from recall_lightning.recall.context import TaskContext
 from recall_lightning.recall.settings import ImportanceSettings
 from recall_lightning.recall.squared_gradients import SquaredGradients
 from recall_lightning.recall.statistics.base import Statistic
+from recall_lightning.weights.growth import has_grown, padded
 from recall_lightning.weights.naming import find_weights, named_weights
 from recall_lightning.weights.sharding import local, sharded_like, total
 
@@ -152,7 +153,7 @@ class ParameterImportance(Statistic):
             shape = weights[name].shape if name in weights else known.shape
             if known.shape == shape:
                 continue
-            if known.dim() == len(shape) and all(map(int.__le__, known.shape, shape)):
+            if has_grown(known.shape, shape):
                 self.by_name[name] = padded(known, shape)
             else:
                 changed.append(name)
@@ -162,17 +163,6 @@ class ParameterImportance(Statistic):
                 f"the shape of {', '.join(changed[:3])} has changed: its importance to earlier "
                 "tasks is dropped"
             )
-
-
-def padded(known: Tensor, shape: Sequence[int]) -> Tensor:
-    """Return a tensor of a larger shape, zero behind what is known.
-
-    >>> padded(torch.ones(1, 2), (2, 3)).tolist()
-    [[1.0, 1.0, 0.0], [0.0, 0.0, 0.0]]
-    """
-    grown = known.new_zeros(shape)
-    grown[tuple(map(slice, known.shape))] = known
-    return grown
 
 
 def _weights_of_task(context: TaskContext) -> dict[str, Tensor]:

@@ -53,6 +53,11 @@ class NeededStatistics:
         found = [statistic.check_batch(context, batch) for statistic in self.active]
         return {name: reason for reasons in found for name, reason in reasons.items()}
 
+    def complete(self, context: TaskContext, batch: Any) -> None:
+        """Make usable what a batch gives its structure."""
+        for statistic in self.active:
+            statistic.complete(context, batch)
+
     def observe_batch(self, context: TaskContext, batch: Any) -> None:
         """See a batch before it is trained."""
         for statistic in self.active:

@@ -57,6 +57,10 @@ class RecentBatches(Statistic):
         self._kept.clear()
         self._restored = []
 
+    def complete(self, context: TaskContext, batch: Any) -> None:
+        """Rebuild what a checkpoint held."""
+        self._rebuild(batch)
+
     def observe_batch(self, context: TaskContext, batch: Any) -> None:
         """Keep a training batch in place of the oldest."""
         self.keep(batch)
@@ -69,11 +73,14 @@ class RecentBatches(Statistic):
                 "training batches hold other things than tensors, so checkpoints leave the last "
                 f"{self.number} of them out: a run that resumes measures on those it trains itself"
             )
+        self._rebuild(batch)
+        if self._kept.maxlen:
+            self._kept.append(detached(batch))  # a training_step may change its batch
+
+    def _rebuild(self, batch: Any) -> None:
         if self._restored and None not in self._restored:
             self._kept.extend(rebuild(batch, tensors or []) for tensors in self._restored)
         self._restored = []
-        if self._kept.maxlen:
-            self._kept.append(detached(batch))  # a training_step may change its batch
 
     def resume(self, context: TaskContext) -> None:
         """After a resume, move what the checkpoint held to the module's device."""

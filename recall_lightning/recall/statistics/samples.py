@@ -102,14 +102,18 @@ class TypicalSamples(Statistic):
         self._measure(context, [few], context.structure.blocks)
         return {}
 
-    def observe_batch(self, context: TaskContext, batch: Any) -> None:
-        """Take a training batch's samples as candidates, while typical samples are lacking."""
-        if not context.snapshots:
-            return
+    def complete(self, context: TaskContext, batch: Any) -> None:
+        """Rebuild the typical samples that a checkpoint held."""
         if self._restored and None not in self._restored:
             tensors = move_data_to_device(self._restored, context.pl_module.device)
             self._typical = [rebuild(batch, parts) for parts in tensors]
         self._restored = []
+
+    def observe_batch(self, context: TaskContext, batch: Any) -> None:
+        """Take a training batch's samples as candidates, while typical samples are lacking."""
+        if not context.snapshots:
+            return
+        self.complete(context, batch)
         if not self.has_typical_samples:
             self._candidates.append(detached(batch))  # a training_step may change its batch
             enough = self.candidate_count >= self.settings.pool

@@ -13,7 +13,7 @@ from tests.callbacks.test_task_aware import Diary
 from tests.support.training import Plain, loader, quiet_trainer, task_data
 
 KEYS = {"task", "task_ended", "step_in_task", "task_steps", "earlier_steps", "first_step"}
-KEYS |= {"batches", "task_batches", "visits", "started"}
+KEYS |= {"batches", "task_batches", "visits", "started", "shapes", "earlier_shapes", "marks"}
 
 
 class Other(Diary):

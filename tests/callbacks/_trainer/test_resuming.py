@@ -32,7 +32,7 @@ def recall(**kwargs):
 @pytest.mark.parametrize(
     "trainer",
     [
-        {},
+        {"logger": True},
         {"val_check_interval": 0.5},
         {"check_val_every_n_epoch": 2},
         {"accumulate_grad_batches": 4},
@@ -117,12 +117,6 @@ def test_gradients_accumulated_by_a_module_that_steps_at_will_come_back(tmp_path
 
     whole = fit(*savers(tmp_path, ["epoch"]))
     assert differences(whole, fit(checkpoint=min(tmp_path.glob("*.ckpt")))) == []
-
-
-@pytest.mark.parametrize("limit", [{}, {"max_steps": 7, "accumulate_grad_batches": 3}], ids=str)
-def test_lightnings_sanity_check_takes_nothing_from_a_resume(limit, tmp_path):
-    limit = {"num_sanity_val_steps": 2} | limit
-    assert resumed_from_each(tmp_path, recall(), EVERYWHERE, stream, **limit) == {}
 
 
 def test_a_run_without_anything_left_to_train_shows_its_matrix(tmp_path, capsys):
