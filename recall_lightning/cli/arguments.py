@@ -4,6 +4,8 @@ import sys
 from argparse import ArgumentParser
 from typing import Any, NoReturn
 
+from recall_lightning.cli.complaints import sentence
+
 
 class RaisingParser(ArgumentParser):
     """A parser that raises a ValueError instead of printing its usage, and knows whole names only.
@@ -24,9 +26,10 @@ class RaisingParser(ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise the message as a ValueError."""
-        if self._hint and message.startswith("unrecognized"):
-            message += f" ({self._hint})"
-        raise ValueError(message)
+        said = sentence(message, self._option_string_actions)
+        if self._hint and message.startswith("unrecognized") and said == message:
+            said += f" ({self._hint})"
+        raise ValueError(said)
 
 
 def refuse(program: str, error: object) -> NoReturn:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import yaml
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import (
     ArgsType,
@@ -21,6 +22,7 @@ import recall_lightning.models  # noqa: F401  # lets recipes name the modules wi
 from recall_lightning.callbacks._trainer.loggers import run_folder
 from recall_lightning.callbacks.forgetting import ForgettingMonitor
 from recall_lightning.cli.arguments import refuse
+from recall_lightning.cli.parser import PlainParser
 from recall_lightning.data import TaskStream
 from recall_lightning.methods.method import Method
 from recall_lightning.methods.table import METHODS
@@ -33,6 +35,11 @@ _EPILOG = (
     "checkpoint of a language model becomes a folder of Hugging Face by: recall-lightning export "
     "CKPT --out FOLDER"
 )
+_TITLES = {
+    method.name: f"--{method.name}.*: {method.summary}"
+    + (" (needs old data)" if method.needs_old_data else "")
+    for method in METHODS.values()
+}
 _METHOD_HELP = "How to train; each method has arguments of its own, --METHOD.*. " + ". ".join(
     f"{method.name}: {method.summary}{' (needs old data)' if method.needs_old_data else ''}"
     for method in METHODS.values()
@@ -69,10 +76,13 @@ class RecallCLI(LightningCLI):
         return {name: of_lightning[name] for name in ("fit", "validate")}
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
-        """Build a parser whose errors are not below a hundred lines of usage."""
-        parser = super().init_parser(**kwargs)
-        parser.print_usage = _print_nothing  # type: ignore[method-assign]
-        return parser
+        """Build a parser whose errors and help are of a few lines."""
+        self.parser_class = PlainParser
+        parser: Any = super().init_parser(**kwargs)
+        if not isinstance(parser, PlainParser):  # of a Lightning that cannot be told its class
+            parser.__class__ = PlainParser
+        parser.titles = _TITLES
+        return parser  # type: ignore[no-any-return]
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the method, every method's arguments, the monitor's, and hidden ones of old."""
@@ -153,11 +163,10 @@ class RecallCLI(LightningCLI):
         method.give_old_data(self.datamodule, built)
         _follow_stream(config, self.datamodule)
         own = [built] if isinstance(built, Callback) else []
-        return super()._instantiate_trainer(config, [*own, *callbacks])
-
-
-def _print_nothing(file: Any = None) -> None:
-    pass
+        try:
+            return super()._instantiate_trainer(config, [*own, *callbacks])
+        except (ValueError, TypeError) as error:  # what Lightning says of an argument's value
+            raise MisconfigurationException(f"trainer: {error}") from error
 
 
 def add_method_arguments(
@@ -239,6 +248,7 @@ def main(args: Sequence[str] | None = None) -> None:
     defaults = {"default_config_files": defaults_beside(given)}
     kind = _for_one(given[0]) if given[:1] and given[0] in RecallCLI.subcommands() else RecallCLI
     try:
+        check_recipes(given)
         kind(
             args=None if args is None else given,
             save_config_callback=SaveRunConfig,
@@ -274,12 +284,41 @@ def _misconfiguration(error: BaseException | None) -> BaseException | None:
 
 def defaults_beside(args: Sequence[str]) -> list[str]:
     """Return the ``defaults.yaml`` of each recipe's folder."""
-    found: list[str] = []
+    beside = [recipe.parent / "defaults.yaml" for recipe in _recipes(args)]
+    return list(dict.fromkeys(str(file) for file in beside if file.is_file()))
+
+
+def check_recipes(args: Sequence[str]) -> None:
+    """Check that the recipes on a command line, and the defaults beside them, are readable YAML.
+
+    Raises:
+        MisconfigurationException: One sentence with the file and the line; a file that is not there
+            is left to whoever opens it.
+    """
+    for file in [*map(Path, defaults_beside(args)), *_recipes(args)]:
+        if not file.is_file():
+            continue
+        try:
+            content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        except yaml.MarkedYAMLError as error:
+            mark = error.problem_mark
+            where = f", line {mark.line + 1}" if mark is not None else ""
+            raise MisconfigurationException(
+                f"{file}{where} is no YAML: {error.problem or error.context}"
+            ) from error
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise MisconfigurationException(f"{file} cannot be read as YAML: {error}") from error
+        if not isinstance(content, dict | type(None)):
+            raise MisconfigurationException(
+                f"{file} holds no settings: write them as 'name: value', such as 'data: …'"
+            )
+
+
+def _recipes(args: Sequence[str]) -> list[Path]:
+    found = []
     for option, value in zip(args, [*args[1:], ""], strict=False):
         if option.startswith(("--config=", "-c=")):
             option, value = option.split("=", 1)
         if option in ("-c", "--config"):
-            defaults = Path(value).parent / "defaults.yaml"
-            if defaults.is_file() and str(defaults) not in found:
-                found.append(str(defaults))
+            found.append(Path(value))
     return found

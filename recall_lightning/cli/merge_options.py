@@ -12,6 +12,7 @@ from typing import Any
 import docstring_parser
 
 from recall_lightning import merging
+from recall_lightning.cli.plain_text import plain
 
 
 @dataclass(frozen=True)
@@ -95,4 +96,4 @@ def _text(function: ast.FunctionDef, argument: str) -> str:
     """Return what a function's docstring says of an argument."""
     parameters = docstring_parser.parse(ast.get_docstring(function) or "").params
     text = next(each.description for each in parameters if each.arg_name == argument) or ""
-    return " ".join(text.replace("``", "").split())
+    return " ".join(plain(text).split())

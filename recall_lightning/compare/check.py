@@ -9,7 +9,7 @@ from typing import Any
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from recall_lightning.cli.fit import build_method
+from recall_lightning.cli.fit import build_method, check_recipes
 from recall_lightning.compare.plan import PlannedRun
 from recall_lightning.compare.worker import MeasuredCLI, parser_settings
 from recall_lightning.methods.table import METHODS
@@ -48,6 +48,7 @@ def check_commands(runs: Sequence[PlannedRun]) -> None:
             with redirect_stderr(complaints), warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of jsonargparse, about itself
                 if cli is None:
+                    check_recipes(arguments)
                     cli = _ParsedCLI(
                         args=arguments,
                         seed_everything_default=0,
@@ -56,7 +57,7 @@ def check_commands(runs: Sequence[PlannedRun]) -> None:
                 config = cli.in_new_form(cli.parser.parse_args(arguments)).fit
                 build_method(METHODS[config.method], config.get(config.method))
         except SystemExit as error:
-            reason = complaints.getvalue().rpartition("error: ")[2]
+            reason = complaints.getvalue().rpartition("error: ")[2].partition("\n")[0]
             raise ValueError(f"{run.setting.label}: {reason}") from error
         except (MisconfigurationException, ValueError, TypeError) as error:
             raise ValueError(f"{run.setting.label}: {error}") from error

@@ -20,8 +20,10 @@ _OURS = __name__.partition(".")[0]
 _ROOT = Path(__file__).parents[1]
 
 # What scores may depend on; a package that a recipe names itself is added.
-_PACKAGES = ("torch", "lightning", "transformers", "tokenizers", "torchmetrics", "peft")
-_PACKAGES += ("datasets", "numpy", "scikit-learn", "safetensors")
+_PACKAGES = (
+    *("torch", "lightning", "transformers", "tokenizers", "torchmetrics", "peft"),
+    *("datasets", "numpy", "scikit-learn", "safetensors"),
+)
 
 # A value under such a key is no input: a run writes there, or it is a name of something else.
 _NO_INPUTS = {"name", "names", "task_names", "pattern", "cache", "cache_dir", "folder", "dirpath"}

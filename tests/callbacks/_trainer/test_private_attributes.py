@@ -2,12 +2,15 @@
 
 import argparse
 import ast
+import inspect
 import os
 from collections import defaultdict, namedtuple
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
+import jsonargparse
 import pytest
 import torch
 import torchmetrics
@@ -20,6 +23,7 @@ import recall_lightning
 
 PACKAGE = Path(recall_lightning.__file__).parent
 RESUMING = "callbacks/_trainer/resuming.py"
+PARSER = "cli/parser.py"
 METRICS = ("callbacks/_trainer/metrics_apart.py", "callbacks/_trainer/carried_metrics.py")
 
 
@@ -39,6 +43,12 @@ class Private:
 
 def of(owner, get, name, *files):
     return Private(name, owner, lambda: hasattr(get(), name), files)
+
+
+def class_help():
+    """jsonargparse makes the parser whose help ``--x.help`` prints, and marks it."""
+    source = inspect.getsource(jsonargparse._actions._ActionHelpClassPath.print_help)
+    return SimpleNamespace(_inner_parser=True) if "subparser._inner_parser = True" in source else 0
 
 
 def fused_adam():
@@ -90,7 +100,13 @@ USED = [
     of("torchmetrics.Metric", torchmetrics.MeanMetric, "_reductions", METRICS[0]),
     of("Trainer", trainer, "_results", METRICS[0], "callbacks/_trainer/monitored_metric.py"),
     of("a named tuple", lambda: namedtuple("Pair", "a b"), "_fields", "measuring/batches.py"),
-    of("ArgumentParser", argparse.ArgumentParser, "_actions", "cli/merge.py"),
+    of("ArgumentParser", argparse.ArgumentParser, "_actions", "cli/merge.py", PARSER),
+    of("ArgumentParser", argparse.ArgumentParser, "_action_groups", PARSER),
+    of("a group of arguments", lambda: argparse.ArgumentParser()._action_groups[0],
+       "_group_actions", PARSER),
+    of("ArgumentParser", argparse.ArgumentParser, "_option_string_actions", "cli/arguments.py"),
+    of("argparse", lambda: argparse, "_HelpAction", PARSER),
+    of("jsonargparse's parser of a class's help", class_help, "_inner_parser", PARSER),
     of("os", lambda: os, "_exit", "compare/worker.py"),
 ]  # fmt: skip
 
