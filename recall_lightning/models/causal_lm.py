@@ -274,7 +274,7 @@ class CausalLMModule(LightningModule):
         return next((getattr(self.model, n) for n in names if hasattr(self.model, n)), 0.0)
 
     def on_after_backward(self) -> None:
-        """Make a step's gradients those of the mean over its tokens."""
+        """Make a step's gradients those of the mean over its tokens; to be called by overrides."""
         self._step_mean.correct_gradients(self)
 
     def validation_step(
