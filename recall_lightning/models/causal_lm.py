@@ -113,6 +113,8 @@ class CausalLMModule(LightningModule):
             not fit, a base in 4 bits has none, or the tokenizer has more tokens than the model.
     """
 
+    proves_packing = True  # before it trains on packed examples
+
     def __init__(
         self,
         model: str | dict[str, Any],
