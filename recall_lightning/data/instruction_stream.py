@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from recall_lightning.data.instructions import cache
@@ -185,6 +185,17 @@ class InstructionStream(TaskStream):
     @property
     def _scored(self) -> list[InstructionTask]:
         return [*self.tasks, *([self.general] if self.general is not None else [])]
+
+    def setup(self, stage: str) -> None:
+        """Say so where nobody proves that packed examples do not see each other."""
+        super().setup(stage)
+        module = None if self.trainer is None else self.trainer.lightning_module
+        if self.pack and stage == "fit" and not getattr(module, "proves_packing", module is None):
+            rank_zero_warn(
+                f"pack=True: {type(module).__name__} has to hand position_ids to a model that "
+                "keeps examples apart by them. CausalLMModule proves that; here nobody does: see "
+                "recall_lightning.models.packing.packing_fault"
+            )
 
     def train_dataset(self, task: int) -> Dataset[Any]:
         """Tokenised prompts with answers, or groups of them where they are packed."""

@@ -115,6 +115,8 @@ class CausalLMModule(LightningModule):
             not fit, a base in 4 bits has none, or the tokenizer has more tokens than the model.
     """
 
+    proves_packing = True  # before it trains on packed examples
+
     def __init__(
         self,
         model: str | dict[str, Any],
@@ -276,7 +278,7 @@ class CausalLMModule(LightningModule):
         return next((getattr(self.model, n) for n in names if hasattr(self.model, n)), 0.0)
 
     def on_after_backward(self) -> None:
-        """Make a step's gradients those of the mean over its tokens."""
+        """Make a step's gradients those of the mean over its tokens; to be called by overrides."""
         self._step_mean.correct_gradients(self)
 
     def validation_step(

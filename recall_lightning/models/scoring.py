@@ -47,7 +47,7 @@ def chosen(
     normalise: Normalisation,
     head: nn.Module | None = None,
 ) -> Tensor:
-    """Return which answer a model finds most likely, one a question.
+    """Return which answer a model finds most likely, one a question, its end of sequence included.
 
     Of equally likely answers it is the first, as in lm-evaluation-harness. An answer may be
     impossible (-inf); where the likelihood of one is no number, none is chosen.

@@ -181,6 +181,15 @@ def test_packed_training_is_refused_elsewhere_and_what_to_do_is_said(folder, kin
     assert fit(folder, kind, pack=False) > 0
 
 
+def test_a_module_that_proves_nothing_is_told_so(folder):
+    class Own(CausalLMModule):
+        proves_packing = False
+
+    model("llama").save_pretrained(folder / "llama")
+    with pytest.warns(UserWarning, match="pack=True: Own has to hand position_ids to a model"):
+        fit(folder, "llama", module=Own(str(folder / "llama")))
+
+
 def test_packed_batches_of_any_loader_are_tried_before_the_first_step(folder):
     model("bloom").save_pretrained(folder / "bloom")
     module = CausalLMModule(str(folder / "bloom"))

@@ -1,9 +1,10 @@
 """Logits of predicted tokens alone are those of all tokens, at a fraction of their memory."""
 
+from itertools import accumulate
+
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.profiler import ProfilerActivity, profile
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from recall_lightning.models import CausalLMModule
@@ -26,16 +27,13 @@ KINDS = {
 }
 
 
-class LargestTensor(TorchDispatchMode):
-    """Keeps the bytes of the largest tensor that any operation makes."""
-
-    bytes = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        made = function(*args, **(kwargs or {}))
-        sizes = [t.numel() * t.element_size() for t in tree_leaves(made) if torch.is_tensor(t)]
-        self.bytes = max([self.bytes, *sizes])
-        return made
+def peak(function, *arguments):
+    """Return the most bytes that were held at once beyond those before, on the CPU."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        function(*arguments)
+    events = profiled.profiler.kineto_results.events()
+    changes = [event.nbytes() for event in events if event.name() == "[memory]"]
+    return max(accumulate(changes), default=0)
 
 
 def batch(rows=3, length=12, vocabulary=48):
@@ -143,11 +141,19 @@ def test_nats_are_those_of_all_logits_at_once_and_so_are_gradients(monkeypatch):
         assert torch.equal(one, other)
 
 
-VOCABULARY, ROWS, LENGTH, ANSWER = 4096, 32, 64, 4
+ROWS, ANSWER = 32, 4  # 8 questions of four choices
+VOCABULARY = 152064  # of Qwen2
 
 
-def questions():
-    ids = torch.zeros(ROWS, LENGTH, dtype=torch.long)
+def narrow(vocabulary=VOCABULARY, dtype="bfloat16"):
+    torch.manual_seed(0)
+    fields = MLP | {"vocab_size": vocabulary, "hidden_size": 8, "intermediate_size": 8}
+    module = CausalLMModule({"model_type": "llama", **fields, "num_attention_heads": 1})
+    return module.to(getattr(torch, dtype)).eval()
+
+
+def questions(length):
+    ids = torch.zeros(ROWS, length, dtype=torch.long)
     labels = torch.full_like(ids, -100)
     labels[:, -ANSWER:] = 5
     choices = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
@@ -155,38 +161,51 @@ def questions():
     return {"choices": choices, "counts": counts, "bytes": sizes}
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_choices_take_the_memory_of_their_answers_logits(dtype):
-    net = model("llama", vocab_size=VOCABULARY).to(dtype)
-    with LargestTensor() as largest:
-        chosen(net, questions(), "tokens", net.lm_head)
-    of_answers = ROWS * ANSWER * VOCABULARY * 4  # once in float32
-    assert largest.bytes <= of_answers < ROWS * LENGTH * VOCABULARY * dtype.itemsize / 4
+LOGITS = ROWS * ANSWER * VOCABULARY * 2  # of all answers, in bfloat16
+IN_FLOAT32 = 2 * 2**26  # what is converted at a time, and its logarithms
 
 
-def test_without_a_head_choices_take_the_memory_of_one_row():
-    net = model("llama", vocab_size=VOCABULARY)
-    with LargestTensor() as largest:
-        chosen(net, questions(), "tokens")
-    assert largest.bytes <= max(ROWS * ANSWER, LENGTH) * VOCABULARY * 4
+@pytest.mark.parametrize("length", [8, 32])
+def test_choices_take_the_memory_of_their_answers_logits_whatever_the_prompts_length(length):
+    module = narrow()
+    asked = questions(length)
+    chosen(module, asked, "tokens", module._head)  # which tries the head on one row
+    most = peak(chosen, module, asked, "tokens", module._head)
+    assert LOGITS < most < LOGITS + IN_FLOAT32 + 2**24
+    if length == 32:
+        assert most < ROWS * length * VOCABULARY * 2 * 0.6  # of all tokens, in bfloat16 alone
 
 
-def module_batch():
-    asked = questions()
-    return {**asked["choices"]}
+def test_without_a_head_choices_take_the_memory_of_one_row_more():
+    module, asked = narrow(), questions(32)
+    most = peak(chosen, module, asked, "tokens")
+    assert most < 2 * LOGITS + IN_FLOAT32 + 2 * 32 * VOCABULARY * 2 + 2**24
 
 
-def test_validation_holds_no_logits_of_what_is_not_predicted(tmp_path):
-    module = CausalLMModule({"model_type": "llama", **KINDS["llama"], "vocab_size": VOCABULARY})
-    module.eval().val_metrics.update_and_log = lambda *_: None
-    with LargestTensor() as largest, torch.no_grad():
-        module.validation_step(module_batch(), 0)
-    assert largest.bytes <= max(ROWS * ANSWER, LENGTH) * VOCABULARY * 4
+def test_validation_takes_the_memory_of_predicted_tokens_logits():
+    module = narrow()
+    module.val_metrics.update_and_log = lambda *_: None
+    rows = questions(32)["choices"]
+    with torch.no_grad():
+        module.validation_step(rows, 0)
+        assert peak(module.validation_step, rows, 0) < LOGITS + IN_FLOAT32 + 2**24
 
 
-def test_training_holds_logits_of_all_tokens_in_the_models_own_dtype_alone():
-    module = CausalLMModule({"model_type": "llama", **KINDS["llama"], "vocab_size": VOCABULARY})
-    module.bfloat16()
-    with LargestTensor() as largest:
-        module.training_step(module_batch(), 0).backward()
-    assert largest.bytes <= ROWS * LENGTH * VOCABULARY * torch.bfloat16.itemsize
+def test_training_holds_logits_of_all_tokens_and_their_gradient_in_the_models_own_dtype():
+    length, vocabulary = 128, 4096
+    module, rows = narrow(vocabulary), questions(length)["choices"]
+    everything = ROWS * length * vocabulary * 2
+    answers = ROWS * ANSWER * vocabulary * (2 + 4 + 4 + 4)
+
+    def step():
+        module.training_step(rows, 0).backward()
+
+    step()  # which leaves gradients
+    others = 2**22  # of a narrow model's layers
+    assert peak(step) < 2 * everything + answers + others
+    module.zero_grad()
+
+    def of_transformers():
+        module(**rows).loss.backward()
+
+    assert peak(of_transformers) > 4 * everything

@@ -91,7 +91,12 @@ def chinese(score, **kwargs):
 @pytest.mark.parametrize(
     ("template", "said"),
     [
-        (chinese("bleu"), "task 'one': score='bleu' counts words, its tokenizer '13a'.*language"),
+        (
+            chinese("bleu"),
+            "task 'one': score='bleu' counts words, and its tokenizer '13a'.*language",
+        ),
+        (Template("{q}", "ฉันชอบกิน", score="bleu", language="zh"), "its tokenizer 'zh'"),
+        (Template("{q}", "りんごがすき", score="bleu", language="zh"), "its tokenizer 'zh'"),
         (chinese("bleu", language="fr"), "its tokenizer '13a'"),
         (chinese("bleu", bleu_tokenizer="intl"), "its tokenizer 'intl'"),
         (chinese("f1"), "task 'one': score='f1' counts words.*use score: exact_match"),

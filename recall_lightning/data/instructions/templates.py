@@ -88,6 +88,16 @@ class Template:
                 "score='accuracy' is of choices, and there are none: use 'exact_match', "
                 "'squad_exact_match', 'f1' or 'bleu'"
             )
+        if self.choices is not None and not self.generate and self.score != "accuracy":
+            raise ValueError(
+                f"score={self.score!r} is of written answers, and here one is chosen: leave score "
+                "out, or set generate: true"
+            )
+        for name in ("language", "bleu_tokenizer"):
+            if getattr(self, name) is not None and self.score != "bleu":
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r} is for BLEU, and score is {self.score!r}"
+                )
         for pattern in self._formats():
             try:
                 list(Formatter().parse(pattern))

@@ -7,12 +7,17 @@ from collections.abc import Iterable
 
 from recall_lightning.data.instructions.templates import Template
 
-_WITHOUT_SPACES = re.compile(
-    "[\u0e00-\u0eff\u0f00-\u0fff\u1000-\u109f\u1780-\u17ff"  # Thai, Lao, Tibetan, Burmese, Khmer
-    "\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
+_HAN = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+_KANA = "\u3040-\u30ff\u31f0-\u31ff"
+_OTHERS = (
+    "\u0e00-\u0eff\u0f00-\u0fff\u1000-\u109f\u1780-\u17ff"  # Thai, Lao, Tibetan, Burmese, Khmer
 )
+_NOT_PARTED = {  # of scripts without spaces, those in which a tokenizer finds no words
+    "zh": _KANA + _OTHERS,
+    "ja-mecab": _OTHERS,
+    **dict.fromkeys(["13a", "intl", "none", "ko-mecab"], _HAN + _KANA + _OTHERS),
+}
 _TOKENIZERS = {"zh": "zh", "ja": "ja-mecab", "ko": "ko-mecab"}  # as sacreBLEU has them
-_MARKS_WORDS = {"13a", "intl", "none"}  # these part words where there are spaces or punctuation
 
 
 def bleu_tokenizer(template: Template) -> str:
@@ -65,19 +70,18 @@ def check_words(template: Template, references: Iterable[str]) -> None:
     """
     if template.score not in ("f1", "bleu"):
         return
+    name = bleu_tokenizer(template) if template.score == "bleu" else "none"
     text = "".join(references)
     letters = sum(letter.isalpha() for letter in text)
-    if 2 * len(_WITHOUT_SPACES.findall(text)) <= letters or not letters:
+    lost = len(re.findall(f"[{_NOT_PARTED[name]}]", text)) if name in _NOT_PARTED else 0
+    if 2 * lost <= letters or not letters:
         return
     if template.score == "f1":
         raise ValueError(
             "score='f1' counts words, and the answers are in a script without spaces between them: "
             "use score: exact_match, or bleu with its language"
         )
-    name = bleu_tokenizer(template)
-    if name in _MARKS_WORDS:
-        raise ValueError(
-            f"score='bleu' counts words, its tokenizer {name!r} finds them by spaces, and the "
-            "answers are in a script without: set language: zh, ja or ko, or bleu_tokenizer: char "
-            "or flores200"
-        )
+    raise ValueError(
+        f"score='bleu' counts words, and its tokenizer {name!r} finds none in the script of the "
+        "answers: set language: zh, ja or ko, or bleu_tokenizer: char or flores200"
+    )

@@ -57,6 +57,9 @@ def test_a_row_that_does_not_fit_says_why(name, change, said):
         ({"choices": ["a", "b"]}, "need the column of the right one"),
         ({"answer": "{a}"}, "score='accuracy' is of choices"),
         ({"answer": "{a", "score": "bleu"}, "is no format"),
+        ({"answer": "{a}", "score": "f1", "language": "zh"}, "language='zh' is for BLEU"),
+        ({"answer": "{a}", "score": "f1", "bleu_tokenizer": "zh"}, "score is 'f1'"),
+        ({"choices": "c", "label": "l", "score": "f1"}, "score='f1' is of written answers"),
     ],
 )
 def test_templates_that_make_no_sense_are_refused(arguments, said):
