@@ -1,5 +1,6 @@
 """Tokenizers of each kind that is in use, made here from a few sentences."""
 
+import json
 from functools import cache
 
 from tokenizers import (
@@ -75,14 +76,24 @@ def _unigram():
 
 
 def _llama_bpe():
-    made = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
-    made.normalizer = normalizers.Sequence(
+    trained = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
+    trained.normalizer = normalizers.Sequence(
         [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
     )
-    trainer = trainers.BpeTrainer(
-        vocab_size=500, special_tokens=[*SPECIAL, *(f"<0x{n:02X}>" for n in range(256))]
+    trained.train_from_iterator(CORPUS, trainers.BpeTrainer(vocab_size=250, special_tokens=SPECIAL))
+    state = json.loads(trained.to_str())
+    vocabulary = state["model"]["vocab"]
+    for byte in range(256):  # for whatever letter is in no other token
+        vocabulary[f"<0x{byte:02X}>"] = len(vocabulary)
+    made = Tokenizer.from_str(json.dumps(state))
+    made.decoder = decoders.Sequence(
+        [
+            decoders.Replace("▁", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
     )
-    made.train_from_iterator(CORPUS, trainer)
     made.post_processor = processors.TemplateProcessing(
         single="<s> $A", special_tokens=[("<s>", 1)]
     )

@@ -140,7 +140,7 @@ def _filled(part: str | _Field | _Section, row: Mapping[str, Any]) -> str:
     if isinstance(value, bytes):
         value = text
     try:
-        converted = _FORMATTER.convert_field(value, part.conversion)  # type: ignore[arg-type]
+        converted = _FORMATTER.convert_field(value, part.conversion)
         return _FORMATTER.format_field(converted, fill(part.spec, row))
     except (ValueError, TypeError) as error:
         raise RowError(
