@@ -148,12 +148,20 @@ class Encoder:
             if not first:
                 raise RowError("the tokenizer makes no token of its prompt alone")
         not_learned = tuple((end, start) for (_, end), (start, _) in pairwise(learned))
-        begun = tokens.start_of(learned[-1][0])
-        lead = "" if begun is None else written.text[begun : written.answers[-1].start]
+        lead = self._lead(tokens, written, learned[-1][0])
         numbers = tokens.numbers[: learned[-1][1]]
         if not written.closed:
             numbers = [*numbers, self.tokenizer.eos_token_id]
         return Encoded(tuple(numbers), learned[0][0], 0, not_learned, lead)
+
+    def _lead(self, tokens: Tokens, written: Written, first: int) -> str:
+        """What a model writes before the last answer, which begins with that token, as it reads."""
+        start = written.answers[-1].start
+        reached = tokens.before(start)
+        whole = tokens.numbers[first:reached]
+        text = self.tokenizer.decode(whole, skip_special_tokens=True) if whole else ""
+        begun = tokens.start_of(reached)
+        return text if begun is None else text + written.text[begun:start]
 
     def _shared(self, wholes: Sequence[Encoded]) -> int:
         """Return how many tokens all begin with, before any of their answers."""
