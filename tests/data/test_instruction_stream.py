@@ -285,7 +285,7 @@ def test_conversations_are_learned_turn_by_turn_and_asked_for_their_last_answer(
     assert data.tokenizer.decode(asked.prompt).endswith("two?</s><|assistant|>")
     assert asked.references == ("2",)
     again = stream(folder, "talks.jsonl", "messages", chat=True, cache=str(folder / "cache"))
-    assert list(again.train_dataset(0)) == list(data.train_dataset(0))
+    assert torch.equal(batches(again)[0]["labels"], batch["labels"])
     packed = stream(folder, "talks.jsonl", "messages", chat=True, pack=True)
     (packed,) = batches(packed)
     assert torch.equal(packed["labels"], batch["labels"])
