@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from recall_lightning.data.instructions import cache
@@ -22,11 +22,14 @@ from recall_lightning.data.instructions.collating import (
     collate_packed,
     collate_questions,
 )
+from recall_lightning.data.instructions.conversations import Conversation
 from recall_lightning.data.instructions.encoding import Encoded, Encoder, packed
-from recall_lightning.data.instructions.templates import Example, Template, template_of
+from recall_lightning.data.instructions.examples import Example
+from recall_lightning.data.instructions.templates import Template, template_of
 from recall_lightning.data.instructions.words import bleu_tokenizer, check_words
 from recall_lightning.data.row_errors import BadRows, RowError, RowFaults
-from recall_lightning.data.rows import is_file, read_rows, unit_of
+from recall_lightning.data.row_files.opening import ending_of
+from recall_lightning.data.rows import has_header, is_file, read_rows, unit_of
 from recall_lightning.data.stream import TaskStream
 from recall_lightning.data.tokenizers import load_tokenizer
 
@@ -40,9 +43,11 @@ class InstructionTask:
 
     Args:
         name: The task's name.
-        template: Name of one that ships, or one of your own.
-        train: Training rows: a file (.jsonl, .json with an object a line, .csv, .tsv, .parquet), or
-            a split's name.
+        template: Name of one that ships (``"sst2"``, ``"squad_v2"``, ``"iwslt2017_en_fr"``,
+            ``"race"``, ``"medmcqa"``; ``"alpaca"``, and ``"messages"`` or ``"sharegpt"`` for
+            conversations), or one of your own.
+        train: Training rows: a file (.jsonl, .ndjson, .json, .csv, .tsv, .parquet, text compressed
+            or not: .gz, .bz2, .xz, .zst), or a split's name.
         validation: The same for held-out rows.
         data: Hub id or folder of the data set whose splits these are.
         config: The data set's configuration.
@@ -51,10 +56,12 @@ class InstructionTask:
         data_dir: A folder of the data set to look for files in.
         train_limit: Take only that many training rows, from the front.
         val_limit: The same for held-out rows.
+        encoding: What files of text are written in, by default UTF-8.
+        delimiter: What stands between their cells, by default a comma in .csv and a tab in .tsv.
     """
 
     name: str
-    template: str | Template
+    template: str | Template | Conversation
     train: str = "train"
     validation: str = "validation"
     data: str | None = None
@@ -63,13 +70,21 @@ class InstructionTask:
     data_dir: str | None = None
     train_limit: int | None = None
     val_limit: int | None = None
+    encoding: str | None = None
+    delimiter: str | None = None
 
 
 @dataclass
 class _Faults(RowFaults):
-    """What was wrong with rows, and what was cut."""
+    """What was wrong with rows, and what was cut.
+
+    Attributes:
+        shortened: How many prompts lost their beginning.
+        unseen: Optional columns that no row has had so far.
+    """
 
     shortened: int = 0
+    unseen: list[str] = field(default_factory=list)
 
     @classmethod
     def of(cls, task: InstructionTask, split: str) -> _Faults:
@@ -78,9 +93,14 @@ class _Faults(RowFaults):
     def say(self) -> None:
         super().say()
         if self.shortened:
-            rank_zero_info(
+            rank_zero_warn(
                 f"{self.where}: {self.shortened} of {self.rows} prompts were too long for "
                 "max_length and lost their beginning"
+            )
+        if self.unseen and self.rows:
+            rank_zero_warn(
+                f"{self.where}: no row has {', '.join(map(repr, self.unseen))}, so the template's "
+                "section of it is always left out"
             )
 
 
@@ -92,7 +112,9 @@ class InstructionStream(TaskStream):
     :class:`~recall_lightning.models.CausalLMModule` logs as ``val/score``.
 
     Rows that the template can make nothing of are counted and reported with the number of the first
-    of them. Prompts that are too long lose their beginning, and are counted too.
+    of them. Prompts that are too long for ``max_length`` lose their beginning, in validation what
+    they lose in training, and are counted too; a template whose own text leaves no room is refused.
+    A written answer may go beyond ``max_length``, by up to its template's ``max_new_tokens``.
 
     Args:
         tasks: The tasks, in order.
@@ -166,11 +188,12 @@ class InstructionStream(TaskStream):
         self.streaming = streaming
         self.cache = cache
         self.general = general
-        self.templates = [_template(task) for task in self._scored]
+        self.templates = [_template(task, chat) for task in self._scored]
         self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(tokenizer, trust_remote_code)
         together = collate_packed if pack else collate
         self.collate_fn = partial(together, pad=self.tokenizer.pad_token_id)
         _ = self.total_epochs  # checks names and epochs
+        _ = self.encoder(0)  # checks the chat template
 
     @property
     def task_names(self) -> list[str]:
@@ -224,7 +247,8 @@ class InstructionStream(TaskStream):
     def val_dataloader(self) -> list[Any]:
         """One loader for each task and probe, in order, each collated for its score."""
         loaders = super().val_dataloader()
-        for loader, template in zip(loaders, self.templates, strict=True):
+        for task, (loader, template) in enumerate(zip(loaders, self.templates, strict=True)):
+            encoder = self.encoder(task)
             loader.collate_fn = partial(
                 collate_questions,
                 pad=self.tokenizer.pad_token_id,
@@ -232,6 +256,8 @@ class InstructionStream(TaskStream):
                 no_answer=template.no_answer or "",
                 max_new_tokens=template.max_new_tokens,
                 tokenizer=bleu_tokenizer(template) if template.score == "bleu" else "13a",
+                end_token=encoder.end_token,
+                end_text=encoder.end_text,
             )
         return loaders
 
@@ -252,8 +278,9 @@ class InstructionStream(TaskStream):
         faults = _Faults.of(own, own.train)
         path = None
         if self.cache is not None and is_file(own.train) and Path(own.train).is_file():
+            read = [cache.content_of(own.train), ending_of(own.train), own.encoding, own.delimiter]
             parts = [self.templates[task], self.max_length, self.chat, own.train_limit]
-            key = cache.key_of(self.tokenizer, cache.content_of(own.train), *parts)
+            key = cache.key_of(self.tokenizer, *read, *parts)
             path = Path(self.cache, f"{key}.safetensors")
         if path is not None and path.is_file():
             examples, notes = cache.load(path)
@@ -270,17 +297,16 @@ class InstructionStream(TaskStream):
 
     def _questions(self, task: int, faults: _Faults) -> Iterator[Question]:
         encoder, template = self.encoder(task), self.templates[task]
-        writes = template.generate or template.choices is None
 
         def question(example: Example) -> Question:
             right = encoder.encode(example)
-            if writes:
-                room = min(template.max_new_tokens, self.max_length - 1)
-                prompt = encoder.encode_prompt(example, room)
-                return Question(right, prompt=tuple(prompt), references=example.references)
+            if template.writes:
+                return Question(
+                    right, prompt=right.asked, references=example.references, lead=right.lead
+                )
             return Question(
                 right,
-                tuple(encoder.encode(example, choice) for choice in example.choices),
+                tuple(encoder.encode_choices(example)),
                 example.label,
                 choice_bytes=tuple(len(choice.encode()) for choice in example.choices),
             )
@@ -294,25 +320,51 @@ class InstructionStream(TaskStream):
         self, task: int, split: str, limit: int | None, faults: _Faults, make: Any
     ) -> Iterator[Any]:
         own, template = self._scored[task], self.templates[task]
-        rows = read_rows(split, own.data, own.config, own.revision, own.data_dir, self.streaming)
+        rows = read_rows(
+            split,
+            own.data,
+            own.config,
+            own.revision,
+            own.data_dir,
+            self.streaming,
+            own.encoding,
+            own.delimiter,
+        )
+        faults.unseen = template.optional_columns
+        checked = not has_header(split)
         for number, row in islice(rows, limit):
             faults.rows += 1
             try:
                 if isinstance(row, RowError):
                     raise row
-                if faults.rows == 1:
-                    self._check_columns(task, split, row)
+                unknown = self._unknown_columns(task, row)
+                if unknown and not checked:
+                    raise MisconfigurationException(
+                        f"task {own.name!r}: its template needs {unknown} (where {split} has no "
+                        "header, give it one)"
+                    )
+                checked = True
+                if unknown:
+                    raise RowError(f"the template needs {unknown}")
+                faults.unseen = [column for column in faults.unseen if column not in row]
                 yield make(template.example(row))
             except RowError as error:
                 faults.add(f"{unit_of(split)} {number}", error, self.bad_rows)
+        if faults.shortened:
+            self._check_fits(task)
 
-    def _check_columns(self, task: int, split: str, row: dict[str, Any]) -> None:
+    def _check_fits(self, task: int) -> None:
+        try:
+            self.encoder(task).check_fits(self.templates[task].fixed_prompt)
+        except MisconfigurationException as error:
+            raise MisconfigurationException(f"task {self._scored[task].name!r}: {error}") from None
+
+    def _unknown_columns(self, task: int, row: dict[str, Any]) -> str:
+        """Name the columns that a row lacks, and those that it has; empty if it lacks none."""
         unknown = [name for name in self.templates[task].columns if name not in row]
-        if unknown:
-            raise MisconfigurationException(
-                f"task {self._scored[task].name!r}: its template needs the column "
-                f"{', '.join(map(repr, unknown))}, and {split} has {', '.join(map(repr, row))}"
-            )
+        if not unknown:
+            return ""
+        return f"the column {', '.join(map(repr, unknown))}, and it has {', '.join(map(repr, row))}"
 
     def _not_empty(self, found: list[Any], faults: _Faults) -> list[Any]:
         if found:
@@ -355,11 +407,16 @@ class _Streamed(IterableDataset[Encoded]):
         faults.say()
 
 
-def _template(task: InstructionTask) -> Template:
+def _template(task: InstructionTask, chat: bool) -> Template | Conversation:
     try:
         template = template_of(task.template)
         if template.score == "bleu":
             bleu_tokenizer(template)
-        return template
     except ValueError as error:
         raise MisconfigurationException(f"task {task.name!r}: {error}") from error
+    if not chat and (isinstance(template, Conversation) or template.system):
+        raise MisconfigurationException(
+            f"task {task.name!r}: conversations and system prompts are written by the tokenizer's "
+            "chat template: set chat=True"
+        )
+    return template

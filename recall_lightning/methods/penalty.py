@@ -106,11 +106,11 @@ class QuadraticPenalty(ProtectingCallback):
     def _tell_unprotected(self, weights: Mapping[str, Tensor]) -> None:
         """Say once which weights have no anchor."""
         assert self.anchor is not None
-        late = [n for n, w in weights.items() if n not in self.anchor and n not in self._unprotected]
+        late = weights.keys() - self.anchor.keys() - self._unprotected
         if late:
-            self._unprotected |= set(late)
+            self._unprotected |= late
             rank_zero_warn(
-                f"{type(self).__name__} does not protect {', '.join(late[:3])}"
+                f"{type(self).__name__} does not protect {', '.join(sorted(late)[:3])}"
                 f"{' and more' if len(late) > 3 else ''} in this task: trainable under this name "
                 "only since it began"
             )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from itertools import takewhile
 from typing import Any, Literal
 
 import torch
@@ -20,6 +21,7 @@ from recall_lightning.models.bleu import Bleu
 from recall_lightning.models.construction import build_optimizer, build_transformer
 from recall_lightning.models.evaluation import LoaderMetrics, RatioOfSums
 from recall_lightning.models.four_bit import four_bit_options, prepared_for_adapter
+from recall_lightning.models.generation import answer_in, ends_of_generation, room_to_write
 from recall_lightning.models.lora import LoraSettings, with_lora
 from recall_lightning.models.packing import packing_fault
 from recall_lightning.models.predicted_tokens import nats, predicted, predicted_logits
@@ -338,24 +340,39 @@ class CausalLMModule(LightningModule):
     ) -> list[str]:
         """Let the model write, greedily, and return its answers; empty where it says there is none.
 
+        It stops at any token that its ``generation_config`` names as an end, and at the one with
+        which answers end in training.
+
         Args:
-            questions: ``prompts``, ``max_new_tokens`` and ``no_answer`` of
+            questions: ``prompts``, ``leads``, ``max_new_tokens``, ``no_answer``, ``end_token`` and
+                ``end_text`` of
                 :func:`~recall_lightning.data.instructions.collating.collate_questions`.
             undefined: Takes note of the answers that were written without predictions.
+
+        Raises:
+            MisconfigurationException: If a prompt leaves no position of the model to write to.
         """
         tokenizer = self._tokenizer()
         prompts = questions["prompts"]
+        ends = ends_of_generation(self.model, questions.get("end_token", tokenizer.eos_token_id))
         written = self.model.generate(
             **prompts,
-            max_new_tokens=questions["max_new_tokens"],
+            max_new_tokens=room_to_write(self.model, prompts, questions["max_new_tokens"]),
             do_sample=False,
             use_cache=True,
-            eos_token_id=tokenizer.eos_token_id,
+            eos_token_id=ends or None,
             pad_token_id=tokenizer.pad_token_id,
             logits_processor=[] if undefined is None else [undefined],
             remove_invalid_values=False,  # or NaN would be hidden
-        )[:, prompts["input_ids"].shape[1] :]
-        texts = [text.strip() for text in tokenizer.batch_decode(written, skip_special_tokens=True)]
+        )[:, prompts["input_ids"].shape[1] :].tolist()
+        answers = [list(takewhile(lambda token: token not in ends, row)) for row in written]
+        leads = questions.get("leads", [""] * len(answers))
+        texts = [
+            answer_in(text, lead, questions.get("end_text", ""))
+            for text, lead in zip(
+                tokenizer.batch_decode(answers, skip_special_tokens=True), leads, strict=True
+            )
+        ]
         none = questions["no_answer"]
         return ["" if none and text.lower() == none.lower() else text for text in texts]
 

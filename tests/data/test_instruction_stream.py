@@ -172,3 +172,128 @@ def test_a_general_task_is_scored_behind_the_others_and_never_trained(folder):
     (_, last) = data.val_dataloader()
     assert [batch["questions"]["references"] for batch in last] == [[["me"]]]
     assert data.num_tasks == data.total_epochs == 1
+
+
+def rows_of(folder, name, rows):
+    (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return name
+
+
+@pytest.mark.parametrize("max_length", [20, 24, 64])
+def test_what_is_asked_is_what_was_trained_on_however_long_an_answer_may_be(folder, max_length):
+    template = Template("Q: {q}", "{a}", score="bleu", max_new_tokens=128)
+    data = stream(folder, template=template, max_length=max_length)
+    for trained, asked in zip(data.train_dataset(0), data.val_dataset(0), strict=True):
+        assert asked.right == trained
+        assert asked.prompt == trained.tokens[: trained.answer_start]
+
+
+def test_prompts_that_are_cut_are_said_to_be(folder):
+    rows_of(folder, "long.jsonl", [*ROWS, {"q": "x" * 100 + "end?", "a": "yes"}])
+    data = stream(folder, "long.jsonl", max_length=40)
+    for read in (data.train_dataset, data.val_dataset):
+        with pytest.warns(UserWarning, match="1 of 7 prompts were too long for max_length"):
+            read(0)
+
+
+def test_a_template_that_never_fits_is_refused(folder):
+    template = Template("Say this and that and so on: {q}", "{a}", score="bleu")
+    for read in ("train_dataset", "val_dataset"):
+        with pytest.raises(MisconfigurationException, match=r"'one'.*max_length=30 every prompt"):
+            getattr(stream(folder, template=template, max_length=30), read)(0)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        '{"q": "\\ud83d", "a": "x"}',
+        '{"q": "x", "a": "\\udc00"}',
+        '{"q": "x", "a": NaN}',
+        '{"q": "x", "a": null}',
+        '{"q": "x"}',
+        '{"q": {"en": "x"}, "a": "x"}',
+        '{"q": "x\\u0000", "a": "x"}',
+        "nonsense",
+    ],
+)
+@pytest.mark.parametrize("place", [0, 3])
+def test_a_bad_row_is_left_out_with_a_warning_wherever_it_stands(bad, place, folder):
+    lines = [json.dumps(row) for row in ROWS]
+    lines.insert(place, bad)
+    (folder / "bad.jsonl").write_text("\n".join(lines))
+    said = rf"1 of 7 rows were left out; the first: line {place + 1}: "
+    for streaming in (False, True):
+        data = stream(folder, "bad.jsonl", streaming=streaming)
+        for read in (data.train_dataset, data.val_dataset):
+            with pytest.warns(UserWarning, match=said):
+                assert len(list(read(0))) == 6
+    with pytest.raises(MisconfigurationException, match=rf"line {place + 1}: .*bad_rows='skip'"):
+        stream(folder, "bad.jsonl", bad_rows="error").train_dataset(0)
+
+
+def test_a_header_without_a_column_is_refused_at_once(folder):
+    (folder / "headerless.csv").write_text("what is 1?,number 1\nwhat is 2?,number 2\n")
+    with pytest.raises(MisconfigurationException, match=r"'a', 'q', and it has .* no header"):
+        stream(folder, "headerless.csv").train_dataset(0)
+
+
+def test_a_section_that_no_row_has_the_column_of_is_said(folder):
+    template = Template("{q}{#hnit} ({hnit}){/hnit}", "{a}", score="f1")
+    with pytest.warns(UserWarning, match="no row has 'hnit'"):
+        assert len(stream(folder, template=template).train_dataset(0)) == 6
+
+
+def test_encoding_and_delimiter_are_the_task_s(folder):
+    (folder / "semi.csv").write_bytes("q;a\nPérou?;Lima\n".encode("latin-1"))
+    task = {"encoding": "latin-1", "delimiter": ";"}
+    (example,) = stream(folder, "semi.csv", task=task).train_dataset(0)
+    data = stream(folder)
+    assert data.tokenizer.decode(example.tokens) == "Q: Pérou? Lima</s>"
+
+
+def test_tokenised_data_is_not_that_of_the_same_bytes_read_in_another_way(folder):
+    kept = {"cache": str(folder / "cache")}
+    for name in ("a.csv", "a.tsv"):
+        (folder / name).write_text('"q"\t"a"\n"1"\t"2"\n')
+    quoted = stream(folder, "a.csv", task={"delimiter": "\t"}, **kept).train_dataset(0)
+    with pytest.raises(MisconfigurationException, match="needs the column"):
+        stream(folder, "a.tsv", **kept).train_dataset(0)
+    assert len(quoted) == 1
+
+
+TALK = {
+    "messages": [
+        {"role": "user", "content": "one?"},
+        {"role": "assistant", "content": "1"},
+        {"role": "user", "content": "two?"},
+        {"role": "assistant", "content": "2"},
+    ]
+}
+
+
+def test_conversations_are_learned_turn_by_turn_and_asked_for_their_last_answer(folder):
+    rows_of(folder, "talks.jsonl", [TALK])
+    save_tokenizer(folder / "tokenizer", chat=CHAT.replace("{% endfor %}", "</s>{% endfor %}"))
+    data = stream(folder, "talks.jsonl", "messages", chat=True, cache=str(folder / "cache"))
+    (batch,) = batches(data)
+    tokens, labels = batch["input_ids"][0], batch["labels"][0]
+    assert data.tokenizer.decode(tokens) == (
+        "<|user|>one?</s><|assistant|>1</s><|user|>two?</s><|assistant|>2</s>"
+    )
+    assert data.tokenizer.decode(tokens[labels != -100]) == "1</s>2</s>"
+    (asked,) = data.val_dataset(0)
+    assert data.tokenizer.decode(asked.prompt).endswith("two?</s><|assistant|>")
+    assert asked.references == ("2",)
+    again = stream(folder, "talks.jsonl", "messages", chat=True, cache=str(folder / "cache"))
+    assert torch.equal(batches(again)[0]["labels"], batch["labels"])
+    packed = stream(folder, "talks.jsonl", "messages", chat=True, pack=True)
+    (packed,) = batches(packed)
+    assert torch.equal(packed["labels"], batch["labels"])
+
+
+@pytest.mark.parametrize(
+    "template", ["messages", Template("{q}", "{a}", score="f1", system="Be kind.")]
+)
+def test_conversations_and_system_prompts_need_a_chat_template(template, folder):
+    with pytest.raises(MisconfigurationException, match=r"task 'one'.*set chat=True"):
+        stream(folder, template=template)

@@ -1,3 +1,4 @@
+import gzip
 import json
 
 import pytest
@@ -131,3 +132,48 @@ def test_files_that_are_no_text_are_left_out_with_a_warning(folder):
     (folder / "prose" / "image.png").write_bytes(b"\x89PNG\xff")
     with pytest.warns(UserWarning, match=r"1 of 3 rows were left out; the first: .*image.png"):
         stream(folder).train_dataset(0)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "task"),
+    [
+        ("mark.txt", PROSE.encode("utf-8-sig"), {}),
+        ("wide.txt", PROSE.encode("utf-16"), {"encoding": "utf-16"}),
+        ("latin.txt", PROSE.encode("latin-1"), {"encoding": "latin-1"}),
+        ("small.txt.gz", gzip.compress(PROSE.encode()), {}),
+        ("ROWS.JSONL.gz", gzip.compress(json.dumps({"text": PROSE}).encode()), {}),
+        ("rows.csv", f'id;text\n1;"{PROSE}"\n'.encode(), {"delimiter": ";"}),
+        ("array.json", json.dumps([{"text": PROSE}], indent=1).encode(), {}),
+    ],
+)
+def test_text_is_the_same_however_it_was_saved(name, content, task, folder):
+    (folder / name).write_bytes(content)
+    found = stream(folder, TextTask("one", str(folder / name), **task))
+    plain = stream(folder, TextTask("one", str(folder / "prose" / "a.txt")))
+    assert torch.equal(everything(found), everything(plain))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("wide.txt", PROSE.encode("utf-16"), "encoding='utf-16'"),
+        ("latin.txt", PROSE.encode("latin-1"), "encoding='latin-1'"),
+        ("nul.txt", b"a text, a\0b", "NUL"),
+        ("blank.txt", b" \n ", "it is empty"),
+        ("packed.txt", gzip.compress(b"a"), "compressed with gzip"),
+        ("broken.json", b'[\n{"text": "a"', "broken JSON on line 2"),
+        ("half.jsonl", b'{"text": "\\ud83d"}', "half a character"),
+        ("none.jsonl", b'{"text": null}', "text is empty"),
+        ("nan.jsonl", b'{"text": NaN}', "and no text"),
+        ("semi.csv", b"id;text\n1;a", "delimiter=';'"),
+    ],
+)
+def test_a_file_that_cannot_be_read_right_is_left_out_of_a_folder_with_its_reason(
+    name, content, said, folder
+):
+    (folder / "prose" / name).write_bytes(content)
+    with pytest.warns(UserWarning, match=rf"1 of 3 rows were left out; .*{name}.*{said}"):
+        stream(folder).train_dataset(0)
+    alone = TextTask("one", str(folder / "prose" / name))
+    with pytest.raises(MisconfigurationException, match=rf"too few .*{said}"):
+        stream(folder, alone).train_dataset(0)

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+_VERSION = 2  # of what examples are made into; what an older one made is not found again
+
+
 def key_of(tokenizer: PreTrainedTokenizerBase, *parts: Any) -> str:
     """Identify tokenised data by what it is made from.
 
@@ -27,7 +30,7 @@ def key_of(tokenizer: PreTrainedTokenizerBase, *parts: Any) -> str:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     own = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab())
     special = [tokenizer.chat_template, tokenizer.special_tokens_map]
-    return blake2b(repr([own, special, *parts]).encode(), digest_size=16).hexdigest()
+    return blake2b(repr([_VERSION, own, special, *parts]).encode(), digest_size=16).hexdigest()
 
 
 def content_of(file: str) -> str:
@@ -53,6 +56,11 @@ def save(examples: Sequence[Encoded], notes: dict[str, str], path: Path) -> None
         "lengths": torch.tensor([len(each.tokens) for each in examples]),
         "answer_starts": torch.tensor([each.answer_start for each in examples]),
         "lost": torch.tensor([each.lost for each in examples]),
+        "not_learned": torch.tensor(
+            [[n, *span] for n, each in enumerate(examples) for span in each.not_learned]
+        )
+        .reshape(-1, 3)
+        .long(),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(f".{os.getpid()}")
@@ -69,8 +77,11 @@ def load(path: Path) -> tuple[list[Encoded], dict[str, str]]:
         notes = file.metadata() or {}
     parts = tensors["tokens"].split(tensors["lengths"].tolist())
     starts, lost = tensors["answer_starts"].tolist(), tensors["lost"].tolist()
+    spans: list[list[tuple[int, int]]] = [[] for _ in parts]
+    for number, start, end in tensors["not_learned"].tolist():
+        spans[number].append((start, end))
     examples = [
-        Encoded(tuple(part.tolist()), start, cut)
-        for part, start, cut in zip(parts, starts, lost, strict=True)
+        Encoded(tuple(part.tolist()), start, cut, tuple(between))
+        for part, start, cut, between in zip(parts, starts, lost, spans, strict=True)
     ]
     return examples, notes

@@ -25,6 +25,7 @@ class Question:
         label: Which choice is right.
         prompt: The prompt alone, where the model writes.
         references: The answers that are right then; none where none is.
+        lead: What it writes before the answer itself.
         choice_bytes: The length of each choice in bytes.
     """
 
@@ -33,6 +34,7 @@ class Question:
     label: int = -1
     prompt: tuple[int, ...] = ()
     references: tuple[str, ...] = ()
+    lead: str = ""
     choice_bytes: tuple[int, ...] = ()
 
 
@@ -46,7 +48,10 @@ def _pad(rows: Sequence[Sequence[int]], value: int, left: bool = False) -> Tenso
 
 
 def _labels(example: Encoded) -> list[int]:
-    return [IGNORED] * example.answer_start + list(example.tokens[example.answer_start :])
+    labels = [IGNORED] * example.answer_start + list(example.tokens[example.answer_start :])
+    for start, end in example.not_learned:
+        labels[start:end] = [IGNORED] * (end - start)
+    return labels
 
 
 def collate(examples: Sequence[Encoded], pad: int) -> dict[str, Tensor]:
@@ -103,14 +108,16 @@ def collate_questions(
     max_new_tokens: int = 64,
     no_answer: str = "",
     tokenizer: str = "13a",
+    end_token: int | None = None,
+    end_text: str = "",
 ) -> dict[str, Any]:
     """Make a batch that :class:`~recall_lightning.models.CausalLMModule` scores.
 
     Besides what :func:`collate` returns of the right answers there is ``questions``, a dict:
     ``score`` and either ``choices`` (a batch as of :func:`collate`, one row a choice), ``label``
     ``(B,)``, ``counts`` ``(B,)`` and ``bytes``, one a choice; or ``prompts`` (``input_ids`` and
-    ``attention_mask``, padded on the left), ``references``, ``no_answer``, ``max_new_tokens`` and
-    BLEU's ``tokenizer``.
+    ``attention_mask``, padded on the left), ``references``, ``leads``, ``no_answer``,
+    ``max_new_tokens``, ``end_token``, ``end_text`` and BLEU's ``tokenizer``.
     """
     batch: dict[str, Any] = dict(collate([each.right for each in questions], pad))
     asked: dict[str, Any] = {"score": score}
@@ -126,6 +133,8 @@ def collate_questions(
             "attention_mask": _pad([[1] * len(prompt) for prompt in prompts], 0, left=True),
         }
         asked["references"] = [list(each.references) for each in questions]
+        asked["leads"] = [each.lead for each in questions]
+        asked["end_token"], asked["end_text"] = end_token, end_text
         asked["no_answer"] = no_answer
         asked["max_new_tokens"] = max_new_tokens
         asked["tokenizer"] = tokenizer

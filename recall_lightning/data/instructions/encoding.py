@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from itertools import pairwise, takewhile
+from typing import TYPE_CHECKING
 
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from recall_lightning.data.instructions.templates import Example
-from recall_lightning.data.rows import RowError
+from recall_lightning.data.instructions.chat import ChatFormat
+from recall_lightning.data.instructions.examples import Example
+from recall_lightning.data.instructions.written import Answer, Tokens, Written
+from recall_lightning.data.row_errors import RowError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -20,27 +23,44 @@ class Encoded:
     """Tokens of a prompt and its answer.
 
     Attributes:
-        tokens: Both, with the tokenizer's own first token and an end-of-sequence token.
-        answer_start: Where the answer begins, which alone is learned.
+        tokens: Both, with the tokenizer's own first token and one that ends the answer.
+        answer_start: Where the first answer begins: from there on tokens are learned.
         lost: How many tokens of the prompt were cut off.
+        not_learned: Ranges of tokens behind it that are not: what others say between two answers.
+        lead: What the model writes before the last answer itself, such as the rest of a token that
+            begins in the prompt.
     """
 
     tokens: tuple[int, ...]
     answer_start: int
     lost: int = 0
+    not_learned: tuple[tuple[int, int], ...] = ()
+    lead: str = field(default="", compare=False)
+
+    @property
+    def asked(self) -> tuple[int, ...]:
+        """The tokens before the last answer: what the model is asked with."""
+        return self.tokens[: self.not_learned[-1][1] if self.not_learned else self.answer_start]
 
 
 class Encoder:
     """Turns examples into tokens.
 
+    Prompt and answer are tokenised as one text, which is then split: see
+    :class:`~recall_lightning.data.instructions.written.Tokens`. With a chat template that text is
+    what the template writes, up to and with the token that ends the answer's turn; else it is
+    prompt, separator and answer, and the end-of-sequence token behind.
+
     Args:
         tokenizer: A tokenizer of transformers.
-        max_length: The most tokens of prompt and answer. Longer prompts lose their beginning.
+        max_length: The most tokens of prompt and answer. Longer prompts lose their beginning, all
+            choices of one example the same part of it.
         separator: What stands between prompt and answer.
         chat: Whether the tokenizer's chat template wraps prompt and answer.
 
     Raises:
-        MisconfigurationException: If ``chat`` is asked for and the tokenizer has no chat template.
+        MisconfigurationException: If ``chat`` is asked for and the tokenizer has no chat template
+            that serves.
     """
 
     def __init__(
@@ -50,66 +70,124 @@ class Encoder:
         separator: str = " ",
         chat: bool = False,
     ) -> None:
-        if chat and tokenizer.chat_template is None:
-            raise MisconfigurationException(
-                f"chat=True needs a chat template, and the tokenizer {tokenizer.name_or_path} has "
-                "none: set chat=False, or take the tokenizer of a chat model"
-            )
         self.tokenizer = tokenizer
         self.max_length = max_length
         self.separator = separator
-        self.chat = chat
+        self.chat = ChatFormat(tokenizer) if chat else None
 
-    def prompt(self, example: Example) -> list[int]:
-        """Return the prompt's tokens, all of them."""
-        if self.chat:
-            messages = [{"role": "user", "content": example.prompt}]
-            text = self.tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=True
-            )
-            return self._tokens(text, special=False)  # the template writes its own
-        tokens = self._tokens(example.prompt, special=True)
-        ends = tokens[-1:] == [self.tokenizer.eos_token_id]
-        return tokens[:-1] if ends else tokens
+    @property
+    def end_token(self) -> int | None:
+        """The token with which answers end, if it is a single one."""
+        if self.chat is not None and self.chat.ending:
+            return self.chat.end_token
+        return self.tokenizer.eos_token_id
 
-    def answer(self, text: str) -> list[int]:
-        """Return an answer's tokens, with the end of sequence behind them."""
-        before = "" if self.chat else self.separator
-        return [*self._tokens(before + text, special=False), self.tokenizer.eos_token_id]
+    @property
+    def end_text(self) -> str:
+        """The text with which answers end, where that is no token of its own."""
+        return self.chat.ending if self.chat is not None and self.end_token is None else ""
 
-    def encode(self, example: Example, answer: str | None = None) -> Encoded:
+    def encode(self, example: Example) -> Encoded:
         """Return prompt and answer, cut to the maximum length at the prompt's beginning.
 
-        Args:
-            example: The example.
-            answer: Another answer than its own.
+        Raises:
+            RowError: If the answer alone is too long, the tokenizer makes nothing of it, or the
+                chat template does not take it.
+        """
+        whole = self._whole(example, example.answer)
+        longest = max((len(choice.encode()) for choice in example.choices), default=0)
+        # A token is a byte or more, but for some at the border.
+        if len(whole.tokens) + longest + 8 * bool(longest) <= self.max_length:
+            return whole
+        others = [self._whole(example, choice) for choice in example.choices]
+        return self._cut(whole, self._too_many([whole, *others]))
+
+    def encode_choices(self, example: Example) -> list[Encoded]:
+        """Return the prompt with each choice; all answers begin behind the same tokens.
 
         Raises:
-            RowError: If the answer alone is too long.
+            RowError: As of :meth:`encode`.
         """
-        prompt, target = self.prompt(example), self.answer(answer or example.answer)
-        kept, lost = self._cut(prompt, len(target))
-        return Encoded((*kept, *target), len(kept), lost)
+        wholes = [self._whole(example, choice) for choice in example.choices]
+        shared = self._shared(wholes)
+        lost = self._too_many(wholes)
+        return [self._cut(Encoded(whole.tokens, shared), lost) for whole in wholes]
 
-    def encode_prompt(self, example: Example, room: int) -> list[int]:
-        """Return a prompt that leaves room for an answer to be written."""
-        return self._cut(self.prompt(example), room)[0]
+    def check_fits(self, fixed_prompt: str) -> None:
+        """See whether what the prompts of all rows have in common leaves room for an answer.
 
-    def _cut(self, prompt: Sequence[int], answer: int) -> tuple[list[int], int]:
-        room = self.max_length - answer
-        if room < 1:
+        Raises:
+            MisconfigurationException: If it does not, so that no prompt ever fits.
+        """
+        tokens = len(self._whole(Example(fixed_prompt or "?", "a"), "a").tokens)
+        if tokens > self.max_length:
+            raise MisconfigurationException(
+                f"its template's own text and an answer of one letter are {tokens} tokens, so with "
+                f"max_length={self.max_length} every prompt loses a part of the template: raise "
+                "max_length, or shorten the template"
+            )
+
+    def _written(self, example: Example, answer: str) -> Written:
+        if self.chat is not None:
+            return self.chat.write(example, answer)
+        if example.before:
+            raise RowError("it has a system prompt or earlier turns, which need chat=True")
+        begin = len(example.prompt)
+        text = example.prompt + self.separator + answer
+        return Written(text, (Answer(begin, begin, len(text)),), special=True)
+
+    def _whole(self, example: Example, answer: str) -> Encoded:
+        """Return prompt and answer uncut."""
+        written = self._written(example, answer)
+        borders = [] if self.chat is None else [each.begin for each in written.answers]
+        tokens = Tokens(self.tokenizer, written.text, written.special, borders)
+        learned = [(tokens.before(each.begin), tokens.begun(each.end)) for each in written.answers]
+        for (first, _), each in zip(learned, written.answers, strict=True):
+            if tokens.before(each.start) >= tokens.before(each.end):
+                raise RowError("the tokenizer makes no token of its answer")
+            if not first:
+                raise RowError("the tokenizer makes no token of its prompt alone")
+        not_learned = tuple((end, start) for (_, end), (start, _) in pairwise(learned))
+        lead = self._lead(tokens, written, learned[-1][0])
+        numbers = tokens.numbers[: learned[-1][1]]
+        if not written.closed:
+            numbers = [*numbers, self.tokenizer.eos_token_id]
+        return Encoded(tuple(numbers), learned[0][0], 0, not_learned, lead)
+
+    def _lead(self, tokens: Tokens, written: Written, first: int) -> str:
+        """What a model writes before the last answer, which begins with that token, as it reads."""
+        start = written.answers[-1].start
+        reached = tokens.before(start)
+        whole = tokens.numbers[first:reached]
+        text = self.tokenizer.decode(whole, skip_special_tokens=True) if whole else ""
+        begun = tokens.start_of(reached)
+        return text if begun is None else text + written.text[begun:start]
+
+    def _shared(self, wholes: Sequence[Encoded]) -> int:
+        """Return how many tokens all begin with, before any of their answers."""
+        together = zip(*(whole.tokens[: whole.answer_start] for whole in wholes), strict=False)
+        return sum(1 for _ in takewhile(lambda tokens: len(set(tokens)) == 1, together))
+
+    def _too_many(self, wholes: Sequence[Encoded]) -> int:
+        """Return how many tokens of a prompt have to go, for each of its answers to fit."""
+        shared = self._shared(wholes)
+        answer = max(len(whole.tokens) for whole in wholes) - shared
+        if answer >= self.max_length:
             raise RowError(f"its answer of {answer} tokens leaves no room in {self.max_length}")
-        lost = max(0, len(prompt) - room)
-        first = prompt[:1] if lost and self._starts(prompt) and room > 1 else []
-        return [*first, *prompt[lost + len(first) :]], lost
+        return max(0, shared + answer - self.max_length)
 
-    def _starts(self, prompt: Sequence[int]) -> bool:
-        """Tell whether the first token is the model's own start, which is never cut off."""
-        return prompt[0] == self.tokenizer.bos_token_id
-
-    def _tokens(self, text: str, special: bool) -> list[int]:
-        found: Any = self.tokenizer(text, add_special_tokens=special)["input_ids"]
-        return list(found)
+    def _cut(self, whole: Encoded, lost: int) -> Encoded:
+        if not lost:
+            return whole
+        starts = whole.tokens[0] == self.tokenizer.bos_token_id  # which is never cut off
+        first = whole.tokens[:1] if starts and lost + 1 < whole.answer_start else ()
+        return Encoded(
+            (*first, *whole.tokens[lost + len(first) :]),
+            whole.answer_start - lost,
+            lost,
+            tuple((start - lost, end - lost) for start, end in whole.not_learned),
+            whole.lead,
+        )
 
 
 def packed(examples: Sequence[Encoded], max_length: int) -> list[list[Encoded]]:

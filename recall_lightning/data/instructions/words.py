@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
-from recall_lightning.data.instructions.templates import Template
+if TYPE_CHECKING:
+    from recall_lightning.data.instructions.conversations import Conversation
+    from recall_lightning.data.instructions.templates import Template
 
 _HAN = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 _KANA = "\u3040-\u30ff\u31f0-\u31ff"
@@ -20,13 +23,27 @@ _NOT_PARTED = {  # of scripts without spaces, those in which a tokenizer finds n
 _TOKENIZERS = {"zh": "zh", "ja": "ja-mecab", "ko": "ko-mecab"}  # as sacreBLEU has them
 
 
-def bleu_tokenizer(template: Template) -> str:
+def check_language(template: Template | Conversation) -> None:
+    """Refuse a language, or a tokenizer of BLEU's, of answers that another score is of.
+
+    Raises:
+        ValueError: Naming the argument.
+    """
+    for name in ("language", "bleu_tokenizer"):
+        if getattr(template, name) is not None and template.score != "bleu":
+            raise ValueError(
+                f"{name}={getattr(template, name)!r} is for BLEU, and score is {template.score!r}"
+            )
+
+
+def bleu_tokenizer(template: Template | Conversation) -> str:
     """Return the name of sacreBLEU's tokenizer for the language of a template's answers.
 
     Raises:
         ValueError: If sacreBLEU has none of that name, or it needs a package that is not installed.
 
     Example:
+        >>> from recall_lightning.data import Template
         >>> bleu_tokenizer(Template("{q}", "{a}", score="bleu", language="zh"))
         'zh'
         >>> bleu_tokenizer(Template("{q}", "{a}", score="bleu", language="fr"))
@@ -56,13 +73,14 @@ def bleu_tokenizer(template: Template) -> str:
     return name
 
 
-def check_words(template: Template, references: Iterable[str]) -> None:
+def check_words(template: Template | Conversation, references: Iterable[str]) -> None:
     """Refuse scores that count words where most letters are of a script that does not part them.
 
     Raises:
         ValueError: Saying what to use instead.
 
     Example:
+        >>> from recall_lightning.data import Template
         >>> check_words(Template("{q}", "{a}", score="f1"), ["in the north"])
         >>> check_words(Template("{q}", "{a}", score="f1"), ["我喜欢吃苹果。"])
         Traceback (most recent call last):

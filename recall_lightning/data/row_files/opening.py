@@ -112,7 +112,7 @@ def _check(file: str, first: bytes, encoding: str | None) -> None:
             f"{file} is a pointer of Git LFS, and not the file itself: get it with git lfs pull"
         )
     found = next((name for mark, name in _MARKS.items() if first.startswith(mark)), None)
-    if found is None and first:
+    if found is None and len(first) >= 8:
         nul = [first[parity::2].count(0) / len(first[parity::2] or b".") for parity in (0, 1)]
         if max(nul) > 0.4 and min(nul) < 0.1:  # letters of ASCII in two bytes each
             found = "utf-16-be" if nul[0] > nul[1] else "utf-16-le"
