@@ -73,6 +73,9 @@ class Statistic:
     def end_task(self, context: TaskContext) -> None:
         """Add what the task that ends depends on, under its last weights."""
 
+    def release(self, context: TaskContext) -> None:
+        """At a fit's end, leave nothing on the module."""
+
     def resume(self, context: TaskContext) -> None:
         """After a resume, bring what the checkpoint held to the module's device."""
 
