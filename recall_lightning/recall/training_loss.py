@@ -69,6 +69,10 @@ class TrainingLoss:
         others = {evidence for evidence in found.values() if evidence is not None}
         return (others.pop() if len(others) == 1 else None), False
 
+    def start_step(self) -> None:
+        """Forget what a step without a loss has left, and its graph with it."""
+        self._outputs.clear()
+
     def stop(self) -> None:
         """Leave the modules alone, and forget what was heard."""
         for handle in self._handles:

@@ -138,3 +138,19 @@ def test_who_overrides_the_hook_before_a_step_without_super_has_learned():
     callback = Own(rule="subspace")
     quiet_trainer(callback).fit(Plain(), loader(0))
     assert callback.history
+
+
+def test_steps_without_a_loss_keep_no_graphs():
+    kept = []
+
+    class Forwards(Skips):
+        def training_step(self, batch, batch_idx):
+            loss = super().training_step((batch[0], batch[1]), batch_idx)
+            if loss is None:
+                self.net(batch[0])
+                kept.append(len(statistic(callback, "moments")._loss._outputs))
+            return loss
+
+    callback = RecallCallback()
+    quiet_trainer(callback).fit(Forwards(), loader(0))
+    assert kept == [1] * 8

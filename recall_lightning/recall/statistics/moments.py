@@ -153,6 +153,10 @@ class MapMoments(Statistic):
             self._tell(self._trial, self._unknown, "as the batch tells")
         return unlike
 
+    def observe_batch(self, context: TaskContext, batch: Any) -> None:
+        """Listen to this step's outputs alone."""
+        self._loss.start_step()
+
     def observe_loss(self, context: TaskContext, loss: torch.Tensor) -> None:
         """In a task's first step, take what the loss tells of predictions, and say it."""
         if not self._loss.is_awaited:
