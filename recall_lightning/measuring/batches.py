@@ -34,7 +34,7 @@ def entries_of(batch: Any) -> Mapping[str, Any] | None:
         return batch
     if is_dataclass(batch) and not isinstance(batch, type):
         return {field.name: getattr(batch, field.name) for field in fields(batch)}
-    return dict(batch._asdict()) if hasattr(batch, "_asdict") else None
+    return dict(zip(batch._fields, batch, strict=True)) if hasattr(batch, "_fields") else None
 
 
 def sample_axis(batch: Any) -> int:

@@ -25,6 +25,13 @@ from recall_lightning.measuring.predictions import FoundPredictions, Predictions
 from recall_lightning.measuring.view import ModelView, view_of
 from recall_lightning.weights.naming import find_weights
 
+NOT_TOLD = (
+    "the batch holds no targets that fit the model's outputs: integer classes for a last axis of "
+    "logits, or numbers in the outputs' shape; what the model predicts can be set, as in "
+    "predictions='classes'"
+)
+"""Why nothing is known at outputs of a model whose predictions nothing has told."""
+
 
 @dataclass(frozen=True)
 class KroneckerFactors:
@@ -142,11 +149,7 @@ def _sampled_loss(
     targets = view.targets(batch)
     kind = found.of(outputs, targets, view.inputs(batch))
     if kind is None:
-        return (
-            "the batch holds no targets that fit the model's outputs: integer classes for a "
-            "last axis of logits, or numbers in the outputs' shape; what the model predicts "
-            "can be set, as in predictions='classes'"
-        )
+        return NOT_TOLD
     each = kind.sampled_loss(found.to_parameters(outputs, targets)(outputs))
     counts = view.counts(batch, each)
     return torch.where(counts, each, 0.0).sum(), int(counts.sum())

@@ -110,7 +110,13 @@ class InputSums:
         return hook
 
     @torch.no_grad()
-    def _add(self, linear_map: LinearMap, child: nn.Module, given: Tensor) -> None:
+    def _add(self, linear_map: LinearMap, child: nn.Module, given: Any) -> None:
+        features = linear_map.kind in ("linear", "transposed")
+        fits = isinstance(given, Tensor) and not (
+            features and given.shape[-1:] != (linear_map.inputs,)
+        )
+        if not fits:
+            return  # the module itself will say what is wrong with it
         if linear_map.weight not in self._sums:
             empty = empty_moments(linear_map, given.device, self.full_width, self.rank)
             self._sums[linear_map.weight] = empty

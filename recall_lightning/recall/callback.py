@@ -348,6 +348,7 @@ class RecallCallback(TaskAwareCallback):
         """End the task; say so where the last validation and checkpoint came before its merge."""
         merges = len(self.history)
         super().on_train_end(trainer, pl_module)
+        self._statistics.release(self._context(trainer, pl_module))
         self._kept.storage.remove_unused(trainer, self.snapshots)
         if self.clock.stopped_early and len(self.history) > merges:
             rank_zero_warn(

@@ -29,12 +29,14 @@ class TrainingLoss:
         self._outputs: list[tuple[nn.Module, Tensor]] = []
         self._called: nn.Module | None = None  # what a view calls to have the model's outputs
 
-    def listen(self, module: nn.Module, view: ModelView, own_view: bool) -> None:
+    def listen(self, module: nn.Module, view: ModelView, shape: torch.Size, own_view: bool) -> None:
         """Start to listen.
 
         Args:
             module: The LightningModule.
             view: Finds logits in what a module returns.
+            shape: That of the logits which the view finds in what the model returns for this batch:
+                others are of other parts.
             own_view: Whether the view is the user's own, and what it calls is not known.
         """
         self.stop()
@@ -47,7 +49,7 @@ class TrainingLoss:
             if torch.is_grad_enabled():
                 with suppress(Exception):  # a view of the user's knows its own outputs alone
                     logits = view.logits(output)
-            if logits is not None and logits.requires_grad:
+            if logits is not None and logits.requires_grad and logits.shape == shape:
                 self._outputs.append((child, logits))
 
         self._handles = [child.register_forward_hook(hear) for child in _who_may_predict(module)]
@@ -57,11 +59,19 @@ class TrainingLoss:
         outputs = self._outputs
         called = self._called
         self.stop()
-        for child in dict.fromkeys(child for child, _ in outputs):
-            found = evidence_in(loss, [logits for one, logits in outputs if one is child])
-            if found is not None:
-                return found, child is called
-        return None, False
+        found = {
+            child: evidence_in(loss, [logits for one, logits in outputs if one is child])
+            for child in dict.fromkeys(child for child, _ in outputs)
+        }
+        of_called = None if called is None else found.get(called)
+        if of_called is not None:
+            return of_called, True
+        others = {evidence for evidence in found.values() if evidence is not None}
+        return (others.pop() if len(others) == 1 else None), False
+
+    def start_step(self) -> None:
+        """Forget what a step without a loss has left, and its graph with it."""
+        self._outputs.clear()
 
     def stop(self) -> None:
         """Leave the modules alone, and forget what was heard."""

@@ -74,6 +74,7 @@ def test_it_is_said_and_leaves_weights_and_statistics_alone(make, arguments, tmp
         trainer.fit(model, loader(0))
     assert same(before, weights_of(model))
     assert callback.history == []
+    assert not any(child._forward_hooks for child in model.modules())
     assert all(getattr(s, "tasks", 0) == 0 for s in callback._statistics.active)
 
 
@@ -127,3 +128,29 @@ def test_ewc_has_nothing_of_it():
     with pytest.warns(UserWarning, match="task 0 took no optimizer step"):
         quiet_trainer(callback).fit(Skips(), loader(0))
     assert not callback.protects
+
+
+def test_who_overrides_the_hook_before_a_step_without_super_has_learned():
+    class Own(RecallCallback):
+        def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+            pass
+
+    callback = Own(rule="subspace")
+    quiet_trainer(callback).fit(Plain(), loader(0))
+    assert callback.history
+
+
+def test_steps_without_a_loss_keep_no_graphs():
+    kept = []
+
+    class Forwards(Skips):
+        def training_step(self, batch, batch_idx):
+            loss = super().training_step((batch[0], batch[1]), batch_idx)
+            if loss is None:
+                self.net(batch[0])
+                kept.append(len(statistic(callback, "moments")._loss._outputs))
+            return loss
+
+    callback = RecallCallback()
+    quiet_trainer(callback).fit(Forwards(), loader(0))
+    assert kept == [1] * 8

@@ -217,3 +217,52 @@ def test_lwf_refuses_before_the_first_task_what_it_could_not_distil_in_the_secon
     with pytest.raises(MisconfigurationException, match="found no logits"):
         quiet_trainer(callback).fit(model, DataLoader(TensorDataset(X, CLASSES), 8))
     assert model.steps == 1
+
+
+class Heads(Trained):
+    """Two heads of one shape, each a child, and a forward that returns the first, both or none."""
+
+    def __init__(self, net, loss):
+        super().__init__(net, loss)
+        self.first, self.second = nn.Linear(8, 4), nn.Linear(8, 4)
+
+    def forward(self, x):
+        return {"a": self.first(self.net(x)), "b": self.second(self.net(x))}
+
+    def training_step(self, batch, batch_idx):
+        outputs = self(batch[0])
+        return ce(outputs["a"], batch[1]) + mse(outputs["b"], batch[0][:, :4])
+
+
+def test_of_heads_whose_outputs_are_not_found_nothing_is_told(caplog):
+    with (
+        caplog.at_level("INFO"),
+        pytest.warns(UserWarning, match="dict with a, b, in which no log"),
+    ):
+        callback, _ = fitted(mlp(8), None, [CLASSES], module=Heads)
+    assert "takes what" not in caplog.text
+    assert statistic(callback, "moments").old_outputs == {}
+
+
+def test_of_the_head_that_a_view_runs_its_targets_tell_where_heads_disagree(caplog):
+    def run(module, batch):
+        return module(batch[0])["a"]
+
+    with caplog.at_level("INFO"):
+        callback, _ = fitted(mlp(8), None, [CLASSES], module=Heads, view=run)
+    assert "for 'classes', as the batch tells" in caplog.text
+    assert "first.weight" in statistic(callback, "moments").old_outputs
+
+
+class Decides(Trained):
+    def forward(self, x):
+        return self.net(x).argmax(-1)
+
+    def training_step(self, batch, batch_idx):
+        return ce(self.net(batch[0]), batch[1])
+
+
+def test_a_forward_of_decisions_has_no_curvature_and_that_is_said_first(caplog):
+    with caplog.at_level("INFO"), pytest.warns(UserWarning, match="has no gradient"):
+        fitted(mlp(4), None, [CLASSES], module=Decides)
+    assert "takes what" not in caplog.text

@@ -75,7 +75,7 @@ class TaskClock:
         self._fit_task = 0  # where every fit is a task
         self._in_task = False  # otherwise the next batch begins one
         self._counted: int | None = None  # the last batch, by its number in the run
-        self._has_gradients = False  # the step that comes
+        self._has_gradients: bool | None = None  # the step that comes; None where nobody looks
         self._loss_scale: float | None = None  # AMP's, after the last step
         self._seen_global_step = 0
         self._earlier_steps = 0  # of Trainers before this one
@@ -215,7 +215,7 @@ class TaskClock:
         self._in_task = True
         self.entry += 1
         self.task_ended, self.step_in_task, self._batches = False, 0, 0
-        self.has_learned, self._has_gradients = False, False
+        self.has_learned, self._has_gradients = False, None
         self._loss_scale = loss_scale(trainer)
         if self.visit == 0:
             self._earlier_steps, self.earlier_shapes = 0, None
@@ -327,7 +327,7 @@ class TaskClock:
             if not self.has_learned:
                 before, self._loss_scale = self._loss_scale, loss_scale(trainer)
                 skipped = before is not None and (self._loss_scale or 0) < before
-                self.has_learned = self._has_gradients and not skipped
+                self.has_learned = self._has_gradients is not False and not skipped
             self._correct_task_steps(trainer)
 
     def end_fit(self, trainer: Trainer) -> None:

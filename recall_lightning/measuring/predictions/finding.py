@@ -174,8 +174,14 @@ class FoundPredictions:
 
     def _takes_probabilities(self, outputs: Tensor) -> bool:
         """Tell whether outputs in their place are probabilities that the kind wants as logits."""
-        if self._evidence is not None and self._of_own_outputs:
-            return self._evidence.of_probabilities
+        told, kind = self._evidence, self.kind
+        if (
+            told is not None
+            and self._of_own_outputs
+            and kind is not None
+            and kind.name == told.kind
+        ):
+            return told.of_probabilities
         if isinstance(self.kind, Categorical):
             return are_distributions(outputs)
         return isinstance(self.kind, Bernoulli) and are_probabilities(outputs)

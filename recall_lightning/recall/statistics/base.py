@@ -81,6 +81,9 @@ class Statistic:
     def forget_samples(self) -> None:
         """Forget the samples of a task that has ended, after all that measure on them."""
 
+    def release(self, context: TaskContext) -> None:
+        """At a fit's end, leave nothing on the module."""
+
     def resume(self, context: TaskContext) -> None:
         """After a resume, bring what the checkpoint held to the module's device."""
 

@@ -12,6 +12,7 @@ from torch.distributions import Distribution
 from recall_lightning.measuring.architecture import find_generator
 from recall_lightning.measuring.batches import batch_size
 from recall_lightning.measuring.curvature import (
+    NOT_TOLD,
     KroneckerFactors,
     is_factored,
     kronecker_factors,
@@ -89,7 +90,8 @@ class MapMoments(Statistic):
         self._predictions = FoundPredictions(predictions)
         self._told: str | None = None  # what the log says of them
         self._loss = TrainingLoss()
-        self._trial, self._tried = self._predictions, KroneckerFactors()
+        self._trial = self._predictions  # on a task's first batch, with why it told nothing
+        self._unknown: str | None = None
         self._shape: tuple[int, int] | None = None  # of the sequences to generate at the task's end
         self._run = run
         self._recent = recent
@@ -132,7 +134,9 @@ class MapMoments(Statistic):
             _shape_of(batch)
         self._trial = copy.copy(self._predictions)  # what the batch tells is found when measured
         with self._run.ready(context) as view:
-            self._tried = self._on(context, [batch], view, self._trial)
+            watched = _LogitsShape(view)
+            tried = self._on(context, [batch], view.with_forward(watched), self._trial)
+            self._unknown = tried.unknown
             unlike = unlike_linear_maps(context.pl_module, context.structure.maps, batch, view)
         unlike = self._found_anywhere(context, unlike)
         if unlike:
@@ -141,17 +145,25 @@ class MapMoments(Statistic):
                 f"so it is merged by one number: {next(iter(unlike.values()))}"
             )
         maps = [each.weight for each in context.structure.maps if each.weight not in unlike]
-        idle = [name for name in maps if name not in self._tried.inputs]
+        idle = [name for name in maps if name not in tried.inputs]
         if idle:
             rank_zero_warn(
                 f"RecallCallback: {_first_of(idle)} had no inputs when the model was run on the "
                 "task's first batch; what has none in a whole task is merged by one number: if "
                 "training uses it, pass a view that runs it too"
             )
-        if self.curvature:
+        if self.curvature and watched.shape is not None:
             view = view_of(context.pl_module, self._run.view)
-            self._loss.listen(context.pl_module, view, own_view=self._run.view is not None)
+            own_view = self._run.view is not None
+            self._loss.listen(context.pl_module, view, watched.shape, own_view)
+        elif self.curvature:
+            self._predictions.see_loss(None)
+            self._tell(self._trial, self._unknown, "as the batch tells")
         return unlike
+
+    def observe_batch(self, context: TaskContext, batch: Any) -> None:
+        """Listen to this step's outputs alone."""
+        self._loss.start_step()
 
     def observe_loss(self, context: TaskContext, loss: torch.Tensor) -> None:
         """In a task's first step, take what the loss tells of predictions, and say it."""
@@ -165,10 +177,10 @@ class MapMoments(Statistic):
                 f"training loss takes the model's outputs for {other!r}: curvature is that of what "
                 "is set"
             )
-        if self._predictions.is_shown:
+        if self._predictions.is_shown and self._unknown in (None, NOT_TOLD):
             self._tell(self._predictions, None, "as the training loss tells")
         else:
-            self._tell(self._trial, self._tried.unknown, "as the batch tells")
+            self._tell(self._trial, self._unknown, "as the batch tells")
 
     def prepare_merge(self, context: TaskContext, rule: MergeRule, last: bool) -> bool:
         """Where no task came before, gather what stands for the snapshot's own inputs.
@@ -207,7 +219,6 @@ class MapMoments(Statistic):
 
     def end_task(self, context: TaskContext) -> None:
         """Add the inputs of the task that ends, under the merged weights."""
-        self._loss.stop()
         if self._shape is None and not self._recent.batches:  # a resume after its last batch
             rank_zero_warn("no batch of the task was seen: later merges know nothing of its inputs")
             return
@@ -328,6 +339,10 @@ class MapMoments(Statistic):
         with trainer.precision_plugin.forward_context():
             return self._measure_on(context, list(batches), view)
 
+    def release(self, context: TaskContext) -> None:
+        """Listen to no loss any more."""
+        self._loss.stop()
+
     def _fit_to_maps(self, maps: Sequence[LinearMap]) -> None:
         """Before a task, leave out moments of inputs that are no longer what they were."""
         changed = []
@@ -443,6 +458,20 @@ class MapMoments(Statistic):
 def _kind(predictions: FoundPredictions) -> str | None:
     kind = predictions.kind
     return None if kind is None else kind.name or type(kind).__name__
+
+
+class _LogitsShape:
+    """Runs a model as a view does, and keeps the shape of the logits that the view finds."""
+
+    def __init__(self, view: ModelView) -> None:
+        self.view = view
+        self.shape: torch.Size | None = None
+
+    def __call__(self, module: torch.nn.Module, batch: Any) -> Any:
+        output = self.view.forward(module, batch)
+        logits = self.view.logits(output)
+        self.shape = None if logits is None else logits.shape
+        return output
 
 
 def _first_of(names: Iterable[str]) -> str:

@@ -103,6 +103,11 @@ class NeededStatistics:
         for statistic in self.active:
             statistic.forget_samples()
 
+    def release(self, context: TaskContext) -> None:
+        """Leave nothing on the module."""
+        for statistic in self.active:
+            statistic.release(context)
+
     def resume(self, context: TaskContext) -> None:
         """Bring what a checkpoint held to the module's device."""
         for statistic in self.active:

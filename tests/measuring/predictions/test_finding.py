@@ -229,3 +229,9 @@ def test_probabilities_of_yes_become_logits():
         found = FoundPredictions()
         found.see_loss(evidence, own)
         torch.testing.assert_close(parameters_of(found, start.sigmoid(), MANY.float()), start)
+
+
+def test_a_loss_of_another_kind_than_what_is_set_says_nothing_of_probabilities():
+    outputs, found = logits(4, 3).softmax(-1), FoundPredictions("classes")
+    found.see_loss(LossEvidence("values"))
+    torch.testing.assert_close(parameters_of(found, outputs, LABELS), outputs.log())
