@@ -1,15 +1,25 @@
 """Early stopping of a task, after which the next one starts."""
 
 import math
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, NotRequired
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
+from recall_lightning.callbacks._trainer.clock import CallbackState
 from recall_lightning.callbacks._trainer.monitored_metric import direction_of, scores_by_loader
 from recall_lightning.callbacks.task_aware import TaskAwareCallback
+
+
+class EarlyStoppingState(CallbackState):
+    """What a checkpoint holds of it; an older one holds less."""
+
+    monitor: NotRequired[str]
+    best: float | None
+    without_improvement: int
+    first_epoch: int
 
 
 class TaskEarlyStopping(TaskAwareCallback):
@@ -42,6 +52,8 @@ class TaskEarlyStopping(TaskAwareCallback):
         >>> TaskEarlyStopping(monitor="val/loss", patience=2).mode
         'min'
     """
+
+    state_form: ClassVar[type] = EarlyStoppingState
 
     def __init__(
         self,

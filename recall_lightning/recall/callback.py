@@ -2,16 +2,22 @@
 
 from functools import partial
 from numbers import Integral
-from typing import Any, Literal, NoReturn
+from typing import Any, ClassVar, Literal, NoReturn, NotRequired, TypedDict
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only, rank_zero_warn
 from torch.optim import Optimizer
 
+from recall_lightning.callbacks._trainer.clock import CallbackState
 from recall_lightning.callbacks._trainer.loggers import log_figure, log_scalars
 from recall_lightning.callbacks._trainer.optimizer_state import forget
 from recall_lightning.callbacks._trainer.other_callbacks import refuse_weight_averaging
+from recall_lightning.callbacks._trainer.stored_state import (
+    check_state,
+    count_tensors,
+    damage_is_said,
+)
 from recall_lightning.callbacks._trainer.strategies import check_strategy
 from recall_lightning.callbacks.task_aware import TaskAwareCallback
 from recall_lightning.measuring.blocks import Block, format_blocks
@@ -39,12 +45,32 @@ from recall_lightning.recall.settings import (
     plain_settings,
     rules_of,
 )
-from recall_lightning.recall.snapshots import KeptSnapshots
+from recall_lightning.recall.snapshots import KeptSnapshots, SnapshotsState
 from recall_lightning.recall.statistics.available import statistics_for
 from recall_lightning.recall.statistics.recent_batches import RecentBatches
 from recall_lightning.weights.naming import named_weights
 from recall_lightning.weights.sharding import gathered, reshard
 from recall_lightning.weights.snapshot import Snapshot
+
+
+class MergeRecord(TypedDict):
+    """What every entry of ``history`` has."""
+
+    task: int
+    step: int
+    coefficient: dict[str, float]
+    similarity: NotRequired[dict[str, float]]
+    drift: NotRequired[dict[str, float]]
+
+
+class RecallState(CallbackState):
+    """What a checkpoint holds of it; an older one holds less."""
+
+    history: list[MergeRecord]
+    blocks: NotRequired[list[str]]
+    settings: NotRequired[dict[str, Any]]
+    snapshots: SnapshotsState
+    statistics: dict[str, dict[str, Any]]
 
 
 class RecallCallback(TaskAwareCallback):
@@ -137,6 +163,8 @@ class RecallCallback(TaskAwareCallback):
         MisconfigurationException: For an argument out of its range or without an effect, a strategy
             that is not supported, a model without blocks, or inputs that can't be worked out.
     """
+
+    state_form: ClassVar[type] = RecallState
 
     def __init__(
         self,
@@ -257,11 +285,15 @@ class RecallCallback(TaskAwareCallback):
                 self._find_structure(pl_module)
                 if resumed is not None and not self.task_ended:
                     self._check_goes_on(resumed)
+                    self._statistics.check_fits(self._context(trainer, pl_module))
                 self._statistics.resume(self._context(trainer, pl_module))
         merges = self._merges_this_task
         with _misconfiguration():
             pairs = self._structure.lora_pairs
             left = self._kept.resume(trainer, pl_module, not self.task_ended, pairs)
+            if resumed is not None and not self.task_ended:
+                for snapshot in self.snapshots:
+                    snapshot.check_matches(named_weights(pl_module))
         self._statistics.leave_snapshots(left)
         if merges and not self._merges_this_task and not self.task_ended:
             self.restart_task()
@@ -355,11 +387,17 @@ class RecallCallback(TaskAwareCallback):
             "snapshots": self._kept.state_dict(),
             "statistics": self._statistics.state_dict(),
         }
+        state["tensors"] = count_tensors(state)
         # Lightning would save one process's shards, and load them without a word
         return gathered(state, keep=rank_zero_only.rank == 0)  # type: ignore[attr-defined]
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore what :meth:`state_dict` returned."""
+        """Restore what :meth:`state_dict` returned.
+
+        Raises:
+            MisconfigurationException: If it is damaged, or of no use to the rules of now.
+        """
+        check_state(self, state_dict)
         state_dict, said = migrated_state(state_dict)
         if said:
             rank_zero_warn(
@@ -370,8 +408,10 @@ class RecallCallback(TaskAwareCallback):
         self.history = list(state_dict["history"])
         self._resumed = list(state_dict.get("blocks", []))  # older checkpoints have none
         ended = 0 if state_dict["task"] is None else state_dict["task"] + state_dict["task_ended"]
-        with _misconfiguration():
+        with damage_is_said(type(self).__name__):
             self._kept.load_state_dict(state_dict["snapshots"])
+            self._statistics.check_forms(state_dict["statistics"])
+        with _misconfiguration():
             self._statistics.load_state_dict(state_dict["statistics"], ended)
         if state_dict["task_ended"]:  # earlier versions kept its samples until the next one
             self._statistics.forget_samples()

@@ -3,7 +3,7 @@
 import copy
 import math
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Any, Literal, NotRequired, TypedDict
 from weakref import WeakKeyDictionary
 
 from lightning.pytorch import Trainer
@@ -11,6 +11,26 @@ from lightning.pytorch import Trainer
 from recall_lightning.callbacks._trainer.position import Position
 from recall_lightning.callbacks._trainer.resuming import ExactResume
 from recall_lightning.callbacks._trainer.schedule import TaskSchedule, steps_are_regular
+
+
+class ClockState(TypedDict):
+    """What a checkpoint holds of a clock, under each callback's own state."""
+
+    task: int | None
+    task_ended: bool
+    step_in_task: int
+    task_steps: int | None
+    earlier_steps: int
+    first_step: int
+    batches: int
+    task_batches: float
+
+
+class CallbackState(ClockState):
+    """What a checkpoint holds of any callback that has the clock."""
+
+    tensors: NotRequired[int]
+    """How many are in the whole of the state, where that is told."""
 
 
 class TaskClock:
@@ -197,8 +217,8 @@ class TaskClock:
         self.task_steps = max(self.step_in_task, round(self.step_in_task / min(1, done)))
 
 
-_STATE = ["task", "task_ended", "step_in_task", "task_steps"]
-_STATE += ["_earlier_steps", "_first_step", "_batches", "_task_batches"]
+_PUBLIC = ("task", "task_ended", "step_in_task", "task_steps")
+_STATE = [name if name in _PUBLIC else f"_{name}" for name in ClockState.__annotations__]
 _CLOCKS: WeakKeyDictionary[Trainer, TaskClock] = WeakKeyDictionary()
 
 
