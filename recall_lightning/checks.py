@@ -1,6 +1,8 @@
-"""Checks of arguments that every part of the package shares; it imports nothing heavy."""
+"""Checks of arguments and of what files hold, which every part shares; it imports nothing heavy."""
 
 from numbers import Integral
+from types import UnionType
+from typing import Any, cast, get_args, get_origin, get_type_hints, is_typeddict
 
 
 def check_choice(name: str, value: object, *choices: str) -> None:
@@ -46,3 +48,81 @@ def one_of(choices: tuple[str, ...]) -> str:
     """
     *others, last = map(repr, choices)
     return f"{', '.join(others)} or {last}" if others else last
+
+
+def check_form(value: object, form: Any, where: str = "") -> None:
+    """Check that what was read from a file has the form that it was written in.
+
+    Args:
+        value: What was read: plain Python, and objects of the classes in ``form``.
+        form: A TypedDict, ``dict[…]``, ``list[…]``, a union, ``Any`` or a class.
+        where: What the value is called, to stand before its entries' names.
+
+    Raises:
+        ValueError: Naming the first entry that is missing or of another type.
+
+    Example:
+        >>> import typing
+        >>> class State(typing.TypedDict):
+        ...     tasks: list[int]
+        >>> check_form({"tasks": [0, "1"]}, State)
+        Traceback (most recent call last):
+        ValueError: tasks.1 is a str, and must be an int
+        >>> check_form({}, State, "snapshots")
+        Traceback (most recent call last):
+        ValueError: snapshots.tasks is missing
+    """
+    if form is Any:
+        return
+    if is_typeddict(form):
+        _check_type(value, dict, where)
+        for name, of in get_type_hints(form).items():
+            if name in cast(dict[str, object], value):
+                check_form(cast(dict[str, object], value)[name], of, _entry(where, name))
+            elif name in form.__required_keys__:
+                raise ValueError(f"{_entry(where, name)} is missing")
+    elif isinstance(form, UnionType):
+        _check_union(value, get_args(form), where)
+    elif get_origin(form) is dict:
+        _check_type(value, dict, where)
+        key, of = get_args(form)
+        for own, entry in cast(dict[object, object], value).items():
+            check_form(own, key, f"a name in {where}")
+            check_form(entry, of, _entry(where, own))
+    elif get_origin(form) is list:
+        _check_type(value, list, where)
+        for position, entry in enumerate(cast(list[object], value)):
+            check_form(entry, get_args(form)[0], _entry(where, position))
+    else:
+        _check_type(value, form, where)
+
+
+def _check_union(value: object, forms: tuple[Any, ...], where: str) -> None:
+    if value is None and type(None) in forms:
+        return
+    others = [form for form in forms if form is not type(None)]
+    if len(others) == 1:  # its own complaint tells more
+        check_form(value, others[0], where)
+        return
+    for form in others:
+        try:
+            check_form(value, form, where)
+            return
+        except ValueError as error:
+            last = error
+    raise last
+
+
+def _check_type(value: object, wanted: type, where: str) -> None:
+    kinds = (int, float) if wanted is float else wanted
+    if not isinstance(value, kinds) or (isinstance(value, bool) and wanted in (int, float)):
+        a, other = (_with_article(kind) for kind in (wanted, type(value)))
+        raise ValueError(f"{where or 'all of it'} is {other}, and must be {a}")
+
+
+def _entry(where: str, name: object) -> str:
+    return f"{where}.{name}" if where else str(name)
+
+
+def _with_article(kind: type) -> str:
+    return f"{'an' if kind.__name__[0].lower() in 'aeiou' else 'a'} {kind.__name__}"

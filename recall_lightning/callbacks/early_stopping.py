@@ -1,7 +1,7 @@
 """Early stopping of a task, after which the next one starts."""
 
 import math
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, NotRequired
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
@@ -9,6 +9,16 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from recall_lightning.callbacks._task_scores import TaskScoreCallback
+from recall_lightning.callbacks._trainer.clock import CallbackState
+
+
+class EarlyStoppingState(CallbackState):
+    """What a checkpoint holds of it; an older one holds less."""
+
+    monitor: NotRequired[str]
+    best: float | None
+    without_improvement: int
+    first_epoch: int
 
 
 class TaskEarlyStopping(TaskScoreCallback):
@@ -41,6 +51,8 @@ class TaskEarlyStopping(TaskScoreCallback):
         >>> TaskEarlyStopping(monitor="val/loss", patience=2).mode
         'min'
     """
+
+    state_form: ClassVar[type] = EarlyStoppingState
 
     def __init__(
         self,

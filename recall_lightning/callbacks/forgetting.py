@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
@@ -13,6 +13,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from recall_lightning.callbacks._task_scores import TaskScoreCallback
+from recall_lightning.callbacks._trainer.clock import CallbackState
 from recall_lightning.callbacks._trainer.loggers import (
     is_remote,
     log_figure,
@@ -22,11 +23,17 @@ from recall_lightning.callbacks._trainer.loggers import (
     run_folder,
 )
 from recall_lightning.callbacks.task_aware import TaskAwareCallback
-from recall_lightning.metrics.record import TaskRecord
+from recall_lightning.metrics.record import RecordState, TaskRecord
 
 # What is logged under continual/ besides the tasks.
 _RESERVED = {"task", "matrix", "matrix_image", "average", "backward_transfer", "forward_transfer"}
 _RESERVED |= {"forgetting", "plasticity"}
+
+
+class MonitorState(CallbackState):
+    """What a checkpoint holds of it."""
+
+    record: RecordState
 
 
 class ForgettingMonitor(TaskScoreCallback):
@@ -69,6 +76,8 @@ class ForgettingMonitor(TaskScoreCallback):
         >>> ForgettingMonitor(monitor="val/acc").higher_is_better
         True
     """
+
+    state_form: ClassVar[type] = MonitorState
 
     def __init__(
         self,

@@ -1,7 +1,7 @@
 """Which task a batch belongs to: Lightning's hooks in, task hooks out."""
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
@@ -9,9 +9,14 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch.optim import Optimizer
 
-from recall_lightning.callbacks._trainer.clock import TaskClock, clock_of
+from recall_lightning.callbacks._trainer.clock import CallbackState, TaskClock, clock_of
 from recall_lightning.callbacks._trainer.progress_bar import hide_items, show_items
 from recall_lightning.callbacks._trainer.schedule import TaskSchedule
+from recall_lightning.callbacks._trainer.stored_state import (
+    check_checkpoint,
+    check_state,
+    say_missing_state,
+)
 
 
 class TaskAwareCallback(Callback):
@@ -52,6 +57,9 @@ class TaskAwareCallback(Callback):
         ...     def on_task_start(self, trainer, pl_module, task):
         ...         print(f"task {task} starts at epoch {trainer.current_epoch}")
     """
+
+    state_form: ClassVar[type] = CallbackState
+    """The form of :meth:`state_dict`, a TypedDict; a subclass that adds to it says so here."""
 
     def __init__(self, task_epochs: int | Sequence[int] | None = None) -> None:
         self.clock = TaskClock(TaskSchedule(task_epochs))
@@ -273,8 +281,11 @@ class TaskAwareCallback(Callback):
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Take what :meth:`on_save_checkpoint` added."""
+        """Take what :meth:`on_save_checkpoint` added; say so where it holds no state of this."""
+        if trainer.state.fn == TrainerFn.FITTING:
+            say_missing_state(self, checkpoint)
         if trainer.state.fn == TrainerFn.FITTING and self is _sharing(trainer)[-1]:
+            check_checkpoint(checkpoint, pl_module)
             self.clock.stored_position.load(trainer, self.clock.schedule, checkpoint)
             self.clock.exact_resume.load(trainer, checkpoint)
 
@@ -283,7 +294,12 @@ class TaskAwareCallback(Callback):
         return {**self.clock.state_dict(), "started": self._entry == self.clock.entry}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore what :meth:`state_dict` returned, for all callbacks that share the clock."""
+        """Restore what :meth:`state_dict` returned, for all callbacks that share the clock.
+
+        Raises:
+            MisconfigurationException: If it lacks an entry, or one is of another type.
+        """
+        check_state(self, state_dict)
         self.clock.load_state_dict(state_dict)
         # a checkpoint of an epoch's very start comes before the task's; older ones don't say
         self._entry = self.clock.entry if state_dict.get("started", True) else None

@@ -255,15 +255,29 @@ class RowCounts(Moments):
 def moments_from(state: Mapping[str, Any]) -> Moments:
     """Build what ``state_dict`` returned.
 
+    Raises:
+        KeyError: If an entry is missing.
+        ValueError: If one has not the shape that the others have.
+
     Example:
         >>> moments_from(RowCounts.empty(3).state_dict()).counts
         tensor([0., 0., 0.])
     """
     if "matrix" in state:
+        _check_shapes(state, matrix=(len(state["matrix"]),) * 2, count=())
         return FullMoments(state["matrix"], state["count"])
     if "counts" in state:
+        _check_shapes(state, counts=(state["counts"].numel(),), count=())
         return RowCounts(state["counts"], state["count"])
-    return LowRankMoments(state["factor"], state["diagonal"], state["count"], int(state["rank"]))
+    factor, width = state["factor"], state["diagonal"].numel()
+    _check_shapes(state, factor=(len(factor), width), diagonal=(width,), count=(), rank=())
+    return LowRankMoments(factor, state["diagonal"], state["count"], int(state["rank"]))
+
+
+def _check_shapes(state: Mapping[str, Tensor], **shapes: tuple[int, ...]) -> None:
+    for name, shape in shapes.items():
+        if tuple(state[name].shape) != shape:
+            raise ValueError(f"has {name} of shape {tuple(state[name].shape)}, not {shape}")
 
 
 def _leading(rows: Tensor, rank: int) -> Tensor:

@@ -2,7 +2,7 @@
 
 import math
 from numbers import Integral
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -11,7 +11,17 @@ from torch import Tensor, nn
 
 from recall_lightning.methods.method import Method
 from recall_lightning.methods.sfa import SequentialFinetuningAveraging
+from recall_lightning.recall.callback import RecallState
 from recall_lightning.weights.naming import named_weights
+
+
+class AdaptiveState(RecallState):
+    """What a checkpoint holds of it."""
+
+    distance: float
+    steps: int
+    travelled: float
+    waited: int
 
 
 class AdaptiveInterval(SequentialFinetuningAveraging):
@@ -50,6 +60,8 @@ class AdaptiveInterval(SequentialFinetuningAveraging):
         >>> from lightning.pytorch import Trainer
         >>> trainer = Trainer(callbacks=[AdaptiveInterval(every=0.25)], logger=False)
     """
+
+    state_form: ClassVar[type] = AdaptiveState
 
     def __init__(
         self,

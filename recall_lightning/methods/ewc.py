@@ -1,6 +1,7 @@
 """Elastic weight consolidation: a pull that is stronger where earlier tasks were sensitive."""
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -9,13 +10,25 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 
+from recall_lightning.callbacks._trainer.stored_state import (
+    check_tensors,
+    count_tensors,
+    damage_is_said,
+)
 from recall_lightning.checks import check_count
 from recall_lightning.methods.method import Method
-from recall_lightning.methods.penalty import QuadraticPenalty
+from recall_lightning.methods.penalty import PenaltyState, QuadraticPenalty
 from recall_lightning.recall.misconfiguration import misconfiguration
-from recall_lightning.recall.squared_gradients import SquaredGradients
+from recall_lightning.recall.squared_gradients import SquaredGradients, SquaredGradientsState
 from recall_lightning.weights.growth import has_grown, padded
 from recall_lightning.weights.naming import named_weights
+
+
+class ConsolidationState(PenaltyState):
+    """What a checkpoint holds of it."""
+
+    fisher: dict[str, Tensor]
+    squared_gradients: SquaredGradientsState
 
 
 class ElasticWeightConsolidation(QuadraticPenalty):
@@ -60,6 +73,7 @@ class ElasticWeightConsolidation(QuadraticPenalty):
     """
 
     decides_at_start = False
+    state_form: ClassVar[type] = ConsolidationState
 
     def __init__(
         self,
@@ -132,17 +146,26 @@ class ElasticWeightConsolidation(QuadraticPenalty):
         self.fisher = earlier | {n: earlier.get(n, 0.0) + f for n, f in of_task.items()}
         self._squared_gradients.start_task()
 
+    def check_fits(self, weights: Mapping[str, Tensor]) -> None:
+        """Check the names and shapes of the anchor, F and what there is of F_task."""
+        super().check_fits(weights)
+        known = {name: fisher for name, fisher in self.fisher.items() if name in weights}
+        check_tensors(known, weights, "fisher")
+        check_tensors(self._squared_gradients.mean(), weights, "squared_gradients.mean")
+
     def state_dict(self) -> dict[str, Any]:
         """Return the task, the anchor, F and what there is of F_task."""
         squared_gradients = self._squared_gradients.state_dict()
         own = {"fisher": dict(self.fisher), "squared_gradients": squared_gradients}
-        return {**super().state_dict(), **own}
+        state = {**super().state_dict(), **own}
+        return {**state, "tensors": count_tensors(state)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned."""
         super().load_state_dict(state_dict)
         self.fisher = dict(state_dict["fisher"])
-        self._squared_gradients.load_state_dict(state_dict["squared_gradients"])
+        with damage_is_said(type(self).__name__):
+            self._squared_gradients.load_state_dict(state_dict["squared_gradients"])
 
     def _drop_what_no_longer_fits(self) -> None:
         if self.anchor is None:

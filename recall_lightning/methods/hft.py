@@ -3,7 +3,7 @@
 import math
 from collections import defaultdict
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -15,9 +15,15 @@ from torch.optim import LBFGS, Optimizer
 from recall_lightning.callbacks._trainer.left_out import tell_what_is_left_out
 from recall_lightning.callbacks._trainer.strategies import check_strategy
 from recall_lightning.methods.method import Method
-from recall_lightning.methods.protecting import ProtectingCallback
+from recall_lightning.methods.protecting import ProtectingCallback, ProtectingState
 from recall_lightning.weights.growth import new_since
 from recall_lightning.weights.naming import find_weights, named_weights
+
+
+class HalfFineTuningState(ProtectingState):
+    """What a checkpoint holds of it."""
+
+    frozen: list[str]
 
 
 class HalfFineTuning(ProtectingCallback):
@@ -58,6 +64,8 @@ class HalfFineTuning(ProtectingCallback):
         >>> from lightning.pytorch import Trainer
         >>> trainer = Trainer(callbacks=[HalfFineTuning()], logger=False)
     """
+
+    state_form: ClassVar[type] = HalfFineTuningState
 
     def __init__(
         self,
@@ -115,6 +123,12 @@ class HalfFineTuning(ProtectingCallback):
                 f"{' and more' if len(gone) > 3 else ''}: gone from the model under this name "
                 "within the task (pruned, parametrised or replaced)"
             )
+
+    def check_fits(self, weights: Mapping[str, Tensor]) -> None:
+        """Check that what is frozen is there."""
+        for name in self.frozen:
+            if name not in weights:
+                raise ValueError(f"frozen names {name!r}, which is no weight of the model")
 
     def state_dict(self) -> dict[str, Any]:
         """Return the task and its draw."""

@@ -4,7 +4,7 @@ import copy
 import math
 from collections.abc import Callable, Mapping
 from itertools import chain
-from typing import Any
+from typing import Any, ClassVar, NotRequired
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 from torch.utils.hooks import RemovableHandle
 
+from recall_lightning.callbacks._trainer.stored_state import check_tensors, count_tensors
 from recall_lightning.callbacks._trainer.strategies import check_strategy
 from recall_lightning.measuring.blocks import has_parameters
 from recall_lightning.measuring.isolation import undisturbed
@@ -21,9 +22,17 @@ from recall_lightning.measuring.predictions import Categorical, FoundPredictions
 from recall_lightning.measuring.predictions.loss import evidence_in
 from recall_lightning.measuring.view import ModelView, given_by_name, view_of
 from recall_lightning.methods.method import Method
-from recall_lightning.methods.protecting import ProtectingCallback
+from recall_lightning.methods.protecting import ProtectingCallback, ProtectingState
 from recall_lightning.weights.naming import complex_weights, find_weights, named_weights
 from recall_lightning.weights.snapshot import Snapshot
+
+
+class DistillationState(ProtectingState):
+    """What a checkpoint holds of it; an older one holds less."""
+
+    teacher: dict[str, Tensor] | None
+    predictions: NotRequired[str | None]
+    outputs: NotRequired[dict[int, int]]
 
 
 class LearningWithoutForgetting(ProtectingCallback):
@@ -82,6 +91,8 @@ class LearningWithoutForgetting(ProtectingCallback):
         >>> from lightning.pytorch import Trainer
         >>> trainer = Trainer(callbacks=[LearningWithoutForgetting(strength=1.0)], logger=False)
     """
+
+    state_form: ClassVar[type] = DistillationState
 
     def __init__(
         self,
@@ -190,15 +201,20 @@ class LearningWithoutForgetting(ProtectingCallback):
         scaler = getattr(trainer.precision_plugin, "scaler", None)
         loss.add_((extra if scaler is None else scaler.scale(extra)).to(loss.dtype))
 
+    def check_fits(self, weights: Mapping[str, Tensor]) -> None:
+        """Check the teacher's names and shapes."""
+        check_tensors(self.teacher or {}, weights, "teacher")
+
     def state_dict(self) -> dict[str, Any]:
         """Return the task, the teacher's weights and the kind of predictions."""
         teacher = None if self.teacher is None else dict(self.teacher)
-        return {
+        state = {
             **super().state_dict(),
             "teacher": teacher,
             "predictions": self._predictions.found,
             "outputs": dict(self._outputs),
         }
+        return {**state, "tensors": count_tensors(state)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned."""

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -13,11 +13,18 @@ from torch.optim import Optimizer
 
 from recall_lightning.callbacks._trainer.gradients import amp_scale, optimized_weights
 from recall_lightning.callbacks._trainer.left_out import tell_what_is_left_out
+from recall_lightning.callbacks._trainer.stored_state import check_tensors, count_tensors
 from recall_lightning.callbacks._trainer.strategies import check_strategy
-from recall_lightning.methods.protecting import ProtectingCallback
+from recall_lightning.methods.protecting import ProtectingCallback, ProtectingState
 from recall_lightning.weights.growth import is_new, new_since
 from recall_lightning.weights.naming import named_weights
 from recall_lightning.weights.snapshot import Snapshot
+
+
+class PenaltyState(ProtectingState):
+    """What a checkpoint holds of it."""
+
+    anchor: dict[str, Tensor] | None
 
 
 class QuadraticPenalty(ProtectingCallback):
@@ -41,6 +48,8 @@ class QuadraticPenalty(ProtectingCallback):
     Attributes:
         anchor: θ*, the weights at the current task's start; None in a task without a penalty.
     """
+
+    state_form: ClassVar[type] = PenaltyState
 
     def __init__(
         self,
@@ -115,10 +124,15 @@ class QuadraticPenalty(ProtectingCallback):
                 "only since it began"
             )
 
+    def check_fits(self, weights: Mapping[str, Tensor]) -> None:
+        """Check the anchor's names and shapes."""
+        check_tensors(self.anchor or {}, weights, "anchor")
+
     def state_dict(self) -> dict[str, Any]:
         """Return the task and the anchor."""
         anchor = None if self.anchor is None else dict(self.anchor)
-        return {**super().state_dict(), "anchor": anchor}
+        state = {**super().state_dict(), "anchor": anchor}
+        return {**state, "tensors": count_tensors(state)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned."""

@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 import torch
 from torch import Tensor
@@ -19,6 +19,31 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FORGETTING_VARIANT: metrics.ForgettingVariant = "since_trained"
+
+
+class Measurement(TypedDict):
+    """The scores of a validation."""
+
+    step: int
+    scores: list[float]
+    probes: NotRequired[list[float]]
+
+
+class RecordState(TypedDict):
+    """What a checkpoint holds of a record; an older one has no probes, and no task twice."""
+
+    score_name: str
+    higher_is_better: bool
+    task_names: list[str]
+    trained: NotRequired[list[int]]
+    matrix: list[list[float]]
+    before: list[float] | None
+    probe_names: NotRequired[list[str]]
+    probes: NotRequired[list[list[float]]]
+    probes_before: NotRequired[list[float] | None]
+    measurements: list[Measurement]
+    boundaries: list[Any]
+    seconds: float
 
 
 @dataclass
@@ -227,13 +252,14 @@ class TaskRecord:
         """Restore what :meth:`state_dict` returned, but for the score's direction.
 
         Raises:
-            ValueError: If it is of another score.
+            ValueError: If it is of another score, or its rows are not of its tasks.
         """
         if state_dict["score_name"] != self.score_name:
             raise ValueError(
                 f"monitor={self.score_name!r}, and the scores in the checkpoint are of "
                 f"{state_dict['score_name']!r}: resume with that"
             )
+        _check_scores(state_dict)
         for name, value in state_dict.items():
             if name not in ("score_name", "higher_is_better"):
                 setattr(self, name, list(value) if isinstance(value, list) else value)
@@ -262,6 +288,20 @@ class TaskRecord:
     @property
     def _columns(self) -> list[str]:
         return [*self.task_names, *self.probe_names]
+
+
+def _check_scores(state: Mapping[str, Any]) -> None:
+    rows = {f"matrix.{row}": scores for row, scores in enumerate(state["matrix"])}
+    for number, measured in enumerate(state["measurements"]):
+        rows[f"measurements.{number}.scores"] = measured["scores"]
+    for entry, scores in rows.items():
+        if not 0 < len(scores) <= max(1, len(state["task_names"])):
+            raise ValueError(
+                f"record.{entry} has {len(scores)} scores of {len(state['task_names'])} tasks"
+            )
+    for number, boundary in enumerate(state["boundaries"]):
+        if not isinstance(boundary, (list, tuple)) or len(boundary) != 2:
+            raise ValueError(f"record.boundaries.{number} is no step and a name")
 
 
 def _for_json(scores: Sequence[float] | None) -> list[float | None] | None:

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from functools import partial
 from numbers import Integral
-from typing import Any, Literal, NoReturn
+from typing import Any, ClassVar, Literal, NoReturn, NotRequired, TypedDict
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 from torch.optim import Optimizer
 
+from recall_lightning.callbacks._trainer.clock import CallbackState
 from recall_lightning.callbacks._trainer.left_out import tell_what_is_left_out
 from recall_lightning.callbacks._trainer.loggers import log_figure, log_scalars
 from recall_lightning.callbacks._trainer.optimizer_state import forget
@@ -19,6 +20,11 @@ from recall_lightning.callbacks._trainer.other_callbacks import refuse_weight_av
 from recall_lightning.callbacks._trainer.own_weights import (
     refuse_copies_of_weights,
     refuse_own_weights,
+)
+from recall_lightning.callbacks._trainer.stored_state import (
+    check_state,
+    count_tensors,
+    damage_is_said,
 )
 from recall_lightning.callbacks._trainer.strategies import check_strategy
 from recall_lightning.callbacks.task_aware import TaskAwareCallback
@@ -48,7 +54,7 @@ from recall_lightning.recall.settings import (
     plain_settings,
     rules_of,
 )
-from recall_lightning.recall.snapshots import KeptSnapshots
+from recall_lightning.recall.snapshots import KeptSnapshots, SnapshotsState
 from recall_lightning.recall.statistics.available import statistics_for
 from recall_lightning.recall.statistics.recent_batches import RecentBatches
 from recall_lightning.recall.trained_weights import TrainedWeights
@@ -56,6 +62,28 @@ from recall_lightning.recall.undone_merges import UndoneMerges
 from recall_lightning.weights.naming import find_weights, named_weights
 from recall_lightning.weights.sharding import gathered, reshard
 from recall_lightning.weights.snapshot import Snapshot
+
+
+class MergeRecord(TypedDict):
+    """What every entry of ``history`` has."""
+
+    task: int
+    visit: NotRequired[int]
+    step: int
+    coefficient: dict[str, float]
+    similarity: NotRequired[dict[str, float]]
+    drift: NotRequired[dict[str, float]]
+
+
+class RecallState(CallbackState):
+    """What a checkpoint holds of it; an older one holds less."""
+
+    first_visit: NotRequired[int]
+    history: list[MergeRecord]
+    blocks: NotRequired[list[str]]
+    settings: NotRequired[dict[str, Any]]
+    snapshots: SnapshotsState
+    statistics: dict[str, dict[str, Any]]
 
 
 class RecallCallback(TaskAwareCallback):
@@ -152,6 +180,8 @@ class RecallCallback(TaskAwareCallback):
         MisconfigurationException: For an argument out of its range or without an effect, a strategy
             that is not supported, a model without blocks, or inputs that can't be worked out.
     """
+
+    state_form: ClassVar[type] = RecallState
 
     def __init__(
         self,
@@ -283,11 +313,15 @@ class RecallCallback(TaskAwareCallback):
                 self._find_structure(pl_module)
                 if resumed is not None and not self.task_ended:
                     self._check_goes_on(resumed)
+                    self._statistics.check_fits(self._context(trainer, pl_module))
                 self._statistics.resume(self._context(trainer, pl_module))
         merges = self._merges_this_task
         with _misconfiguration():
             pairs = self._structure.lora_pairs
             left = self._kept.resume(trainer, pl_module, not self.task_ended, pairs)
+            if resumed is not None and not self.task_ended:
+                for snapshot in self.snapshots:
+                    snapshot.check_shapes(find_weights(pl_module, snapshot))
         self._statistics.leave_snapshots(left)
         if merges and not self._merges_this_task and not self.task_ended:
             self.restart_task()
@@ -430,11 +464,17 @@ class RecallCallback(TaskAwareCallback):
             "snapshots": self._kept.state_dict(),
             "statistics": self._statistics.state_dict(),
         }
+        state["tensors"] = count_tensors(state)
         # Lightning would save one process's shards, and load them without a word
         return gathered(state, keep=rank_zero_only.rank == 0)  # type: ignore[attr-defined]
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore what :meth:`state_dict` returned."""
+        """Restore what :meth:`state_dict` returned.
+
+        Raises:
+            MisconfigurationException: If it is damaged, or of no use to the rules of now.
+        """
+        check_state(self, state_dict)
         state_dict, said = migrated_state(state_dict)
         if said:
             rank_zero_warn(
@@ -447,8 +487,10 @@ class RecallCallback(TaskAwareCallback):
         self.history = [{"visit": record["task"], **record} for record in state_dict["history"]]
         self._resumed = list(state_dict.get("blocks", []))  # older checkpoints have none
         ended = 0 if self.visit is None else self.visit + self.task_ended
-        with _misconfiguration():
+        with damage_is_said(type(self).__name__):
             self._kept.load_state_dict(state_dict["snapshots"])
+            self._statistics.check_forms(state_dict["statistics"])
+        with _misconfiguration():
             self._statistics.load_state_dict(state_dict["statistics"], ended)
         if state_dict["task_ended"]:  # earlier versions kept its samples until the next one
             self._statistics.forget_samples()

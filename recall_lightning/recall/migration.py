@@ -105,7 +105,9 @@ def migrated_state(state: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]
         (['recent_batches', 'samples'], 'statistics.probe is statistics.samples')
     """
     renamed = {"probe": "samples", "recent": "recent_batches"}
-    statistics = state["statistics"]
+    statistics = state.get("statistics")
+    if not isinstance(statistics, Mapping):  # damaged
+        return dict(state), []
     said = [f"statistics.{a} is statistics.{b}" for a, b in renamed.items() if a in statistics]
     if not said:
         return dict(state), []

@@ -1,10 +1,11 @@
 """The snapshots that a callback keeps from task to task."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from torch import Tensor
 
 from recall_lightning.merging.lora.pairs import LoraPair
 from recall_lightning.recall.settings import SnapshotSettings
@@ -12,6 +13,28 @@ from recall_lightning.recall.snapshot_storage import SnapshotStorage
 from recall_lightning.weights.naming import named_weights
 from recall_lightning.weights.snapshot import Snapshot, frozen_digest
 from recall_lightning.weights.snapshot_file import FileReference, FileSnapshot
+
+
+class ReferenceState(TypedDict):
+    """What a checkpoint holds of a file."""
+
+    folder: str
+    name: str
+    checksum: str
+    nbytes: int
+    weights: int
+
+
+class SnapshotsState(TypedDict):
+    """What a checkpoint holds of snapshots; an older one names no files, and tasks for visits."""
+
+    tensors: list[dict[str, Tensor]]
+    files: NotRequired[list[ReferenceState | None]]
+    written: NotRequired[list[str]]
+    elsewhere: NotRequired[list[str]]
+    visits: NotRequired[list[int]]
+    tasks: NotRequired[list[int]]
+    rest: str
 
 
 class KeptSnapshots:
@@ -149,11 +172,17 @@ class KeptSnapshots:
         """Restore what :meth:`state_dict` returned, but for files, which :meth:`resume` finds.
 
         Raises:
-            ValueError: If a file's name is none that a snapshot's has.
+            ValueError: If a file's name is none that a snapshot's has, or not every snapshot has
+                its task.
         """
+        visits = "visits" if "visits" in state_dict else "tasks"  # of which none came twice
+        if visits not in state_dict:
+            raise ValueError("snapshots.visits is missing")
+        numbers = {len(state_dict[n]) for n in ("tensors", "files", visits) if n in state_dict}
+        if len(numbers) > 1:
+            raise ValueError(f"snapshots.tensors, .files and .{visits} are not of one length")
         self.snapshots = [Snapshot(tensors) for tensors in state_dict["tensors"]]
-        # where there are tasks in their place, none was visited twice
-        self.visits = list(state_dict.get("visits", state_dict.get("tasks", [])))
+        self.visits = list(state_dict[visits])
         self._rest = state_dict["rest"]
         files = state_dict.get("files", [None] * len(self.visits))  # older checkpoints have none
         self._restored = [None if state is None else FileReference(**state) for state in files]

@@ -1,6 +1,6 @@
 """Squared gradients over a task's last steps: the diagonal of the empirical Fisher matrix."""
 
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from lightning.pytorch import LightningModule
@@ -10,6 +10,13 @@ from torch.optim import Optimizer
 from recall_lightning.callbacks._trainer.clock import TaskClock
 from recall_lightning.callbacks._trainer.gradients import amp_scale, dense, optimized_weights
 from recall_lightning.weights.sharding import sharded_like, whole
+
+
+class SquaredGradientsState(TypedDict):
+    """What a checkpoint holds of them."""
+
+    mean: dict[str, Tensor]
+    counts: dict[str, int]
 
 
 class SquaredGradients:
@@ -97,6 +104,12 @@ class SquaredGradients:
         return {"mean": dict(self._mean), "counts": dict(self._counts)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore what :meth:`state_dict` returned."""
+        """Restore what :meth:`state_dict` returned.
+
+        Raises:
+            ValueError: If not every mean has its count.
+        """
+        if state_dict["mean"].keys() != state_dict["counts"].keys():
+            raise ValueError("the mean and the counts of squared gradients are not of the same")
         self._mean = dict(state_dict["mean"])
         self._counts = dict(state_dict["counts"])

@@ -3,7 +3,7 @@
 import copy
 import math
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Any, Literal, NotRequired, TypedDict
 from weakref import ReferenceType, WeakKeyDictionary, ref
 
 from lightning.pytorch import LightningModule, Trainer
@@ -17,6 +17,31 @@ from recall_lightning.callbacks._trainer.resuming import ExactResume
 from recall_lightning.callbacks._trainer.schedule import TaskSchedule, steps_are_regular
 from recall_lightning.callbacks._trainer.training_data import differ, marks_of
 from recall_lightning.weights.growth import shapes_of
+
+
+class ClockState(TypedDict):
+    """What a checkpoint holds of a clock, under each callback's own state; an older one less."""
+
+    task: int | None
+    visits: NotRequired[list[int]]
+    task_ended: bool
+    step_in_task: int
+    task_steps: int | None
+    earlier_steps: int
+    first_step: int
+    batches: int
+    task_batches: float
+    earlier_shapes: NotRequired[dict[str, list[int]] | None]
+    shapes: NotRequired[dict[str, list[int]] | None]
+    marks: NotRequired[dict[str, str]]
+
+
+class CallbackState(ClockState):
+    """What a checkpoint holds of any callback that has the clock."""
+
+    started: NotRequired[bool]
+    tensors: NotRequired[int]
+    """How many are in the whole of the state, where that is told."""
 
 
 class TaskClock:
@@ -382,9 +407,9 @@ class TaskClock:
         self.task_steps = max(self.step_in_task, round(self.step_in_task / min(1, done)))
 
 
-_STATE = ["visits", "task_ended", "step_in_task", "task_steps"]
-_STATE += ["_earlier_steps", "_first_step", "_batches", "_task_batches"]
-_STATE += ["earlier_shapes", "_shapes", "_marks"]
+_PUBLIC = ("visits", "task_ended", "step_in_task", "task_steps", "earlier_shapes")
+_STATE = [name if name in _PUBLIC else f"_{name}" for name in ClockState.__annotations__]
+_STATE.remove("_task")  # the last of the visits
 _CLOCKS: WeakKeyDictionary[Trainer, TaskClock] = WeakKeyDictionary()
 
 

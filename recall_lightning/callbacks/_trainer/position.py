@@ -1,7 +1,7 @@
 """What a checkpoint's position in training is counted in, and whether a run that resumes is too."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypedDict
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
@@ -13,6 +13,23 @@ from recall_lightning.callbacks._trainer.schedule import TaskSchedule
 _KEY = "recall_lightning_position"
 _LENGTHS = ("last_epoch", "batches_an_epoch", "accumulate_grad_batches", "max_steps")
 """What the number of optimizer steps in a task comes from."""
+
+
+class PositionState(TypedDict):
+    """What a checkpoint holds of the position."""
+
+    begun: int
+    batches: int
+    tasks: list[int]
+    task_names: dict[int, str]
+    goes_on: bool
+    max_epochs: int | None
+    processes: int
+    batch_size: int | None
+    last_epoch: int | None
+    batches_an_epoch: int | None
+    accumulate_grad_batches: int
+    max_steps: int
 
 
 class Position:

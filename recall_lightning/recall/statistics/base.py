@@ -21,11 +21,13 @@ class Statistic:
     Attributes:
         name: Under which its state is kept.
         meets: Which of the ``needs`` of rules it meets.
+        form: The form of its state, a TypedDict.
         of_earlier_tasks: Whether it sums up tasks that have ended, which cannot be made up for.
     """
 
     name: ClassVar[str]
     meets: ClassVar[frozenset[str]] = frozenset()
+    form: ClassVar[Any] = dict
     of_earlier_tasks: ClassVar[bool] = False
 
     def notes(self, structure: Structure, module: nn.Module) -> Mapping[str, str]:
@@ -86,6 +88,13 @@ class Statistic:
 
     def resume(self, context: TaskContext) -> None:
         """After a resume, bring what the checkpoint held to the module's device."""
+
+    def check_fits(self, context: TaskContext) -> None:
+        """After a resume in the midst of a task, check that what the checkpoint held fits it.
+
+        Raises:
+            ValueError: Naming what does not.
+        """
 
     def leave_snapshots(self, left: Sequence[int]) -> None:
         """After a resume, forget what was measured under all snapshots but those at ``left``."""

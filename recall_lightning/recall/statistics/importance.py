@@ -2,22 +2,32 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 from lightning.fabric.utilities.apply_func import move_data_to_device
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 
+from recall_lightning.callbacks._trainer.stored_state import check_tensors
 from recall_lightning.measuring.architecture import find_generator
 from recall_lightning.merging.rules import MergeRule
 from recall_lightning.recall.context import TaskContext
 from recall_lightning.recall.settings import ImportanceSettings
-from recall_lightning.recall.squared_gradients import SquaredGradients
+from recall_lightning.recall.squared_gradients import SquaredGradients, SquaredGradientsState
 from recall_lightning.recall.statistics.base import Statistic
 from recall_lightning.weights.growth import has_grown, padded
 from recall_lightning.weights.naming import find_weights, named_weights
 from recall_lightning.weights.sharding import local, sharded_like, total
+
+
+class ImportanceState(TypedDict):
+    """What a checkpoint holds of it."""
+
+    by_name: dict[str, Tensor]
+    tasks: int
+    found: str
+    gradients: SquaredGradientsState
 
 
 class ParameterImportance(Statistic):
@@ -42,6 +52,7 @@ class ParameterImportance(Statistic):
 
     name = "importance"
     meets = frozenset({"importance"})
+    form = ImportanceState
     of_earlier_tasks = True
 
     def __init__(self, settings: ImportanceSettings, beside_curvature: bool = False) -> None:
@@ -126,6 +137,13 @@ class ParameterImportance(Statistic):
         for name, known in self.by_name.items():
             if name in weights and weights[name].shape == known.shape:
                 self.by_name[name] = sharded_like(known, weights[name])
+
+    def check_fits(self, context: TaskContext) -> None:
+        """Check the shapes of what is known of the model's weights."""
+        weights = _weights_of_task(context)
+        known = {name: tensor for name, tensor in self.by_name.items() if name in weights}
+        check_tensors(known, weights, "statistics.importance.by_name")
+        check_tensors(self._gradients.mean(), weights, "statistics.importance.gradients.mean")
 
     def state_dict(self) -> dict[str, Any]:
         """Return the tensors and the number of tasks."""

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import torch
 from lightning.fabric.utilities.apply_func import move_data_to_device
@@ -40,6 +40,18 @@ from recall_lightning.recall.training_loss import TrainingLoss
 from recall_lightning.weights.naming import named_weights
 
 
+class MomentsState(TypedDict):
+    """What a checkpoint holds of them; an older one holds less."""
+
+    old: dict[str, dict[str, torch.Tensor]]
+    old_outputs: NotRequired[dict[str, dict[str, torch.Tensor]]]
+    tasks: int
+    predictions: NotRequired[str | None]
+    curvature: NotRequired[bool]
+    kind: NotRequired[str | None]
+    shape: NotRequired[list[int] | None]
+
+
 class MapMoments(Statistic):
     """Mean second moments of each linear map's inputs, and at its outputs, summed over tasks.
 
@@ -70,6 +82,7 @@ class MapMoments(Statistic):
 
     name = "moments"
     meets = frozenset({"moments", "new_moments", "curvature"})
+    form = MomentsState
     of_earlier_tasks = True
 
     def __init__(
@@ -123,11 +136,6 @@ class MapMoments(Statistic):
         self._fit_to_maps(context.structure.maps)
         self._fit_to_outputs(context.structure.maps, named_weights(module))
 
-    def observe_batch(self, context: TaskContext, batch: Any) -> None:
-        """See how long sequences are, where some are generated at the task's end."""
-        if self.settings.source == "generated":
-            self._shape = _shape_of(batch)
-
     def check_batch(self, context: TaskContext, batch: Any) -> Mapping[str, str]:
         """Try to run the model forward and backward; find what is no linear map after all."""
         if self.settings.source == "generated":
@@ -162,8 +170,10 @@ class MapMoments(Statistic):
         return unlike
 
     def observe_batch(self, context: TaskContext, batch: Any) -> None:
-        """Listen to this step's outputs alone."""
+        """Listen to this step's outputs alone; see how long sequences to generate are."""
         self._loss.start_step()
+        if self.settings.source == "generated":
+            self._shape = _shape_of(batch)
 
     def observe_loss(self, context: TaskContext, loss: torch.Tensor) -> None:
         """In a task's first step, take what the loss tells of predictions, and say it."""
@@ -400,9 +410,13 @@ class MapMoments(Statistic):
         """
         if state_dict["tasks"]:
             self._check_measured_alike(state_dict)
-        self.old = {name: moments_from(state) for name, state in state_dict["old"].items()}
+        self.old = _restored(state_dict["old"], "old")
         outputs = state_dict.get("old_outputs", {})  # older checkpoints have none
-        self.old_outputs = {n: FullMoments(**state) for n, state in outputs.items()}
+        self.old_outputs = {}
+        for name, moments in _restored(outputs, "old_outputs").items():
+            if not isinstance(moments, FullMoments):
+                raise ValueError(f"statistics.moments.old_outputs.{name} lacks 'matrix'")
+            self.old_outputs[name] = moments
         self.tasks = state_dict["tasks"]
         self._predictions.restore(state_dict.get("predictions") or state_dict.get("kind"))
         shape = state_dict.get("shape") if self.settings.source == "generated" else None
@@ -440,6 +454,22 @@ class MapMoments(Statistic):
             state = move_data_to_device(outputs.state_dict(), device)
             self.old_outputs[name] = FullMoments(**state)
 
+    def check_fits(self, context: TaskContext) -> None:
+        """Check the widths of what is known of the model's maps."""
+        weights = named_weights(context.pl_module)
+        for linear_map in context.structure.maps:
+            name = linear_map.weight
+            outputs = linear_map.outputs(weights) if name in self.old_outputs else 0
+            for entry, known, wanted in (
+                ("old", self.old.get(name), linear_map.width),
+                ("old_outputs", self.old_outputs.get(name), outputs),
+            ):
+                if known is not None and known.width != wanted:
+                    raise ValueError(
+                        f"statistics.moments.{entry}.{name} is of {known.width} entries, and the "
+                        f"model's map has {wanted}"
+                    )
+
     def _check_kept_alike(self, linear_map: LinearMap) -> None:
         old = self.old.get(linear_map.weight)
         if old is None or old.width != linear_map.width:  # a task's start drops or fits these
@@ -453,6 +483,17 @@ class MapMoments(Statistic):
                 "checkpoint has them, to which nothing can be added: resume with the moments.width "
                 "that it was written with"
             )
+
+
+def _restored(states: Mapping[str, Mapping[str, torch.Tensor]], entry: str) -> dict[str, Moments]:
+    moments = {}
+    for name, state in states.items():
+        try:
+            moments[name] = moments_from(state)
+        except (KeyError, ValueError, RuntimeError) as error:
+            what = f"lacks {error}" if isinstance(error, KeyError) else str(error)
+            raise ValueError(f"statistics.moments.{entry}.{name} {what}") from error
+    return moments
 
 
 def _kind(predictions: FoundPredictions) -> str | None:

@@ -7,6 +7,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from recall_lightning.checks import check_form
 from recall_lightning.merging.rules import MergeRule
 from recall_lightning.merging.structure import Structure
 from recall_lightning.recall.context import TaskContext
@@ -108,6 +109,11 @@ class NeededStatistics:
         for statistic in self.active:
             statistic.release(context)
 
+    def check_fits(self, context: TaskContext) -> None:
+        """Check that what a checkpoint held fits the task in whose midst it stands."""
+        for statistic in self.active:
+            statistic.check_fits(context)
+
     def resume(self, context: TaskContext) -> None:
         """Bring what a checkpoint held to the module's device."""
         for statistic in self.active:
@@ -121,6 +127,19 @@ class NeededStatistics:
     def state_dict(self) -> dict[str, Any]:
         """Return each one's state by name."""
         return {statistic.name: statistic.state_dict() for statistic in self.active}
+
+    def check_forms(self, state_dict: Mapping[str, Any]) -> None:
+        """Check that the state of each has the form that it is saved in.
+
+        Raises:
+            ValueError: Naming an entry that is missing or of another type.
+        """
+        for statistic in self.active:
+            if statistic.name in state_dict:
+                own = state_dict[statistic.name]
+                check_form(own, statistic.form, f"statistics.{statistic.name}")
+                if not own.get("processes", [None]):
+                    raise ValueError(f"statistics.{statistic.name}.processes is empty")
 
     def load_state_dict(self, state_dict: Mapping[str, Any], ended: int = 0) -> None:
         """Restore what :meth:`state_dict` returned.

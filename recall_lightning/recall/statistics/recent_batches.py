@@ -1,7 +1,7 @@
 """The last batches that were trained."""
 
 from collections import deque
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from lightning.fabric.utilities.apply_func import move_data_to_device
@@ -11,6 +11,12 @@ from recall_lightning.measuring.batches import detached, only_tensors, rebuild
 from recall_lightning.recall.context import TaskContext
 from recall_lightning.recall.statistics.base import Statistic
 from recall_lightning.weights.sharding import of_all_processes, of_this_process
+
+
+class RecentBatchesState(TypedDict):
+    """What a checkpoint holds of them: of each process, the tensors of each batch."""
+
+    processes: list[list[list[torch.Tensor] | None]]
 
 
 class RecentBatches(Statistic):
@@ -35,6 +41,7 @@ class RecentBatches(Statistic):
     """
 
     name = "recent_batches"
+    form = RecentBatchesState
 
     def __init__(self, number: int, in_checkpoints: bool = True, in_memory: bool = True) -> None:
         self.number = number

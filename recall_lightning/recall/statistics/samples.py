@@ -1,7 +1,7 @@
 """A task's typical samples, and what a model under training makes of them."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from lightning.fabric.utilities.apply_func import move_data_to_device
@@ -31,6 +31,19 @@ from recall_lightning.recall.statistics.base import Statistic
 from recall_lightning.weights.sharding import of_all_processes, of_this_process
 
 
+class SamplesOfProcess(TypedDict):
+    """What a checkpoint holds of a process's typical samples."""
+
+    snapshot_states: list[dict[str, Tensor]]
+    typical: list[list[Tensor] | None]
+
+
+class SamplesState(TypedDict):
+    """What a checkpoint holds of all processes' typical samples."""
+
+    processes: list[SamplesOfProcess]
+
+
 class TypicalSamples(Statistic):
     """Chooses a task's typical samples once, and compares snapshots and live model on them.
 
@@ -53,6 +66,7 @@ class TypicalSamples(Statistic):
 
     name = "samples"
     meets = frozenset({"similarity"})
+    form = SamplesState
 
     def __init__(self, settings: SampleSettings, run: ModelRun, seed: int = 0) -> None:
         self.settings = settings
@@ -165,6 +179,21 @@ class TypicalSamples(Statistic):
     def resume(self, context: TaskContext) -> None:
         """Make what a checkpoint held usable again on the module's device."""
         self.snapshot_states = move_data_to_device(self.snapshot_states, context.pl_module.device)
+
+    def check_fits(self, context: TaskContext) -> None:
+        """Check that states are of the model's blocks, under each snapshot."""
+        names = {block.name for block in context.structure.blocks}
+        whole = all(
+            states.keys() == names and all(state.dim() == 2 for state in states.values())
+            for states in self.snapshot_states
+        )
+        if self.snapshot_states and not (
+            whole and len(self.snapshot_states) == len(context.snapshots)
+        ):
+            raise ValueError(
+                "statistics.samples.snapshot_states are not of the model's blocks, under each of "
+                f"{len(context.snapshots)} snapshot(s)"
+            )
 
     def leave_snapshots(self, left: Sequence[int]) -> None:
         """Forget what was measured under all snapshots but those at these positions."""
