@@ -38,7 +38,10 @@ def merged_into_base(model: PeftModel) -> nn.Module:
 
 
 def _untie(model: Any) -> None:
-    """Have a model's config and bookkeeping tie those weights only that are one."""
+    """Have a model's config and bookkeeping tie those weights only that are one.
+
+    Newer versions of PEFT do so for the config.
+    """
     tied = getattr(model, "all_tied_weights_keys", {})
     apart = [
         name

@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from peft import AutoPeftModelForCausalLM, PeftConfig, PeftModel
+from peft import AutoPeftModelForCausalLM, LoraConfig, PeftConfig, PeftModel, get_peft_model
+from peft.tuners.tuners_utils import BaseTuner
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -18,6 +19,7 @@ from recall_lightning import ForgettingMonitor, RecallCallback
 from recall_lightning.data import InstructionStream, InstructionTask, Template
 from recall_lightning.export.command import main
 from recall_lightning.export.folder import export
+from recall_lightning.export.merging import merged_into_base
 from recall_lightning.merging.folders.merge import merge_files
 from recall_lightning.merging.folders.settings import MergeSettings
 from recall_lightning.models import CausalLMModule
@@ -164,6 +166,17 @@ def test_a_tied_head_that_was_trained_apart_is_exported_so(settings, tmp_path):
         expected = module(TOKENS).logits
         torch.testing.assert_close(loaded(TOKENS).logits, expected, rtol=0, atol=1e-6)
         torch.testing.assert_close(merged(TOKENS).logits, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_head_that_peft_left_untied_is_told_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(BaseTuner, "get_model_config", staticmethod(lambda model: {}))
+    base = save_model(tmp_path / "base", tie_word_embeddings=True)
+    model = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(base), LoraConfig(target_modules=["lm_head"])
+    )
+    merged = merged_into_base(model)
+    assert merged.config.tie_word_embeddings is False
+    assert merged.lm_head.weight is not merged.model.embed_tokens.weight
 
 
 def test_a_tied_head_beside_an_adapter_stays_tied(tmp_path):

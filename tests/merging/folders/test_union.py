@@ -129,10 +129,16 @@ def refused(match, tmp_path, paths, **settings):
 
 def test_tokens_that_no_rule_makes_are_refused(tmp_path):
     first = model(tmp_path / "a", 0, "abcde", bpe=True)
-    refused("'f' of .*b is none that was added", tmp_path,
-            [first, model(tmp_path / "b", 1, "abcdef", bpe=True)])  # fmt: skip
-    refused("cannot be united: their tokenizers differ in their model", tmp_path,
-            [first, model(tmp_path / "c", 1)])  # fmt: skip
+    refused(
+        "'f' of .*b is none that was added",
+        tmp_path,
+        [first, model(tmp_path / "b", 1, "abcdef", bpe=True)],
+    )
+    refused(
+        "cannot be united: their tokenizers differ in their model",
+        tmp_path,
+        [first, model(tmp_path / "c", 1)],
+    )
 
 
 def test_a_model_without_tokenizer_or_with_too_few_rows_is_refused(tmp_path):
@@ -141,6 +147,19 @@ def test_a_model_without_tokenizer_or_with_too_few_rows_is_refused(tmp_path):
     refused("b has no tokenizer.json", tmp_path, [first, bare])
     small = model(tmp_path / "c", 1, rows=4)
     refused("c has 4 rows in .* and a token of the id 4", tmp_path, [first, small])
+
+
+def test_ids_that_a_tokenizer_would_not_give_are_refused(tmp_path):
+    first = model(tmp_path / "a", 0)
+    file = tmp_path / "a" / "tokenizer.json"
+    content = json.loads(file.read_text())
+    content["model"]["vocab"]["one"] = 7  # tokens that are added get the first ids that are free
+    file.write_text(json.dumps(content))
+    refused(
+        "would give '<b>' the id 5 and not 8",
+        tmp_path,
+        [first, model(tmp_path / "b", 1, added=["<b>"])],
+    )
 
 
 def test_configs_are_compared_but_for_the_size_of_the_vocabulary(tmp_path):
