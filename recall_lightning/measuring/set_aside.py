@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from recall_lightning.weights.sharding import is_sharded
+
 _OF_MODULES = frozenset(vars(nn.Module()))
 _MANY = 1000  # entries: so long a container is put back as a whole, and not what is in it
 _LARGE = 2**20  # elements: so large a tensor of integers is a quantised weight, which none writes
@@ -86,7 +88,10 @@ class _SetAside:
         fields = vars(module)
         own = [key for key in fields if key not in _OF_MODULES]
         self._undo.append(_restoring_dict(fields))
-        for key in _OF_MODULES & fields.keys():
+        # FSDP2 exchanges parameters in a forward, and hooks into the module in the first
+        sharded = any(map(is_sharded, module._parameters.values()))
+        internal = {"_buffers", "_non_persistent_buffers_set"} if sharded else _OF_MODULES
+        for key in internal & fields.keys():
             if type(fields[key]) is not bool and fields[key] is not None:
                 self._undo.append(_restoring(fields[key]))
         for key in own:
