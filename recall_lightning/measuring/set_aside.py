@@ -9,9 +9,9 @@ from argparse import Namespace
 from collections import OrderedDict, UserDict, UserList, deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -96,9 +96,10 @@ class _SetAside:
                 self._undo.append(_restoring(fields[key]))
         for key in own:
             fields[key] = self._stand_in(fields[key], f"{name}.{key}".lstrip("."))
-        for key, buffer in module._buffers.items():
+        buffers: dict[str, Any] = module._buffers
+        for key, buffer in buffers.items():
             if buffer is not None:
-                module._buffers[key] = self._stand_in(buffer, f"{name}.{key}".lstrip("."))
+                buffers[key] = self._stand_in(buffer, f"{name}.{key}".lstrip("."))
 
     def _stand_in(self, value: Any, name: str) -> Any:
         if value is None or isinstance(value, (bool, int, float, str, nn.Parameter)):
@@ -123,7 +124,7 @@ class _SetAside:
             self._container(value, name)
         elif (setter := _random_state(value)) is not None:
             self._undo.append(setter)
-        elif _has_plain_fields(type(value)):
+        elif _has_plain_fields(type(value)):  # type: ignore[arg-type]
             self._object(value, name)
         return value
 
@@ -161,10 +162,10 @@ class _SetAside:
         fields = getattr(value, "__dict__", None)
         if type(fields) is dict:
             self._container(fields, name)
-        for key in _slots(type(value)):
+        for key in _slots(type(value)):  # type: ignore[arg-type]
             if hasattr(value, key):
                 own = getattr(value, key)
-                self._undo.append(lambda key=key, own=own: object.__setattr__(value, key, own))
+                self._undo.append(partial(object.__setattr__, value, key, own))
                 object.__setattr__(value, key, self._stand_in(own, f"{name}.{key}"))
 
 
@@ -210,7 +211,7 @@ def _random_state(value: Any) -> Callable[[], None] | None:
     """Return what gives a random generator the state back that it has now; None for others."""
     if isinstance(value, torch.Generator):
         of_torch = value.get_state()
-        return lambda: value.set_state(of_torch) and None
+        return lambda: cast(None, value.set_state(of_torch))
     if isinstance(value, random.Random):
         of_python = value.getstate()
         return lambda: value.setstate(of_python)
