@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from weakref import WeakKeyDictionary
 
@@ -105,6 +105,6 @@ def _some_bytes(parameter: Tensor) -> Tensor:
     return flat[:: max(1, len(flat) // _SAMPLE)].contiguous().view(torch.uint8)
 
 
-def _changed(parameters: dict[str, Tensor], before: Sequence[Tensor]) -> set[str]:
+def _changed(parameters: Mapping[str, Tensor], before: Sequence[Tensor]) -> set[str]:
     pairs = zip(parameters.items(), before, strict=True)
     return {name for (name, p), was in pairs if not torch.equal(_some_bytes(p), was)}

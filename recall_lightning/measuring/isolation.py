@@ -11,7 +11,6 @@ from torch import nn
 
 from recall_lightning.measuring.guarded_parameters import guarded_parameters
 from recall_lightning.measuring.set_aside import set_aside
-from recall_lightning.weights.sharding import reshard
 
 
 @contextmanager
@@ -46,7 +45,6 @@ def undisturbed(module: nn.Module) -> Iterator[None]:
         if "torch._dynamo" in sys.modules:  # whatever was compiled would not call the hooks
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         stack.enter_context(set_aside(module))
-        stack.callback(reshard, module)  # whose parameters a forward exchanges
         stack.enter_context(guarded_parameters(module))
         stack.enter_context(_evaluated(module))
         yield

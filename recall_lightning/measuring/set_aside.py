@@ -9,14 +9,16 @@ from argparse import Namespace
 from collections import OrderedDict, UserDict, UserList, deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+
+from recall_lightning.weights.sharding import is_sharded
 
 _OF_MODULES = frozenset(vars(nn.Module()))
 _MANY = 1000  # entries: so long a container is put back as a whole, and not what is in it
@@ -86,14 +88,18 @@ class _SetAside:
         fields = vars(module)
         own = [key for key in fields if key not in _OF_MODULES]
         self._undo.append(_restoring_dict(fields))
-        for key in _OF_MODULES & fields.keys():
+        # FSDP2 exchanges parameters in a forward, and hooks into the module in the first
+        sharded = any(map(is_sharded, module._parameters.values()))
+        internal = {"_buffers", "_non_persistent_buffers_set"} if sharded else _OF_MODULES
+        for key in internal & fields.keys():
             if type(fields[key]) is not bool and fields[key] is not None:
                 self._undo.append(_restoring(fields[key]))
         for key in own:
             fields[key] = self._stand_in(fields[key], f"{name}.{key}".lstrip("."))
-        for key, buffer in module._buffers.items():
+        buffers: dict[str, Any] = module._buffers
+        for key, buffer in buffers.items():
             if buffer is not None:
-                module._buffers[key] = self._stand_in(buffer, f"{name}.{key}".lstrip("."))
+                buffers[key] = self._stand_in(buffer, f"{name}.{key}".lstrip("."))
 
     def _stand_in(self, value: Any, name: str) -> Any:
         if value is None or isinstance(value, (bool, int, float, str, nn.Parameter)):
@@ -118,7 +124,7 @@ class _SetAside:
             self._container(value, name)
         elif (setter := _random_state(value)) is not None:
             self._undo.append(setter)
-        elif _has_plain_fields(type(value)):
+        elif _has_plain_fields(type(value)):  # type: ignore[arg-type]
             self._object(value, name)
         return value
 
@@ -156,10 +162,10 @@ class _SetAside:
         fields = getattr(value, "__dict__", None)
         if type(fields) is dict:
             self._container(fields, name)
-        for key in _slots(type(value)):
+        for key in _slots(type(value)):  # type: ignore[arg-type]
             if hasattr(value, key):
                 own = getattr(value, key)
-                self._undo.append(lambda key=key, own=own: object.__setattr__(value, key, own))
+                self._undo.append(partial(object.__setattr__, value, key, own))
                 object.__setattr__(value, key, self._stand_in(own, f"{name}.{key}"))
 
 
@@ -205,7 +211,7 @@ def _random_state(value: Any) -> Callable[[], None] | None:
     """Return what gives a random generator the state back that it has now; None for others."""
     if isinstance(value, torch.Generator):
         of_torch = value.get_state()
-        return lambda: value.set_state(of_torch) and None
+        return lambda: cast(None, value.set_state(of_torch))
     if isinstance(value, random.Random):
         of_python = value.getstate()
         return lambda: value.setstate(of_python)

@@ -105,7 +105,9 @@ class TrainedWeights:
     def _late(self, module: nn.Module, snapshot: Mapping[str, Tensor]) -> list[str]:
         """Name what is trained and has no copy."""
         copied = set(map(memory_of, find_weights(module, snapshot).values()))
-        now = {canonical_name(n): p for n, p in module.named_parameters() if id(p) in self._trained}
+        now: dict[str, Tensor] = {
+            canonical_name(n): p for n, p in module.named_parameters() if id(p) in self._trained
+        }
         now |= named_weights(module)
         floating = {name: weight for name, weight in now.items() if weight.is_floating_point()}
         return [name for name, weight in floating.items() if memory_of(weight) not in copied]

@@ -160,8 +160,9 @@ def _left(build: Any, forgets: bool, steps: int) -> float | None:
 def _least_left(one: Optimizer, other: Optimizer, forgets: bool, steps: int) -> float:
     pairs = list(zip(_parameters(one), _parameters(other), strict=True))
     for optimizer in (one, other):
-        if callable(getattr(optimizer, "train", None)):  # schedule-free ones wait for it
-            optimizer.train()
+        train = getattr(optimizer, "train", None)
+        if callable(train):  # schedule-free ones wait for it
+            train()
         for group in optimizer.param_groups:  # a decay is no undoing
             for name, value in (("lr", 1e-4), ("weight_decay", 0.0)):
                 if name in group and not isinstance(group[name], Tensor):
