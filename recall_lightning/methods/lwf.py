@@ -168,8 +168,7 @@ class LearningWithoutForgetting(ProtectingCallback):
         """Return the task, the teacher's weights and the kind of predictions."""
         teacher = None if self.teacher is None else dict(self.teacher)
         own = {"teacher": teacher, "predictions": self._predictions.found}
-        own |= {"outputs": dict(self._outputs)}
-        return {**super().state_dict(), **own}
+        return {**super().state_dict(), **own, "outputs": dict(self._outputs)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned."""
