@@ -19,7 +19,9 @@ def shapes_of(module: nn.Module) -> dict[str, list[int]]:
         >>> shapes_of(nn.Linear(3, 2))
         {'weight': [2, 3], 'bias': [2]}
     """
-    named = {canonical_name(n): p for n, p in module.named_parameters(remove_duplicate=False)}
+    named: dict[str, Tensor] = {}
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        named[canonical_name(name)] = parameter
     buffers = {canonical_name(name): buffer for name, buffer in module.named_buffers()}
     named |= {name: buffers[name] for name in running_statistics(module) & buffers.keys()}
     return {name: list(tensor.shape) for name, tensor in named.items()}

@@ -89,10 +89,11 @@ def test_a_task_that_stops_before_its_last_steps_is_said_to_go_unprotected():
 def test_weights_that_changed_their_shape_are_said_to_go_unprotected():
     callback, model = ewc(), Plain()
     quiet_trainer(callback).fit(model, loader(0))
-    model.net[4] = torch.nn.Linear(16, 3)
-    with pytest.warns(UserWarning, match=r"no longer protects net\.4\.weight, net\.4\.bias: "):
+    model.net[2], model.net[4] = torch.nn.Linear(16, 12), torch.nn.Linear(12, 2)
+    gone = r"net\.2\.weight, net\.2\.bias, net\.4\.weight: "
+    with pytest.warns(UserWarning, match=f"no longer protects {gone}"):
         quiet_trainer(callback).fit(model, loader(1))
-    assert callback.fisher["net.4.weight"].shape == (3, 16)
+    assert callback.fisher["net.4.weight"].shape == (2, 12)
 
 
 @pytest.mark.parametrize("stop_after", [5, 12])

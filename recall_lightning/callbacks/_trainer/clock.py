@@ -172,7 +172,7 @@ class TaskClock:
             return 0
         before, self._marks = self._marks, marks_of(trainer)
         if self.task is None:
-            return 0 if asked in (None, "same") else asked
+            return asked if isinstance(asked, int) else 0
         in_midst = self.resumed and not self.task_ended
         if asked is None and self.resumed:
             self._say_what_a_resume_is(in_midst, differ(before, self._marks))
@@ -389,7 +389,11 @@ class TaskClock:
         behind = _position(state_dict) < self.position
         if self._fit == "expected" and self.resumed and behind:
             return
-        unknown = {"earlier_shapes": None, "shapes": None, "marks": {}}  # to older checkpoints
+        unknown: dict[str, Any] = {
+            "earlier_shapes": None,
+            "shapes": None,
+            "marks": {},
+        }  # to older checkpoints
         state_dict = unknown | state_dict | {"visits": _visits(state_dict)}
         for name in _STATE:
             setattr(self, name, state_dict[name.lstrip("_")])

@@ -24,11 +24,8 @@ def marks_of(trainer: Trainer) -> dict[str, str]:
     They are of a sample of each tensor, array, list, number and text, of paths the last part. No
     item is read, which might draw at random, so what a dataset makes up as it goes has no mark.
     """
-    loader = trainer.train_dataloader
-    loaders = getattr(trainer.fit_loop._combined_loader, "flattened", [loader])
     marks: dict[str, str] = {}
-    for number, each in enumerate(loaders):
-        _mark(getattr(each, "dataset", each), f"{number}", marks, _DEPTH, set())
+    _mark(trainer.train_dataloader, "0", marks, _DEPTH, set())
     return marks
 
 
@@ -52,6 +49,8 @@ def _mark(value: Any, where: str, marks: dict[str, str], depth: int, seen: set[i
     if isinstance(value, (torch.Generator, np.random.Generator)) or id(value) in seen or not depth:
         return
     seen.add(id(value))
+    if not isinstance(value, Dataset) and hasattr(value, "dataset"):  # a loader has its own state
+        value = value.dataset
     if (content := _content(value)) is not None:
         marks[where] = hashlib.blake2b(content, digest_size=8).hexdigest()
         return
@@ -72,9 +71,9 @@ def _content(value: Any) -> bytes | None:
         sample = flat[:: max(1, len(flat) // _SAMPLED)][:_SAMPLED].cpu()
         return f"{tuple(value.shape)} {value.dtype} {sample.tolist()}".encode()
     if isinstance(value, np.ndarray):
-        flat = value.reshape(-1)
-        sample = flat[:: max(1, len(flat) // _SAMPLED)][:_SAMPLED]
-        return f"{value.shape} {value.dtype} {sample.tolist()}".encode()
+        every = max(1, value.size // _SAMPLED)
+        few = value.reshape(-1)[::every][:_SAMPLED].tolist()
+        return f"{value.shape} {value.dtype} {few}".encode()
     if isinstance(value, str):
         return os.path.basename(value).encode()
     if isinstance(value, (bool, int, float, complex, bytes, type(None))):
