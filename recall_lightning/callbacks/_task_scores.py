@@ -125,8 +125,8 @@ class TaskScoreCallback(TaskAwareCallback):
         """Let metrics begin anew with another dataloader."""
         metrics_apart(trainer).enter(trainer, dataloader_idx)
         if dataloader_idx != self._loader:
+            self._carried.enter(pl_module, first=self._loader == -1)
             self._loader = dataloader_idx
-            self._carried.enter(pl_module)
 
     def on_validation_batch_end(
         self,
@@ -138,8 +138,10 @@ class TaskScoreCallback(TaskAwareCallback):
         dataloader_idx: int = 0,
     ) -> None:
         """Refuse a number that was computed over several dataloaders."""
-        logged = logged_for(trainer, self.monitor, dataloader_idx, len(trainer.num_val_batches))
-        self._carried.check(self._called, trainer, pl_module, logged)
+        if trainer.state.fn == TrainerFn.FITTING or self.task is None:  # else nothing is read
+            loaders = len(trainer.num_val_batches)
+            logged = logged_for(trainer, self.monitor, dataloader_idx, loaders)
+            self._carried.check(self._called, trainer, logged)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put metrics together again for what the module does with them now."""
@@ -151,7 +153,7 @@ class TaskScoreCallback(TaskAwareCallback):
             return
         loaders = len(trainer.num_val_batches)
         metrics_apart(trainer).check_totals(self._called)
-        check_logged(self._called, trainer, self.monitor, loaders)
+        check_logged(self._called, trainer, self.monitor, loaders, whole=False)
         self._check_direction(trainer)
         missing = loaders_without(trainer, self.monitor, loaders)
         if missing and trainer.state.fn == TrainerFn.FITTING:

@@ -27,7 +27,7 @@ class RaisingParser(ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raise the message as a ValueError."""
         said = sentence(message, self._option_string_actions)
-        if self._hint and message.startswith("unrecognized") and said == message:
+        if self._hint and message.startswith("unrecognized"):
             said += f" ({self._hint})"
         raise ValueError(said)
 

@@ -82,7 +82,7 @@ class RecallCLI(LightningCLI):
         if not isinstance(parser, PlainParser):  # of a Lightning that cannot be told its class
             parser.__class__ = PlainParser
         parser.titles = _TITLES
-        return parser  # type: ignore[no-any-return]
+        return parser
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the method, every method's arguments, the monitor's, and hidden ones of old."""

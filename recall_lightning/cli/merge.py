@@ -33,10 +33,11 @@ def merge_parser() -> ArgumentParser:
     parser = RaisingParser(
         hint="several numbers are joined by commas, as in --weights 0.6,0.4",
         prog=_PROGRAM,
+        usage=f"{_PROGRAM} MODEL MODEL... --out DIR [--method METHOD] [options]",
         description="Merge models of one architecture, file to file. Weights are read lazily, and "
         "the output folder appears whole or not at all.",
     )
-    add = parser.add_argument
+    add = parser.add_argument_group("what is merged, and how").add_argument
     add(
         "models",
         nargs="*",
@@ -58,10 +59,11 @@ def merge_parser() -> ArgumentParser:
         help=f"What all come from, needed for {', '.join(methods_with('base'))}; for adapters, "
         "what they adapt.",
     )
-    add(
-        "--donor",
-        help="Folder to copy config and tokenizer from (the first Hugging Face folder).",
-    )
+    add("--normalize", type=_value, help="For linear: divide weights by their sum (true).")
+    add = parser.add_argument_group("for methods with numbers of their own").add_argument
+    for name, option in options().items():
+        add(f"--{name.replace('_', '-')}", type=_value, help=_help_of(option))
+    add = parser.add_argument_group("for methods that measure").add_argument
     add(
         "--statistics",
         nargs="+",
@@ -73,9 +75,11 @@ def merge_parser() -> ArgumentParser:
     add("--typical-samples", type=int, help="For recall: how many to measure on (32).")
     add("--pool-size", type=int, help="For recall: how many to choose them from (256).")
     add("--max-length", type=int, help="For recall: tokens of a text at most (512).")
-    add("--normalize", type=_value, help="For linear: divide weights by their sum (true).")
-    for name, option in options().items():
-        add(f"--{name.replace('_', '-')}", type=_value, help=_help_of(option))
+    add = parser.add_argument_group("what is written, and where it is computed").add_argument
+    add(
+        "--donor",
+        help="Folder to copy config and tokenizer from (the first Hugging Face folder).",
+    )
     add("--rank", type=_value, help="Of merged adapters: a number, or 'sum', which is exact.")
     add("--dtype", help="To compute in: float32 or float64 (float32).")
     add("--out-dtype", help="To write, such as bfloat16 (the first model's).")

@@ -69,7 +69,7 @@ def compare_parser() -> ArgumentParser:
         epilog=_EPILOG,
         formatter_class=RawDescriptionHelpFormatter,
     )
-    add = parser.add_argument
+    add = parser.add_argument_group("what is compared").add_argument
     add(
         "-c",
         "--config",
@@ -105,6 +105,7 @@ def compare_parser() -> ArgumentParser:
         metavar="NAME=METHOD:ARGS",
         help="A method with other arguments, under a label of its own.",
     )
+    add = parser.add_argument_group("how it is run").add_argument
     add(
         "--jobs",
         type=int,

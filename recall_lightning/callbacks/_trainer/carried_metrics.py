@@ -30,39 +30,44 @@ class CarriedMetrics:
     """
 
     def __init__(self) -> None:
+        self._metrics: list[Metric] = []
         self._seen: dict[int, _Seen] = {}  # by the metric's id
         self._logged = (0.0, 0.0)  # sum and weight of the monitored numbers
 
     def start(self) -> None:
         """A validation begins."""
+        self._metrics.clear()
         self._seen.clear()
-        self._logged = (0.0, 0.0)
 
-    def enter(self, module: LightningModule) -> None:
+    def enter(self, module: LightningModule, first: bool) -> None:
         """Before a dataloader's first batch: see which metrics hold earlier ones."""
-        for metric in metrics_of(module):
+        self._metrics = list(metrics_of(module))
+        for metric in self._metrics:
             before = self._seen.get(id(metric))
-            carried = before is not None and before.updates == metric._update_count > 0
+            untouched = not first if before is None else before.updates == metric._update_count
             value = None if before is None else before.value
-            self._seen[id(metric)] = _Seen(metric._update_count, carried, value)
+            updates = metric._update_count
+            self._seen[id(metric)] = _Seen(updates, untouched and updates > 0 and not first, value)
         self._logged = (0.0, 0.0)
 
-    def check(self, asking: str, trainer: Trainer, module: LightningModule, logged: Any) -> None:
+    def check(self, asking: str, trainer: Trainer, logged: Any) -> None:
         """After a batch: refuse the score if it is one of several dataloaders.
 
         Args:
             asking: The callback's name.
             trainer: The Trainer.
-            module: The module that is validated.
             logged: Lightning's record of the monitored number for this dataloader; None where there
                 is none, or a metric object was logged.
 
         Raises:
             MisconfigurationException: If it is.
         """
-        score = self._last(logged)
-        objects = {id(each) for each in logged_objects(trainer)}
-        for metric in metrics_of(module):
+        if not self._metrics:
+            return
+        carried = any(self._seen[id(metric)].carried for metric in self._metrics)
+        score = self._last(logged) if carried else None
+        objects = {id(each) for each in logged_objects(trainer)} if carried else set()
+        for metric in self._metrics:
             if self._is_score(metric, score) and id(metric) not in objects:
                 raise MisconfigurationException(
                     f"{asking}: what is logged as {logged.meta.name!r} is computed by one "
@@ -73,7 +78,7 @@ class CarriedMetrics:
 
     def _is_score(self, metric: Metric, score: float | None) -> bool:
         """Tell whether a batch changed a metric that was carried over into what was logged."""
-        seen, value = self._seen.setdefault(id(metric), _Seen(0)), _value(metric)
+        seen, value = self._seen[id(metric)], _value(metric)
         if metric._update_count <= seen.updates:  # not updated, or reset first
             seen.carried = False
         found = seen.carried and _same(value, score) and not _same(value, seen.value)

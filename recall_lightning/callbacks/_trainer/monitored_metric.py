@@ -40,16 +40,18 @@ def loaders_without(trainer: Trainer, monitor: str, loaders: int) -> list[int]:
     return [loader for loader, each in enumerate(found) if each is None]
 
 
-def check_logged(asking: str, trainer: Trainer, monitor: str, loaders: int) -> None:
+def check_logged(
+    asking: str, trainer: Trainer, monitor: str, loaders: int, whole: bool = True
+) -> None:
     """Refuse what was logged under the name, as far as it is there, and is no dataloader's score.
-
-    A sanity check has records enough for this.
 
     Args:
         asking: The callback's name, for errors.
         trainer: The Trainer.
         monitor: The metric's name; ``{idx}`` in it stands for the loader's index.
         loaders: How many validation dataloaders there are.
+        whole: Whether the validation was one; in a sanity check's few batches a dataloader may have
+            nothing logged yet.
 
     Raises:
         MisconfigurationException: If it is not one.
@@ -60,7 +62,9 @@ def check_logged(asking: str, trainer: Trainer, monitor: str, loaders: int) -> N
         if found is not None:
             _check_reduction(asking, monitor, found)
         elif any(each.meta.on_epoch for each in named):
-            raise MisconfigurationException(_of_no_loader(asking, monitor, loader, loaders, named))
+            if whole or "{idx}" in monitor or named[-1].meta.dataloader_idx is None:
+                said = _of_no_loader(asking, monitor, loader, loaders, named)
+                raise MisconfigurationException(said)
         elif named:
             raise MisconfigurationException(
                 f"{asking}: monitor={monitor!r} was logged with on_epoch=False, for single batches "
