@@ -21,7 +21,8 @@ class ChatFormat:
     An answer begins where the template leaves off when it is asked for one
     (``add_generation_prompt``), and ends with the first special token behind it, which ends a turn:
     ``<|im_end|>``, ``<|eot_id|>``, ``</s>`` …, or, of a template that has none there, with the text
-    that it writes behind every answer.
+    that it writes behind every answer. Where it writes nothing, only the end-of-sequence token that
+    is put behind the last answer teaches to end.
 
     Args:
         tokenizer: A tokenizer of transformers.
@@ -93,15 +94,11 @@ class ChatFormat:
         learned = [len(turns) - 1]
         if example.learn_before:
             learned = [n for n, turn in enumerate(turns) if turn.role == "assistant"]
-        if len(learned) > 1 and not self.ending:
-            raise RowError(
-                "its chat template writes no end behind an answer, so that one followed by another "
-                "turn would never learn to end: learn='last' of the Conversation"
-            )
-        answers = tuple(self._answer(turns[: number + 1], text) for number in learned)
+        answers = tuple(self._answer(turns[: number + 1], text, len(turns)) for number in learned)
         return Written(text[: answers[-1].end], answers, closed=bool(self.ending))
 
-    def _answer(self, turns: Sequence[Message], text: str) -> Answer:
+    def _answer(self, turns: Sequence[Message], text: str, count: int) -> Answer:
+        """Find the last of the given turns in the text of that many."""
         *before, last = turns
         begun = self._write(before, ask=True)
         if not text.startswith(begun):
@@ -111,7 +108,7 @@ class ChatFormat:
                 "the Conversation"
             )
         for said in (last.content, last.content.strip()):
-            if self.ending:
+            if self.ending or len(turns) < count:
                 start = text.find(said + self.ending, len(begun))
             else:
                 start = len(text.rstrip()) - len(said.rstrip())

@@ -106,8 +106,7 @@ def test_where_the_template_writes_no_end_the_end_of_sequence_stands_behind_the_
     (last,) = learned(own.encode(talk(False)), own.tokenizer)
     assert last == "Lima, and Lima.</s>"
     assert own.end_token == own.tokenizer.eos_token_id
-    with pytest.raises(RowError, match="never learn to end: learn='last'"):
-        own.encode(talk())
+    assert learned(own.encode(talk()), own.tokenizer) == ["Paris", "Lima, and Lima.</s>"]
 
 
 def test_an_end_that_is_text_is_learned_as_text():
