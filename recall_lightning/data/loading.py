@@ -77,12 +77,13 @@ class ResumableLoader(DataLoader[Any]):
     def _order(self) -> dict[str, Any]:
         """What decides which samples are in which batch."""
         sampler = self.sampler if isinstance(self.sampler, SeededSampler) else None
+        # two processes that train 4 samples each train the 8 that one would
+        processes = 1 if sampler is None else sampler.num_replicas
         return {
             "batches": None if isinstance(self.dataset, IterableDataset) else len(self),
-            "batch_size": self.batch_size,
-            "samples": None if sampler is None else len(sampler),
+            "batch_size": None if self.batch_size is None else self.batch_size * processes,
+            "samples": None if sampler is None else len(sampler.dataset),  # type: ignore[arg-type]
             "seed": None if sampler is None else sampler.seed,
-            "processes": None if sampler is None else sampler.num_replicas,
             "dataset": type(self.dataset).__name__,
         }
 

@@ -110,6 +110,11 @@ class Position:
             "batch_size": _batch_size(trainer),
             "processes": trainer.world_size,
         }
+        # two processes that train 4 samples each train the 8 that one would
+        if None not in (now["batch_size"], stored["batch_size"]):
+            then = stored["batch_size"] * stored["processes"]
+            stored = {**stored, "batch_size": then, "processes": 1}
+            now |= {"batch_size": (_batch_size(trainer) or 0) * trainer.world_size, "processes": 1}
         changed = [
             f"{name.replace('_', ' ')} {now[name]} for {stored[name]}"
             for name in now
