@@ -166,6 +166,7 @@ class CausalLMModule(LightningModule):
         self.normalise = normalise
         self._step_mean = StepMean()
         self._packing_proved = False
+        self._undefined = UndefinedPredictions(0)  # of the answers that were written last
         self.val_metrics = LoaderMetrics(
             {
                 "loss": RatioOfSums,
@@ -317,27 +318,25 @@ class CausalLMModule(LightningModule):
             right = torch.where(choice < 0, torch.nan, (choice == questions["label"]).float())
             return {"score": (right.sum(), len(right))}
         kind, references = questions["score"], questions["references"]
-        undefined = UndefinedPredictions(len(references))
+        self._undefined = UndefinedPredictions(len(references))
         if kind == "bleu":
             said = questions["no_answer"]  # is a text like others, to be written
-            texts = self.answers({**questions, "no_answer": ""}, undefined)
+            texts = self.answers({**questions, "no_answer": ""})
             references = [own or [said] for own in references]
             self.val_metrics.also(loader, "score", Bleu, questions["tokenizer"])
-            return {"score": (texts, references, ~undefined.rows)}
-        answers = self.answers(questions, undefined)
+            return {"score": (texts, references, ~self._undefined.rows)}
+        answers = self.answers(questions)
         measures = {"score": WRITTEN[kind]}
         measures |= {"squad_exact_match": squad_exact_match} if kind == "f1" else {}
         updates: dict[str, tuple[Any, ...]] = {}
         for name, measure in measures.items():
             self.val_metrics.also(loader, name, RatioOfSums)
             found = torch.tensor([measure(*pair) for pair in zip(answers, references, strict=True)])
-            found = torch.where(undefined.rows.cpu(), torch.nan, found.float())
+            found = torch.where(self._undefined.rows.cpu(), torch.nan, found.float())
             updates[name] = (found.sum(), len(found))
         return updates
 
-    def answers(
-        self, questions: Mapping[str, Any], undefined: UndefinedPredictions | None = None
-    ) -> list[str]:
+    def answers(self, questions: Mapping[str, Any]) -> list[str]:
         """Let the model write, greedily, and return its answers; empty where it says there is none.
 
         It stops at any token that its ``generation_config`` names as an end, and at the one with
@@ -347,7 +346,6 @@ class CausalLMModule(LightningModule):
             questions: ``prompts``, ``leads``, ``max_new_tokens``, ``no_answer``, ``end_token`` and
                 ``end_text`` of
                 :func:`~recall_lightning.data.instructions.collating.collate_questions`.
-            undefined: Takes note of the answers that were written without predictions.
 
         Raises:
             MisconfigurationException: If a prompt leaves no position of the model to write to.
@@ -355,6 +353,7 @@ class CausalLMModule(LightningModule):
         tokenizer = self._tokenizer()
         prompts = questions["prompts"]
         ends = ends_of_generation(self.model, questions.get("end_token", tokenizer.eos_token_id))
+        self._undefined = UndefinedPredictions(len(prompts["input_ids"]))
         written = self.model.generate(
             **prompts,
             max_new_tokens=room_to_write(self.model, prompts, questions["max_new_tokens"]),
@@ -362,7 +361,7 @@ class CausalLMModule(LightningModule):
             use_cache=True,
             eos_token_id=ends or None,
             pad_token_id=tokenizer.pad_token_id,
-            logits_processor=[] if undefined is None else [undefined],
+            logits_processor=[self._undefined],
             remove_invalid_values=False,  # or NaN would be hidden
         )[:, prompts["input_ids"].shape[1] :].tolist()
         answers = [list(takewhile(lambda token: token not in ends, row)) for row in written]

@@ -139,7 +139,7 @@ def test_where_there_is_no_answer_bleu_compares_with_what_is_to_be_said(folder, 
         "{q}", references="r", no_answer="there is none at all", score="bleu", max_new_tokens=2
     )
     model = CausalLMModule(str(folder))
-    model.answers = lambda questions, undefined: ["there is none at all", "a b c d"]
+    model.answers = lambda questions: ["there is none at all", "a b c d"]
     assert scores(folder, template, model)["val/score"] == 1
-    model.answers = lambda questions, undefined: ["", "a b c d"]
+    model.answers = lambda questions: ["", "a b c d"]
     assert scores(folder, template, model)["val/score"] < 0.5
