@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from recall_lightning.methods.method import Method
 from recall_lightning.methods.sfa import SequentialFinetuningAveraging
-from recall_lightning.recall.callback import RecallState
+from recall_lightning.recall.state import RecallState
 from recall_lightning.weights.naming import named_weights
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from functools import partial
 from numbers import Integral
-from typing import Any, ClassVar, Literal, NoReturn, NotRequired, TypedDict
+from typing import Any, ClassVar, Literal, NoReturn
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -12,15 +12,10 @@ from torch import Tensor
 from torch.distributions import Distribution
 from torch.optim import Optimizer
 
-from recall_lightning.callbacks._trainer.clock import CallbackState
 from recall_lightning.callbacks._trainer.left_out import tell_what_is_left_out
 from recall_lightning.callbacks._trainer.loggers import log_figure, log_scalars
 from recall_lightning.callbacks._trainer.optimizer_state import forget
 from recall_lightning.callbacks._trainer.other_callbacks import refuse_weight_averaging
-from recall_lightning.callbacks._trainer.own_weights import (
-    refuse_copies_of_weights,
-    refuse_own_weights,
-)
 from recall_lightning.callbacks._trainer.stored_state import (
     check_state,
     count_tensors,
@@ -41,6 +36,7 @@ from recall_lightning.recall.merge import SnapshotMerge
 from recall_lightning.recall.migration import migrated_state
 from recall_lightning.recall.misconfiguration import misconfiguration
 from recall_lightning.recall.model_run import ModelRun
+from recall_lightning.recall.optimizer_watch import OptimizerWatch
 from recall_lightning.recall.records import record_scalars, records_figure
 from recall_lightning.recall.settings import (
     Buffers,
@@ -54,36 +50,14 @@ from recall_lightning.recall.settings import (
     plain_settings,
     rules_of,
 )
-from recall_lightning.recall.snapshots import KeptSnapshots, SnapshotsState
+from recall_lightning.recall.snapshots import KeptSnapshots
+from recall_lightning.recall.state import RecallState, check_same_blocks, check_same_first_task
 from recall_lightning.recall.statistics.available import statistics_for
 from recall_lightning.recall.statistics.recent_batches import RecentBatches
 from recall_lightning.recall.trained_weights import TrainedWeights
-from recall_lightning.recall.undone_merges import UndoneMerges
-from recall_lightning.weights.naming import find_weights, named_weights
+from recall_lightning.weights.naming import find_weights
 from recall_lightning.weights.sharding import gathered, reshard
 from recall_lightning.weights.snapshot import Snapshot
-
-
-class MergeRecord(TypedDict):
-    """What every entry of ``history`` has."""
-
-    task: int
-    visit: NotRequired[int]
-    step: int
-    coefficient: dict[str, float]
-    similarity: NotRequired[dict[str, float]]
-    drift: NotRequired[dict[str, float]]
-
-
-class RecallState(CallbackState):
-    """What a checkpoint holds of it; an older one holds less."""
-
-    first_visit: NotRequired[int]
-    history: list[MergeRecord]
-    blocks: NotRequired[list[str]]
-    settings: NotRequired[dict[str, Any]]
-    snapshots: SnapshotsState
-    statistics: dict[str, dict[str, Any]]
 
 
 class RecallCallback(TaskAwareCallback):
@@ -246,7 +220,7 @@ class RecallCallback(TaskAwareCallback):
         self._structure = Structure()
         self._first_batch_is_checked = False
         self._first_visit = 0  # of those that took a step
-        self._undone: UndoneMerges | None = None
+        self._watch = OptimizerWatch(forgets=optimizer_state == "reset")
         self._resumed: list[str] | None = None  # the blocks of a checkpoint that was just loaded
 
     @property
@@ -305,14 +279,15 @@ class RecallCallback(TaskAwareCallback):
         resumed, self._resumed = self._resumed, None
         self._first_batch_is_checked = False
         if not self.allow_untested:
-            refuse_own_weights(trainer.optimizers, self, self.optimizer_state == "reset")
-        self._undone = None
+            self._watch.start_fit(trainer.optimizers, self)
         tell_what_is_left_out(self, pl_module)
         if self.task is not None:
             with _misconfiguration():
                 self._find_structure(pl_module)
                 if resumed is not None and not self.task_ended:
-                    self._check_goes_on(resumed)
+                    check_same_blocks([block.name for block in self.blocks], resumed)
+                    if self.visit == 0:
+                        check_same_first_task(self.merge_first_task, self._kept.visits)
                     self._statistics.check_fits(self._context(trainer, pl_module))
                 self._statistics.resume(self._context(trainer, pl_module))
         merges = self._merges_this_task
@@ -399,8 +374,9 @@ class RecallCallback(TaskAwareCallback):
 
     def on_task_step(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:
         """Merge, if it is time."""
-        self._refuse_undone_merges(trainer, pl_module)
         with _misconfiguration():
+            if not self.allow_untested:
+                self._watch.observe_step(trainer.optimizers, pl_module, self)
             self._statistics.observe_step(self._context(trainer, pl_module))
         due = not self.task_ended and self.should_merge(self.step_in_task, self.task_steps)
         if due and self.clock.has_learned and self._merge_by(self.rule, trainer, pl_module):
@@ -497,26 +473,6 @@ class RecallCallback(TaskAwareCallback):
 
     # How the hooks do it.
 
-    def _check_goes_on(self, blocks_then: list[str]) -> None:
-        """Refuse settings with which a task cannot go on that a checkpoint stands in the midst of.
-
-        Raises:
-            ValueError: Naming the setting.
-        """
-        advice = "resume with what the checkpoint was written with, or from one at a task's end"
-        blocks = [block.name for block in self._structure.blocks]
-        if blocks_then and blocks != blocks_then:
-            raise ValueError(
-                f"the blocks are {', '.join(blocks[:3])}… ({len(blocks)}) and were "
-                f"{', '.join(blocks_then[:3])}… ({len(blocks_then)}) when the task began: {advice}"
-            )
-        took = 0 in self._kept.visits
-        if self.visit == 0 and took != self.merge_first_task:
-            raise ValueError(
-                f"merge_first_task={self.merge_first_task}, and the first task began "
-                f"{'with' if took else 'without'} a snapshot: {advice}"
-            )
-
     def _refuse_unknown_length(self) -> NoReturn:
         raise MisconfigurationException(
             f"every={self.every} is a fraction of the task, and the task has no known length: give "
@@ -541,17 +497,6 @@ class RecallCallback(TaskAwareCallback):
         with_maps = bool(self._needs & OF_MAPS)
         self._structure = Structure.of(pl_module, self.block_patterns, with_maps)
 
-    def _refuse_undone_merges(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Look at what the step has made of the weights, and once at what optimizers hold."""
-        if self.allow_untested:
-            return
-        if self._undone is None:  # a fit's first step
-            live, forgets = named_weights(pl_module), self.optimizer_state == "reset"
-            refuse_copies_of_weights(trainer.optimizers, live, self, forgets)
-            self._undone = UndoneMerges(live)
-        with _misconfiguration():
-            self._undone.observe_step()
-
     def _reset_optimizers(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.optimizer_state == "reset":
             merged = find_weights(pl_module, self.snapshots[-1])
@@ -566,8 +511,7 @@ class RecallCallback(TaskAwareCallback):
             merged = self._merge.apply(context, rule, self.keep, last=self.task_ended)
         if merged is None:
             return False
-        if self._undone is not None:
-            self._undone.observe_merge()
+        self._watch.observe_merge()
         when = {"task": self.task, "visit": self.visit, "step": self.steps_trained(trainer)}
         record = {**when, **merged}
         self.history.append(record)

@@ -59,7 +59,7 @@ RBF = {"every": 3, "rule": "rbf", "samples": FEW}
         (IN_SECOND, KFAC, KFAC | {"moments": LOW_RANK}, r"moments.width=4 keeps .*net.0.weight"),
         (IN_SECOND, KFAC, KFAC | {"predictions": "values"}, "predictions='values'.* of 'classes'"),
         (IN_FIRST, KFAC, KFAC | {"blocks": ["net.0"]}, r"the blocks are .* and were"),
-        (IN_SECOND, RBF, RBF | {"blocks": ["net.4"]}, r"the blocks are net.4… \(1\) and were"),
+        (IN_SECOND, RBF, RBF | {"blocks": ["net.4"]}, r"the blocks are net.4 \(1\) and were"),
         (
             IN_FIRST,
             KFAC,

@@ -1,0 +1,70 @@
+"""What a checkpoint holds of RecallCallback, and with which settings its task can go on."""
+
+from collections.abc import Collection, Sequence
+from typing import Any, NotRequired, TypedDict
+
+from recall_lightning.callbacks._trainer.clock import CallbackState
+from recall_lightning.recall.snapshots import SnapshotsState
+
+_ADVICE = "resume with what the checkpoint was written with, or from one at a task's end"
+
+
+class MergeRecord(TypedDict):
+    """What every entry of ``history`` has; of an older checkpoint no visit."""
+
+    task: int
+    visit: NotRequired[int]
+    step: int
+    coefficient: dict[str, float]
+    similarity: NotRequired[dict[str, float]]
+    drift: NotRequired[dict[str, float]]
+
+
+class RecallState(CallbackState):
+    """What a checkpoint holds of it; an older one holds less."""
+
+    first_visit: NotRequired[int]
+    history: list[MergeRecord]
+    blocks: NotRequired[list[str]]
+    settings: NotRequired[dict[str, Any]]
+    snapshots: SnapshotsState
+    statistics: dict[str, dict[str, Any]]
+
+
+def check_same_blocks(now: Sequence[str], then: Sequence[str]) -> None:
+    """Check that a task goes on with the blocks that it began with; none are known of an older one.
+
+    Raises:
+        ValueError: If it does not.
+
+    Example:
+        >>> check_same_blocks(["layers.0"], ["layers.0", "layers.1"])
+        Traceback (most recent call last):
+        ValueError: the blocks are layers.0 (1) and were layers.0, layers.1 (2) when the task ...
+    """
+    if then and list(now) != list(then):
+        raise ValueError(
+            f"the blocks are {_few(now)} and were {_few(then)} when the task began: {_ADVICE}"
+        )
+
+
+def check_same_first_task(merge_first_task: bool, visits: Collection[int]) -> None:
+    """Check that the first task goes on with or without a snapshot, as it began.
+
+    Args:
+        merge_first_task: Whether it is to have one.
+        visits: Those whose snapshots there are.
+
+    Raises:
+        ValueError: If it does not.
+    """
+    took = 0 in visits
+    if took != merge_first_task:
+        raise ValueError(
+            f"merge_first_task={merge_first_task}, and the first task began "
+            f"{'with' if took else 'without'} a snapshot: {_ADVICE}"
+        )
+
+
+def _few(names: Sequence[str]) -> str:
+    return f"{', '.join(names[:3])}{'…' if len(names) > 3 else ''} ({len(names)})"
