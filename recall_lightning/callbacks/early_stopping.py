@@ -114,7 +114,8 @@ class TaskEarlyStopping(TaskScoreCallback):
                 rank_zero_info(
                     f"the task {self.task_name(trainer, self.task)!r} ends after epoch {last}, "
                     f"{saved} earlier than planned: {self.monitor} has not improved on "
-                    f"{self.best:.4g} for {self._without_improvement} validations"
+                    f"{'anything' if self.best is None else format(self.best, '.4g')} for "
+                    f"{self._without_improvement} validations"
                 )
 
     def state_dict(self) -> dict[str, Any]:

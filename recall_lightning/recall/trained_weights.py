@@ -29,6 +29,7 @@ class TrainedWeights:
     pruned returns with zeros that a merge would fill.
 
     Example:
+        >>> import torch
         >>> layer, trained = nn.Linear(2, 2), TrainedWeights()
         >>> trained.observe(torch.optim.SGD(layer.parameters(), lr=0.1))
         >>> trained.reasons(layer.requires_grad_(False), dict(layer.named_parameters()))

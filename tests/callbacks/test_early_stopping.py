@@ -25,7 +25,7 @@ class Scripted(Plain):
         )
 
     def on_validation_epoch_end(self):
-        self.validations += 1
+        self.validations += not self.trainer.sanity_checking
 
     def on_save_checkpoint(self, checkpoint):
         checkpoint["validations"] = self.validations

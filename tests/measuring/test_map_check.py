@@ -26,7 +26,7 @@ class Scales(nn.Linear):
 
 class ChangesInputs(nn.Linear):
     def forward(self, x):
-        return super().forward(x.tanh())
+        return super().forward(x + 1)
 
 
 class ScalesWeight(nn.Linear):
@@ -74,6 +74,7 @@ def hooked_layer(register, hook):
     return layer
 
 
+torch.manual_seed(0)
 X, IDS = torch.randn(6, 4), torch.randint(0, 5, (6,))
 WRONG = {
     "scaled outputs": (around(Scales(4, 4)), X, "2.weight"),

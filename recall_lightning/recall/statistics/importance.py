@@ -208,6 +208,7 @@ def optimizer_importance(
         ValueError: If no optimizer holds such a state.
 
     Example:
+        >>> import torch
         >>> layer = torch.nn.Linear(2, 1, bias=False)
         >>> optimizer = torch.optim.Adam(layer.parameters())
         >>> layer(torch.tensor([[1.0, 2.0]])).sum().backward()

@@ -14,6 +14,7 @@ import jsonargparse
 import pytest
 import torch
 import torchmetrics
+import transformers
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.strategies import DDPStrategy
@@ -57,7 +58,8 @@ def fused_adam():
 
 USED = [
     of("FitLoop", lambda: trainer().fit_loop, "_data_fetcher", RESUMING),
-    of("FitLoop", lambda: trainer().fit_loop, "_should_accumulate", RESUMING),
+    of("FitLoop", lambda: trainer().fit_loop, "_should_accumulate", RESUMING,
+       "models/step_mean.py"),
     of("FitLoop", lambda: trainer().fit_loop, "_should_reload_train_dl", RESUMING),
     of("training epoch loop", lambda: trainer().fit_loop.epoch_loop, "_should_check_val_fx",
        RESUMING),
@@ -74,7 +76,7 @@ USED = [
     of("LightningModule", LightningModule, "_on_before_batch_transfer",
        "recall/statistics/samples.py"),
     of("LightningModule", LightningModule, "_trainer", "models/causal_lm.py",
-       "callbacks/_trainer/gradients.py"),
+       "models/step_mean.py", "callbacks/_trainer/gradients.py"),
     of("LightningCLI", lambda: LightningCLI, "_get", "cli/fit.py"),
     of("LightningCLI", lambda: LightningCLI, "_add_configure_optimizers_method_to_model",
        "cli/fit.py"),
@@ -99,7 +101,13 @@ USED = [
        "measuring/isolation.py", *METRICS),
     of("torchmetrics.Metric", torchmetrics.MeanMetric, "_reductions", METRICS[0]),
     of("Trainer", trainer, "_results", METRICS[0], "callbacks/_trainer/monitored_metric.py"),
-    of("torch.nn.Module", nn.Module, "_compiled_call_impl", "recall/training_loss.py"),
+    of("torch.nn.Module", nn.Module, "_compiled_call_impl", "recall/training_loss.py",
+       "models/predicted_tokens.py"),
+    of("torch.nn.Module", nn.Module, "_parameters", "measuring/set_aside.py"),
+    of("torch.nn.Module", nn.Module, "_buffers", "measuring/set_aside.py"),
+    of("a tensor", lambda: torch.ones(1), "_version", "measuring/set_aside.py"),
+    of("transformers' configurations", transformers.LlamaConfig, "_attn_implementation",
+       "models/causal_lm.py"),
     of("a power's step in torch's graph", lambda: (torch.ones(1, requires_grad=True) ** 2).grad_fn,
        "_saved_exponent", "measuring/predictions/loss.py"),
     of("a named tuple", lambda: namedtuple("Pair", "a b"), "_fields", "measuring/batches.py"),

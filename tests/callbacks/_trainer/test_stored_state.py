@@ -39,7 +39,16 @@ CALLBACKS = {
 }
 OPTIONAL = {"blocks", "settings", "files", "written", "elsewhere", "tensors", "curvature", "kind"}
 OPTIONAL |= {"shape", "predictions", "old_outputs", "from_first_task", "monitor", "probes"}
-OPTIONAL |= {"probe_names", "probes_before", "similarity", "drift"}  # an older one has none
+OPTIONAL |= {"probe_names", "probes_before", "similarity", "drift", "started", "shapes"}
+OPTIONAL |= {
+    "visits",
+    "visit",
+    "first_visit",
+    "trained",
+    "earlier_shapes",
+    "marks",
+    "outputs",
+}  # an older one has none
 FREE = {"settings", "merge_seconds", "probe_seconds", "condition"}
 
 

@@ -1,7 +1,7 @@
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from recall_lightning.data.instructions.templates import (
@@ -212,6 +212,7 @@ COLUMNS += ["instruction", "input", "output", "messages", "conversations", "syst
 
 
 @pytest.mark.parametrize("name", [*TEMPLATES, *FORMATS])
+@settings(suppress_health_check=[HealthCheck.too_slow])  # the first draw imports
 @given(row=st.dictionaries(st.sampled_from(COLUMNS), ANYTHING))
 def test_of_any_row_there_is_an_example_or_a_reason(name, row):
     template = template_of(name)

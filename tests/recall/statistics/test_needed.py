@@ -158,7 +158,7 @@ def test_a_run_that_resumes_with_a_rule_that_needs_more_starts_empty_in_the_firs
 
 
 def test_a_rule_that_needs_what_is_not_known_of_ended_tasks_is_refused():
-    before = RecallCallback(rule="importance").state_dict() | {"task": 0, "task_ended": True}
+    before = RecallCallback(rule="importance").state_dict() | {"visits": [0], "task_ended": True}
     now = RecallCallback(rule="importance", end_rule=Subspace())
     with pytest.raises(MisconfigurationException, match=r"holds no moments.*1 task.*\(imp"):
         now.load_state_dict(before)
