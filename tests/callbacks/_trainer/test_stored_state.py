@@ -50,6 +50,7 @@ OPTIONAL |= {
     "outputs",
 }  # an older one has none
 FREE = {"settings", "merge_seconds", "probe_seconds", "condition"}
+FREE |= {"earlier_shapes", "shapes", "marks", "outputs"}  # any names may be there
 
 
 @pytest.fixture(scope="module")
