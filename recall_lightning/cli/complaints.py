@@ -161,10 +161,17 @@ def _arguments_of(path: str) -> list[str]:
     """Return what a class is called with; nothing where that cannot be told."""
     module, _, name = path.rpartition(".")
     try:
-        parameters = inspect.signature(getattr(import_module(module), name)).parameters
+        owner = getattr(import_module(module), name)
+        found: list[str] = []
+        variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+        for each in inspect.getmro(owner) if inspect.isclass(owner) else [owner]:
+            parameters = inspect.signature(each).parameters
+            found += [own for own, its in parameters.items() if its.kind not in variable]
+            if not any(its.kind is its.VAR_KEYWORD for its in parameters.values()):
+                break  # it hands nothing on to its base
     except (ImportError, AttributeError, ValueError, TypeError):
         return []
-    return [each for each, its in parameters.items() if its.kind is not its.VAR_KEYWORD]
+    return list(dict.fromkeys(found))
 
 
 def _meant(word: str, known: Sequence[str], before: str = "") -> str:

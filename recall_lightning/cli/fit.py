@@ -246,7 +246,7 @@ def main(args: Sequence[str] | None = None) -> None:
     warnings.filterwarnings("ignore", ".*LeafSpec.*is deprecated")
     given = sys.argv[1:] if args is None else list(args)
     defaults = {"default_config_files": defaults_beside(given)}
-    kind = _for_one(given[0]) if given[:1] and given[0] in RecallCLI.subcommands() else RecallCLI
+    kind = _for_one(given[0]) if given[:1] and given[0] in RecallCLI.subcommands() else _RunCLI
     try:
         check_recipes(given)
         kind(
@@ -262,10 +262,29 @@ def main(args: Sequence[str] | None = None) -> None:
         refuse("recall-lightning", said)
 
 
+class _RunCLI(RecallCLI):
+    """A run of one method: arguments of others would be without effect."""
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parse, and refuse arguments of other methods; a recipe may hold those of several."""
+        super().parse_arguments(parser, args)
+        method = self.config[self.config["subcommand"]]["method"]
+        words: Any = sys.argv[1:] if args is None else args
+        options = {str(word).partition("=")[0] for word in words}
+        options.discard(f"--recall.{METHODS['recall'].keeps_first}")  # is told for all of them
+        for other in METHODS:
+            given = sorted(option for option in options if option.startswith(f"--{other}."))
+            if given and other != method:
+                raise MisconfigurationException(
+                    f"{given[0]} has no effect with --method {method}: leave it "
+                    f"out, or give --method {other}"
+                )
+
+
 def _for_one(subcommand: str) -> type[RecallCLI]:
     """Return the command line of one subcommand: the other's parser takes a second to build."""
 
-    class OneCommandCLI(RecallCLI):
+    class OneCommandCLI(_RunCLI):
         @staticmethod
         def subcommands() -> dict[str, set[str]]:
             return {subcommand: RecallCLI.subcommands()[subcommand]}

@@ -240,7 +240,9 @@ class CausalLMModule(LightningModule):
             callbacks.append(WarmupCosine(self.schedule, self.warmup))
         if self.lora is not None and self.lora.fresh_per_task:
             callbacks.append(FreshAdapter())
-        return callbacks
+        trainer: Any = self._trainer  # has them from a validation before the fit
+        attached = [] if trainer is None else list(map(type, trainer.callbacks))
+        return [callback for callback in callbacks if type(callback) not in attached]
 
     def forward(
         self,

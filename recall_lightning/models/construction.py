@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 from lightning.pytorch import LightningModule
@@ -30,6 +31,14 @@ def build_transformer(
 
     auto_model = getattr(transformers, f"AutoModelFor{head}")
     if isinstance(model, str):
+        folder = Path(model)
+        # or the hub would be asked for it, again and again
+        is_path = folder.is_absolute() or len(folder.parts) > 2 or model.startswith(".")
+        if is_path and not folder.exists():
+            raise MisconfigurationException(
+                f"model={model!r} is no folder, seen from {Path.cwd()}: give the path of one that "
+                "save_pretrained wrote, or a hub id, such as owner/name"
+            )
         try:
             # from_pretrained returns a model in evaluation mode, and Lightning would leave it so.
             return auto_model.from_pretrained(model, **kwargs).train()

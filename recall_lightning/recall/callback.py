@@ -220,6 +220,7 @@ class RecallCallback(TaskAwareCallback):
         self._structure = Structure()
         self._first_batch_is_checked = False
         self._first_visit = 0  # of those that took a step
+        self._is_merge_saved = True  # in a checkpoint
         self._watch = OptimizerWatch(forgets=optimizer_state == "reset")
         self._resumed: list[str] | None = None  # the blocks of a checkpoint that was just loaded
 
@@ -366,6 +367,22 @@ class RecallCallback(TaskAwareCallback):
                 "from before holds the task's last batches)"
             )
 
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say so where every checkpoint is from before the last merge."""
+        super().on_fit_end(trainer, pl_module)
+        whole = [
+            callback
+            for callback in trainer.checkpoint_callbacks
+            if not getattr(callback, "save_weights_only", False)
+        ]
+        stopped_early = self.clock.stopped_early  # which has been said
+        if whole and self.task_ended and not (self._is_merge_saved or stopped_early):
+            rank_zero_warn(
+                "no checkpoint was written after the last merge, at the end of the last task: save "
+                "the model once more, as by trainer.save_checkpoint(…), or let a ModelCheckpoint "
+                "of its own save at the end of epochs or validations"
+            )
+
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Enter the epoch's task, and see which weights are left of it."""
         super().on_train_epoch_start(trainer, pl_module)
@@ -428,6 +445,7 @@ class RecallCallback(TaskAwareCallback):
         """Keep the files of snapshots that the checkpoint refers to."""
         super().on_save_checkpoint(trainer, pl_module, checkpoint)
         self._kept.storage.checkpoint_saved(self.snapshots)
+        self._is_merge_saved = True
 
     def state_dict(self) -> dict[str, Any]:
         """Return snapshots, what rules decide from, and the history."""
@@ -512,6 +530,7 @@ class RecallCallback(TaskAwareCallback):
         if merged is None:
             return False
         self._watch.observe_merge()
+        self._is_merge_saved = False
         when = {"task": self.task, "visit": self.visit, "step": self.steps_trained(trainer)}
         record = {**when, **merged}
         self.history.append(record)

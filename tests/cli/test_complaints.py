@@ -70,3 +70,12 @@ def test_the_option_the_value_and_what_it_may_be(message, said):
 def test_what_is_not_known_here_stays_as_it_is_up_to_a_length():
     assert sentence("Something\n  new") == "Something new"
     assert len(sentence("x" * 999)) < 210
+
+
+def test_arguments_that_a_class_hands_to_its_base_are_known_too():
+    said = sentence(
+        """Parser key "data":
+  Problem with given class_path 'recall_lightning.data.DigitsStream':
+    Option 'epoch_per_task' is not accepted"""
+    )
+    assert said.endswith("'epoch_per_task' of DigitsStream; did you mean epochs_per_task?")

@@ -276,3 +276,14 @@ def test_a_model_or_tokenizer_that_is_not_there_is_one_line(argument, capsys, mo
     assert last.startswith("recall-lightning: error: ")
     assert "no/such/folder" in last
     assert "local folder" in last
+
+
+def test_arguments_of_a_method_that_is_not_used_are_refused(capsys):
+    recipe = str(RECIPES / "digits_rotated.yaml")
+    with pytest.raises(SystemExit):
+        run("fit", "-c", recipe, "--ewc.strength", "10")
+    said = capsys.readouterr().err
+    assert "--ewc.strength has no effect with --method recall: leave it out, or give" in said
+    first = ["--recall.merge_first_task", "false"]  # counts for all methods
+    config = printed_config(capsys, "-c", recipe, "--method=ewc", "--ewc.strength=10", *first)
+    assert config["ewc"]["strength"] == 10

@@ -9,6 +9,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from recall_lightning.callbacks.learning_rate import WarmupCosine
 from recall_lightning.models import CausalLMModule
 
 TINY = {
@@ -187,7 +188,7 @@ def test_pretrained_model_is_trained_in_training_mode(tmp_path, module: CausalLM
         ({"model_type": "lama"}, "'lama' cannot be built.*lama"),
         ({"model_type": "vit"}, "'vit' cannot be built as AutoModelForCausalLM"),
         ({**TINY, "hiden_size": 8}, r"'llama' has no fields \['hiden_size'\]"),
-        ("./no/such/folder", "'./no/such/folder' cannot be loaded.*hub id"),
+        ("./no/such/folder", "'./no/such/folder' is no folder, seen from .*hub id"),
     ],
 )
 def test_bad_model(model, message: str) -> None:
@@ -221,3 +222,12 @@ def test_command_line_builds_it(optimizer, expected, monkeypatch) -> None:
     (made,), (scheduler,) = cli.model.configure_optimizers()
     assert type(made) is expected
     assert scheduler.step_size == 2
+
+
+def test_a_fit_after_a_validation_keeps_its_schedule_and_says_nothing_of_it(caplog) -> None:
+    own, data = CausalLMModule(TINY, schedule="stream"), loader(samples(7, 0))
+    fit = trainer()
+    fit.validate(own, data, verbose=False)
+    fit.fit(own, data, data)
+    assert sum(isinstance(each, WarmupCosine) for each in fit.callbacks) == 1
+    assert "configure_callbacks" not in caplog.text

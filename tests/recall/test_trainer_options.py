@@ -4,11 +4,12 @@ import warnings
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.tuner import Tuner
 
 from recall_lightning import ForgettingMonitor, RecallCallback
 from tests.support.resumed_runs import differences, stream
-from tests.support.training import Plain, quiet_trainer
+from tests.support.training import Plain, loader, quiet_trainer
 
 
 def fit(tune=lambda trainer, module, data: None, **options):
@@ -107,3 +108,25 @@ def test_a_seed_set_after_tuning_counts(tmp_path):
         tune(trainer, module, data)
         trainer.fit(module, datamodule=data)
     assert drawn[0] == drawn[-1]
+
+
+UNSAVED = "no checkpoint was written after the last merge"
+
+
+@pytest.mark.parametrize(
+    ("options", "warns"),
+    [
+        ({"every_n_train_steps": 5}, True),
+        ({"every_n_train_steps": 6}, False),  # the task's last, behind its merge
+        ({}, False),
+        ({"every_n_train_steps": 1000, "save_last": True}, False),  # saved as training ends
+        ({"every_n_train_steps": 5, "save_weights_only": True}, False),  # which tells no callback
+    ],
+)
+def test_a_last_merge_that_no_checkpoint_holds_is_said(options, warns, tmp_path):
+    checkpoint = ModelCheckpoint(tmp_path, **options)
+    trainer = quiet_trainer(RecallCallback(), checkpoint, enable_checkpointing=True)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        trainer.fit(Plain(), loader(0, 48))
+    assert any(UNSAVED in str(each.message) for each in said) is warns
