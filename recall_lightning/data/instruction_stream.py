@@ -210,8 +210,17 @@ class InstructionStream(TaskStream):
         return [*self.tasks, *([self.general] if self.general is not None else [])]
 
     def setup(self, stage: str) -> None:
-        """Say so where nobody proves that packed examples do not see each other."""
+        """Read every task's first training example, so that none is found wrong when it starts.
+
+        Say so where nobody proves that packed examples do not see each other.
+        """
         super().setup(stage)
+        if stage == "fit":
+            for task, own in enumerate(self.tasks):
+                if is_file(own.train):  # what lies elsewhere may take hours to fetch
+                    faults = _Faults.of(own, own.train)
+                    first = self._examples(task, own.train, own.train_limit, faults, lambda e: e)
+                    self._not_empty(list(islice(first, 1)), faults)
         module = None if self.trainer is None else self.trainer.lightning_module
         if self.pack and stage == "fit" and not getattr(module, "proves_packing", module is None):
             rank_zero_warn(

@@ -297,3 +297,23 @@ def test_conversations_are_learned_turn_by_turn_and_asked_for_their_last_answer(
 def test_conversations_and_system_prompts_need_a_chat_template(template, folder):
     with pytest.raises(MisconfigurationException, match=r"task 'one'.*set chat=True"):
         stream(folder, template=template)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (None, "there is no file"),
+        ('{"question": "?", "a": "x"}\n', "task 'later'.*needs the column 'q'"),
+        ('{"q": "?", "a": ""}\n', "task 'later'.*has no rows to use.*a is empty"),
+    ],
+)
+def test_a_later_task_s_training_file_is_found_wrong_before_the_first_is_trained(
+    text, said, folder
+):
+    rows, later = str(folder / "rows.jsonl"), folder / "later.jsonl"
+    if text:
+        later.write_text(text)
+    tasks = [InstructionTask("one", ASK, rows, rows), InstructionTask("later", ASK, later, rows)]
+    data = InstructionStream(tasks, str(folder / "tokenizer"), max_length=64)
+    with pytest.raises((MisconfigurationException, FileNotFoundError), match=said):
+        data.setup("fit")
