@@ -31,6 +31,7 @@ from recall_lightning.models.scoring import (
     chosen,
     right_predictions,
     squad_exact_match,
+    without_refusals,
 )
 from recall_lightning.models.step_mean import StepMean
 from recall_lightning.models.undefined import UndefinedPredictions
@@ -318,19 +319,20 @@ class CausalLMModule(LightningModule):
             return {"score": (right.sum(), len(right))}
         kind, references = questions["score"], questions["references"]
         undefined = UndefinedPredictions(len(references))
-        if kind == "bleu":
-            said = questions["no_answer"]  # is a text like others, to be written
-            texts = self.answers({**questions, "no_answer": ""}, undefined)
+        said = questions["no_answer"]
+        texts = self.answers({**questions, "no_answer": ""}, undefined)
+        if kind == "bleu":  # for which that is a text like others, to be written
             references = [own or [said] for own in references]
             self.val_metrics.also(loader, "score", Bleu, questions["tokenizer"])
             return {"score": (texts, references, ~undefined.rows)}
-        answers = self.answers(questions, undefined)
+        asked = zip(texts, references, strict=True)
+        pairs = [without_refusals(text, own, said) for text, own in asked]
         measures = {"score": WRITTEN[kind]}
         measures |= {"squad_exact_match": squad_exact_match} if kind == "f1" else {}
         updates: dict[str, tuple[Any, ...]] = {}
         for name, measure in measures.items():
             self.val_metrics.also(loader, name, RatioOfSums)
-            found = torch.tensor([measure(*pair) for pair in zip(answers, references, strict=True)])
+            found = torch.tensor([measure(*pair) for pair in pairs])
             found = torch.where(undefined.rows.cpu(), torch.nan, found.float())
             updates[name] = (found.sum(), len(found))
         return updates
