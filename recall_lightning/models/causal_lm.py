@@ -21,7 +21,12 @@ from recall_lightning.models.bleu import Bleu
 from recall_lightning.models.construction import build_optimizer, build_transformer
 from recall_lightning.models.evaluation import LoaderMetrics, RatioOfSums
 from recall_lightning.models.four_bit import four_bit_options, prepared_for_adapter
-from recall_lightning.models.generation import answer_in, ends_of_generation, room_to_write
+from recall_lightning.models.generation import (
+    answer_in,
+    ends_of_generation,
+    nothing_of_its_own,
+    room_to_write,
+)
 from recall_lightning.models.lora import LoraSettings, with_lora
 from recall_lightning.models.packing import packing_fault
 from recall_lightning.models.predicted_tokens import nats, predicted, predicted_logits
@@ -343,7 +348,7 @@ class CausalLMModule(LightningModule):
         """Let the model write, greedily, and return its answers; empty where it says there is none.
 
         It stops at any token that its ``generation_config`` names as an end, and at the one with
-        which answers end in training.
+        which answers end in training; nothing else in that config counts, such as a penalty.
 
         Args:
             questions: ``prompts``, ``leads``, ``max_new_tokens``, ``no_answer``, ``end_token`` and
@@ -357,16 +362,18 @@ class CausalLMModule(LightningModule):
         tokenizer = self._tokenizer()
         prompts = questions["prompts"]
         ends = ends_of_generation(self.model, questions.get("end_token", tokenizer.eos_token_id))
-        written = self.model.generate(
-            **prompts,
-            max_new_tokens=room_to_write(self.model, prompts, questions["max_new_tokens"]),
-            do_sample=False,
-            use_cache=True,
-            eos_token_id=ends or None,
-            pad_token_id=tokenizer.pad_token_id,
-            logits_processor=[] if undefined is None else [undefined],
-            remove_invalid_values=False,  # or NaN would be hidden
-        )[:, prompts["input_ids"].shape[1] :].tolist()
+        room = room_to_write(self.model, prompts, questions["max_new_tokens"])
+        with nothing_of_its_own(self.model):
+            written = self.model.generate(
+                **prompts,
+                max_new_tokens=room,
+                do_sample=False,
+                use_cache=True,
+                eos_token_id=ends or None,
+                pad_token_id=tokenizer.pad_token_id,
+                logits_processor=[] if undefined is None else [undefined],
+                remove_invalid_values=False,  # or NaN would be hidden
+            )[:, prompts["input_ids"].shape[1] :].tolist()
         answers = [list(takewhile(lambda token: token not in ends, row)) for row in written]
         leads = questions.get("leads", [""] * len(answers))
         texts = [

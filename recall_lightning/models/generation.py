@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def ends_of_generation(model: Any, trained: int | None) -> list[int]:
@@ -20,6 +21,41 @@ def ends_of_generation(model: Any, trained: int | None) -> list[int]:
     own = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     listed = own if isinstance(own, list | tuple) else [own]
     return sorted({int(token) for token in [*listed, trained] if token is not None})
+
+
+@contextmanager
+def nothing_of_its_own(model: Any) -> Iterator[None]:
+    """Have a model write without what its ``generation_config`` adds to its predictions.
+
+    Chat models come with penalties of repetition, beams or tokens to suppress: for conversations,
+    and not for the answer that a model finds most likely, which the prompt may well hold.
+
+    Args:
+        model: A model of transformers, or of PEFT around one; it is left as it was.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> model = SimpleNamespace(generation_config=SimpleNamespace(repetition_penalty=1.3))
+        >>> with nothing_of_its_own(model):
+        ...     model.generation_config.repetition_penalty in (None, 1.0)
+        True
+        >>> model.generation_config.repetition_penalty
+        1.3
+    """
+    from transformers import GenerationConfig  # heavy
+
+    parts = model.modules() if isinstance(model, nn.Module) else [model]
+    owners = [part for part in parts if "generation_config" in vars(part)]
+    kept = [part.generation_config for part in owners]
+    try:
+        for part, own in zip(owners, kept, strict=True):
+            names = ("bos_token_id", "cache_implementation")
+            plain = {name: getattr(own, name, None) for name in names}
+            part.generation_config = GenerationConfig(**plain)
+        yield
+    finally:
+        for part, own in zip(owners, kept, strict=True):
+            part.generation_config = own
 
 
 def room_to_write(model: Any, prompts: Mapping[str, Tensor], max_new_tokens: int) -> int:
@@ -35,7 +71,9 @@ def room_to_write(model: Any, prompts: Mapping[str, Tensor], max_new_tokens: int
     """
     positions = getattr(getattr(model, "config", None), "max_position_embeddings", None)
     length = prompts["input_ids"].shape[1]
-    if not isinstance(positions, int) or length + max_new_tokens <= positions:
+    if not isinstance(positions, int) or positions <= 0:  # as many as it likes
+        return max_new_tokens
+    if length + max_new_tokens <= positions:
         return max_new_tokens
     if length >= positions:
         raise MisconfigurationException(
