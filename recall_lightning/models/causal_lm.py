@@ -26,6 +26,7 @@ from recall_lightning.models.generation import (
     ends_of_generation,
     nothing_of_its_own,
     room_to_write,
+    written_alike,
 )
 from recall_lightning.models.lora import LoraSettings, with_lora
 from recall_lightning.models.packing import packing_fault
@@ -189,11 +190,14 @@ class CausalLMModule(LightningModule):
         """
         tokenizer = getattr(getattr(self.trainer, "datamodule", None), "tokenizer", None)
         known = len(self.model.get_input_embeddings().weight)
-        if tokenizer is not None and len(tokenizer) > known:
+        if tokenizer is None:
+            return
+        needed = max(tokenizer.get_vocab().values(), default=-1) + 1  # ids may have gaps
+        if needed > known:
             raise MisconfigurationException(
-                f"the tokenizer {tokenizer.name_or_path} has {len(tokenizer)} tokens, and the "
-                f"model {self.source!r} knows {known}: take the model's own tokenizer, or call "
-                f"resize_token_embeddings({len(tokenizer)}) on the model and save it"
+                f"the tokenizer {tokenizer.name_or_path} has {len(tokenizer)} tokens, numbered up "
+                f"to {needed - 1}, and the model {self.source!r} knows {known}: take the model's "
+                f"own tokenizer, or call resize_token_embeddings({needed}) on the model and save it"
             )
 
     def on_fit_start(self) -> None:
@@ -364,16 +368,17 @@ class CausalLMModule(LightningModule):
         ends = ends_of_generation(self.model, questions.get("end_token", tokenizer.eos_token_id))
         room = room_to_write(self.model, prompts, questions["max_new_tokens"])
         with nothing_of_its_own(self.model):
-            written = self.model.generate(
-                **prompts,
+            written = written_alike(
+                self.model,
+                prompts,
+                undefined,
                 max_new_tokens=room,
                 do_sample=False,
                 use_cache=True,
                 eos_token_id=ends or None,
                 pad_token_id=tokenizer.pad_token_id,
-                logits_processor=[] if undefined is None else [undefined],
                 remove_invalid_values=False,  # or NaN would be hidden
-            )[:, prompts["input_ids"].shape[1] :].tolist()
+            )
         answers = [list(takewhile(lambda token: token not in ends, row)) for row in written]
         leads = questions.get("leads", [""] * len(answers))
         texts = [

@@ -5,10 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
+from weakref import WeakKeyDictionary
 
+import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
+
+from recall_lightning.models.undefined import UndefinedPredictions
+
+_MINDS_PADDING: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
+"""Models that were tried, and whether padding before a prompt changes what they predict."""
 
 
 def ends_of_generation(model: Any, trained: int | None) -> list[int]:
@@ -56,6 +63,74 @@ def nothing_of_its_own(model: Any) -> Iterator[None]:
     finally:
         for part, own in zip(owners, kept, strict=True):
             part.generation_config = own
+
+
+def written_alike(
+    model: Any,
+    prompts: Mapping[str, Tensor],
+    undefined: UndefinedPredictions | None = None,
+    **options: Any,
+) -> list[list[int]]:
+    """Return what a model writes behind prompts, whatever other prompts stand beside them.
+
+    Shorter prompts are padded on the left, which most models do not see. Some with a recurrent
+    state do, such as RWKV and RecurrentGemma: those are asked one prompt at a time. Which a model
+    is, is tried once.
+
+    Args:
+        model: A model of transformers.
+        prompts: ``input_ids`` and ``attention_mask``, int64 ``(B, L)``, padded on the left.
+        undefined: Takes note of rows that were written without predictions.
+        **options: Of ``generate``, ``pad_token_id`` among them.
+
+    Returns:
+        The new tokens of each row.
+    """
+    ids, mask = prompts["input_ids"], prompts.get("attention_mask")
+    if mask is None or not _minds_padding(model, ids[0][mask[0].bool()], options):
+        looks = [] if undefined is None else [undefined]
+        written = model.generate(**prompts, logits_processor=looks, **options)
+        return [row.tolist() for row in written[:, ids.shape[1] :]]
+    found = []
+    for number, row in enumerate(ids):
+        own = {"input_ids": row[mask[number].bool()][None]}
+        own["attention_mask"] = torch.ones_like(own["input_ids"])
+        look = UndefinedPredictions(1)
+        written = model.generate(**own, logits_processor=[look], **options)
+        found.append(written[0, own["input_ids"].shape[1] :].tolist())
+        if undefined is not None:
+            undefined.rows[number] = look.rows[0]
+    return found
+
+
+def _minds_padding(model: Any, prompt: Tensor, options: Mapping[str, Any]) -> bool:
+    """Tell whether padding before a prompt, int64 ``(L,)``, changes the logits behind it."""
+    known = _MINDS_PADDING.get(model)
+    if known is not None:
+        return known
+    start = prompt[:8]
+    seen: list[Tensor] = []
+
+    def keep(_: Tensor, scores: Tensor) -> Tensor:
+        seen.append(scores.detach().clone())
+        return scores
+
+    once = {**options, "max_new_tokens": 1, "logits_processor": [keep]}
+    for padding in (0, 4):
+        row = torch.cat([start.new_full((padding,), int(options["pad_token_id"])), start])[None]
+        mask = torch.ones_like(row)
+        mask[:, :padding] = 0
+        model.generate(input_ids=row, attention_mask=mask, **once)
+    alone, padded = seen
+    if not alone.isfinite().all():
+        return False  # nothing is seen of logits that are no numbers
+    dtypes = {weight.dtype for weight in model.parameters() if weight.is_floating_point()}
+    if torch.is_autocast_enabled(start.device.type):
+        dtypes.add(torch.get_autocast_dtype(start.device.type))
+    rounding = max(torch.finfo(dtype).eps for dtype in dtypes)
+    allowed = max(5e-3, 16 * rounding) * alone.abs().max()
+    _MINDS_PADDING[model] = found = not bool((padded - alone).abs().max() <= allowed)
+    return found
 
 
 def room_to_write(model: Any, prompts: Mapping[str, Tensor], max_new_tokens: int) -> int:

@@ -110,3 +110,32 @@ def test_answers_are_the_most_likely_whatever_the_generation_config_adds(lora, m
     own.return_dict_in_generate, own.stop_strings = True, ["a"]
     assert module.answers(asked) == [expected]
     assert module.model.generation_config is own
+
+
+RECURRENT = {
+    "model_type": "recurrent_gemma",
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "lru_width": 16,
+    "attention_window_size": 8,
+}
+
+
+@pytest.mark.parametrize("sizes", [TINY, RECURRENT], ids=["attention", "recurrent"])
+def test_answers_do_not_depend_on_the_prompts_beside_them(sizes, monkeypatch):
+    tokenizer = subword_tokenizer("byte_bpe")
+    torch.manual_seed(0)
+    module = CausalLMModule(sizes | {"vocab_size": len(tokenizer)}).eval()
+    for parameter in module.parameters():
+        parameter.data.mul_(3 if parameter.dim() > 1 else 1)
+    monkeypatch.setattr(module, "_tokenizer", lambda: tokenizer)
+    asked = ["Paris", "the capital of France is Paris, and that of Peru", "What is the"]
+
+    def answers(texts):
+        prompts = tokenizer(texts, return_tensors="pt", padding=True, padding_side="left")
+        prompts = {name: prompts[name] for name in ("input_ids", "attention_mask")}
+        return module.answers({"prompts": prompts, "max_new_tokens": 6, "no_answer": ""})
+
+    assert answers(asked) == [answers([text])[0] for text in asked]
