@@ -25,7 +25,6 @@ from recall_lightning.models.generation import (
     answer_in,
     ends_of_generation,
     nothing_of_its_own,
-    room_to_write,
     written_alike,
 )
 from recall_lightning.models.lora import LoraSettings, with_lora
@@ -366,13 +365,12 @@ class CausalLMModule(LightningModule):
         tokenizer = self._tokenizer()
         prompts = questions["prompts"]
         ends = ends_of_generation(self.model, questions.get("end_token", tokenizer.eos_token_id))
-        room = room_to_write(self.model, prompts, questions["max_new_tokens"])
         with nothing_of_its_own(self.model):
             written = written_alike(
                 self.model,
                 prompts,
+                questions["max_new_tokens"],
                 undefined,
-                max_new_tokens=room,
                 do_sample=False,
                 use_cache=True,
                 eos_token_id=ends or None,

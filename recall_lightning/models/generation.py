@@ -68,6 +68,7 @@ def nothing_of_its_own(model: Any) -> Iterator[None]:
 def written_alike(
     model: Any,
     prompts: Mapping[str, Tensor],
+    max_new_tokens: int,
     undefined: UndefinedPredictions | None = None,
     **options: Any,
 ) -> list[list[int]]:
@@ -75,11 +76,13 @@ def written_alike(
 
     Shorter prompts are padded on the left, which most models do not see. Some with a recurrent
     state do, such as RWKV and RecurrentGemma: those are asked one prompt at a time. Which a model
-    is, is tried once.
+    is, is tried once. So are prompts beside one that leaves too few positions to write to, which
+    are no fewer for them.
 
     Args:
         model: A model of transformers.
         prompts: ``input_ids`` and ``attention_mask``, int64 ``(B, L)``, padded on the left.
+        max_new_tokens: How many are written, where there is room for them.
         undefined: Takes note of rows that were written without predictions.
         **options: Of ``generate``, ``pad_token_id`` among them.
 
@@ -87,16 +90,19 @@ def written_alike(
         The new tokens of each row.
     """
     ids, mask = prompts["input_ids"], prompts.get("attention_mask")
-    if mask is None or not _minds_padding(model, ids[0][mask[0].bool()], options):
+    positions = _positions(model)
+    fits = positions is None or ids.shape[1] + max_new_tokens <= positions
+    if mask is None or (fits and not _minds_padding(model, ids[0][mask[0].bool()], options)):
+        room = room_to_write(model, prompts, max_new_tokens)
         looks = [] if undefined is None else [undefined]
-        written = model.generate(**prompts, logits_processor=looks, **options)
+        written = model.generate(**prompts, max_new_tokens=room, logits_processor=looks, **options)
         return [row.tolist() for row in written[:, ids.shape[1] :]]
     found = []
     for number, row in enumerate(ids):
         own = {"input_ids": row[mask[number].bool()][None]}
         own["attention_mask"] = torch.ones_like(own["input_ids"])
-        look = UndefinedPredictions(1)
-        written = model.generate(**own, logits_processor=[look], **options)
+        look, room = UndefinedPredictions(1), room_to_write(model, own, max_new_tokens)
+        written = model.generate(**own, max_new_tokens=room, logits_processor=[look], **options)
         found.append(written[0, own["input_ids"].shape[1] :].tolist())
         if undefined is not None:
             undefined.rows[number] = look.rows[0]
@@ -144,11 +150,8 @@ def room_to_write(model: Any, prompts: Mapping[str, Tensor], max_new_tokens: int
     Raises:
         MisconfigurationException: If the prompts take all positions.
     """
-    positions = getattr(getattr(model, "config", None), "max_position_embeddings", None)
-    length = prompts["input_ids"].shape[1]
-    if not isinstance(positions, int) or positions <= 0:  # as many as it likes
-        return max_new_tokens
-    if length + max_new_tokens <= positions:
+    positions, length = _positions(model), prompts["input_ids"].shape[1]
+    if positions is None or length + max_new_tokens <= positions:
         return max_new_tokens
     if length >= positions:
         raise MisconfigurationException(
@@ -160,6 +163,12 @@ def room_to_write(model: Any, prompts: Mapping[str, Tensor], max_new_tokens: int
         f"positions for an answer, fewer than max_new_tokens={max_new_tokens}: lower max_length"
     )
     return positions - length
+
+
+def _positions(model: Any) -> int | None:
+    """How many positions a model has; None where it tells of no end of them."""
+    own = getattr(getattr(model, "config", None), "max_position_embeddings", None)
+    return own if isinstance(own, int) and own > 0 else None
 
 
 def answer_in(text: str, lead: str, end: str) -> str:

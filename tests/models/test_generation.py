@@ -123,7 +123,10 @@ RECURRENT = {
 }
 
 
-@pytest.mark.parametrize("sizes", [TINY, RECURRENT], ids=["attention", "recurrent"])
+SHORT = TINY | {"max_position_embeddings": 14}
+
+
+@pytest.mark.parametrize("sizes", [TINY, RECURRENT, SHORT], ids=["attention", "recurrent", "short"])
 def test_answers_do_not_depend_on_the_prompts_beside_them(sizes, monkeypatch):
     tokenizer = subword_tokenizer("byte_bpe")
     torch.manual_seed(0)
