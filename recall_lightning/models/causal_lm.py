@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 
 from recall_lightning.callbacks.fresh_adapter import FreshAdapter
@@ -25,6 +26,7 @@ from recall_lightning.models.generation import (
     answer_in,
     ends_of_generation,
     nothing_of_its_own,
+    positions_of,
     written_alike,
 )
 from recall_lightning.models.lora import LoraSettings, with_lora
@@ -184,10 +186,14 @@ class CausalLMModule(LightningModule):
     def setup(self, stage: str) -> None:
         """Check that the model knows every token of the datamodule's tokenizer.
 
+        Where its rows may be longer than the model has positions, it warns.
+
         Raises:
             MisconfigurationException: If it does not.
         """
-        tokenizer = getattr(getattr(self.trainer, "datamodule", None), "tokenizer", None)
+        stream = getattr(self.trainer, "datamodule", None)
+        self._warn_of_length(stream)
+        tokenizer = getattr(stream, "tokenizer", None)
         known = len(self.model.get_input_embeddings().weight)
         if tokenizer is None:
             return
@@ -198,6 +204,17 @@ class CausalLMModule(LightningModule):
                 f"to {needed - 1}, and the model {self.source!r} knows {known}: take the model's "
                 f"own tokenizer, or call resize_token_embeddings({needed}) on the model and save it"
             )
+
+    def _warn_of_length(self, stream: Any) -> None:
+        positions = positions_of(self.model)
+        for name in ("max_length", "sequence_length"):
+            length = getattr(stream, name, None)
+            if isinstance(length, int) and positions is not None and length > positions:
+                rank_zero_warn(
+                    f"{name}={length} is more than the {positions} positions that the model "
+                    f"{self.source!r} has: rows that are longer fail, or are learned at positions "
+                    f"that it never saw: lower it to {positions}"
+                )
 
     def on_fit_start(self) -> None:
         """Before training on packed examples, prove that they do not see each other.

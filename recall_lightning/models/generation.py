@@ -90,7 +90,7 @@ def written_alike(
         The new tokens of each row.
     """
     ids, mask = prompts["input_ids"], prompts.get("attention_mask")
-    positions = _positions(model)
+    positions = positions_of(model)
     fits = positions is None or ids.shape[1] + max_new_tokens <= positions
     if mask is None or (fits and not _minds_padding(model, ids[0][mask[0].bool()], options)):
         room = room_to_write(model, prompts, max_new_tokens)
@@ -150,7 +150,7 @@ def room_to_write(model: Any, prompts: Mapping[str, Tensor], max_new_tokens: int
     Raises:
         MisconfigurationException: If the prompts take all positions.
     """
-    positions, length = _positions(model), prompts["input_ids"].shape[1]
+    positions, length = positions_of(model), prompts["input_ids"].shape[1]
     if positions is None or length + max_new_tokens <= positions:
         return max_new_tokens
     if length >= positions:
@@ -165,8 +165,8 @@ def room_to_write(model: Any, prompts: Mapping[str, Tensor], max_new_tokens: int
     return positions - length
 
 
-def _positions(model: Any) -> int | None:
-    """How many positions a model has; None where it tells of no end of them."""
+def positions_of(model: Any) -> int | None:
+    """Return how many positions a model has; None where it tells of no end of them."""
     own = getattr(getattr(model, "config", None), "max_position_embeddings", None)
     return own if isinstance(own, int) and own > 0 else None
 

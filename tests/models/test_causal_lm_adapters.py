@@ -207,6 +207,13 @@ def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(folder):
         fit(module(folder), data)
 
 
+def test_rows_that_may_be_longer_than_the_model_has_positions_are_said(folder):
+    data = stream(folder, CHOOSE)
+    data.max_length = 5000
+    with pytest.warns(UserWarning, match=r"max_length=5000 is more than the 2048 positions"):
+        fit(module(folder), data)
+
+
 def test_tokens_numbered_beyond_the_model_are_refused(folder):
     file = folder / "tokenizer.json"
     written = json.loads(file.read_text())
