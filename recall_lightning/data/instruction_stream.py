@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import islice
+from itertools import chain, cycle, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -394,7 +394,12 @@ class _Listed(Dataset[Any]):
 
 
 class _Streamed(IterableDataset[Encoded]):
-    """Reads rows anew in every epoch; each process and worker takes its own share of them."""
+    """Reads rows anew in every epoch; each process and worker takes its own share of them.
+
+    All processes get as many, or those with more would wait for the others at every step's end:
+    where the processes do not divide the rows, the first rows come twice, as in a
+    ``DistributedSampler``.
+    """
 
     def __init__(self, stream: InstructionStream, task: int) -> None:
         self.stream, self.task = stream, task
@@ -407,13 +412,26 @@ class _Streamed(IterableDataset[Encoded]):
         distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
         processes = torch.distributed.get_world_size() if distributed else 1
         rank = torch.distributed.get_rank() if distributed else 0
-        yield from islice(
-            self.stream.encoded(self.task, faults),
-            rank * workers + number,
-            None,
-            processes * workers,
-        )
+        rows = _filled_up(self.stream.encoded(self.task, faults), processes)
+        first = next(rows, None)
+        self.stream._not_empty([] if first is None else [first], faults)
+        together = chain([first], rows)
+        yield from islice(together, number * processes + rank, None, processes * workers)
         faults.say()
+
+
+def _filled_up(rows: Iterator[Any], parts: int) -> Iterator[Any]:
+    """Repeat the first rows behind the last, until so many parts are equally long.
+
+    >>> list(_filled_up(iter("abcde"), 3)), list(_filled_up(iter("a"), 3))
+    (['a', 'b', 'c', 'd', 'e', 'a'], ['a', 'a', 'a'])
+    """
+    kept, count = [], 0
+    for row in rows:
+        kept += [row] if count < parts else []
+        count += 1
+        yield row
+    yield from islice(cycle(kept), -count % parts)
 
 
 def _template(task: InstructionTask, chat: bool) -> Template | Conversation:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Any
 
+import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -64,7 +65,9 @@ class ResumableLoader(DataLoader[Any]):
         if then is None or not self._trained or self._trained == then["batches"]:
             return
         changed = [
-            f"{name} {now[name]!r} for {then[name]!r}" for name in now if now[name] != then[name]
+            f"{name} {now[name]!r} for {then[name]!r}"
+            for name in now
+            if name in then and now[name] != then[name]
         ]
         if changed:
             raise MisconfigurationException(
@@ -78,14 +81,30 @@ class ResumableLoader(DataLoader[Any]):
         """What decides which samples are in which batch."""
         sampler = self.sampler if isinstance(self.sampler, SeededSampler) else None
         # two processes that train 4 samples each train the 8 that one would
-        processes = 1 if sampler is None else sampler.num_replicas
+        processes = self._processes() if sampler is None else sampler.num_replicas
         return {
             "batches": None if isinstance(self.dataset, IterableDataset) else len(self),
             "batch_size": None if self.batch_size is None else self.batch_size * processes,
             "samples": None if sampler is None else len(sampler.dataset),  # type: ignore[arg-type]
             "seed": None if sampler is None else sampler.seed,
             "dataset": type(self.dataset).__name__,
+            "readers": self._readers(),
         }
+
+    def _processes(self) -> int:
+        """How many processes share rows that have no index."""
+        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+        shared = distributed and isinstance(self.dataset, IterableDataset)
+        return torch.distributed.get_world_size() if shared else 1
+
+    def _readers(self) -> int | None:
+        """How many workers deal rows out that have no index; None where they have one.
+
+        A single one of each process makes the batches that the process itself would.
+        """
+        if not isinstance(self.dataset, IterableDataset):
+            return None
+        return self.num_workers * self._processes() if self.num_workers > 1 else 1
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         """The batches that were not trained yet."""

@@ -41,7 +41,9 @@ class TaskStream(LightningDataModule, ABC):
 
         With a distributed strategy each process trains on its own part of the same order, as
         with Lightning's ``DistributedSampler``; ``Trainer(use_distributed_sampler=False)`` gives
-        every process all of it.
+        every process all of it. Held-out rows are parted by Lightning: where the processes do not
+        divide them, the first few count twice in every score; ``trainer.validate`` in one process
+        counts each once.
 
         Continual training reads no data of earlier tasks. ``joint`` and ``replay`` do: they are
         what it is compared with.

@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 
 from recall_lightning.callbacks.fresh_adapter import FreshAdapter
@@ -21,7 +22,13 @@ from recall_lightning.models.bleu import Bleu
 from recall_lightning.models.construction import build_optimizer, build_transformer
 from recall_lightning.models.evaluation import LoaderMetrics, RatioOfSums
 from recall_lightning.models.four_bit import four_bit_options, prepared_for_adapter
-from recall_lightning.models.generation import answer_in, ends_of_generation, room_to_write
+from recall_lightning.models.generation import (
+    answer_in,
+    ends_of_generation,
+    nothing_of_its_own,
+    positions_of,
+    written_alike,
+)
 from recall_lightning.models.lora import LoraSettings, with_lora
 from recall_lightning.models.packing import packing_fault
 from recall_lightning.models.predicted_tokens import nats, predicted, predicted_logits
@@ -31,6 +38,7 @@ from recall_lightning.models.scoring import (
     chosen,
     right_predictions,
     squad_exact_match,
+    without_refusals,
 )
 from recall_lightning.models.step_mean import StepMean
 from recall_lightning.models.undefined import UndefinedPredictions
@@ -179,17 +187,35 @@ class CausalLMModule(LightningModule):
     def setup(self, stage: str) -> None:
         """Check that the model knows every token of the datamodule's tokenizer.
 
+        Where its rows may be longer than the model has positions, it warns.
+
         Raises:
             MisconfigurationException: If it does not.
         """
-        tokenizer = getattr(getattr(self.trainer, "datamodule", None), "tokenizer", None)
+        stream = getattr(self.trainer, "datamodule", None)
+        self._warn_of_length(stream)
+        tokenizer = getattr(stream, "tokenizer", None)
         known = len(self.model.get_input_embeddings().weight)
-        if tokenizer is not None and len(tokenizer) > known:
+        if tokenizer is None:
+            return
+        needed = max(tokenizer.get_vocab().values(), default=-1) + 1  # ids may have gaps
+        if needed > known:
             raise MisconfigurationException(
-                f"the tokenizer {tokenizer.name_or_path} has {len(tokenizer)} tokens, and the "
-                f"model {self.source!r} knows {known}: take the model's own tokenizer, or call "
-                f"resize_token_embeddings({len(tokenizer)}) on the model and save it"
+                f"the tokenizer {tokenizer.name_or_path} has {len(tokenizer)} tokens, numbered up "
+                f"to {needed - 1}, and the model {self.source!r} knows {known}: take the model's "
+                f"own tokenizer, or call resize_token_embeddings({needed}) on the model and save it"
             )
+
+    def _warn_of_length(self, stream: Any) -> None:
+        positions = positions_of(self.model)
+        for name in ("max_length", "sequence_length"):
+            length = getattr(stream, name, None)
+            if isinstance(length, int) and positions is not None and length > positions:
+                rank_zero_warn(
+                    f"{name}={length} is more than the {positions} positions that the model "
+                    f"{self.source!r} has: rows that are longer fail, or are learned at positions "
+                    f"that it never saw: lower it to {positions}"
+                )
 
     def on_fit_start(self) -> None:
         """Before training on packed examples, prove that they do not see each other.
@@ -321,19 +347,20 @@ class CausalLMModule(LightningModule):
             return {"score": (right.sum(), len(right))}
         kind, references = questions["score"], questions["references"]
         self._undefined = UndefinedPredictions(len(references))
-        if kind == "bleu":
-            said = questions["no_answer"]  # is a text like others, to be written
-            texts = self.answers({**questions, "no_answer": ""})
+        said = questions["no_answer"]
+        texts = self.answers({**questions, "no_answer": ""})
+        if kind == "bleu":  # for which that is a text like others, to be written
             references = [own or [said] for own in references]
             self.val_metrics.also(loader, "score", Bleu, questions["tokenizer"])
             return {"score": (texts, references, ~self._undefined.rows)}
-        answers = self.answers(questions)
+        asked = zip(texts, references, strict=True)
+        pairs = [without_refusals(text, own, said) for text, own in asked]
         measures = {"score": WRITTEN[kind]}
         measures |= {"squad_exact_match": squad_exact_match} if kind == "f1" else {}
         updates: dict[str, tuple[Any, ...]] = {}
         for name, measure in measures.items():
             self.val_metrics.also(loader, name, RatioOfSums)
-            found = torch.tensor([measure(*pair) for pair in zip(answers, references, strict=True)])
+            found = torch.tensor([measure(*pair) for pair in pairs])
             found = torch.where(self._undefined.rows.cpu(), torch.nan, found.float())
             updates[name] = (found.sum(), len(found))
         return updates
@@ -342,7 +369,7 @@ class CausalLMModule(LightningModule):
         """Let the model write, greedily, and return its answers; empty where it says there is none.
 
         It stops at any token that its ``generation_config`` names as an end, and at the one with
-        which answers end in training.
+        which answers end in training; nothing else in that config counts, such as a penalty.
 
         Args:
             questions: ``prompts``, ``leads``, ``max_new_tokens``, ``no_answer``, ``end_token`` and
@@ -356,16 +383,18 @@ class CausalLMModule(LightningModule):
         prompts = questions["prompts"]
         ends = ends_of_generation(self.model, questions.get("end_token", tokenizer.eos_token_id))
         self._undefined = UndefinedPredictions(len(prompts["input_ids"]))
-        written = self.model.generate(
-            **prompts,
-            max_new_tokens=room_to_write(self.model, prompts, questions["max_new_tokens"]),
-            do_sample=False,
-            use_cache=True,
-            eos_token_id=ends or None,
-            pad_token_id=tokenizer.pad_token_id,
-            logits_processor=[self._undefined],
-            remove_invalid_values=False,  # or NaN would be hidden
-        )[:, prompts["input_ids"].shape[1] :].tolist()
+        with nothing_of_its_own(self.model):
+            written = written_alike(
+                self.model,
+                prompts,
+                questions["max_new_tokens"],
+                self._undefined,
+                do_sample=False,
+                use_cache=True,
+                eos_token_id=ends or None,
+                pad_token_id=tokenizer.pad_token_id,
+                remove_invalid_values=False,  # or NaN would be hidden
+            )
         answers = [list(takewhile(lambda token: token not in ends, row)) for row in written]
         leads = questions.get("leads", [""] * len(answers))
         texts = [

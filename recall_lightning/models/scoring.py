@@ -165,6 +165,32 @@ def f1(answer: str, references: Sequence[str]) -> float:
     return max(map(against, _squad_references(references)))
 
 
+def without_refusals(
+    answer: str, references: Sequence[str], said: str
+) -> tuple[str, Sequence[str]]:
+    """Return an answer and what is right, empty where the one or the other says there is none.
+
+    Data may list what is said where there is no answer among the right ones; where others are right
+    as well, it stays a text like them.
+
+    Args:
+        answer: What was written.
+        references: What is right.
+        said: What is to be said where no answer is right; empty if nothing is.
+
+    Example:
+        >>> without_refusals("Unanswerable", ["unanswerable"], "unanswerable")
+        ('', [])
+        >>> without_refusals("unanswerable", ["Paris"], "unanswerable")
+        ('', ['Paris'])
+    """
+    says = [bool(said) and text.strip().lower() == said.lower() for text in references]
+    if any(says) and not all(says):
+        return answer, references
+    none = bool(said) and answer.lower() == said.lower()
+    return "" if none else answer, [] if any(says) else references
+
+
 WRITTEN: dict[str, Callable[[str, Sequence[str]], float]] = {
     "accuracy": exact_match,  # of choices that are written
     "exact_match": exact_match,

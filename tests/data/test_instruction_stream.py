@@ -1,5 +1,6 @@
 import csv
 import json
+from types import SimpleNamespace
 
 import pyarrow
 import pyarrow.parquet
@@ -7,7 +8,7 @@ import pytest
 import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from recall_lightning.data import InstructionStream, InstructionTask, Template
+from recall_lightning.data import InstructionStream, InstructionTask, Template, instruction_stream
 from recall_lightning.models import CausalLMModule
 from tests.support.tiny_language_model import CHAT, save_model, save_tokenizer
 
@@ -157,6 +158,33 @@ def test_tokenised_data_is_found_again_and_made_anew_where_something_changed(fol
 def test_streamed_rows_are_those_that_are_kept(folder):
     streamed = list(stream(folder, streaming=True).train_dataset(0))
     assert streamed == list(stream(folder).train_dataset(0))
+
+
+@pytest.mark.parametrize(("processes", "workers"), [(2, 1), (4, 1), (4, 2), (1, 4), (7, 2)])
+def test_streamed_rows_are_dealt_out_evenly_to_processes(folder, processes, workers, monkeypatch):
+    """A process with a batch more than the others would wait for them forever."""
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: processes)
+    rows, shares = stream(folder, streaming=True).train_dataset(0), []
+    for rank in range(processes):
+        monkeypatch.setattr(torch.distributed, "get_rank", lambda rank=rank: rank)
+        for worker in range(workers):
+            info = SimpleNamespace(num_workers=workers, id=worker)
+            monkeypatch.setattr(instruction_stream, "get_worker_info", lambda info=info: info)
+            shares.append(list(rows))
+    sizes = [list(map(len, shares[worker::workers])) for worker in range(workers)]
+    assert all(len(set(own)) == 1 for own in sizes)
+    read = [row for share in shares for row in share]
+    assert set(read) == set(stream(folder).train_dataset(0))
+    assert len(read) - len(ROWS) == -len(ROWS) % processes
+
+
+def test_a_stream_without_a_usable_row_is_refused(folder):
+    (folder / "rows.jsonl").write_text('{"q": "", "a": "b"}\n')
+    with pytest.raises(
+        MisconfigurationException, match=r"has no rows to use: 1 rows .* q is empty"
+    ):
+        list(stream(folder, streaming=True).train_dataset(0))
 
 
 def test_limits_take_rows_from_the_front(folder):

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.utils.data import IterableDataset, SequentialSampler
 
 from recall_lightning.data.loading import ResumableLoader
@@ -46,3 +47,13 @@ def test_workers_get_the_same_seeds_however_often_a_loader_is_read():
     generator = torch.Generator().manual_seed(5)
     loader = ResumableLoader(range(4), generator=generator)
     assert iter(loader)._base_seed == iter(loader)._base_seed
+
+
+def test_rows_that_workers_deal_out_are_not_those_of_other_workers():
+    """Each worker makes batches of its own, so the first of two workers' are not those of one."""
+    state = ResumableLoader(Counting(), trained_batches=lambda: 1, batch_size=2).state_dict()
+    ResumableLoader(Counting(), batch_size=2, num_workers=1).load_state_dict(state)
+    with pytest.raises(MisconfigurationException, match="readers 2 for 1"):
+        ResumableLoader(Counting(), batch_size=2, num_workers=2).load_state_dict(state)
+    del state["order"]["readers"]  # as checkpoints were written once
+    ResumableLoader(Counting(), batch_size=2, num_workers=2).load_state_dict(state)

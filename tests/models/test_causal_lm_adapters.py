@@ -207,6 +207,22 @@ def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(folder):
         fit(module(folder), data)
 
 
+def test_rows_that_may_be_longer_than_the_model_has_positions_are_said(folder):
+    data = stream(folder, CHOOSE)
+    data.max_length = 5000
+    with pytest.warns(UserWarning, match=r"max_length=5000 is more than the 2048 positions"):
+        fit(module(folder), data)
+
+
+def test_tokens_numbered_beyond_the_model_are_refused(folder):
+    file = folder / "tokenizer.json"
+    written = json.loads(file.read_text())
+    written["model"]["vocab"]["z"] = 400  # as many tokens as before, with a gap
+    file.write_text(json.dumps(written))
+    with pytest.raises(MisconfigurationException, match=r"numbered up to 400, .* knows 258"):
+        fit(module(folder), stream(folder, CHOOSE))
+
+
 def test_a_model_that_is_not_on_disk_is_named_with_the_way_out(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(MisconfigurationException, match=r"no/model.*a local folder"):

@@ -6,6 +6,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from recall_lightning.models import CausalLMModule
 from recall_lightning.models.generation import answer_in, ends_of_generation, room_to_write
+from recall_lightning.models.lora import LoraSettings
 from tests.support.subword_tokenizers import subword_tokenizer
 
 TINY = {
@@ -88,3 +89,56 @@ def test_answers_end_at_the_first_end_whatever_is_behind_it(monkeypatch):
         monkeypatch.setitem(module._modules, "model", model)
         assert module.answers(asked | {"end_token": trained}) == ["Paris", "Paris"]
         assert {end, trained} <= set(model.stops_at)
+
+
+@pytest.mark.parametrize("lora", [None, LoraSettings(r=2, target_modules="all-linear")])
+def test_answers_are_the_most_likely_whatever_the_generation_config_adds(lora, monkeypatch):
+    tokenizer = subword_tokenizer("byte_bpe")
+    module = CausalLMModule(TINY | {"vocab_size": len(tokenizer)}, lora=lora).eval()
+    for parameter in module.parameters():
+        parameter.data.mul_(3 if parameter.dim() > 1 else 1)
+    monkeypatch.setattr(module, "_tokenizer", lambda: tokenizer)
+    ids = torch.tensor([tokenizer("the capital of France is the capital")["input_ids"]])
+    prompts = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    asked = {"prompts": prompts, "max_new_tokens": 6, "no_answer": ""}
+    greedy = ids
+    for _ in range(6):
+        greedy = torch.cat([greedy, module(greedy).logits[:, -1:].argmax(-1)], dim=1)
+    expected = tokenizer.decode(greedy[0, ids.shape[1] :], skip_special_tokens=True).strip()
+    own = module.model.generation_config
+    own.repetition_penalty, own.num_beams, own.suppress_tokens = 9.0, 3, greedy[0, -6:].tolist()
+    own.return_dict_in_generate, own.stop_strings = True, ["a"]
+    assert module.answers(asked) == [expected]
+    assert module.model.generation_config is own
+
+
+RECURRENT = {
+    "model_type": "recurrent_gemma",
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "lru_width": 16,
+    "attention_window_size": 8,
+}
+
+
+SHORT = TINY | {"max_position_embeddings": 14}
+
+
+@pytest.mark.parametrize("sizes", [TINY, RECURRENT, SHORT], ids=["attention", "recurrent", "short"])
+def test_answers_do_not_depend_on_the_prompts_beside_them(sizes, monkeypatch):
+    tokenizer = subword_tokenizer("byte_bpe")
+    torch.manual_seed(0)
+    module = CausalLMModule(sizes | {"vocab_size": len(tokenizer)}).eval()
+    for parameter in module.parameters():
+        parameter.data.mul_(3 if parameter.dim() > 1 else 1)
+    monkeypatch.setattr(module, "_tokenizer", lambda: tokenizer)
+    asked = ["Paris", "the capital of France is Paris, and that of Peru", "What is the"]
+
+    def answers(texts):
+        prompts = tokenizer(texts, return_tensors="pt", padding=True, padding_side="left")
+        prompts = {name: prompts[name] for name in ("input_ids", "attention_mask")}
+        return module.answers({"prompts": prompts, "max_new_tokens": 6, "no_answer": ""})
+
+    assert answers(asked) == [answers([text])[0] for text in asked]

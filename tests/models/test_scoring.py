@@ -11,6 +11,7 @@ from recall_lightning.models.scoring import (
     f1,
     right_predictions,
     squad_exact_match,
+    without_refusals,
 )
 
 PAIRS = [
@@ -126,3 +127,14 @@ def test_a_prediction_of_logits_that_are_no_numbers_is_neither_right_nor_wrong()
     logits = torch.tensor([[0, nan], [0, inf], [-inf, -inf], [0, -inf], [0, 1]])
     found = right_predictions(logits, torch.zeros(5).long())
     torch.testing.assert_close(found, torch.tensor([nan, nan, nan, 1.0, 0.0]), equal_nan=True)
+
+
+@pytest.mark.parametrize("score", [exact_match, squad_exact_match, f1])
+def test_data_may_spell_out_that_there_is_no_answer(score):
+    def scored(answer, references):
+        return score(*without_refusals(answer, references, "unanswerable"))
+
+    assert scored("unanswerable", []) == scored("Unanswerable", ["unanswerable"]) == 1
+    assert scored("", ["unanswerable"]) == scored("unanswerable", ["unanswerable", "Paris"]) == 1
+    assert scored("Paris", ["unanswerable", "Paris"]) == 1
+    assert scored("unanswerable", ["Paris"]) == scored("Paris", ["unanswerable"]) == 0

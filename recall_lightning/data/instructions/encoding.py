@@ -132,9 +132,15 @@ class Encoder:
             return self.chat.write(example, answer)
         if example.before:
             raise RowError("it has a system prompt or earlier turns, which need chat=True")
-        begin = len(example.prompt)
+        end = self.tokenizer.eos_token
+        if end in answer:
+            raise RowError(
+                f"its answer holds {end!r}, which the tokenizer takes for the end of what is said: "
+                "leave it out, it is put behind every answer"
+            )
+        begin, start = len(example.prompt), len(example.prompt + self.separator)
         text = example.prompt + self.separator + answer
-        return Written(text, (Answer(begin, begin, len(text)),), special=True)
+        return Written(text, (Answer(begin, start, len(text)),), special=True)
 
     def _whole(self, example: Example, answer: str) -> Encoded:
         """Return prompt and answer uncut."""

@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 from recall_lightning.data.instructions.encoding import Encoder
 from recall_lightning.data.instructions.examples import Example
 from recall_lightning.data.row_errors import RowError
+from recall_lightning.models.generation import answer_in
 from tests.support.subword_tokenizers import CORPUS, KINDS, subword_tokenizer
 
 WORDS = st.lists(
@@ -111,6 +112,7 @@ class Slow:
     def __init__(self, fast):
         self._fast = fast
         self.eos_token_id, self.bos_token_id = fast.eos_token_id, fast.bos_token_id
+        self.eos_token, self.decode = fast.eos_token, fast.decode
 
     def __call__(self, text, **options):
         return self._fast(text, **options)
@@ -124,3 +126,18 @@ def test_tokenizers_without_places_part_where_the_tokens_do(kind, prompt, answer
     slow = encoded(Encoder(Slow(fast), LONG), prompt, answer)
     assert slow.tokens == found.tokens
     assert slow.answer_start <= found.answer_start
+
+
+@pytest.mark.parametrize("separator", [" -> ", "\nOutput: ", "=>", " ", ""])
+@pytest.mark.parametrize("kind", ["byte_bpe", "llama_bpe"])
+def test_what_stands_before_an_answer_is_told_from_it(kind, separator):
+    tokenizer = subword_tokenizer(kind)
+    found = Encoder(tokenizer, LONG, separator).encode(Example("capital of Peru?", "Lima"))
+    written = tokenizer.decode(found.tokens[found.answer_start :], skip_special_tokens=True)
+    assert answer_in(written, found.lead, "") == "Lima"
+
+
+def test_an_answer_with_the_token_that_ends_it_is_a_bad_row():
+    encoder = Encoder(subword_tokenizer("byte_bpe"), LONG)
+    with pytest.raises(RowError, match=r"its answer holds '</s>'.*it is put behind every answer"):
+        encoder.encode(Example("capital of Peru?", "Lima</s>"))
