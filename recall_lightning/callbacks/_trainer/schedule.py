@@ -83,11 +83,12 @@ class TaskSchedule:
 
     def last_epoch_of_task(self, trainer: Trainer) -> int | None:
         """Return the current task's last epoch, or None where it is not known to end."""
-        for epoch in range(trainer.current_epoch, trainer.current_epoch + _ENDLESS):
+        end = self.total_epochs(trainer) if trainer.max_epochs in (-1, None) else trainer.max_epochs
+        if end is None:
+            end = trainer.current_epoch + (0 if self.task_at(trainer) is None else _ENDLESS)
+        for epoch in range(trainer.current_epoch, end):
             if self._is_last_epoch_of_task(trainer, epoch):
                 return epoch
-            if self.task_at(trainer) is None and trainer.max_epochs in (-1, None):
-                return None
         return None
 
     def is_last_batch_of_task(self, trainer: Trainer) -> bool:

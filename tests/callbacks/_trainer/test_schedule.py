@@ -84,3 +84,11 @@ def test_a_tasks_steps_follow_from_its_epochs_and_the_trainers_limits(limits, st
 def test_bad_task_epochs_are_refused_at_once(made, bad):
     with pytest.raises(MisconfigurationException, match="task_epochs="):
         made(bad)
+
+
+@pytest.mark.parametrize("epoch", [0, 4, 6])
+def test_no_epoch_behind_the_last_is_asked_for(epoch):
+    asked = []
+    datamodule = SimpleNamespace(task_at=lambda epoch: asked.append(epoch) or 0)
+    last = TaskSchedule().last_epoch_of_task(trainer(datamodule, epoch, max_epochs=6))
+    assert (last, max(asked, default=0) < 6) == (5 if epoch < 6 else None, True)
