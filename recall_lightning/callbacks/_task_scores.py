@@ -89,7 +89,7 @@ class TaskScoreCallback(TaskAwareCallback):
                 f"{self._called}: task {last} (counted from 0) needs {last + 1} validation "
                 f"dataloaders or more, one a task in their order, and there are {loaders}: pass "
                 "val_dataloaders=[one of each task] to every fit (a fit is a task, unless a "
-                "TaskStream or task_epochs says otherwise)"
+                "TaskStream, task_epochs or begin_task says otherwise)"
             )
 
     # Lightning's hooks. A subclass that overrides one of these calls super().

@@ -24,6 +24,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         ValueError: If it is no file, cannot be read, or holds no
             :class:`~recall_lightning.models.CausalLMModule`.
     """
+    if (path / "config.json").is_file():
+        raise ValueError(f"{path} is a folder of Hugging Face already: give a Lightning checkpoint")
     if path.is_dir():
         raise ValueError(
             f"{path} is a folder: of a sharded checkpoint make a file first, by python -m "

@@ -314,6 +314,7 @@ def test_what_cannot_be_exported_is_said_and_nothing_is_written(base, tmp_path, 
     assert "no CausalLMModule" in refused(capsys, tmp_path / "other.ckpt", "--out", out)
     assert "cannot be read" in refused(capsys, tmp_path / "broken.ckpt", "--out", out)
     assert "consolidate_checkpoint" in refused(capsys, tmp_path, "--out", out)
+    assert "Hugging Face already" in refused(capsys, base, "--out", out)
     _, whole = train(base)
     assert "no adapter" in refused(capsys, whole, "--out", out, "--merge-adapter")
     assert "exists already" in refused(capsys, whole, "--out", tmp_path / "base")

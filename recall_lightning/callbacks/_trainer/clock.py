@@ -148,6 +148,7 @@ class TaskClock:
         if self._fit == "running":
             return
         self._fit, self._counted, self.stopped_early = "running", None, False
+        self.schedule.say_shortened_task(trainer)
         self._fit_task = self._task_of_fit(trainer)
         same_trainer = 0 < trainer.global_step == self._seen_global_step
         goes_on = self._in_task and self._batches > 0 and same_trainer and not self.task_ended

@@ -7,6 +7,7 @@ from typing import Any
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 _ENDLESS = 100_000  # epochs after which a task without a last epoch is taken to have none
 
@@ -53,6 +54,17 @@ class TaskSchedule:
     def probes(self, trainer: Trainer) -> list[str]:
         """Return the datamodule's names of held-out sets that belong to no task."""
         return list(_of_datamodule(trainer, "probe_names") or [])
+
+    def say_shortened_task(self, trainer: Trainer) -> None:
+        """Warn where a fit, and with it a task of ``task_epochs``, ends before its last epoch."""
+        if _of_datamodule(trainer, "task_at") is not None or not isinstance(self.task_epochs, int):
+            return
+        left = (trainer.max_epochs or 0) % self.task_epochs
+        if trainer.max_epochs != -1 and left:
+            rank_zero_warn(
+                f"max_epochs={trainer.max_epochs} is no multiple of task_epochs="
+                f"{self.task_epochs}: the last task ends after {left} of its epochs"
+            )
 
     def known_tasks(self, trainer: Trainer) -> int | None:
         """Return the number of tasks, or None where only the future knows."""

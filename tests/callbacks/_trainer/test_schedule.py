@@ -1,3 +1,4 @@
+import warnings
 from types import SimpleNamespace
 
 import pytest
@@ -92,3 +93,12 @@ def test_no_epoch_behind_the_last_is_asked_for(epoch):
     datamodule = SimpleNamespace(task_at=lambda epoch: asked.append(epoch) or 0)
     last = TaskSchedule().last_epoch_of_task(trainer(datamodule, epoch, max_epochs=6))
     assert (last, max(asked, default=0) < 6) == (5 if epoch < 6 else None, True)
+
+
+@pytest.mark.parametrize(("epochs", "said"), [(5, ["max_epochs=5 is no multiple"]), (6, [])])
+def test_a_fit_that_ends_in_the_midst_of_a_task_is_said_to(epochs, said):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        TaskSchedule(2).say_shortened_task(trainer(max_epochs=epochs))
+        TaskSchedule([0, 2]).say_shortened_task(trainer(max_epochs=epochs))
+    assert [str(each.message)[:27] for each in caught] == said
