@@ -19,9 +19,10 @@ A **kill** is SIGKILL at one of a run's events, drawn by seed: before or after a
 Trainer, a measurement, a merge and each weight in it, an optimizer step, a checkpoint, a write, a
 flush, a rename. Every third run is killed once more after it was resumed. It survives if weights,
 optimizer, schedulers, task matrix and coefficients end bit for bit as in a run that was not killed.
+The Trainer is one of Lightning's defaults: sanity check, logger, progress bar; it saves every step.
 
 A **failed write** is one of a run's writes that ends with "No space left on device", each in a run
-of its own. It survives if the run goes on, or stops and resumes, to the same end bit for bit, and
+of its own, without a logger. It survives if the run goes on, or stops and resumes, to the same end bit for bit, and
 no half file is left.
 
 **Damage** to a snapshot's file is a byte changed, lost or added, a page of zeros, a truncation, or
