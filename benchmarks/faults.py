@@ -22,8 +22,8 @@ optimizer, schedulers, task matrix and coefficients end bit for bit as in a run 
 The Trainer is one of Lightning's defaults: sanity check, logger, progress bar; it saves every step.
 
 A **failed write** is one of a run's writes that ends with "No space left on device", each in a run
-of its own, without a logger. It survives if the run goes on, or stops and resumes, to the same end bit for bit, and
-no half file is left.
+of its own, without a logger. It survives if the run goes on, or stops and resumes, to the same end
+bit for bit, and no half file is left.
 
 **Damage** to a snapshot's file is a byte changed, lost or added, a page of zeros, a truncation, or
 halves exchanged. It survives if the file is refused by name."""
