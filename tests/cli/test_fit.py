@@ -167,7 +167,8 @@ def test_whether_the_first_task_is_protected_is_told_once_for_all_methods(value,
 def test_a_methods_own_defaults_are_those_of_the_command_line(parsed):
     assert parsed()["recall_paper"]["every"] == 1.0
     assert parsed()["recall_paper_loop"]["every"] == 0.25
-    assert parsed("--recall_paper_loop.every=0.5")["recall_paper_loop"]["every"] == 0.5
+    given = ("--method=recall_paper_loop", "--recall_paper_loop.every=0.5")
+    assert parsed(*given)["recall_paper_loop"]["every"] == 0.5
 
 
 def test_an_option_of_an_earlier_version_is_taken_under_its_new_name_with_a_warning(parsed):
@@ -202,7 +203,9 @@ def test_of_the_methods_the_chosen_one_alone_is_built(tmp_path, monkeypatch):
     for method in METHODS.values():
         if method.name != "ewc" and method.configured:
             monkeypatch.setattr(method.configured, "__init__", _fails_like(method.configured))
-    few = ["--trainer.fast_dev_run=true", "--recall.every=0.3", "--replay.capacity=3"]
+    others = tmp_path / "others.yaml"  # a recipe may hold settings of several
+    others.write_text("recall: {every: 0.3}\nreplay: {capacity: 3}\n")
+    few = ["--trainer.fast_dev_run=true", "-c", others]
     fit(tmp_path, "digits_split", "--method=ewc", *few, "--trainer.logger=false")
 
 
@@ -275,7 +278,7 @@ def test_a_model_or_tokenizer_that_is_not_there_is_one_line(argument, capsys, mo
     last = capsys.readouterr().err.strip().splitlines()[-1]
     assert last.startswith("recall-lightning: error: ")
     assert "no/such/folder" in last
-    assert "local folder" in last
+    assert "a hub id" in last
 
 
 def test_arguments_of_a_method_that_is_not_used_are_refused(capsys):

@@ -105,7 +105,7 @@ def test_given_module_keeps_its_mode() -> None:
     [
         ({"image_size": 8}, "no model_type"),
         ({**TINY, "num_labels": 3}, "num_labels=3, but num_classes=10"),
-        ("./no/such/folder", "cannot be loaded as AutoModelForImageClassification"),
+        ("./no/such/folder", "is no folder, seen from"),
     ],
 )
 def test_bad_model(model, message: str) -> None:
