@@ -1,5 +1,6 @@
 """Checks of arguments and of what files hold, which every part shares; it imports nothing heavy."""
 
+from collections.abc import Iterable
 from numbers import Integral
 from types import UnionType
 from typing import Any, cast, get_args, get_origin, get_type_hints, is_typeddict
@@ -48,6 +49,17 @@ def one_of(choices: tuple[str, ...]) -> str:
     """
     *others, last = map(repr, choices)
     return f"{', '.join(others)} or {last}" if others else last
+
+
+def first_of(names: Iterable[str], most: int = 3) -> str:
+    """Return the first of some names as a sentence lists them, and how many more there are.
+
+    >>> first_of("abc"), first_of("abcde"), first_of("abc", most=1)
+    ('a, b, c', 'a, b, c and 2 more', 'a and 2 more')
+    """
+    listed = list(names)
+    more = f" and {len(listed) - most} more" if len(listed) > most else ""
+    return ", ".join(listed[:most]) + more
 
 
 def check_form(value: object, form: Any, where: str = "") -> None:

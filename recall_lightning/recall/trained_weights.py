@@ -7,6 +7,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from recall_lightning.checks import first_of
 from recall_lightning.merging.structure import Structure
 from recall_lightning.recall.context import TaskContext
 from recall_lightning.weights.naming import (
@@ -118,8 +119,7 @@ class TrainedWeights:
         self._told |= new
         for why in dict.fromkeys(new.values()):
             names = [name for name in new if new[name] == why]
-            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-            rank_zero_warn(f"left out of this task's merges: {', '.join(names[:3])}{more}, {why}")
+            rank_zero_warn(f"left out of this task's merges: {first_of(names)}, {why}")
 
 
 def _merged_as_one(structure: Structure, left_out: Mapping[str, str]) -> dict[str, str]:

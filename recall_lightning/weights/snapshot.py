@@ -8,6 +8,7 @@ from hashlib import blake2b
 import torch
 from torch import Tensor, nn
 
+from recall_lightning.checks import first_of
 from recall_lightning.weights.finite import all_finite
 from recall_lightning.weights.naming import canonical_name, find_weights, named_weights
 from recall_lightning.weights.sharding import is_sharded, local, reshard, sharded_like
@@ -118,9 +119,8 @@ class Snapshot(Mapping[str, Tensor]):
             if name in live and self[name].shape != live[name].shape
         ]
         if what:
-            more = f" and {len(what) - 3} more" if len(what) > 3 else ""
             raise ValueError(
-                f"the snapshot no longer matches the model: {', '.join(what[:3])}{more}; change a "
+                f"the snapshot no longer matches the model: {first_of(what)}; change a "
                 "model's architecture only at a task boundary"
             )
 

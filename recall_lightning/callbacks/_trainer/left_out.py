@@ -3,6 +3,7 @@
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
+from recall_lightning.checks import first_of
 from recall_lightning.weights.naming import complex_weights
 
 
@@ -14,9 +15,8 @@ def tell_what_is_left_out(callback: Callback, pl_module: LightningModule) -> Non
     """
     names = complex_weights(pl_module)
     if names:
-        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
         rank_zero_warn(
-            f"{type(callback).__name__} does not protect {', '.join(names[:3])}{more}: weights of "
+            f"{type(callback).__name__} does not protect {first_of(names)}: weights of "
             "complex numbers are left to training alone; keep their real and imaginary parts as "
             "parameters of their own, or freeze them"
         )

@@ -7,6 +7,7 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
+from recall_lightning.checks import first_of
 from recall_lightning.merging.folders.adapter_files import as_adapter
 from recall_lightning.merging.folders.configs import config_differences
 from recall_lightning.merging.folders.meaning import check_meanings
@@ -119,7 +120,7 @@ def check_shapes(model: ModelFiles, reference: ModelFiles, names: Sequence[str])
     shapes = [
         f"{name!r} is {model.shape(name)} and not {reference.shape(name)}" for name in differing
     ]
-    shown = ", ".join(shapes[:_SHOWN]) + _more(shapes)
+    shown = first_of(shapes, _SHOWN)
     if all(_counts_tokens(name, model, reference) for name in differing):
         here, there = model.shape(differing[0])[0], reference.shape(differing[0])[0]
         raise ValueError(
@@ -287,8 +288,4 @@ def _holds_tokens(name: str) -> bool:
 
 def _listed(names: Sequence[str]) -> str:
     count = f"{len(names)} tensor{'s' if len(names) > 1 else ''}"
-    return f"{count} ({', '.join(names[:_SHOWN])}{_more(names)})"
-
-
-def _more(items: Sequence[str]) -> str:
-    return f" and {len(items) - _SHOWN} more" if len(items) > _SHOWN else ""
+    return f"{count} ({first_of(names, _SHOWN)})"

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from recall_lightning.checks import first_of
 from recall_lightning.merging.folders.configs import config_differences
 from recall_lightning.merging.folders.vocabularies import Vocabulary
 from recall_lightning.weights.paths import file_inside
@@ -52,10 +53,9 @@ def _check_configs(
     if not found and "auto_map" in config:  # a model that brings its own code
         found = [f"their {name} differ" for name in _differing_code(model.folder, first.folder)]
     if found:
-        more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
         raise ValueError(
             f"{model.path} and {first.path} have the same shapes and compute differently: "
-            f"{', '.join(found[:_SHOWN])}{more}; merge models of one configuration, or {_INSIST}"
+            f"{first_of(found, _SHOWN)}; merge models of one configuration, or {_INSIST}"
         )
 
 

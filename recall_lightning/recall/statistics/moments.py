@@ -1,7 +1,7 @@
 """What the tasks so far gave to each linear map, and what the current one meets."""
 
 import copy
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NotRequired, TypedDict
 
 import torch
@@ -9,6 +9,7 @@ from lightning.fabric.utilities.apply_func import move_data_to_device
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch.distributions import Distribution
 
+from recall_lightning.checks import first_of
 from recall_lightning.measuring.architecture import find_generator
 from recall_lightning.measuring.batches import batch_size
 from recall_lightning.measuring.curvature import (
@@ -149,14 +150,14 @@ class MapMoments(Statistic):
         unlike = self._found_anywhere(context, unlike)
         if unlike:
             rank_zero_warn(
-                f"RecallCallback: what the model does with {_first_of(unlike)} is not y = Wx + b, "
+                f"RecallCallback: what the model does with {first_of(unlike)} is not y = Wx + b, "
                 f"so it is merged by one number: {next(iter(unlike.values()))}"
             )
         maps = [each.weight for each in context.structure.maps if each.weight not in unlike]
         idle = [name for name in maps if name not in tried.inputs]
         if idle:
             rank_zero_warn(
-                f"RecallCallback: {_first_of(idle)} had no inputs when the model was run on the "
+                f"RecallCallback: {first_of(idle)} had no inputs when the model was run on the "
                 "task's first batch; what has none in a whole task is merged by one number: if "
                 "training uses it, pass a view that runs it too"
             )
@@ -513,12 +514,6 @@ class _LogitsShape:
         logits = self.view.logits(output)
         self.shape = None if logits is None else logits.shape
         return output
-
-
-def _first_of(names: Iterable[str]) -> str:
-    listed = list(names)
-    more = f" and {len(listed) - 3} more" if len(listed) > 3 else ""
-    return ", ".join(listed[:3]) + more
 
 
 def _is_finite(moments: Moments) -> bool:
