@@ -37,6 +37,7 @@ from recall_lightning.recall.migration import migrated_state
 from recall_lightning.recall.misconfiguration import misconfiguration
 from recall_lightning.recall.model_run import ModelRun
 from recall_lightning.recall.optimizer_watch import OptimizerWatch
+from recall_lightning.recall.plasticity import MeasuredPlasticity
 from recall_lightning.recall.records import record_scalars, records_figure
 from recall_lightning.recall.settings import (
     Buffers,
@@ -72,9 +73,9 @@ class RecallCallback(TaskAwareCallback):
     gathered while it was there: second moments of each map's inputs and of the gradients at its
     outputs, and one importance a parameter.
 
-    ``RecallCallback(every=1.0, rule="rbf")`` is RECALL as published (EMNLP 2025, arXiv 2510.20479):
-    once, after training, a number a block, from how far its hidden representations of a few typical
-    samples of the new task have moved.
+    ``RecallCallback(every=1.0, rule="rbf", plasticity=None)`` is RECALL as published (EMNLP 2025,
+    arXiv 2510.20479): once, after training, a number a block, from how far its hidden
+    representations of a few typical samples of the new task have moved.
 
     Note:
         Merging again and again towards one snapshot acts as a spring: with the snapshot's weight w
@@ -106,8 +107,10 @@ class RecallCallback(TaskAwareCallback):
     Args:
         every: Interval between merges. A float in (0, 1] is a fraction of the task, an int a number
             of optimizer steps.
-        keep: What the old counts against the new, > 0: it multiplies the odds of the snapshot's
-            weight in every merge. Larger keeps more of the old and learns less of the new.
+        plasticity: What the merge at a task's end leaves at least of what the task has gained, in
+            (0, 1): of the likelihood exp(−loss) of its last batches, by the ``training_step``
+            without logs. As much of the old is kept as that allows; where the loss cannot be
+            measured, a warning says so. None takes the balance of old and new from the rule.
         rule: How coefficients are made in the loop: ``"rbf"`` is the paper's, by similarity of
             representations; ``"cka"`` and ``"cosine"`` exchange its similarity; ``"importance"``
             weighs every parameter by its importance to earlier tasks; ``"kfac_importance"`` does so
@@ -160,7 +163,7 @@ class RecallCallback(TaskAwareCallback):
     def __init__(
         self,
         every: int | float = 0.05,
-        keep: float = 1.0,
+        plasticity: float | None = 0.95,
         rule: MergeRule | str = "kfac_importance",
         end_rule: MergeRule | str | None = "auto",
         samples: SampleSettings | None = None,
@@ -192,7 +195,8 @@ class RecallCallback(TaskAwareCallback):
             run = ModelRun(view)
             moments = moments or MomentSettings()
             generates = moments.source == "generated"
-            reads = buffers == "recalibrate" or any("new_moments" in each.needs for each in rules)
+            reads = buffers == "recalibrate" or plasticity is not None
+            reads = reads or any("new_moments" in each.needs for each in rules)
             recent = RecentBatches(moments.batches, not generates, reads or not generates)
             self._statistics = statistics_for(
                 rules,
@@ -201,17 +205,18 @@ class RecallCallback(TaskAwareCallback):
                 moments,
                 run,
                 recent,
-                recalibrates=buffers == "recalibrate",
+                reads_batches=buffers == "recalibrate" or plasticity is not None,
                 seed=seed,
                 predictions=predictions,
             )
+        measured = None if plasticity is None else MeasuredPlasticity(plasticity, run)
         self._trained = TrainedWeights()
         self._merge = SnapshotMerge(
-            self._kept, self._statistics, self._trained, buffers, run, recent
+            self._kept, self._statistics, self._trained, buffers, run, recent, measured
         )
         self._settings = plain_settings(given, RecallCallback.__init__)
         self.every = every
-        self.keep = keep
+        self.plasticity = plasticity
         self.optimizer_state = optimizer_state
         self.allow_untested = allow_untested
         self.merge_first_task = merge_first_task
@@ -526,7 +531,7 @@ class RecallCallback(TaskAwareCallback):
             return False
         with _misconfiguration():
             context = self._context(trainer, pl_module)
-            merged = self._merge.apply(context, rule, self.keep, last=self.task_ended)
+            merged = self._merge.apply(context, rule, last=self.task_ended)
         if merged is None:
             return False
         self._watch.observe_merge()

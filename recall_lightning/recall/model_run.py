@@ -38,9 +38,15 @@ class ModelRun:
             except Exception as error:
                 raise ValueError(self._what_failed(module, batch, error)) from error
 
+        with self.quietly(context):
+            yield view.with_forward(forward)
+
+    @contextmanager
+    def quietly(self, context: TaskContext) -> Iterator[None]:
+        """Have the module run in the Trainer's precision inside the block, and log nothing."""
         try:
             with context.trainer.precision_plugin.forward_context(), _silent(context.pl_module):
-                yield view.with_forward(forward)
+                yield
         finally:
             reshard(context.pl_module)
 

@@ -1,7 +1,6 @@
 """What belongs together among the arguments of RecallCallback, and what each may be."""
 
 import inspect
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from numbers import Integral, Real
@@ -249,7 +248,7 @@ def check_arguments(given: Mapping[str, Any]) -> None:
         view is None or isinstance(view, ModelView) or callable(view)
     ):
         raise ValueError(f"view={view!r} must be a function (pl_module, batch), or a ModelView")
-    every, keep = given["every"], given["keep"]
+    every, plasticity = given["every"], given["plasticity"]
     steps = _is_integer(every) and int(every) > 0
     fraction = isinstance(every, Real) and not isinstance(every, Integral) and 0 < float(every) <= 1
     if not steps and not fraction:
@@ -257,8 +256,11 @@ def check_arguments(given: Mapping[str, Any]) -> None:
             f"every={every!r} must be a fraction of the task in (0, 1] (float) or a positive "
             "number of optimizer steps (int)"
         )
-    if not isinstance(keep, Real) or isinstance(keep, bool) or not 0 < float(keep) < math.inf:
-        raise ValueError(f"keep={keep!r} must be a positive number: larger keeps more of the old")
+    if plasticity is not None and not (isinstance(plasticity, Real) and 0 < float(plasticity) < 1):
+        raise ValueError(
+            f"plasticity={plasticity!r} must be a share between 0 and 1, of what a task has "
+            "gained, or None"
+        )
     if every == 1 and not steps and given["end_rule"] == "never":
         raise ValueError(
             f"every={every!r} with end_rule='never' merges nowhere: give a smaller part of the task"

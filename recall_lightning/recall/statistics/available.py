@@ -24,7 +24,7 @@ def statistics_for(
     moments: MomentSettings,
     run: ModelRun,
     recent: RecentBatches,
-    recalibrates: bool,
+    reads_batches: bool,
     seed: int,
     predictions: str | Predictions | Callable[[Tensor], Distribution],
 ) -> NeededStatistics:
@@ -37,7 +37,7 @@ def statistics_for(
         moments: Of the moments of linear maps.
         run: How the model is run on a batch.
         recent: The last batches.
-        recalibrates: Whether running statistics are measured on those.
+        reads_batches: Whether a merge itself runs the model on those.
         seed: Of whatever is drawn.
         predictions: The kind of the model's.
 
@@ -52,5 +52,5 @@ def statistics_for(
         MapMoments(recent, moments, run, seed, curvature, predictions),
     ]
     measures_maps = any(rule.needs & MapMoments.meets for rule in rules)
-    others = [recent.name] if recalibrates or measures_maps else []
+    others = [recent.name] if reads_batches or measures_maps else []
     return NeededStatistics(available, rules, others)

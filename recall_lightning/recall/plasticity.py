@@ -1,0 +1,209 @@
+"""How much of the old a task's last merge may keep: as much as leaves the task its gain."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, TypeVar
+
+import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+from torch import Tensor
+
+from recall_lightning.recall.context import TaskContext
+from recall_lightning.recall.model_run import ModelRun
+from recall_lightning.recall.task_loss import UnknownLossError, task_loss
+
+Merged = TypeVar("Merged")
+
+_BATCHES = 8  # of the last ones, whose mean loss is compared
+_STEP = 8.0  # between two tries before one is past the bound
+_RANGE = 8.0**6
+_PRECISION = 1.3  # to what factor keep is found
+_COSTLY = 0.1  # of the gain, beyond what may be lost
+
+
+@dataclass(frozen=True)
+class TaskGain:
+    """What a task has brought on its last batches, and what a merge has left of that.
+
+    A loss is taken for a negative logarithmic likelihood, as that of a classifier or a language
+    model is, and what is gained is likelihood, exp(−loss): a loss that was large to begin with then
+    does not hide one that has become too large to be of use.
+
+    Attributes:
+        snapshot: The mean training loss under the snapshot.
+        live: Under the live weights, before the merge.
+        merged: Under the merged weights.
+
+    Example:
+        >>> round(TaskGain(snapshot=5.0, live=0.1, merged=0.15).share, 3)
+        0.951
+        >>> TaskGain(snapshot=0.1, live=0.1, merged=0.1).share
+        nan
+    """
+
+    snapshot: float
+    live: float
+    merged: float
+
+    @property
+    def share(self) -> float:
+        """The part of the gain that is left, NaN where there was none."""
+        return _share_left(self.snapshot, self.live, self.merged)
+
+
+class MeasuredPlasticity:
+    """Finds the merge that keeps most of the old and leaves a share of what a task has brought.
+
+    The old counts ``keep`` times against the new, the same number for all weights. The loss of the
+    task's last batches grows with it, so that the largest that is allowed is found by a few merges,
+    each tried on those batches and undone: a search by factors, then a bisection of its logarithm.
+
+    Args:
+        share: Of the gain in likelihood that is left at least, in (0, 1).
+        run: How the model is run.
+    """
+
+    def __init__(self, share: float, run: ModelRun) -> None:
+        self.share = share
+        self._run = run
+        self._told: str | None = None
+
+    def check_batch(self, context: TaskContext, batch: Any) -> None:
+        """Warn if the training loss cannot be measured, on a task's first batch."""
+        self._loss(context, [batch])
+
+    def merge(
+        self,
+        context: TaskContext,
+        live: Mapping[str, Tensor],
+        batches: Sequence[Any],
+        merge: Callable[[float], Merged],
+    ) -> tuple[Merged, dict[str, Any]]:
+        """Merge in place, the most of the old that is allowed.
+
+        Where the loss cannot be measured, the old counts once, as a rule has it. A task that has
+        brought nothing may not lose by the merge what it had before.
+
+        Args:
+            context: The task, with its snapshots.
+            live: The weights that ``merge`` writes.
+            batches: The task's last.
+            merge: Merges the live weights in place, given ``keep``.
+
+        Returns:
+            What ``merge`` returned, and what an entry of ``RecallCallback.history`` says of it:
+            ``keep``, and where the loss is known ``plasticity``, the share that is left, and
+            ``loss``.
+        """
+        batches = list(batches)[-_BATCHES:]
+        now = self._loss(context, batches)
+        if now is None:
+            return merge(1.0), {"keep": 1.0}
+        with context.snapshots[-1].applied_to(context.pl_module):
+            before = self._loss(context, batches)
+        assert before is not None
+        kept = {name: weight.detach().clone() for name, weight in live.items()}
+
+        def put_back() -> None:
+            with torch.no_grad():
+                for name, weight in kept.items():
+                    live[name].copy_(weight)
+
+        def tried(keep: float) -> tuple[Merged, TaskGain]:
+            put_back()
+            merged = merge(keep)
+            loss = self._loss(context, batches)
+            assert loss is not None
+            return merged, TaskGain(before, now, loss)
+
+        try:
+            keep, (merged, gain) = largest_allowed(tried, lambda found: self._allows(found[1]))
+        except BaseException:
+            put_back()
+            raise
+        self._tell(context, keep, gain)
+        return merged, {"keep": keep, "plasticity": gain.share, "loss": asdict(gain)}
+
+    def _allows(self, gain: TaskGain) -> bool:
+        if gain.snapshot <= gain.live:  # nothing was gained
+            return gain.merged <= gain.live
+        return gain.share >= self.share  # False for NaN
+
+    def _loss(self, context: TaskContext, batches: Sequence[Any]) -> float | None:
+        try:
+            if not batches:
+                raise UnknownLossError("none of the task's last batches is at hand")
+            return task_loss(context, self._run, batches)
+        except UnknownLossError as error:
+            said = (
+                f"RecallCallback cannot measure plasticity={self.share}, so the merge at a task's "
+                f"end takes its rule's own balance of old and new: {error}"
+            )
+            if said != self._told:
+                rank_zero_warn(said)
+            self._told = said
+            return None
+
+    def _tell(self, context: TaskContext, keep: float, gain: TaskGain) -> None:
+        task = f"step {context.trainer.global_step}"
+        if not gain.snapshot > gain.live:
+            rank_zero_info(
+                f"the task that ends at {task} has gained nothing on its last batches (loss "
+                f"{gain.snapshot:.4g} before, {gain.live:.4g} after): its merge keeps the old"
+            )
+            return
+        said = (
+            f"the merge at {task} leaves {100 * gain.share:.0f} % of what the task has gained "
+            f"(loss {gain.snapshot:.4g} before it, {gain.live:.4g} after, {gain.merged:.4g} merged)"
+        )
+        if gain.share < self.share - _COSTLY:
+            rank_zero_warn(
+                f"{said}, though plasticity={self.share}: even the least of the old costs that; "
+                "use another end_rule, or end_rule='never'"
+            )
+        else:
+            rank_zero_info(f"{said}; the old counts {keep:.3g} times")
+
+
+def largest_allowed(
+    tried: Callable[[float], Merged], allows: Callable[[Merged], bool]
+) -> tuple[float, Merged]:
+    """Return the largest ``keep`` that is allowed, to a factor of 1.3, and what it gave.
+
+    It was the last that was tried. Where none is allowed it is the smallest.
+
+    Args:
+        tried: Tries one.
+        allows: Tells whether what a try gave is allowed; of smaller ones, it is allowed as well.
+
+    Example:
+        >>> keep, _ = largest_allowed(lambda keep: keep, lambda keep: keep <= 100)
+        >>> 100 / 1.3 <= keep <= 100
+        True
+    """
+    keep, found = 1.0, tried(1.0)
+    grows = allows(found)
+    low, high = (keep, math.inf) if grows else (0.0, keep)
+    while (low if grows else high) not in (_RANGE, 1 / _RANGE):
+        keep = keep * _STEP if grows else keep / _STEP
+        found = tried(keep)
+        low, high = (keep, high) if allows(found) else (low, keep)
+        if (high < math.inf) if grows else (low > 0):
+            break
+    while 0 < low < high < math.inf and high / low > _PRECISION:
+        keep = math.sqrt(low * high)
+        found = tried(keep)
+        low, high = (keep, high) if allows(found) else (low, keep)
+    chosen = low or high
+    return chosen, found if keep == chosen else tried(chosen)
+
+
+def _share_left(before: float, now: float, after: float) -> float:
+    """Return (e^−after − e^−before) / (e^−now − e^−before), NaN where nothing was gained."""
+    if not now < before or not math.isfinite(now):
+        return math.nan
+    gained = -math.expm1(now - before)
+    return 1.0 + math.expm1(min(now - after, 50.0)) / gained
