@@ -181,6 +181,19 @@ class KroneckerCoefficient(MapCoefficient):
             rotated = _times(self.outputs.back, rotated.T).T
         return (self.strength * rotated).to(difference)
 
+    def pull_product(self, left: Tensor, right: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Return V · (w ∘ (V⁻¹ left)(right U⁻ᵀ)) Uᵀ as the product of what is thinner."""
+        rotated = _times(self.outputs.into, left.float())
+        rotated = rotated @ _times(self.inputs.into, right.float().T).T
+        weighted = self.strength * self._weights(0, len(rotated)) * rotated
+        assert self.outputs.back is not None
+        assert self.inputs.back is not None
+        back, forth = self.outputs.back, self.inputs.back.T
+        parts = (
+            (back, weighted @ forth) if len(left) <= right.shape[1] else (back @ weighted, forth)
+        )
+        return [(parts[0].to(left), parts[1].to(right))]
+
     @cached_property
     def gain(self) -> float:
         """A bound of what turning into both bases and back may enlarge; w is 1 at most."""
