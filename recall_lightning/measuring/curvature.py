@@ -85,8 +85,8 @@ def kronecker_factors(
 
     Returns:
         Input moments are means over inputs, output moments sums over a sample's tokens or patches
-        and means over samples (of a language model: over predicted tokens). LoRA updates have input
-        moments alone.
+        and means over samples (of a language model: over predicted tokens). Those of a LoRA update
+        are of the layer that it is added to: its curvature is the layer's own.
 
     Raises:
         ValueError: If the predictions are no kind, or of one that the batches contradict.
@@ -101,8 +101,9 @@ def kronecker_factors(
         >>> round(factors.outputs["weight"].matrix.item(), 1)
         1.0
     """
-    weights = find_weights(module, [one.weight for one in maps])
-    maps = [one for one in maps if one.weight in weights]
+    factors = [one.second_factor for one in maps if one.second_factor is not None]
+    weights = find_weights(module, [one.weight for one in maps] + factors)
+    maps = [m for m in maps if {m.weight, m.second_factor or m.weight} <= weights.keys()]
     view, found = view_of(module, view), predictions
     if not isinstance(found, FoundPredictions):
         found = FoundPredictions(found)
@@ -241,10 +242,11 @@ class _OutputSums:
 def is_factored(
     linear_map: LinearMap, weights: Mapping[str, Tensor], full_width: int = 1024
 ) -> bool:
-    """Tell whether a map's curvature is kept: neither side is too wide, and it is no LoRA update.
+    """Tell whether a map's curvature is kept: neither side is too wide.
 
     Args:
-        linear_map: The map; an embedding's rows may be any number.
+        linear_map: The map; an embedding's rows may be any number. The layer of a LoRA update must
+            be known.
         weights: The model's, by name.
         full_width: What inputs (without the 1 of a bias) and outputs may have.
 
@@ -253,7 +255,9 @@ def is_factored(
         >>> is_factored(linear_map, {"w": torch.zeros(5, 3)}, full_width=4)
         False
     """
-    if linear_map.second_factor is not None or linear_map.outputs(weights) > full_width:
+    if linear_map.second_factor is not None and linear_map.layer is None:
+        return False
+    if linear_map.outputs(weights) > full_width:
         return False
     return linear_map.kind == "embedding" or linear_map.inputs <= full_width
 

@@ -136,7 +136,7 @@ def hooked(
     handles = []
     try:
         for linear_map in maps:
-            own = [modules[name] for name in linear_map.modules if name in modules]
+            own = [modules[name] for name in linear_map.measured if name in modules]
             handles += [register(child, linear_map) for child in own]
         yield
     finally:

@@ -29,6 +29,7 @@ class LinearMap:
         modules: The modules whose inputs x are; several where one weight is used by several.
         width: Entries of x, with a 1 at the end where there is a bias; an embedding's rows.
         second_factor: Where the map is a LoRA update scale · BA and ``weight`` is A: the name of B.
+        layer: Of a LoRA update: the module that is given x and adds the update to its outputs y.
     """
 
     weight: str
@@ -37,6 +38,12 @@ class LinearMap:
     modules: tuple[str, ...]
     width: int
     second_factor: str | None = None
+    layer: str | None = None
+
+    @property
+    def measured(self) -> tuple[str, ...]:
+        """The modules that are given x and return y, or what y is added to."""
+        return self.modules if self.layer is None else (self.layer,)
 
     @property
     def inputs(self) -> int:
@@ -45,12 +52,16 @@ class LinearMap:
 
     def outputs(self, weights: Mapping[str, Tensor]) -> int:
         """Return the entries of y, given the model's weights by name."""
+        if self.second_factor is not None:
+            return len(weights[self.second_factor])
         weight = weights[self.weight]
         return int(weight.shape[1 if self.kind in ("transposed", "embedding") else 0])
 
 
 def find_linear_maps(
-    module: nn.Module, factors: Mapping[str, str] = MappingProxyType({})
+    module: nn.Module,
+    factors: Mapping[str, str] = MappingProxyType({}),
+    layers: Mapping[str, str] = MappingProxyType({}),
 ) -> tuple[list[LinearMap], dict[str, str]]:
     """Find the linear maps among a model's trainable weights.
 
@@ -61,6 +72,7 @@ def find_linear_maps(
     Args:
         module: The model.
         factors: Names of the factors of LoRA updates, A to B: each pair is one map.
+        layers: Of such an A, the name of the module that adds the update to its outputs.
 
     Returns:
         The maps, in order of registration; and of every other weight matrix (two dimensions or
@@ -88,7 +100,7 @@ def find_linear_maps(
             others[own] = "it is a LoRA update of no nn.Linear"
             continue
         one = _linear_map(child, own, kind, names, canonical_name(module_name))
-        one = replace(one, second_factor=factors.get(own))
+        one = replace(one, second_factor=factors.get(own), layer=layers.get(own))
         earlier = found.get(own, one)
         if (earlier.kind, earlier.bias) == (one.kind, one.bias):
             found[own] = replace(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -135,7 +136,7 @@ class _Calls:
 
             return child.register_forward_hook(hook, with_kwargs=True)
 
-        with hooked(module, maps, register):
+        with hooked(module, [replace(one, layer=None) for one in maps], register):
             yield
 
 

@@ -67,5 +67,7 @@ class Structure:
         blocks, pairs = find_blocks(module, patterns), find_lora_pairs(module)
         if not with_maps:
             return cls(blocks, lora_pairs=pairs)
-        maps, others = find_linear_maps(module, {pair.a: pair.b for pair in pairs})
+        factors = {pair.a: pair.b for pair in pairs}
+        layers = {pair.a: pair.module for pair in pairs}
+        maps, others = find_linear_maps(module, factors, layers)
         return cls(blocks, maps, pairs, others)

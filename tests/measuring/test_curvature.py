@@ -1,5 +1,6 @@
 import copy
 
+import peft
 import pytest
 import torch
 import transformers
@@ -14,7 +15,9 @@ from recall_lightning.measuring.curvature import (
 from recall_lightning.measuring.input_moments import input_moments
 from recall_lightning.measuring.linear_maps import find_linear_maps
 from recall_lightning.measuring.moments import FullMoments
+from recall_lightning.merging.structure import Structure
 from recall_lightning.weights.naming import named_weights
+from tests.support.tiny_models import llama
 
 
 def run(module, batch):
@@ -47,6 +50,26 @@ def test_for_one_input_the_product_is_the_exact_fisher_information():
         product = torch.kron(factors.outputs[name].matrix, factors.inputs[name].matrix)
         exact = fisher_of(net, x, layer.weight)
         torch.testing.assert_close(product, exact, atol=0.03 * float(exact.abs().max()), rtol=0.1)
+
+
+def test_the_curvature_of_a_lora_update_is_that_of_its_layer():
+    adapter = peft.LoraConfig(r=2, lora_alpha=6, target_modules=["q_proj", "up_proj", "down_proj"])
+    torch.manual_seed(0)
+    base = llama(0)
+    model = peft.get_peft_model(copy.deepcopy(base), adapter)
+    batch = {"input_ids": torch.randint(0, 64, (4, 6))}
+    maps = Structure.of(model).maps
+    assert len(maps) == 6
+
+    def forward(module, batch):
+        return module(**batch)
+
+    found = kronecker_factors(model, maps, [batch], forward, predictions="classes")
+    whole = factors_of(base, [batch], forward, predictions="classes")  # a new adapter adds nothing
+    for one in maps:
+        own = one.layer.removeprefix("base_model.model.") + ".weight"
+        for ours, theirs in ((found.inputs, whole.inputs), (found.outputs, whole.outputs)):
+            torch.testing.assert_close(ours[one.weight].matrix, theirs[own].matrix)
 
 
 def test_for_binary_targets_the_product_is_the_exact_fisher_information():

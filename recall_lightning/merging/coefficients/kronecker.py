@@ -5,35 +5,74 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
 from recall_lightning.measuring.linear_maps import LinearMap
-from recall_lightning.measuring.moments import FullMoments, Moments, RowCounts
+from recall_lightning.measuring.moments import FullMoments, LowRankMoments, Moments, RowCounts
 from recall_lightning.merging.coefficients.linear_maps import MapCoefficient, largest_singular_value
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Basis:
     """Coordinates of one side of a map, inputs or outputs, in which curvature is diagonal.
 
     Attributes:
-        values: What the curvature is along each of them, ≥ 0, (width).
-        into: The matrix that leads into them, (width, width) float32; None where they are the
-            entries themselves.
-        back: Its inverse.
+        values: What the curvature is along each of them, ≥ 0, (n).
+        into: The matrix that leads into them, (n, width) float32; None where they are the entries
+            themselves.
+        back: What leads back, (width, n), with into @ back = I.
+        rest: What the curvature is along all directions that these leave out, those of
+            I − back @ into; 0 where n is the width.
     """
 
     values: Tensor
     into: Tensor | None
     back: Tensor | None
+    rest: float = 0.0
+
+    @property
+    def width(self) -> int:
+        """How many entries the side has."""
+        return len(self.values) if self.into is None else self.into.shape[1]
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether no direction is left out."""
+        return len(self.values) == self.width
+
+    @cached_property
+    def gain(self) -> float:
+        """A bound of what turning into the coordinates and back may enlarge."""
+        turns = [
+            largest_singular_value(turn) for turn in (self.into, self.back) if turn is not None
+        ]
+        return math.prod(turns) if self.is_complete else 1 + 2 * math.prod(turns)
 
     @classmethod
     def of(cls, moments: Moments) -> Basis:
-        """Return the eigenbasis of moments."""
+        """Return the eigenbasis of moments; of low rank, what the diagonal adds is its mean.
+
+        It is found once for the same moments.
+        """
+        known = _BASES.setdefault(moments, {})
+        if None not in known:
+            known[None] = cls._of(moments)
+        return known[None]
+
+    @classmethod
+    def _of(cls, moments: Moments) -> Basis:
         if isinstance(moments, RowCounts):
             return cls(moments.counts, None, None)
+        if isinstance(moments, LowRankMoments):
+            rest = moments.rest.mean()
+            _, sizes, directions = torch.linalg.svd(moments.factor.double(), full_matrices=False)
+            directions = directions.float()
+            values = (sizes.square() + rest).float()
+            rest = 0.0 if len(values) == moments.width else float(rest)
+            return cls(values, directions, directions.T, rest)
         assert isinstance(moments, FullMoments)
         values, vectors = moments.spectrum
         return cls(values, vectors.T, vectors)
@@ -44,30 +83,89 @@ class Basis:
 
         Each is divided by the mean of its diagonal, and ``ridge`` added to it. The basis is that of
         the generalised eigenproblem G_old v = μ G_new v, solved in float64 by a Cholesky
-        factorisation of G_new; ``values`` are the μ.
+        factorisation of G_new; ``values`` are the μ. It is found once for the same two moments.
+
+        Moments of low rank plus a diagonal are both given diagonals of one shape d, the mean of the
+        two: G = √d (c·I + UᵀU) √d with c the mean of the own diagonal. So both are multiples of one
+        another outside of the directions that either has kept, and no (width, width) matrix is
+        formed. Where the ranks are the width, this is exact.
 
         Returns:
-            The basis, and the condition number (2-norm) of G_new.
+            The basis, and a bound of the condition number of G_new.
+
+        Raises:
+            ValueError: If the two are not kept alike.
         """
+        of_old = _BASES_BETWEEN.setdefault(old, WeakKeyDictionary())
+        known = of_old.setdefault(new, {})
+        if ridge not in known:
+            known[ridge] = cls._between(old, new, ridge)
+        return known[ridge]
+
+    @classmethod
+    def _between(cls, old: Moments, new: Moments, ridge: float) -> tuple[Basis, float]:
         if isinstance(old, RowCounts) and isinstance(new, RowCounts):
             rows, counts = _relative(old.counts, ridge), _relative(new.counts, ridge)
             return cls((rows / counts).float(), None, None), float(counts.max() / counts.min())
-        assert isinstance(old, FullMoments)
-        assert isinstance(new, FullMoments)
-        g_old, g_new = _relative(old.matrix, ridge), _relative(new.matrix, ridge)
-        if not bool((g_old + g_new).isfinite().all()):
-            nan = torch.full_like(g_new, torch.nan)
-            return cls(nan[0].float(), nan.float(), nan.float()), torch.nan
-        lower, failed = torch.linalg.cholesky_ex(g_new)
-        half = torch.linalg.solve_triangular(lower, g_old, upper=False)
-        whitened = torch.linalg.solve_triangular(lower, half.T, upper=False)
-        if bool(failed):  # the condition has the merge refused
-            whitened = torch.zeros_like(whitened)
-        values, vectors = torch.linalg.eigh((whitened + whitened.T) / 2)
-        into = vectors.T @ lower.T
-        back = torch.linalg.solve_triangular(lower.T, vectors, upper=True)
-        condition = math.inf if bool(failed) else float(torch.linalg.cond(g_new))
-        return cls(values.clamp(min=0).float(), into.float(), back.float()), condition
+        if isinstance(old, LowRankMoments) and isinstance(new, LowRankMoments):
+            return cls._between_low_ranks(old, new, ridge)
+        if not (isinstance(old, FullMoments) and isinstance(new, FullMoments)):
+            raise ValueError(
+                f"moments are {type(old).__name__} of earlier tasks and {type(new).__name__} now: "
+                "keep moments.width as it was"
+            )
+        values, into, back, condition = _both_diagonal(
+            _relative(old.matrix, ridge), _relative(new.matrix, ridge)
+        )
+        return cls(values.float(), into.float(), back.float()), condition
+
+    @classmethod
+    def _between_low_ranks(
+        cls, old: LowRankMoments, new: LowRankMoments, ridge: float
+    ) -> tuple[Basis, float]:
+        (u_old, own_old), (u_new, own_new) = (_relative_parts(one, ridge) for one in (old, new))
+        c_old, c_new = own_old.mean(), own_new.mean()
+        shape = (own_old / c_old + own_new / c_new) / 2
+        root = shape.sqrt()
+        stacked = torch.cat([u_old, u_new]) / root
+        if not bool(stacked.isfinite().all()):
+            stacked = torch.full_like(stacked, torch.nan)
+            return cls(stacked[:, 0].float(), stacked.float(), stacked.T.float()), torch.nan
+        q, r = torch.linalg.qr(stacked.T)
+        r_old, r_new = r[:, : len(u_old)], r[:, len(u_old) :]
+        unit = torch.eye(len(r), dtype=r.dtype, device=r.device)
+        values, into, back, condition = _both_diagonal(
+            r_old @ r_old.T + c_old * unit, r_new @ r_new.T + c_new * unit
+        )
+        rest = 0.0 if len(r) == old.width else float(c_old / c_new)
+        into, back = into @ (q.T * root), (q / root[:, None]) @ back
+        condition *= float(shape.max() / shape.min())
+        return cls(values.float(), into.float(), back.float(), rest), condition
+
+
+_BASES: WeakKeyDictionary[Moments, dict[None, Basis]] = WeakKeyDictionary()
+_BASES_BETWEEN: WeakKeyDictionary[
+    Moments, WeakKeyDictionary[Moments, dict[float, tuple[Basis, float]]]
+] = WeakKeyDictionary()
+"""What was found for moments that are still there, which no rule changes."""
+
+
+def _both_diagonal(old: Tensor, new: Tensor) -> tuple[Tensor, Tensor, Tensor, float]:
+    """Return μ, the matrix into the basis in which both are diagonal, its inverse, cond(new)."""
+    if not bool((old + new).isfinite().all()):
+        nan = torch.full_like(new, torch.nan)
+        return nan[0], nan, nan, torch.nan
+    lower, failed = torch.linalg.cholesky_ex(new)
+    half = torch.linalg.solve_triangular(lower, old, upper=False)
+    whitened = torch.linalg.solve_triangular(lower, half.T, upper=False)
+    if bool(failed):  # the condition has the merge refused
+        whitened = torch.zeros_like(whitened)
+    values, vectors = torch.linalg.eigh((whitened + whitened.T) / 2)
+    into = vectors.T @ lower.T
+    back = torch.linalg.solve_triangular(lower.T, vectors, upper=True)
+    sizes = torch.linalg.eigvalsh(new)
+    condition = math.inf if bool(failed) else float(sizes[-1] / sizes[0])
+    return values.clamp(min=0), into, back, condition
 
 
 def _relative(moments: Tensor, ridge: float) -> Tensor:
@@ -77,6 +175,12 @@ def _relative(moments: Tensor, ridge: float) -> Tensor:
     wide = wide / wide.diagonal().mean()
     wide.diagonal().add_(ridge)
     return wide
+
+
+def _relative_parts(moments: LowRankMoments, ridge: float) -> tuple[Tensor, Tensor]:
+    """Return the factor and the own diagonal of relative moments."""
+    mean = moments.diagonal.double().mean()
+    return moments.factor.double() / mean.sqrt(), moments.rest.double() / mean + ridge
 
 
 class KroneckerCoefficient(MapCoefficient):
@@ -113,15 +217,11 @@ class KroneckerCoefficient(MapCoefficient):
     ) -> None:
         self.inputs, self.outputs, self.scale, self.strength = inputs, outputs, scale, strength
         self.takes_all_rows = linear_map.kind != "embedding"
-        rows = outputs.values if self.takes_all_rows else inputs.values
-        parts = (self._weights(i, i + _ROWS).sum().double() for i in range(0, len(rows), _ROWS))
-        elements = len(inputs.values) * len(outputs.values)
-        mean = strength * float(sum(parts)) / elements
-        super().__init__(linear_map, mean, condition)
+        super().__init__(linear_map, strength * self._mean(), condition)
 
     @classmethod
     def of_importance(
-        cls, linear_map: LinearMap, inputs: Moments, outputs: FullMoments, scale: float
+        cls, linear_map: LinearMap, inputs: Moments, outputs: Moments, scale: float
     ) -> KroneckerCoefficient:
         """Return the proximal step of scale / 2 · vec(D)ᵀ F vec(D).
 
@@ -144,7 +244,7 @@ class KroneckerCoefficient(MapCoefficient):
         cls,
         linear_map: LinearMap,
         inputs: tuple[Moments, Moments],
-        outputs: tuple[FullMoments, FullMoments],
+        outputs: tuple[Moments, Moments],
         new_inputs: float,
         ridges: tuple[float, float],
     ) -> KroneckerCoefficient:
@@ -169,28 +269,61 @@ class KroneckerCoefficient(MapCoefficient):
 
     def pull(self, difference: Tensor, first_row: int = 0) -> Tensor:
         """Return V (w ∘ (V⁻¹ D U⁻ᵀ)) Uᵀ, in float32."""
-        rotated = difference.float()
+        given = difference.float()
         if self.takes_all_rows:
-            rotated = _times(self.outputs.into, rotated)
-            rotated = _times(self.inputs.into, rotated.T).T * self._weights(0, len(rotated))
-            rotated = _times(self.outputs.back, rotated)
-            rotated = _times(self.inputs.back, rotated.T).T
+            pulled = self._pull_whole(given)
         else:
-            rotated = _times(self.outputs.into, rotated.T).T
-            rotated = rotated * self._weights(first_row, first_row + len(rotated))
-            rotated = _times(self.outputs.back, rotated.T).T
-        return (self.strength * rotated).to(difference)
+            pulled = self._pull_rows(given, self.inputs.values[first_row : first_row + len(given)])
+        return (self.strength * pulled).to(difference)
 
-    @cached_property
+    def _pull_whole(self, given: Tensor) -> Tensor:
+        """Pull in the four parts that the two sides' coordinates and what they leave out make.
+
+        Those are one, two by two, so that all products but one by a number are thin.
+        """
+        kept, into = self._parts, _times(self.outputs.into, given)
+        core = kept.both * _times(self.inputs.into, into.T).T
+        rows = _times(self.inputs.back, core.T).T
+        if not self.inputs.is_complete:
+            rows = rows + kept.of_outputs[:, None] * into
+        pulled = _times(self.outputs.back, rows)
+        if not self.outputs.is_complete:
+            columns = kept.of_inputs * _times(self.inputs.into, given.T).T
+            pulled = pulled + _times(self.inputs.back, columns.T).T
+        return pulled if kept.of_none == 0 else pulled + kept.of_none * given
+
+    def _pull_rows(self, given: Tensor, counts: Tensor) -> Tensor:
+        """Pull rows of an embedding, whose inputs are each a side of their own."""
+        apart = self._weight(counts[:, None], self.outputs.rest)
+        weights = self._weight(counts[:, None], self.outputs.values) - apart
+        turned = weights * _times(self.outputs.into, given.T).T
+        return apart * given + _times(self.outputs.back, turned.T).T
+
+    def pull_product(self, left: Tensor, right: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Return V (w ∘ (V⁻¹ left)(right U⁻ᵀ)) Uᵀ as products of what is thin."""
+        kept, wide, flat = self._parts, left.float(), right.float()
+        into, onto = _times(self.outputs.into, wide), _times(self.inputs.into, flat.T).T
+        core = self.strength * kept.both * (into @ onto)
+        out, back = self.outputs.back, self.inputs.back
+        assert out is not None
+        assert back is not None
+        fewer = len(core) <= core.shape[1]
+        products = [(out, core @ back.T) if fewer else (out @ core, back.T)]
+        if not self.inputs.is_complete:
+            rows = kept.of_none * wide + out @ (kept.of_outputs[:, None] * into)
+            products.append((self.strength * rows, flat))
+        if not self.outputs.is_complete:
+            products.append((wide, self.strength * (kept.of_inputs * onto) @ back.T))
+        return [(one.to(left), two.to(right)) for one, two in products]
+
+    @property
     def gain(self) -> float:
         """A bound of what turning into both bases and back may enlarge; w is 1 at most."""
-        turns = (self.inputs.into, self.inputs.back, self.outputs.into, self.outputs.back)
-        sizes = [largest_singular_value(turn) for turn in turns if turn is not None]
-        return abs(self.strength) * math.prod(sizes)
+        return abs(self.strength) * self.inputs.gain * self.outputs.gain
 
     def fits(self, matrix: Tensor) -> bool:
         """Tell whether both sides are as wide as those of a map's matrix."""
-        sides = (len(self.outputs.values), len(self.inputs.values))
+        sides = (self.outputs.width, self.inputs.width)
         return tuple(matrix.shape) == (sides if self.takes_all_rows else sides[::-1])
 
     def scaled(self, strength: float) -> KroneckerCoefficient:
@@ -204,13 +337,44 @@ class KroneckerCoefficient(MapCoefficient):
             self.strength * strength,
         )
 
-    def _weights(self, start: int, stop: int) -> Tensor:
-        """Return w of some rows: of outputs, or of an embedding's."""
-        rows, columns = self.outputs.values, self.inputs.values
-        if not self.takes_all_rows:
-            rows, columns = columns, rows
-        weighted = self.scale * rows[start:stop, None] * columns
+    def _weight(self, inputs: Tensor | float, outputs: Tensor | float) -> Tensor:
+        """Return w along directions of both sides with these values."""
+        weighted = torch.as_tensor(self.scale * inputs * outputs)
         return weighted / (1 + weighted)
+
+    @cached_property
+    def _parts(self) -> _Parts:
+        """What each of the four parts of both sides has more than what the parts around it have."""
+        inputs, outputs = self.inputs, self.outputs
+        neither = float(self._weight(inputs.rest, outputs.rest))
+        of_inputs = self._weight(inputs.values, outputs.rest)
+        of_outputs = self._weight(inputs.rest, outputs.values)
+        both = self._weight(inputs.values, outputs.values[:, None])
+        if not (inputs.is_complete and outputs.is_complete):
+            both = both - of_inputs - of_outputs[:, None] + neither
+        return _Parts(both, of_inputs - neither, of_outputs - neither, neither)
+
+    def _mean(self) -> float:
+        """Return the mean of w over all directions."""
+        rows, columns, total = self.outputs, self.inputs, 0.0
+        sides = (rows, columns) if self.takes_all_rows else (columns, rows)
+        for part in sides[0].values.split(_ROWS):
+            total += float(self._weight(part[:, None], sides[1].values).sum().double())
+        more_rows, more_columns = (one.width - len(one.values) for one in (rows, columns))
+        if more_columns:
+            total += more_columns * float(self._weight(columns.rest, rows.values).sum())
+        if more_rows:
+            total += more_rows * float(self._weight(columns.values, rows.rest).sum())
+            total += more_rows * more_columns * float(self._weight(columns.rest, rows.rest))
+        return total / (rows.width * columns.width)
+
+
+@dataclass(frozen=True)
+class _Parts:
+    both: Tensor  # (n of outputs, n of inputs)
+    of_inputs: Tensor  # (n of inputs)
+    of_outputs: Tensor  # (n of outputs)
+    of_none: float
 
 
 _ROWS = 1024  # of weights that are formed at a time, for their mean

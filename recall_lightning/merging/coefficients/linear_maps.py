@@ -72,6 +72,19 @@ class MapCoefficient(ABC):
             The same shape and dtype.
         """
 
+    def pull_product(self, left: Tensor, right: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Return what a merge adds where the difference is a product of thin matrices.
+
+        Args:
+            left: (out, k) float64.
+            right: (k, width) float64.
+
+        Returns:
+            Pairs of matrices, (out, n) and (n, width), whose products sum up to ``pull(left @
+            right)``.
+        """
+        return [(left, self.pull(right))]
+
     def fits(self, matrix: Tensor) -> bool:
         """Tell whether the coefficient is for a matrix of this shape, as ``as_matrix`` gives it."""
         return bool(matrix.shape[1] == self.linear_map.width)

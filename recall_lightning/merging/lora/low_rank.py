@@ -67,7 +67,9 @@ def merge_lora(
 
     The factors are stacked, both stacks reduced by QR, and the small core between the triangles
     decomposed: its truncated SVD is that of the sum (Eckart and Young 1936), and no (out, in)
-    matrix is formed. Computed in float64: the matrices are thin, and updates may be tiny.
+    matrix is formed. Where the stacks are much wider than the rank, the leading part of the SVD is
+    found by iteration instead (Halko et al., arXiv 0909.4061, algorithm 4.4). Computed in float64:
+    the matrices are thin, and updates may be tiny.
 
     ΔW = B A leaves an invertible matrix between B and A free. Without ``like`` the singular values
     are split evenly, with zeros where the sum has fewer ranks than asked for. With ``like`` the
@@ -116,10 +118,7 @@ def merge_lora(
 def _merged(
     cast: Sequence[tuple[LoraFactors, float]], rank: int, live: LoraFactors | None
 ) -> MergedLora:
-    u, s, v = _svd_of_sum(cast)
-    energy = [value * value for value in s.tolist()]
-    discarded = sum(energy[rank:]) / sum(energy) if any(energy[rank:]) else 0.0
-    u, s, v = u[:, :rank], s[:rank], v[:, :rank]
+    u, s, v, discarded = _svd_of_sum(cast, rank)
     if live is None:
         return MergedLora(*_balanced_factors(u, s, v, rank), 1.0, discarded)
     alive = s > 0
@@ -174,16 +173,49 @@ def _all_equal(like: LoraFactors, used: Sequence[tuple[LoraFactors, float]]) -> 
     )
 
 
-def _svd_of_sum(used: Sequence[tuple[LoraFactors, float]]) -> tuple[Tensor, Tensor, Tensor]:
-    """Return U (out, n), σ (n), V (in, n) of Σ wᵢ ΔWᵢ; what is rounding noise in σ becomes 0."""
+def _svd_of_sum(
+    used: Sequence[tuple[LoraFactors, float]], rank: int
+) -> tuple[Tensor, Tensor, Tensor, float]:
+    """Return U (out, n), σ (n), V (in, n) of Σ wᵢ ΔWᵢ, n at most the rank, and what is left out.
+
+    That is the part of ‖Σ wᵢ ΔWᵢ‖² (Frobenius); what is rounding noise in σ becomes 0.
+    """
     b = torch.cat([w * f.scale * f.b for f, w in used], dim=1)
     a = torch.cat([f.a for f, _ in used])
-    q_b, r_b = torch.linalg.qr(b)
-    q_a, r_a = torch.linalg.qr(a.T)
-    u, s, vh = torch.linalg.svd(r_b @ r_a.T, full_matrices=False)
     sizes = [abs(w * f.scale) * torch.linalg.norm(f.a) * torch.linalg.norm(f.b) for f, w in used]
-    noise = 8 * torch.finfo(s.dtype).eps * sum(sizes)
-    return q_b @ u, torch.where(s > noise, s, 0), q_a @ vh.T
+    noise = 8 * torch.finfo(a.dtype).eps * sum(sizes)
+    if len(a) > 4 * (rank + _MORE):
+        u, s, v, rest = _leading(b, a, rank)
+    else:
+        q_b, r_b = torch.linalg.qr(b)
+        q_a, r_a = torch.linalg.qr(a.T)
+        u, s, vh = torch.linalg.svd(r_b @ r_a.T, full_matrices=False)
+        s = torch.where(s > noise, s, 0)
+        u, v, rest = q_b @ u[:, :rank], q_a @ vh[:rank].T, float(s[rank:].square().sum())
+    s = torch.where(s > noise, s, 0)[:rank]
+    kept = float(s.square().sum())
+    return u, s, v, rest / (kept + rest) if rest > float(noise) ** 2 else 0.0
+
+
+def _leading(b: Tensor, a: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor, float]:
+    """Return the leading U, σ, V of b @ a, and the sum of all other σ², by subspace iteration."""
+    energy = float(((b.T @ b) * (a @ a.T)).sum())
+    directions = torch.Generator().manual_seed(0)
+    start = torch.randn(a.shape[1], rank + _MORE, generator=directions, dtype=a.dtype)
+    q, found = torch.linalg.qr(start.to(a.device))[0], -1.0
+    for _ in range(_MOST_ROUNDS):
+        left, _ = torch.linalg.qr(b @ (a @ q))
+        q, r = torch.linalg.qr(a.T @ (b.T @ left))
+        before, found = found, float(r.square().sum())
+        if found - before <= 1e-9 * energy:
+            break
+    u, s, vh = torch.linalg.svd(b @ (a @ q), full_matrices=False)
+    s = s[:rank]
+    return u[:, :rank], s, (q @ vh.T)[:, :rank], energy - float(s.square().sum())
+
+
+_MORE = 16  # directions than the rank that are iterated, for the last of these to settle
+_MOST_ROUNDS = 50
 
 
 def _balanced_factors(u: Tensor, s: Tensor, v: Tensor, rank: int) -> tuple[Tensor, Tensor]:

@@ -237,11 +237,8 @@ def _parts(
             raise ValueError(f"there is no merge weight for {pair.a!r}")
     taken = weights[0][pair.a]
     if isinstance(taken, MapCoefficient):
-        # ΔW + (ΔW_old − ΔW) M = B (A − A M) + B_old A_old M
-        kept = live.a.double() - taken.pull(live.a.double())
-        pulled = taken.pull(old[0].a.double().to(kept.device))
-        parts = [LoraFactors(kept, live.b, live.scale), LoraFactors(pulled, old[0].b, old[0].scale)]
-        return parts, [1.0, 1.0]
+        parts = [live, *_pulled(taken, live, old[0])]
+        return parts, [1.0] * len(parts)
     for given in weights:
         if torch.as_tensor(given[pair.a]).numel() != 1:
             raise ValueError(f"the factor {pair.a!r} needs one merge weight, not one an element")
@@ -249,6 +246,18 @@ def _parts(
     if not (all(share >= 0 for share in shares) and sum(shares) <= 1 + 1e-9):  # also for NaN
         raise ValueError(f"the merge weights of {pair.a!r} must be parts of 1, not {shares}")
     return [live, *old], [1 - sum(shares), *shares]
+
+
+def _pulled(taken: MapCoefficient, live: LoraFactors, old: LoraFactors) -> list[LoraFactors]:
+    """Return what a map's coefficient makes of ΔW_old − ΔW, as updates."""
+    b, a = live.b.double(), live.a.double()
+    left = torch.cat([old.scale * old.b.to(b), -live.scale * b], dim=1)
+    pulled = []
+    for wide, flat in taken.pull_product(left, torch.cat([old.a.to(a), a])):
+        # any number may go from one side to the other; a merge takes B's size for that of a B
+        size = float(torch.linalg.norm(left) / torch.linalg.norm(wide).clamp(min=1e-300))
+        pulled.append(LoraFactors(flat / size, wide * size) if size else LoraFactors(flat, wide))
+    return pulled
 
 
 def _own_weights(layer: Any) -> list[Tensor]:

@@ -19,8 +19,9 @@ class KfacImportance(Importance):
     of the penalty of Kronecker-factored online Laplace (Ritter et al., arXiv 1805.07810), with the
     sums over tasks of both factors.
 
-    All other weights, and maps whose curvature is not known (wider than ``moments.width``, LoRA
-    updates, outputs that are no predictions), have what :class:`Importance` gives them.
+    The curvature of a LoRA update is that of the layer that it is added to. All other weights, and
+    maps whose curvature is not known (wider than ``moments.width``, outputs that are no
+    predictions), have what :class:`Importance` gives them.
 
     Args:
         scale: λ > 0. Larger keeps more of the old.
@@ -44,7 +45,7 @@ class KfacImportance(Importance):
             if old is not None and outputs is not None:
                 scale = self.scale * inputs.keep
                 found = KroneckerCoefficient.of_importance(linear_map, old, outputs, scale)
-                names = (linear_map.weight, linear_map.bias)
+                names = (linear_map.weight, linear_map.bias, linear_map.second_factor)
                 weights |= {name: found for name in names if name is not None}
         return weights
 
@@ -59,8 +60,9 @@ class KfacSubspace(Subspace):
     curvature (Tam et al., arXiv 2312.04339), of two models and with K-FAC (Martens and Grosse,
     arXiv 1503.05671).
 
-    All other weights, and maps whose curvature is not known (wider than ``moments.width``, LoRA
-    updates, outputs that are no predictions), have what :class:`Subspace` gives them.
+    The curvature of a LoRA update is that of the layer that it is added to. All other weights, and
+    maps whose curvature is not known (wider than ``moments.width``, outputs that are no
+    predictions), have what :class:`Subspace` gives them.
 
     Args:
         new_inputs: λ > 0: what the current task counts against each earlier one. Larger keeps less

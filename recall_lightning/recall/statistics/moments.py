@@ -118,7 +118,7 @@ class MapMoments(Statistic):
         wide = [m.weight for m in structure.maps if not is_factored(m, weights, width)]
         if self.curvature and wide:
             more = f" and {len(wide) - 1} more" if len(wide) > 1 else ""
-            why = "LoRA updates" if structure.lora_pairs else f"wider than moments.width={width}"
+            why = f"wider than moments.width={width}"
             notes[wide[0] + more] = f"merged without curvature, as {why}"
         return notes
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from recall_lightning.measuring.linear_maps import LinearMap
-from recall_lightning.measuring.moments import FullMoments, RowCounts
+from recall_lightning.measuring.moments import FullMoments, LowRankMoments, RowCounts
 from recall_lightning.merging.coefficients.kronecker import Basis, KroneckerCoefficient
 from recall_lightning.merging.coefficients.linear_maps import (
     Balance,
@@ -81,6 +81,92 @@ def test_with_outputs_that_all_count_alike_it_is_the_subspace_rule():
         taken.pull(difference), expected.pull(difference), rtol=1e-3, atol=1e-3
     )
     assert taken.mean == pytest.approx(expected.mean, rel=1e-3)
+
+
+def low_rank(width, seed, rank, rest=0.5):
+    generator = torch.Generator().manual_seed(seed)
+    factor = torch.randn(rank, width, generator=generator)
+    own = rest * torch.rand(width, generator=generator)
+    return LowRankMoments(factor, factor.square().sum(0) + own, torch.ones(()), rank)
+
+
+def whole(moments):
+    return FullMoments(moments.factor.T @ moments.factor + moments.rest.diag(), moments.count)
+
+
+def test_low_rank_moments_of_full_rank_have_the_dense_closed_form():
+    inputs, outputs = ([low_rank(n, s + n, n, 0.0) for s in (0, 1)] for n in (5, 3))
+    taken = KroneckerCoefficient.between(LINEAR, inputs, outputs, 0.5, (0.01, 0.1))
+    dense = [tuple(map(whole, pair)) for pair in (inputs, outputs)]
+    expected = KroneckerCoefficient.between(LINEAR, *dense, 0.5, (0.01, 0.1))
+    difference = torch.randn(3, 5)
+    torch.testing.assert_close(
+        taken.pull(difference), expected.pull(difference), rtol=1e-3, atol=1e-4
+    )
+    assert taken.mean == pytest.approx(expected.mean, rel=1e-3)
+
+
+@pytest.mark.parametrize("wide", [(True, True), (True, False), (False, True)])
+def test_a_few_directions_and_equal_diagonals_have_the_dense_closed_form(wide):
+    """Diagonals that are multiples of one another are no approximation, on one side or both."""
+    sides = []
+    for width, is_wide in zip((9, 7), wide, strict=True):
+        old, new = low_rank(width, width, 2), low_rank(width, width + 1, 2)
+        ridge_free = torch.full((width,), 0.3)
+        old.diagonal = old.factor.square().sum(0) + ridge_free
+        new.diagonal = new.factor.square().sum(0) + 2 * ridge_free
+        sides.append((old, new) if is_wide else (whole(old), whole(new)))
+    linear_map = LinearMap("w", None, "linear", ("",), 9)
+    taken = KroneckerCoefficient.between(linear_map, *sides, 0.5, (0.01, 0.1))
+    dense = [tuple(m if isinstance(m, FullMoments) else whole(m) for m in side) for side in sides]
+    expected = KroneckerCoefficient.between(linear_map, *dense, 0.5, (0.01, 0.1))
+    left, right = torch.randn(7, 2).double(), torch.randn(2, 9).double()
+    pulled = taken.pull(left @ right)
+    torch.testing.assert_close(pulled, expected.pull(left @ right), rtol=1e-3, atol=1e-4)
+    thin = sum(one @ two for one, two in taken.pull_product(left, right))
+    torch.testing.assert_close(thin, pulled, rtol=1e-4, atol=1e-5)
+    assert taken.mean == pytest.approx(expected.mean, rel=1e-3)
+    assert taken.fits(torch.zeros(7, 9))
+
+
+def test_importance_of_low_rank_moments_is_the_proximal_step_with_an_even_diagonal():
+    inputs, outputs = low_rank(5, 0, 2), low_rank(3, 1, 1)
+    taken = KroneckerCoefficient.of_importance(LINEAR, inputs, outputs, scale=0.7)
+    even = [
+        FullMoments(m.factor.T @ m.factor + m.rest.mean() * torch.eye(m.width), m.count)
+        for m in (inputs, outputs)
+    ]
+    expected = KroneckerCoefficient.of_importance(LINEAR, *even, scale=0.7)
+    difference = torch.randn(3, 5)
+    torch.testing.assert_close(
+        taken.pull(difference), expected.pull(difference), rtol=1e-3, atol=1e-5
+    )
+    assert taken.mean == pytest.approx(expected.mean, rel=1e-4)
+
+
+def test_an_embedding_of_wide_rows_is_merged_in_the_directions_that_outputs_have():
+    outputs = (low_rank(7, 0, 7, 0.0), low_rank(7, 1, 7, 0.0))
+    few = tuple(LowRankMoments(m.factor[:2], m.diagonal, m.count, 2) for m in outputs)
+    tall = LinearMap("w", None, "embedding", ("",), 5)
+    for given in (outputs, few):
+        taken = KroneckerCoefficient.between(tall, (counts(0), counts(1)), given, 0.5, (0.01, 0.1))
+        units = torch.eye(35).view(35, 5, 7)
+        trace = sum(float((taken.pull(unit) * unit).sum()) for unit in units)
+        assert taken.mean == pytest.approx(trace / 35, rel=1e-3)
+    dense = tuple(map(whole, outputs))
+    expected = KroneckerCoefficient.between(tall, (counts(0), counts(1)), dense, 0.5, (0.01, 0.1))
+    taken = KroneckerCoefficient.between(tall, (counts(0), counts(1)), outputs, 0.5, (0.01, 0.1))
+    rows = torch.randn(5, 7)
+    torch.testing.assert_close(taken.pull(rows), expected.pull(rows), rtol=1e-3, atol=1e-4)
+
+
+def test_the_bases_are_found_once_for_the_same_moments(monkeypatch):
+    found, find = [], torch.linalg.eigh
+    monkeypatch.setattr(torch.linalg, "eigh", lambda matrix: found.append(1) or find(matrix))
+    inputs, outputs = (moments(5, 0), moments(5, 1)), (moments(3, 2), moments(3, 3))
+    for weight in (0.5, 1.0, 2.0):
+        KroneckerCoefficient.between(LINEAR, inputs, outputs, weight, (0.01, 0.1))
+    assert len(found) == 2  # one a side
 
 
 def test_strength_multiplies_the_pull_and_the_mean():

@@ -54,6 +54,16 @@ def test_lower_rank_is_the_best_approximation(size, seed, continues):
     assert merged.discarded_energy == pytest.approx(lost, abs=1e-5)
 
 
+def test_the_leading_part_of_many_ranks_is_the_best_approximation():
+    factors = random_factors((150, 90, 120), 0)  # iterated, as it is wider than four ranks and more
+    falling = torch.logspace(0, -3, 150)
+    factors = LoraFactors(falling[:, None] * factors.a, factors.b)
+    merged = merge_lora([factors], [1.0], rank=4)
+    expected, lost = best_of_rank(delta(factors), 4)
+    assert_same_delta(merged, expected)
+    assert merged.discarded_energy == pytest.approx(lost, abs=1e-6)
+
+
 @property_test
 @given(sizes, st.integers(0, 99))
 def test_order_does_not_matter(size, seed):

@@ -6,6 +6,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from recall_lightning.measuring.linear_maps import LinearMap
+from recall_lightning.measuring.moments import FullMoments
+from recall_lightning.merging.coefficients.kronecker import KroneckerCoefficient
 from recall_lightning.merging.lora.config import AdapterConfig, merged_adapter_config
 from recall_lightning.merging.lora.low_rank import LoraFactors, merge_lora
 from recall_lightning.merging.lora.pairs import (
@@ -226,6 +229,31 @@ def test_several_snapshots_are_merged_at_once():
         for name in updates[0]
     }
     assert_deltas(deltas(model), expected)
+
+
+def of_rows(width, seed):
+    rows = torch.randn(40, width, generator=torch.Generator().manual_seed(seed))
+    return FullMoments(rows.T @ rows / 40, torch.ones(()))
+
+
+@pytest.mark.parametrize("target", ["q_proj", "up_proj", "down_proj"])  # square, tall and flat
+def test_a_matrix_of_both_sides_is_applied_to_the_whole_update(target):
+    settings = {"target_modules": [target], "layers_to_transform": [0]}
+    model, old = adapted(llama(), **settings), adapted(llama(), 7, **settings)
+    snapshot = Snapshot.take(old)
+    (pair,) = find_lora_pairs(model)
+    (before,), (then,) = deltas(model).values(), deltas(old).values()
+    rows, columns = before.shape
+    linear_map = LinearMap(pair.a, None, "linear", ("",), columns, second_factor=pair.b)
+    moments = [(of_rows(n, seed), of_rows(n, seed + 1)) for n, seed in ((columns, 0), (rows, 2))]
+    taken = KroneckerCoefficient.between(linear_map, *moments, 2.0, (0.01, 0.1))
+    weights = {pair.a: taken, pair.b: taken}
+    discarded = lerp_adapters_(named_weights(model), [snapshot], [weights], [pair])
+    whole = before + taken.pull(then - before)
+    (merged,) = deltas(model).values()
+    torch.testing.assert_close(merged, best_of_rank(whole, 4), rtol=0, atol=1e-5)
+    lost = 1 - float(best_of_rank(whole, 4).square().sum() / whole.square().sum())
+    assert discarded[pair.module] == pytest.approx(lost, abs=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
