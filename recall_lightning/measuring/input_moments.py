@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.hooks import RemovableHandle
 
+from recall_lightning.measuring.bags import given_to
 from recall_lightning.measuring.forward import ProbeForward
 from recall_lightning.measuring.isolation import undisturbed
 from recall_lightning.measuring.linear_maps import LinearMap
@@ -108,7 +109,7 @@ class InputSums:
     def _hook_of(self, linear_map: LinearMap) -> Callable[..., None]:
         def hook(child: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if self.batch is not None:
-                self._add(linear_map, child, args[0] if args else next(iter(kwargs.values())))
+                self._add(linear_map, child, given_to(child, args, kwargs))
 
         return hook
 
@@ -175,7 +176,12 @@ def empty_moments(
 def rows_of(
     linear_map: LinearMap, child: nn.Module, given: Tensor, mask: Tensor | None = None
 ) -> Tensor:
-    """Return the inputs one by one, (inputs, width), without those on padding."""
+    """Return the inputs one by one, (inputs, width), without those on padding.
+
+    An embedding's are row numbers, or bags as a sparse tensor.
+    """
+    if given.is_sparse:
+        return given
     if linear_map.kind == "convolution":
         assert isinstance(child, (nn.Conv1d, nn.Conv2d))
         rows = _unfolded(child, given)

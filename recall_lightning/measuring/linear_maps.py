@@ -74,9 +74,9 @@ def find_linear_maps(
     """Find the linear maps among a model's trainable weights.
 
     These are ``nn.Linear`` (several projections fused in one are one map: they have one input),
-    Hugging Face's ``Conv1D``, convolutions of one group over unfolded inputs, embeddings, and the
-    projections of ``nn.MultiheadAttention``, three of which may be packed in one weight. A weight
-    that several modules of one kind share is one map of all their inputs.
+    Hugging Face's ``Conv1D``, convolutions of one group over unfolded inputs, embeddings and bags
+    of them, and the projections of ``nn.MultiheadAttention``, three of which may be packed in one
+    weight. A weight that several modules of one kind share is one map of all their inputs.
 
     Args:
         module: The model.
@@ -239,6 +239,11 @@ def _kind(child: nn.Module) -> Kind | _NoMap:
     if isinstance(child, nn.Embedding):
         looks_up = type(child).forward is nn.Embedding.forward
         return "embedding" if looks_up else _NoMap(f"{type(child).__name__} looks up its own way")
+    if isinstance(child, nn.EmbeddingBag):
+        if type(child).forward is not nn.EmbeddingBag.forward:
+            return _NoMap(f"{type(child).__name__} looks up its own way")
+        largest = _NoMap("it takes the largest of a bag")
+        return "embedding" if child.mode in ("sum", "mean") else largest
     if isinstance(child, nn.modules.conv._ConvTransposeNd):
         return _NoMap("it is a transposed convolution")
     if isinstance(child, (nn.Conv1d, nn.Conv2d)):

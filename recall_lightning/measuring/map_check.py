@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from recall_lightning.measuring.bags import given_to
 from recall_lightning.measuring.batches import entries_of
 from recall_lightning.measuring.curvature import feature_axis
 from recall_lightning.measuring.forward import ProbeForward
@@ -128,7 +129,7 @@ class _Calls:
                 if self.is_over:
                     return None
                 self.called.add(one.name)
-                x = args[0] if args else next(iter(kwargs.values()), None)
+                x = given_to(child, args, kwargs)
                 if not isinstance(x, Tensor) or not isinstance(y, Tensor) or not y.requires_grad:
                     return None
                 self.found.append((one.name, child, x, y))
@@ -162,7 +163,10 @@ def _differs(
         rows = rows_of(one, child, x)
         if len(rows) != len(outputs):
             return True
-        if one.kind == "embedding":
+        if rows.is_sparse:
+            expected += rows.T @ outputs
+            slack += float(outputs.norm())
+        elif one.kind == "embedding":
             padding = getattr(child, "padding_idx", None)
             counts = rows != (-1 if padding is None else padding)
             expected.index_add_(0, rows[counts], outputs[counts])

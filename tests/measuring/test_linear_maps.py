@@ -46,7 +46,7 @@ def test_fused_projections_stored_input_first_are_one_map():
         (nn.ConvTranspose2d(4, 4, 3), "a transposed convolution"),
         (nn.Conv3d(2, 2, 3), "Conv3d is no linear map"),
         (nn.Bilinear(2, 2, 2), "Bilinear is no linear map"),
-        (nn.EmbeddingBag(4, 2), "EmbeddingBag is no linear map"),
+        (nn.EmbeddingBag(4, 2, mode="max"), "takes the largest of a bag"),
         (nn.LayerNorm((2, 2)), "LayerNorm is no linear map"),
         (OPTLearnedPositionalEmbedding(4, 2), "OPTLearnedPositionalEmbedding looks up its own way"),
     ],
@@ -130,7 +130,9 @@ def test_lora_updates_of_other_layers_are_reported():
     assert set(others) == set(factors)
 
 
-@pytest.mark.parametrize("layer", [nn.Linear(3, 4), nn.Conv2d(3, 4, 2), nn.Embedding(3, 4)])
+@pytest.mark.parametrize(
+    "layer", [nn.Linear(3, 4), nn.Conv2d(3, 4, 2), nn.Embedding(3, 4), nn.EmbeddingBag(3, 4)]
+)
 def test_the_matrix_goes_back_to_the_tensors_it_came_from(layer):
     (linear_map,), _ = find_linear_maps(nn.Sequential(layer))
     tensors = named_weights(nn.Sequential(layer))

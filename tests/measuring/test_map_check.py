@@ -114,6 +114,15 @@ class Attends(nn.MultiheadAttention):
         return super().forward(x, *(key[..., :width] for width in (self.kdim, self.vdim)))
 
 
+class Weighs(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table = nn.EmbeddingBag(10, 4, mode="sum", padding_idx=1)
+
+    def forward(self, ids, offsets):
+        return self.table(ids, offsets, torch.arange(6.0)).tanh()
+
+
 class Decodes(nn.Module):
     def __init__(self):
         super().__init__()
@@ -156,6 +165,8 @@ RIGHT = {
         nn.Sequential(nn.Embedding(10, 4, scale_grad_by_freq=True), nn.Linear(4, 3)),
         IDS,
     ),
+    "bags": (nn.Sequential(nn.EmbeddingBag(10, 4, padding_idx=0), nn.Linear(4, 3)), IDS[None]),
+    "weighted bags": (Weighs(), (IDS, torch.tensor([0, 2, 2]))),
     "bfloat16": (around(nn.Linear(4, 4)).bfloat16(), torch.randn(500, 4).bfloat16()),
     "float64": (around(nn.Linear(4, 4)).double(), X.double()),
     "transformer": (
