@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -21,6 +21,7 @@ from recall_lightning.measuring.input_moments import InputSums, hooked, input_mo
 from recall_lightning.measuring.isolation import undisturbed
 from recall_lightning.measuring.linear_maps import LinearMap
 from recall_lightning.measuring.moments import FullMoments, Moments
+from recall_lightning.measuring.multiplications import attention_apart, multiplications
 from recall_lightning.measuring.predictions import FoundPredictions, Predictions
 from recall_lightning.measuring.view import ModelView, view_of
 from recall_lightning.weights.naming import find_weights
@@ -38,8 +39,8 @@ class KroneckerFactors:
     """What makes up the Fisher information of linear maps, F ≈ E[xxᵀ] ⊗ E[ggᵀ].
 
     Attributes:
-        inputs: Weight name to the moments of a map's inputs x.
-        outputs: Weight name to the moments of the gradients g at a map's outputs, of maps that are
+        inputs: Map name to the moments of a map's inputs x.
+        outputs: Map name to the moments of the gradients g at a map's outputs, of maps that are
             not too wide, where the model's predictions are known.
         unknown: Why there are no moments at outputs, though there are maps that could have them.
         predictions: The kind of prediction that outputs were taken for, where labels were drawn.
@@ -119,6 +120,7 @@ def kronecker_factors(
         ),  # of a backward inside the backward, as reversible layers have it
         inputs.gathered_from(module),
         outputs.gathered_from(module),
+        attention_apart(),
         torch.enable_grad(),
     ):
         torch.manual_seed(seed)
@@ -191,11 +193,22 @@ class _OutputSums:
         self._computed: list[tuple[str, Tensor, int]] = []
         self._sums: dict[str, FullMoments] = {}
 
-    def gathered_from(self, module: nn.Module) -> AbstractContextManager[None]:
+    @contextmanager
+    def gathered_from(self, module: nn.Module) -> Iterator[None]:
         def register(child: nn.Module, linear_map: LinearMap) -> RemovableHandle:
             return child.register_forward_hook(self._hook_of(linear_map))
 
-        return hooked(module, self.widths, register)
+        with (
+            hooked(module, self.widths, register),
+            multiplications(module, self.widths, self._see),
+        ):
+            yield
+
+    def _see(self, linear_map: LinearMap, owner: nn.Module, given: Tensor, y: Tensor) -> Tensor:
+        if not y.requires_grad:
+            return y
+        self._computed.append((linear_map.name, y, -1))
+        return y.clone()
 
     def _hook_of(self, linear_map: LinearMap) -> Callable[..., Tensor | None]:
         def hook(child: nn.Module, args: tuple[Any, ...], output: Any) -> Tensor | None:
@@ -204,7 +217,7 @@ class _OutputSums:
                 return None
             if output.shape[axis] != self.widths[linear_map]:
                 return None  # a subclass that does something of its own
-            self._computed.append((linear_map.weight, output, axis))
+            self._computed.append((linear_map.name, output, axis))
             return output.clone()  # what is computed in place must not change the one kept
 
         return hook
@@ -226,13 +239,13 @@ class _OutputSums:
             return
         finally:
             self._computed = []  # what checkpointed layers computed meanwhile
-        for (weight, _, axis), gradient in zip(computed, gradients, strict=True):
+        for (name, _, axis), gradient in zip(computed, gradients, strict=True):
             if gradient is not None:
                 rows = gradient.movedim(axis, -1).reshape(-1, gradient.shape[axis]).float()
                 empty = FullMoments.empty(rows.shape[1], rows.device)
-                self._sums.setdefault(weight, empty).matrix.addmm_(rows.T, rows)
-        for weight in {weight for weight, _, _ in computed if weight in self._sums}:
-            self._sums[weight].count += count
+                self._sums.setdefault(name, empty).matrix.addmm_(rows.T, rows)
+        for name in {name for name, _, _ in computed if name in self._sums}:
+            self._sums[name].count += count
 
     def means(self) -> dict[str, FullMoments]:
         used = {n: sums for n, sums in self._sums.items() if bool(sums.matrix.diagonal().any())}

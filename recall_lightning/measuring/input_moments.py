@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.hooks import RemovableHandle
 
+from recall_lightning.measuring.bags import given_to
 from recall_lightning.measuring.forward import ProbeForward
 from recall_lightning.measuring.isolation import undisturbed
 from recall_lightning.measuring.linear_maps import LinearMap
@@ -21,6 +22,7 @@ from recall_lightning.measuring.moments import (
     Moments,
     RowCounts,
 )
+from recall_lightning.measuring.multiplications import attention_apart, multiplications
 from recall_lightning.measuring.view import ModelView, view_of
 from recall_lightning.weights.naming import canonical_name
 
@@ -49,7 +51,7 @@ def input_moments(
         rank: That rank.
 
     Returns:
-        Weight name to mean moments, float32 on the weight's device; a map that computed nothing is
+        Map name to mean moments, float32 on the weight's device; a map that computed nothing is
         missing.
 
     Example:
@@ -63,7 +65,7 @@ def input_moments(
     """
     view = view_of(module, view)
     sums = InputSums(maps, view, full_width, rank)
-    with undisturbed(module), sums.gathered_from(module):
+    with undisturbed(module), sums.gathered_from(module), attention_apart():
         for batch in batches:
             sums.batch = batch
             view.forward(module, copy.copy(batch))  # a forward may pop what it takes
@@ -90,39 +92,47 @@ class InputSums:
         self.batch: Any = None
         self._sums: dict[str, Moments] = {}
 
-    def gathered_from(self, module: nn.Module) -> AbstractContextManager[None]:
-        """Gather inside the ``with`` block, by forward hooks."""
+    @contextmanager
+    def gathered_from(self, module: nn.Module) -> Iterator[None]:
+        """Gather inside the ``with`` block, by forward hooks and where weights are multiplied."""
 
         def register(child: nn.Module, linear_map: LinearMap) -> RemovableHandle:
             return child.register_forward_pre_hook(self._hook_of(linear_map), with_kwargs=True)
 
-        return hooked(module, self.maps, register)
+        with hooked(module, self.maps, register), multiplications(module, self.maps, self._see):
+            yield
 
     def means(self) -> dict[str, Moments]:
-        """Return weight name to mean moments, of the maps that computed something."""
+        """Return map name to mean moments, of the maps that computed something."""
         return {name: sums.mean() for name, sums in self._sums.items() if float(sums.count) > 0}
 
     def _hook_of(self, linear_map: LinearMap) -> Callable[..., None]:
         def hook(child: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if self.batch is not None:
-                self._add(linear_map, child, args[0] if args else next(iter(kwargs.values())))
+                self._add(linear_map, child, given_to(child, args, kwargs))
 
         return hook
 
+    def _see(self, linear_map: LinearMap, owner: nn.Module, given: Tensor, y: Tensor) -> Tensor:
+        if self.batch is not None:
+            time_first = isinstance(owner, nn.MultiheadAttention) and given.dim() == 3
+            self._add(linear_map, owner, given.transpose(0, 1) if time_first else given)
+        return y
+
     @torch.no_grad()
     def _add(self, linear_map: LinearMap, child: nn.Module, given: Any) -> None:
-        features = linear_map.kind in ("linear", "transposed")
+        features = linear_map.kind in ("linear", "transposed", "projection")
         fits = isinstance(given, Tensor) and not (
             features and given.shape[-1:] != (linear_map.inputs,)
         )
         if not fits:
             return  # the module itself will say what is wrong with it
-        if linear_map.weight not in self._sums:
+        if linear_map.name not in self._sums:
             empty = empty_moments(linear_map, given.device, self.full_width, self.rank)
-            self._sums[linear_map.weight] = empty
+            self._sums[linear_map.name] = empty
         mask = self.view.mask(self.batch, linear_map.modules[0])
         with torch.autocast(given.device.type, enabled=False):  # sums want float32
-            self._sums[linear_map.weight].update(rows_of(linear_map, child, given, mask))
+            self._sums[linear_map.name].update(rows_of(linear_map, child, given, mask))
 
 
 @contextmanager
@@ -136,6 +146,8 @@ def hooked(
     handles = []
     try:
         for linear_map in maps:
+            if linear_map.kind == "projection":  # see multiplications
+                continue
             own = [modules[name] for name in linear_map.measured if name in modules]
             handles += [register(child, linear_map) for child in own]
         yield
@@ -164,7 +176,12 @@ def empty_moments(
 def rows_of(
     linear_map: LinearMap, child: nn.Module, given: Tensor, mask: Tensor | None = None
 ) -> Tensor:
-    """Return the inputs one by one, (inputs, width), without those on padding."""
+    """Return the inputs one by one, (inputs, width), without those on padding.
+
+    An embedding's are row numbers, or bags as a sparse tensor.
+    """
+    if given.is_sparse:
+        return given
     if linear_map.kind == "convolution":
         assert isinstance(child, (nn.Conv1d, nn.Conv2d))
         rows = _unfolded(child, given)

@@ -14,7 +14,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from recall_lightning.weights.naming import canonical_name, memory_of, named_weights
 
-Kind = Literal["linear", "transposed", "convolution", "embedding"]
+Kind = Literal["linear", "transposed", "convolution", "embedding", "projection"]
 
 
 @dataclass(frozen=True)
@@ -25,11 +25,14 @@ class LinearMap:
         weight: Name of W among :func:`~recall_lightning.weights.naming.named_weights`.
         bias: Name of b there; None where there is none, or it is not trained.
         kind: How W is stored: ``"linear"`` (out, in), ``"transposed"`` (in, out),
-            ``"convolution"`` (out, in, kernel …), ``"embedding"`` (rows, dimension).
+            ``"convolution"`` (out, in, kernel …), ``"embedding"`` (rows, dimension), and
+            ``"projection"`` (out, in), which is multiplied inside the module that owns it.
         modules: The modules whose inputs x are; several where one weight is used by several.
         width: Entries of x, with a 1 at the end where there is a bias; an embedding's rows.
         second_factor: Where the map is a LoRA update scale · BA and ``weight`` is A: the name of B.
         layer: Of a LoRA update: the module that is given x and adds the update to its outputs y.
+        rows: Where several maps are packed in one weight, and their biases alike: which rows are
+            this one's, from the first to before the last.
     """
 
     weight: str
@@ -39,11 +42,25 @@ class LinearMap:
     width: int
     second_factor: str | None = None
     layer: str | None = None
+    rows: tuple[int, int] | None = None
 
     @property
     def measured(self) -> tuple[str, ...]:
         """The modules that are given x and return y, or what y is added to."""
         return self.modules if self.layer is None else (self.layer,)
+
+    @property
+    def name(self) -> str:
+        """What the map is called among all of a model: its weight, and the rows of a packed one.
+
+        >>> LinearMap("w", None, "projection", ("",), 3, rows=(0, 3)).name
+        'w[0:3]'
+        """
+        return self.weight if self.rows is None else f"{self.weight}[{self.rows[0]}:{self.rows[1]}]"
+
+    def part_of(self, tensor: Tensor) -> Tensor:
+        """Return what is this map's of a packed weight, or bias; else all of it."""
+        return tensor if self.rows is None else tensor[slice(*self.rows)]
 
     @property
     def inputs(self) -> int:
@@ -54,6 +71,8 @@ class LinearMap:
         """Return the entries of y, given the model's weights by name."""
         if self.second_factor is not None:
             return len(weights[self.second_factor])
+        if self.rows is not None:
+            return self.rows[1] - self.rows[0]
         weight = weights[self.weight]
         return int(weight.shape[1 if self.kind in ("transposed", "embedding") else 0])
 
@@ -66,8 +85,9 @@ def find_linear_maps(
     """Find the linear maps among a model's trainable weights.
 
     These are ``nn.Linear`` (several projections fused in one are one map: they have one input),
-    Hugging Face's ``Conv1D``, convolutions of one group over unfolded inputs, and embeddings. A
-    weight that several modules of one kind share is one map of all their inputs.
+    Hugging Face's ``Conv1D``, convolutions of one group over unfolded inputs, embeddings and bags
+    of them, and the projections of ``nn.MultiheadAttention``, three of which may be packed in one
+    weight. A weight that several modules of one kind share is one map of all their inputs.
 
     Args:
         module: The model.
@@ -88,35 +108,42 @@ def find_linear_maps(
     names = {memory_of(weight): name for name, weight in weights.items()}
     found: dict[str, LinearMap] = {}
     others: dict[str, str] = {}
+    inside: set[object] = set()  # what a module multiplies without calling the part that has it
     for module_name, child in module.named_modules():
-        own = _own_weight(child, names)
-        if own is None or own in factors.values():
-            continue
-        kind = _kind(child)
-        if isinstance(kind, _NoMap):
-            others[own] = kind.reason
-            continue
-        if own in factors and kind != "linear":
-            others[own] = "it is a LoRA update of no nn.Linear"
-            continue
-        one = _linear_map(child, own, kind, names, canonical_name(module_name))
-        one = replace(one, second_factor=factors.get(own), layer=layers.get(own))
-        earlier = found.get(own, one)
-        if (earlier.kind, earlier.bias) == (one.kind, one.bias):
-            found[own] = replace(
-                earlier, modules=tuple(dict.fromkeys([*earlier.modules, *one.modules]))
-            )
+        if isinstance(child, nn.MultiheadAttention):
+            candidates = _projections(child, names, canonical_name(module_name))
+            inside.add(memory_of(child.out_proj.weight))
         else:
-            others[own] = "it is shared by two different maps, such as embedding and output head"
-    owners = Counter(one.bias for one in found.values() if one.bias is not None)
-    for name, one in found.items():
-        if one.bias is not None and owners[one.bias] > 1:
-            others.setdefault(name, f"it shares its bias {one.bias} with another map")
-    found = {name: one for name, one in found.items() if name not in others}
+            candidates = _own_map(child, names, canonical_name(module_name), inside)
+        for own, one in candidates:
+            if own in factors.values():
+                continue
+            if isinstance(one, _NoMap):
+                others[own] = one.reason
+            elif own in factors and one.kind != "linear":
+                others[own] = "it is a LoRA update of no nn.Linear"
+            else:
+                factor, layer = factors.get(own), layers.get(own)
+                _enter(replace(one, second_factor=factor, layer=layer), found, others)
+    owners = Counter((one.bias, one.rows) for one in found.values() if one.bias is not None)
+    for one in found.values():
+        if one.bias is not None and owners[one.bias, one.rows] > 1:
+            others.setdefault(one.weight, f"it shares its bias {one.bias} with another map")
+    maps = [one for one in found.values() if one.weight not in others]
+    known = {one.weight for one in maps}
     for name, weight in weights.items():
-        if weight.ndim > 1 and name not in found and name not in factors.values():
+        if weight.ndim > 1 and name not in known and name not in factors.values():
             others.setdefault(name, "no module that is a linear map owns it")
-    return list(found.values()), others
+    return maps, others
+
+
+def _enter(one: LinearMap, found: dict[str, LinearMap], others: dict[str, str]) -> None:
+    earlier = found.get(one.name, one)
+    if (earlier.kind, earlier.bias) == (one.kind, one.bias):
+        modules = tuple(dict.fromkeys([*earlier.modules, *one.modules]))
+        found[one.name] = replace(earlier, modules=modules)
+    else:
+        others[one.weight] = "it is shared by two different maps, such as embedding and output head"
 
 
 def as_matrix(linear_map: LinearMap, tensors: Mapping[str, Tensor]) -> Tensor:
@@ -128,26 +155,36 @@ def as_matrix(linear_map: LinearMap, tensors: Mapping[str, Tensor]) -> Tensor:
         tensor([[1., 0., 5.],
                 [0., 1., 6.]])
     """
-    weight = tensors[linear_map.weight].detach()
+    weight = linear_map.part_of(tensors[linear_map.weight].detach())
     if linear_map.kind == "transposed":
         weight = weight.T
     matrix = weight.flatten(1)
     if linear_map.bias is None:
         return matrix
-    return torch.cat([matrix, tensors[linear_map.bias].detach()[:, None]], dim=1)
+    bias = linear_map.part_of(tensors[linear_map.bias].detach())
+    return torch.cat([matrix, bias[:, None]], dim=1)
 
 
 def from_matrix(
     linear_map: LinearMap, matrix: Tensor, like: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """Return the tensors of a map from its matrix, in the shapes of ``like``: undo as_matrix."""
+    """Return the tensors of a map from its matrix, in the shapes of ``like``: undo as_matrix.
+
+    Rows of a packed weight that are other maps' are those of ``like``.
+    """
     parts = {}
     if linear_map.bias is not None:
         parts[linear_map.bias] = matrix[:, -1]
         matrix = matrix[:, :-1]
     if linear_map.kind == "transposed":
         matrix = matrix.T
-    parts[linear_map.weight] = matrix.reshape(like[linear_map.weight].shape)
+    parts[linear_map.weight] = matrix
+    for name, part in parts.items():
+        parts[name] = part.reshape(linear_map.part_of(like[name]).shape)
+        if linear_map.rows is not None:
+            whole = like[name].detach().clone()
+            linear_map.part_of(whole).copy_(parts[name])
+            parts[name] = whole
     return parts
 
 
@@ -156,11 +193,57 @@ class _NoMap:
         self.reason = reason
 
 
-def _own_weight(child: nn.Module, names: Mapping[object, str]) -> str | None:
+_Candidates = list[tuple[str, LinearMap | _NoMap]]  # with the names of their weights
+
+
+def _own_map(
+    child: nn.Module, names: Mapping[object, str], module_name: str, inside: set[object]
+) -> _Candidates:
+    """Return the map that a module is when it is called, if it has a weight matrix."""
     weight = getattr(child, "weight", None)
-    if not isinstance(weight, Tensor) or weight.ndim < 2:
-        return None
-    return names.get(memory_of(weight))
+    if not isinstance(weight, Tensor) or weight.ndim < 2 or memory_of(weight) in inside:
+        return []
+    own = names.get(memory_of(weight))
+    if own is None:
+        return []
+    kind = _kind(child)
+    if isinstance(kind, _NoMap):
+        return [(own, kind)]
+    bias = _bias(getattr(child, "bias", None) if kind != "embedding" else None, names)
+    width = len(weight) if kind in ("embedding", "transposed") else weight[0].numel()
+    return [(own, LinearMap(own, bias, kind, (module_name,), width + (bias is not None)))]
+
+
+def _projections(
+    child: nn.MultiheadAttention, names: Mapping[object, str], module_name: str
+) -> _Candidates:
+    """Return the maps of query, key, value and output; packed are those of one embed_dim."""
+    given: list[tuple[Tensor | None, Tensor | None, tuple[int, int] | None]]
+    packed, own_bias = child.in_proj_weight, child.in_proj_bias
+    if packed is not None:
+        starts = range(0, len(packed), child.embed_dim)
+        given = [(packed, own_bias, (start, start + child.embed_dim)) for start in starts]
+    else:  # a bias of all three at once is nobody's own
+        parts = (child.q_proj_weight, child.k_proj_weight, child.v_proj_weight)
+        given = [(part, None, None) for part in parts]
+    given.append((child.out_proj.weight, child.out_proj.bias, None))
+    found: _Candidates = []
+    for weight, bias, rows in given:
+        own = names.get(memory_of(weight)) if isinstance(weight, Tensor) else None
+        if own is None:
+            continue
+        assert weight is not None
+        if is_parametrized(child) or is_parametrized(child.out_proj):
+            found.append((own, _NoMap("it is parametrized")))
+            continue
+        name, width = _bias(bias, names), weight.shape[1]
+        width += name is not None
+        found.append((own, LinearMap(own, name, "projection", (module_name,), width, rows=rows)))
+    return found
+
+
+def _bias(bias: object, names: Mapping[object, str]) -> str | None:
+    return names.get(memory_of(bias)) if isinstance(bias, Tensor) else None
 
 
 def _kind(child: nn.Module) -> Kind | _NoMap:
@@ -169,29 +252,17 @@ def _kind(child: nn.Module) -> Kind | _NoMap:
     if isinstance(child, nn.Embedding):
         looks_up = type(child).forward is nn.Embedding.forward
         return "embedding" if looks_up else _NoMap(f"{type(child).__name__} looks up its own way")
+    if isinstance(child, nn.EmbeddingBag):
+        if type(child).forward is not nn.EmbeddingBag.forward:
+            return _NoMap(f"{type(child).__name__} looks up its own way")
+        largest = _NoMap("it takes the largest of a bag")
+        return "embedding" if child.mode in ("sum", "mean") else largest
     if isinstance(child, nn.modules.conv._ConvTransposeNd):
         return _NoMap("it is a transposed convolution")
     if isinstance(child, (nn.Conv1d, nn.Conv2d)):
         return "convolution" if child.groups == 1 else _NoMap("it is a convolution of groups")
-    if isinstance(child, nn.modules.linear.NonDynamicallyQuantizableLinear):
-        return _NoMap("nn.MultiheadAttention computes with it without calling it")
     if isinstance(child, nn.Linear):
         return "linear"
     if type(child).__name__ == "Conv1D" and type(child).__module__ == "transformers.pytorch_utils":
         return "transposed"
     return _NoMap(f"{type(child).__name__} is no linear map that is known")
-
-
-def _linear_map(
-    child: nn.Module,
-    weight: str,
-    kind: Kind,
-    names: Mapping[object, str],
-    module_name: str,
-) -> LinearMap:
-    given = child.weight
-    assert isinstance(given, Tensor)
-    bias = getattr(child, "bias", None) if kind != "embedding" else None
-    bias_name = names.get(memory_of(bias)) if isinstance(bias, Tensor) else None
-    width = len(given) if kind in ("embedding", "transposed") else given[0].numel()
-    return LinearMap(weight, bias_name, kind, (module_name,), width + (bias_name is not None))

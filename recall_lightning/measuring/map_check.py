@@ -11,12 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from recall_lightning.measuring.bags import given_to
 from recall_lightning.measuring.batches import entries_of
 from recall_lightning.measuring.curvature import feature_axis
 from recall_lightning.measuring.forward import ProbeForward
 from recall_lightning.measuring.input_moments import hooked, rows_of
 from recall_lightning.measuring.isolation import undisturbed
 from recall_lightning.measuring.linear_maps import LinearMap, as_matrix
+from recall_lightning.measuring.multiplications import attention_apart, multiplications
 from recall_lightning.measuring.view import ModelView, view_of
 from recall_lightning.weights.naming import canonical_name, named_weights
 from recall_lightning.weights.sharding import is_sharded
@@ -62,7 +64,7 @@ def unlike_linear_maps(
     maps = [m for m in maps if m.weight in weights and scaled.isdisjoint(m.modules)]
     maps = [m for m in maps if not is_sharded(weights[m.weight])]
     calls = _Calls()
-    with undisturbed(module), calls.of(module, maps), torch.enable_grad():
+    with undisturbed(module), calls.of(module, maps), attention_apart(), torch.enable_grad():
         torch.manual_seed(0)
         outputs = _differentiable(view_of(module, view).forward(module, copy.copy(batch)))
         calls.is_over = True  # checkpointed layers compute once more in backward
@@ -91,13 +93,13 @@ def _compared(
         found = of_weights[one.weight]
         if found is None:
             continue
-        if one.weight not in calls.called:
+        if one.name not in calls.called:
             others[one.weight] = "it is used without a call of its module"
             continue
         own = [
             (child, x, y, g)
-            for (weight, child, x, y), g in zip(calls.found, of_outputs, strict=True)
-            if weight == one.weight and g is not None
+            for (name, child, x, y), g in zip(calls.found, of_outputs, strict=True)
+            if name == one.name and g is not None
         ]
         dense = {n: _whole(of_weights[n], weights[n]) for n in (one.weight, one.bias) if n}
         if own and _differs(one, own, as_matrix(one, dense)):
@@ -127,17 +129,27 @@ class _Calls:
             def hook(child: nn.Module, args: Any, kwargs: dict[str, Any], y: Any) -> Any:
                 if self.is_over:
                     return None
-                self.called.add(one.weight)
-                x = args[0] if args else next(iter(kwargs.values()), None)
+                self.called.add(one.name)
+                x = given_to(child, args, kwargs)
                 if not isinstance(x, Tensor) or not isinstance(y, Tensor) or not y.requires_grad:
                     return None
-                self.found.append((one.weight, child, x, y))
+                self.found.append((one.name, child, x, y))
                 return y.clone()  # what is computed in place must not change the one kept
 
             return child.register_forward_hook(hook, with_kwargs=True)
 
-        with hooked(module, [replace(one, layer=None) for one in maps], register):
+        whole = [replace(one, layer=None) for one in maps]
+        with hooked(module, whole, register), multiplications(module, maps, self._see):
             yield
+
+    def _see(self, one: LinearMap, owner: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        if self.is_over:
+            return y
+        self.called.add(one.name)
+        if not y.requires_grad:
+            return y
+        self.found.append((one.name, owner, x, y))
+        return y.clone()
 
 
 @torch.no_grad()
@@ -153,7 +165,10 @@ def _differs(
         rows = rows_of(one, child, x)
         if len(rows) != len(outputs):
             return True
-        if one.kind == "embedding":
+        if rows.is_sparse:
+            expected += rows.T @ outputs
+            slack += float(outputs.norm())
+        elif one.kind == "embedding":
             padding = getattr(child, "padding_idx", None)
             counts = rows != (-1 if padding is None else padding)
             expected.index_add_(0, rows[counts], outputs[counts])

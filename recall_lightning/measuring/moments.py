@@ -202,6 +202,8 @@ class LowRankMoments(Moments):
 class RowCounts(Moments):
     """How often each row of an embedding was looked up: the diagonal moments of one-hot inputs.
 
+    Of bags of rows, the diagonal of the moments of what a bag has of each.
+
     Args:
         counts: (rows,).
         count: Lookups in all.
@@ -234,7 +236,13 @@ class RowCounts(Moments):
         return self.counts.sum()
 
     def update(self, inputs: Tensor) -> None:
-        """Add lookups, integers (lookups,)."""
+        """Add lookups, integers (lookups,); or bags, sparse (bags, rows)."""
+        if inputs.is_sparse:
+            shares = inputs.coalesce()
+            squares = shares.values().to(self.counts.dtype).square()
+            self.counts.index_add_(0, shares.indices()[1], squares)
+            self.count += len(inputs)
+            return
         self.counts += torch.bincount(inputs, minlength=len(self.counts)).to(self.counts.dtype)
         self.count += len(inputs)
 

@@ -136,8 +136,59 @@ def test_a_convolution_is_its_matrix_on_unfolded_inputs(case):
 
 def test_layers_of_torchs_transformer_are_measured_past_its_fast_path():
     layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
-    found = moments_of(nn.TransformerEncoder(layer, 1), torch.randn(2, 3, 8))
-    assert set(found) == {"layers.0.linear1.weight", "layers.0.linear2.weight"}
+    model = nn.TransformerEncoder(layer, 1)
+    assert set(moments_of(model, torch.randn(2, 3, 8))) == {
+        one.name for one in find_linear_maps(model)[0]
+    }
+
+
+def attention_inputs(model, *inputs):
+    """What attention multiplies by its four weights, by formula: one head, no mask."""
+    query, key, value = inputs
+    q, k, v = (
+        x @ w.T + b
+        for x, w, b in zip(
+            inputs, model.in_proj_weight.chunk(3), model.in_proj_bias.chunk(3), strict=True
+        )
+    )
+    attended = (q @ k.mT / q.shape[-1] ** 0.5).softmax(-1) @ v
+    return [query, key, value, attended]
+
+
+@pytest.mark.parametrize("is_self", [True, False])
+def test_attention_is_measured_on_what_each_projection_multiplies(is_self):
+    torch.manual_seed(0)
+    model = nn.MultiheadAttention(4, 1, batch_first=True)
+    nn.init.normal_(model.in_proj_bias)
+    query, key, value = torch.randn(2, 3, 4), torch.randn(2, 5, 4), torch.randn(2, 5, 4)
+    given = (query,) * 3 if is_self else (query, key, value)
+    maps, _ = find_linear_maps(model)
+    found = input_moments(model, maps, [given], lambda m, batch: m(*batch))
+    for one, inputs in zip(maps, attention_inputs(model, *given), strict=True):
+        expected = mean_products(with_one(inputs.detach().reshape(-1, 4)))
+        torch.testing.assert_close(found[one.name].matrix, expected)
+
+
+def test_padding_of_attention_is_left_out_whatever_comes_first():
+    torch.manual_seed(0)
+    inputs, mask = torch.randn(3, 3, 8), torch.tensor([[1, 1, 1], [1, 1, 0], [1, 0, 0]])
+    found = []
+    for batch_first in (True, False):
+        torch.manual_seed(1)
+        model = nn.TransformerEncoderLayer(8, 2, 16, batch_first=batch_first)
+        maps, _ = find_linear_maps(model)
+
+        def run_masked(module, batch, first=batch_first):
+            x = batch["x"] if first else batch["x"].transpose(0, 1)
+            return module(x, src_key_padding_mask=batch["attention_mask"] == 0)
+
+        batch = {"x": inputs, "attention_mask": mask}
+        found.append(input_moments(model, maps, [batch], run_masked))
+    query, output = "self_attn.in_proj_weight[0:8]", "self_attn.out_proj.weight"
+    expected = mean_products(with_one(inputs[mask != 0]))
+    torch.testing.assert_close(found[0][query].matrix, expected)
+    for name in (query, output):
+        torch.testing.assert_close(found[1][name].matrix, found[0][name].matrix)
 
 
 def test_a_layer_used_twice_has_the_inputs_of_both():

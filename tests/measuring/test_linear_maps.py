@@ -46,7 +46,7 @@ def test_fused_projections_stored_input_first_are_one_map():
         (nn.ConvTranspose2d(4, 4, 3), "a transposed convolution"),
         (nn.Conv3d(2, 2, 3), "Conv3d is no linear map"),
         (nn.Bilinear(2, 2, 2), "Bilinear is no linear map"),
-        (nn.EmbeddingBag(4, 2), "EmbeddingBag is no linear map"),
+        (nn.EmbeddingBag(4, 2, mode="max"), "takes the largest of a bag"),
         (nn.LayerNorm((2, 2)), "LayerNorm is no linear map"),
         (OPTLearnedPositionalEmbedding(4, 2), "OPTLearnedPositionalEmbedding looks up its own way"),
     ],
@@ -57,11 +57,35 @@ def test_other_layers_are_reported_with_the_reason(layer, reason):
     assert reason in others["0.weight"]
 
 
-def test_attention_that_multiplies_by_itself_is_reported_whole():
+def test_attention_is_a_map_each_of_query_key_value_and_output():
     maps, others = find_linear_maps(nn.ModuleDict({"attention": nn.MultiheadAttention(4, 2)}))
-    assert maps == []
-    assert set(others) == {"attention.in_proj_weight", "attention.out_proj.weight"}
-    assert "MultiheadAttention" in others["attention.out_proj.weight"]
+    packed = {f"attention.in_proj_weight[{rows}]" for rows in ("0:4", "4:8", "8:12")}
+    assert {one.name for one in maps} == packed | {"attention.out_proj.weight"}
+    assert others == {}
+
+
+def test_of_attention_with_weights_apart_the_common_bias_is_no_map():
+    maps, others = find_linear_maps(nn.MultiheadAttention(4, 2, kdim=3, vdim=5))
+    found = {one.name: (one.bias, one.width) for one in maps}
+    apart = {"q_proj_weight": 4, "k_proj_weight": 3, "v_proj_weight": 5}
+    assert found == {"out_proj.weight": ("out_proj.bias", 5)} | {
+        n: (None, w) for n, w in apart.items()
+    }
+    assert others == {}
+
+
+def test_the_layer_that_attention_takes_is_a_layer_where_it_is_called():
+    layer = nn.modules.linear.NonDynamicallyQuantizableLinear(3, 4)
+    (one,), _ = find_linear_maps(nn.Sequential(layer))
+    assert one.kind == "linear"
+
+
+def test_parametrized_attention_is_reported():
+    attention = nn.MultiheadAttention(4, 2)
+    parametrizations.weight_norm(attention, "in_proj_weight")
+    maps, others = find_linear_maps(attention)
+    assert not any("in_proj" in one.weight for one in maps)
+    assert "parametrizations.in_proj_weight.original1" in others
 
 
 def test_recurrent_weights_are_reported():
@@ -106,10 +130,26 @@ def test_lora_updates_of_other_layers_are_reported():
     assert set(others) == set(factors)
 
 
-@pytest.mark.parametrize("layer", [nn.Linear(3, 4), nn.Conv2d(3, 4, 2), nn.Embedding(3, 4)])
+@pytest.mark.parametrize(
+    "layer", [nn.Linear(3, 4), nn.Conv2d(3, 4, 2), nn.Embedding(3, 4), nn.EmbeddingBag(3, 4)]
+)
 def test_the_matrix_goes_back_to_the_tensors_it_came_from(layer):
     (linear_map,), _ = find_linear_maps(nn.Sequential(layer))
     tensors = named_weights(nn.Sequential(layer))
     back = from_matrix(linear_map, as_matrix(linear_map, tensors), tensors)
     assert back.keys() == tensors.keys()
     assert all(torch.equal(back[name], tensors[name]) for name in tensors)
+
+
+def test_a_packed_map_is_its_rows_and_goes_back_to_them():
+    attention = nn.MultiheadAttention(4, 2)
+    nn.init.normal_(attention.in_proj_bias)
+    tensors = named_weights(attention)
+    first, key, *_ = find_linear_maps(attention)[0]
+    matrix = as_matrix(key, tensors)
+    torch.testing.assert_close(matrix[:, :4], attention.in_proj_weight[4:8].detach())
+    back = from_matrix(key, matrix + 1, tensors)
+    expected = attention.in_proj_bias.detach().clone()
+    expected[4:8] += 1
+    torch.testing.assert_close(back["in_proj_bias"], expected)
+    assert torch.equal(as_matrix(first, back), as_matrix(first, tensors))

@@ -99,8 +99,46 @@ def test_what_is_more_than_its_map_is_found(name):
         assert list(unlike(net, batch)) == [weight]
 
 
+def test_attention_with_other_weights_than_its_own_is_found():
+    net = ScaledAttention(4, 2)
+    assert list(unlike(net, X[:, None])) == ["in_proj_weight"]
+
+
 def test_a_use_without_a_call_is_said():
     assert unlike(WithoutCall(), X) == {"layer.weight": "it is used without a call of its module"}
+
+
+class Attends(nn.MultiheadAttention):
+    def forward(self, x):
+        key = torch.cat([x, x * x], dim=1 if self.batch_first else 0)
+        return super().forward(x, *(key[..., :width] for width in (self.kdim, self.vdim)))
+
+
+class Weighs(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table = nn.EmbeddingBag(10, 4, mode="sum", padding_idx=1)
+
+    def forward(self, ids, offsets):
+        return self.table(ids, offsets, torch.arange(6.0)).tanh()
+
+
+class Decodes(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.TransformerDecoderLayer(8, 2, 16, batch_first=True)
+
+    def forward(self, x):
+        mask = nn.Transformer.generate_square_subsequent_mask(x.shape[1])
+        return self.layer(x, x.flip(1), mask, tgt_is_causal=True)
+
+
+class ScaledAttention(nn.MultiheadAttention):
+    def forward(self, x):
+        weights = (2 * self.in_proj_weight, self.in_proj_bias)
+        out = (self.out_proj.weight, self.out_proj.bias)
+        given = (x, x, x, 4, 2, *weights, None, None, False, 0.0, *out)
+        return functional.multi_head_attention_forward(*given)
 
 
 def conv(**kwargs):
@@ -127,6 +165,8 @@ RIGHT = {
         nn.Sequential(nn.Embedding(10, 4, scale_grad_by_freq=True), nn.Linear(4, 3)),
         IDS,
     ),
+    "bags": (nn.Sequential(nn.EmbeddingBag(10, 4, padding_idx=0), nn.Linear(4, 3)), IDS[None]),
+    "weighted bags": (Weighs(), (IDS, torch.tensor([0, 2, 2]))),
     "bfloat16": (around(nn.Linear(4, 4)).bfloat16(), torch.randn(500, 4).bfloat16()),
     "float64": (around(nn.Linear(4, 4)).double(), X.double()),
     "transformer": (
@@ -135,6 +175,10 @@ RIGHT = {
         ),
         torch.randn(3, 5, 8),
     ),
+    "attention over another sequence": (Attends(4, 2, batch_first=True), torch.randn(3, 5, 4)),
+    "attention of several widths": (Attends(4, 2, kdim=2, vdim=3, add_bias_kv=True), X[:, None]),
+    "attention without batch": (Attends(4, 2, bias=False, add_zero_attn=True), X),
+    "decoder": (Decodes(), torch.randn(3, 5, 8)),
     "GPT-2": (
         transformers.GPT2LMHeadModel(
             transformers.GPT2Config(n_layer=2, n_head=2, n_embd=8, n_positions=16, **SMALL)

@@ -42,9 +42,9 @@ class MergeInputs:
         importance: Name to the importance of each element to earlier tasks, ≥ 0, in the weight's
             shape, of mean 1 over the model for each task and summed over tasks; for
             ``"importance"``.
-        old_moments: Weight name of a map to its mean input moments, summed over earlier tasks; for
+        old_moments: Name of a map to its mean input moments, summed over earlier tasks; for
             ``"moments"``.
-        old_output_moments: Weight name of a map to the moments of the gradients at its outputs, of
+        old_output_moments: Name of a map to the moments of the gradients at its outputs, of
             mean 1 over the model (times those of its inputs) for each task and summed over earlier
             tasks, whose number is its count; for ``"moments"`` with ``"curvature"``. Missing where
             a map is too wide or predictions are not known.

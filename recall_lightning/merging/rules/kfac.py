@@ -4,6 +4,7 @@ from recall_lightning.measuring.linear_maps import LinearMap
 from recall_lightning.merging.block_settings import Setting
 from recall_lightning.merging.coefficients import Coefficient
 from recall_lightning.merging.coefficients.kronecker import KroneckerCoefficient
+from recall_lightning.merging.coefficients.packed import of_weights
 from recall_lightning.merging.rules.base import MergeInputs, once_called
 from recall_lightning.merging.rules.importance import Importance
 from recall_lightning.merging.rules.subspace import Subspace
@@ -39,15 +40,17 @@ class KfacImportance(Importance):
     def coefficients(self, inputs: MergeInputs) -> dict[str, Coefficient]:
         """Return a matrix for every linear map, and what importance gives for the rest."""
         weights = super().coefficients(inputs)
-        for linear_map in inputs.maps:
-            old = inputs.old_moments.get(linear_map.weight)
-            outputs = inputs.old_output_moments.get(linear_map.weight)
-            if old is not None and outputs is not None:
-                scale = self.scale * inputs.keep
-                found = KroneckerCoefficient.of_importance(linear_map, old, outputs, scale)
-                names = (linear_map.weight, linear_map.bias, linear_map.second_factor)
-                weights |= {name: found for name in names if name is not None}
-        return weights
+        of_maps = [(linear_map, self._of_map(linear_map, inputs)) for linear_map in inputs.maps]
+        return weights | of_weights(of_maps, weights)
+
+    def _of_map(self, linear_map: LinearMap, inputs: MergeInputs) -> Coefficient | None:
+        """Return a map's coefficient; None where its curvature is not known."""
+        old = inputs.old_moments.get(linear_map.name)
+        outputs = inputs.old_output_moments.get(linear_map.name)
+        if old is None or outputs is None:
+            return None
+        scale = self.scale * inputs.keep
+        return KroneckerCoefficient.of_importance(linear_map, old, outputs, scale)
 
 
 class KfacSubspace(Subspace):
@@ -97,7 +100,7 @@ class KfacSubspace(Subspace):
         self.output_ridge = output_ridge
 
     def _of_map(self, linear_map: LinearMap, inputs: MergeInputs) -> Coefficient | None:
-        name = linear_map.weight
+        name = linear_map.name
         old, new = inputs.old_moments.get(name), inputs.new_moments.get(name)
         old_outputs = inputs.old_output_moments.get(name)
         new_outputs = inputs.new_output_moments.get(name)

@@ -7,6 +7,7 @@ from recall_lightning.measuring.moments import RowCounts
 from recall_lightning.merging.block_settings import Setting
 from recall_lightning.merging.coefficients import Coefficient
 from recall_lightning.merging.coefficients.linear_maps import Balance, solve_map
+from recall_lightning.merging.coefficients.packed import of_weights
 from recall_lightning.merging.rules.base import MergeInputs, MergeRule, once_called
 
 
@@ -59,16 +60,12 @@ class Subspace(MergeRule):
         kept = tasks + self.ridge * self.mix
         plain = kept / (tasks + self.new_inputs + self.ridge)
         weights: dict[str, Coefficient] = dict.fromkeys(inputs.structure.weights, plain)
-        for linear_map in inputs.maps:
-            names = [linear_map.weight, linear_map.bias, linear_map.second_factor]
-            coefficient = self._of_map(linear_map, inputs)
-            if coefficient is not None:
-                weights |= {name: coefficient for name in names if name is not None}
-        return weights
+        of_maps = [(linear_map, self._of_map(linear_map, inputs)) for linear_map in inputs.maps]
+        return weights | of_weights(of_maps, weights)
 
     def _of_map(self, linear_map: LinearMap, inputs: MergeInputs) -> Coefficient | None:
         """Return a map's coefficient; None where it computed nothing."""
-        old, now = (m.get(linear_map.weight) for m in (inputs.old_moments, inputs.new_moments))
+        old, now = (m.get(linear_map.name) for m in (inputs.old_moments, inputs.new_moments))
         if old is None or now is None:
             return None
         if isinstance(old, RowCounts) and isinstance(now, RowCounts):

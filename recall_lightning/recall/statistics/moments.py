@@ -76,7 +76,7 @@ class MapMoments(Statistic):
         ValueError: If there is no such kind.
 
     Attributes:
-        old: Weight name of a map to its moments, summed over tasks.
+        old: Name of a map to its moments, summed over tasks.
         old_outputs: The same of the gradients at its outputs; the count is the number of tasks.
         tasks: How many tasks that is.
     """
@@ -115,7 +115,7 @@ class MapMoments(Statistic):
         reasons = structure.others.items()
         notes = {name: f"merged by one number, as {reason}" for name, reason in reasons}
         weights, width = named_weights(module), self.settings.width
-        wide = [m.weight for m in structure.maps if not is_factored(m, weights, width)]
+        wide = [m.name for m in structure.maps if not is_factored(m, weights, width)]
         if self.curvature and wide:
             more = f" and {len(wide) - 1} more" if len(wide) > 1 else ""
             why = f"wider than moments.width={width}"
@@ -153,7 +153,7 @@ class MapMoments(Statistic):
                 f"RecallCallback: what the model does with {first_of(unlike)} is not y = Wx + b, "
                 f"so it is merged by one number: {next(iter(unlike.values()))}"
             )
-        maps = [each.weight for each in context.structure.maps if each.weight not in unlike]
+        maps = [each.name for each in context.structure.maps if each.weight not in unlike]
         idle = [name for name in maps if name not in tried.inputs]
         if idle:
             rank_zero_warn(
@@ -255,7 +255,7 @@ class MapMoments(Statistic):
 
         measured = self._run.evenly(trainer, batches, measure)
         if trainer.world_size > 1:
-            empty = {m.weight: empty_moments(m, module.device, width, rank) for m in maps}
+            empty = {m.name: empty_moments(m, module.device, width, rank) for m in maps}
             inputs = mean_over_processes(trainer, measured.inputs, empty)
             outputs = measured.outputs
             if self.curvature:
@@ -358,17 +358,17 @@ class MapMoments(Statistic):
         """Before a task, leave out moments of inputs that are no longer what they were."""
         changed = []
         for linear_map in maps:
-            old = self.old.get(linear_map.weight)
+            old = self.old.get(linear_map.name)
             if old is None or old.width == linear_map.width:
                 continue
             if isinstance(old, RowCounts) and old.width < linear_map.width:
                 new_rows = linear_map.width - old.width
                 counts = torch.nn.functional.pad(old.counts, (0, new_rows))
-                self.old[linear_map.weight] = RowCounts(counts, old.count)
+                self.old[linear_map.name] = RowCounts(counts, old.count)
             else:
-                changed.append(linear_map.weight)
-                del self.old[linear_map.weight]
-                self.old_outputs.pop(linear_map.weight, None)
+                changed.append(linear_map.name)
+                del self.old[linear_map.name]
+                self.old_outputs.pop(linear_map.name, None)
         if changed:
             rank_zero_warn(
                 f"the number of inputs of {', '.join(changed[:3])} (with 1 for a trained bias) has "
@@ -381,15 +381,15 @@ class MapMoments(Statistic):
     ) -> None:
         """Before a task, fit moments at outputs to a map that has more of them, or fewer."""
         for linear_map in maps:
-            old = self.old_outputs.get(linear_map.weight)
+            old = self.old_outputs.get(linear_map.name)
             if old is None or old.width == linear_map.outputs(weights):
                 continue
             more = linear_map.outputs(weights) - old.width
             if more > 0:  # nothing depended on the new ones
                 matrix = torch.nn.functional.pad(old.matrix, (0, more, 0, more))
-                self.old_outputs[linear_map.weight] = FullMoments(matrix, old.count)
+                self.old_outputs[linear_map.name] = FullMoments(matrix, old.count)
             else:
-                del self.old_outputs[linear_map.weight]
+                del self.old_outputs[linear_map.name]
 
     def state_dict(self) -> dict[str, Any]:
         """Return the old moments' tensors and the number of tasks."""
@@ -459,7 +459,7 @@ class MapMoments(Statistic):
         """Check the widths of what is known of the model's maps."""
         weights = named_weights(context.pl_module)
         for linear_map in context.structure.maps:
-            name = linear_map.weight
+            name = linear_map.name
             outputs = linear_map.outputs(weights) if name in self.old_outputs else 0
             for entry, known, wanted in (
                 ("old", self.old.get(name), linear_map.width),
@@ -472,14 +472,14 @@ class MapMoments(Statistic):
                     )
 
     def _check_kept_alike(self, linear_map: LinearMap) -> None:
-        old = self.old.get(linear_map.weight)
+        old = self.old.get(linear_map.name)
         if old is None or old.width != linear_map.width:  # a task's start drops or fits these
             return
         device = torch.device("cpu")
         now = empty_moments(linear_map, device, self.settings.width, self.settings.rank)
         if type(now) is not type(old):
             raise ValueError(
-                f"moments.width={self.settings.width} keeps moments of {linear_map.weight}, of "
+                f"moments.width={self.settings.width} keeps moments of {linear_map.name}, of "
                 f"{linear_map.width} inputs (with 1 for a trained bias), in another form than the "
                 "checkpoint has them, to which nothing can be added: resume with the moments.width "
                 "that it was written with"

@@ -224,6 +224,59 @@ def test_weights_may_be_frozen_and_trained_again_between_tasks():
     assert callback.history[-1]["condition"].keys() == {"net.0", "net.2", "net.4"}
 
 
+class Attention(nn.Module):
+    """A classifier by attention, whose projections are packed in one weight or layers apart."""
+
+    def __init__(self, packed):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.head = nn.Linear(8, 6), nn.Linear(6, 2)
+        attention = nn.MultiheadAttention(6, 2, batch_first=True)
+        nn.init.normal_(attention.in_proj_bias)
+        if packed:
+            self.attention = attention
+            return
+        self.projections = nn.ModuleList(nn.Linear(6, 6) for _ in range(4))
+        weights = [*attention.in_proj_weight.chunk(3), attention.out_proj.weight]
+        biases = [*attention.in_proj_bias.chunk(3), attention.out_proj.bias]
+        for layer, weight, bias in zip(self.projections, weights, biases, strict=True):
+            layer.weight.data.copy_(weight)
+            layer.bias.data.copy_(bias)
+
+    def forward(self, x):
+        x = self.first(torch.stack([x, -x, x.square()], 1))
+        if hasattr(self, "attention"):
+            return self.head(self.attention(x, x, x)[0].mean(1))
+        q, k, v, out = self.projections
+        heads = [layer(x).unflatten(-1, (2, 3)).transpose(1, 2) for layer in (q, k, v)]
+        attended = nn.functional.scaled_dot_product_attention(*heads)
+        return self.head(out(attended.transpose(1, 2).flatten(2)).mean(1))
+
+
+class Descends(Plain):
+    def configure_optimizers(self):  # Adam would go by the noise of a gradient that is 0
+        return torch.optim.SGD(self.parameters(), lr=self.lr)
+
+
+@pytest.mark.parametrize("end_rule", ["subspace", "kfac_subspace"])
+def test_packed_attention_is_merged_as_layers_apart_are(end_rule):
+    heads = []
+    for packed in (True, False):
+        callback = RecallCallback(
+            every=1.0, rule=Uniform(0.1), end_rule=end_rule, merge_first_task=False
+        )
+        net = Attention(packed)
+        torch.manual_seed(1)
+        model = fit(callback, Descends(net, lr=0.1), 0, 1)
+        assert callback.history[-1]["coefficient"]
+        heads.append(model.net.state_dict())
+    packed, apart = heads
+    rows = torch.cat([apart[f"projections.{i}.weight"] for i in range(3)])
+    torch.testing.assert_close(packed["attention.in_proj_weight"], rows, rtol=1e-3, atol=1e-4)
+    for name in ("first.weight", "head.weight"):
+        torch.testing.assert_close(packed[name], apart[name], rtol=1e-3, atol=1e-4)
+
+
 def test_inputs_that_are_not_finite_at_a_tasks_end_are_left_out_with_a_warning():
     class Divides(nn.Module):
         def __init__(self):

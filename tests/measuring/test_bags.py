@@ -1,0 +1,62 @@
+import pytest
+import torch
+from torch import nn
+
+from recall_lightning.measuring.bags import bags
+from recall_lightning.measuring.curvature import kronecker_factors
+from recall_lightning.measuring.input_moments import input_moments
+from recall_lightning.measuring.linear_maps import find_linear_maps
+
+IDS = torch.tensor([3, 1, 1, 0, 2, 3, 5])
+WEIGHTS = torch.tensor([0.5, 2.0, -1.0, 3.0, 0.0, 1.0, 4.0])
+CALLS = {
+    "equal bags": ({"mode": "mean"}, (IDS[:6].view(2, 3),)),
+    "offsets": ({"mode": "sum"}, (IDS, torch.tensor([0, 2, 6]))),
+    "an empty bag": ({"mode": "mean"}, (IDS, torch.tensor([0, 2, 2]))),
+    "the last offset": (
+        {"mode": "mean", "include_last_offset": True},
+        (IDS, torch.tensor([0, 3, 7])),
+    ),
+    "weights": ({"mode": "sum"}, (IDS, torch.tensor([0, 4]), WEIGHTS)),
+    "weights of equal bags": (
+        {"mode": "sum", "padding_idx": 3},
+        (IDS[:6].view(2, 3), None, WEIGHTS[:6].view(2, 3)),
+    ),
+    "padding": ({"mode": "mean", "padding_idx": 1}, (IDS, torch.tensor([0, 1, 3]))),
+    "int32": ({"mode": "mean"}, (IDS.int(), torch.tensor([0, 2]).int())),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_bags_times_the_table_are_what_the_layer_returns(name):
+    options, given = CALLS[name]
+    layer = nn.EmbeddingBag(6, 4, **options)
+    torch.testing.assert_close(bags(layer, *given) @ layer.weight, layer(*given))
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_bag_is_measured_as_the_layer_on_its_bags(name):
+    options, given = CALLS[name]
+    layer = nn.EmbeddingBag(6, 4, **options)
+    (one,), _ = find_linear_maps(layer)
+    found = input_moments(layer, [one], [given], lambda m, batch: m(*batch))["weight"]
+    dense = bags(layer, *given).to_dense()
+    torch.testing.assert_close(found.counts, dense.square().mean(0))
+
+
+def test_curvature_of_a_bag_is_that_of_the_same_linear_layer():
+    torch.manual_seed(0)
+    table = nn.EmbeddingBag(6, 4, mode="mean")
+    layer = nn.Linear(6, 4, bias=False)
+    layer.weight.data.copy_(table.weight.T)
+    inputs, labels = torch.randint(0, 6, (50, 3)), torch.zeros(50, dtype=torch.long)
+    factors = [
+        kronecker_factors(net, find_linear_maps(net)[0], [(x, labels)])
+        for net, x in ((table, inputs), (layer, bags(table, inputs).to_dense()))
+    ]
+    torch.testing.assert_close(
+        factors[0].outputs["weight"].matrix, factors[1].outputs["weight"].matrix
+    )
+    torch.testing.assert_close(
+        factors[0].inputs["weight"].counts, factors[1].inputs["weight"].matrix.diagonal()
+    )
