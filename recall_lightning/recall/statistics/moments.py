@@ -11,7 +11,6 @@ from torch.distributions import Distribution
 
 from recall_lightning.checks import first_of
 from recall_lightning.measuring.architecture import find_generator
-from recall_lightning.measuring.batches import batch_size
 from recall_lightning.measuring.curvature import (
     NOT_TOLD,
     KroneckerFactors,
@@ -19,7 +18,6 @@ from recall_lightning.measuring.curvature import (
     kronecker_factors,
     normalised,
 )
-from recall_lightning.measuring.generation import generated_batches
 from recall_lightning.measuring.input_moments import empty_moments, input_moments
 from recall_lightning.measuring.linear_maps import LinearMap
 from recall_lightning.measuring.map_check import unlike_linear_maps
@@ -36,6 +34,7 @@ from recall_lightning.recall.process_means import (
 )
 from recall_lightning.recall.settings import MomentSettings
 from recall_lightning.recall.statistics.base import Statistic
+from recall_lightning.recall.statistics.prior import Prior, shape_of
 from recall_lightning.recall.statistics.recent_batches import RecentBatches
 from recall_lightning.recall.training_loss import TrainingLoss
 from recall_lightning.weights.naming import named_weights
@@ -109,6 +108,7 @@ class MapMoments(Statistic):
         self._shape: tuple[int, int] | None = None  # of the sequences to generate at the task's end
         self._run = run
         self._recent = recent
+        self._prior = Prior(recent, seed)
 
     def notes(self, structure: Structure, module: torch.nn.Module) -> Mapping[str, str]:
         """Say which weights are merged by one number, and which without curvature."""
@@ -140,7 +140,7 @@ class MapMoments(Statistic):
     def check_batch(self, context: TaskContext, batch: Any) -> Mapping[str, str]:
         """Try to run the model forward and backward; find what is no linear map after all."""
         if self.settings.source == "generated":
-            _shape_of(batch)
+            shape_of(batch)
         self._trial = copy.copy(self._predictions)  # what the batch tells is found when measured
         with self._run.ready(context) as view:
             watched = _LogitsShape(view)
@@ -174,7 +174,7 @@ class MapMoments(Statistic):
         """Listen to this step's outputs alone; see how long sequences to generate are."""
         self._loss.start_step()
         if self.settings.source == "generated":
-            self._shape = _shape_of(batch)
+            self._shape = shape_of(batch)
 
     def observe_loss(self, context: TaskContext, loss: torch.Tensor) -> None:
         """In a task's first step, take what the loss tells of predictions, and say it."""
@@ -203,7 +203,7 @@ class MapMoments(Statistic):
             return True
         with context.snapshots[-1].applied_to(context.pl_module):
             if generates:
-                shape = self._shape or _shape_of(self._recent.batches[-1])
+                shape = self._shape or shape_of(self._recent.batches[-1])
                 self._add(self._measure_generated(context, *shape))
             else:
                 rank_zero_warn(
@@ -336,19 +336,9 @@ class MapMoments(Statistic):
             )
 
     def _measure_generated(self, context: TaskContext, size: int, length: int) -> KroneckerFactors:
-        module, trainer = context.pl_module, context.trainer
-        seed = self.seed + trainer.global_rank
-        batches = generated_batches(module, self._recent.number, size, length, seed)
-        rank_zero_info(f"{len(batches) * size} sequences of {length} tokens were generated")
-        generator = find_generator(module)
-
-        def forward(_: torch.nn.Module, batch: Mapping[str, torch.Tensor]) -> Any:
-            assert generator is not None
-            return generator(**batch)
-
-        view = view_of(module).with_forward(forward)
-        with trainer.precision_plugin.forward_context():
-            return self._measure_on(context, list(batches), view)
+        batches, view = self._prior.written(context, size, length)
+        with context.trainer.precision_plugin.forward_context():
+            return self._measure_on(context, batches, view)
 
     def release(self, context: TaskContext) -> None:
         """Listen to no loss any more."""
@@ -518,9 +508,3 @@ class _LogitsShape:
 
 def _is_finite(moments: Moments) -> bool:
     return all(bool(tensor.isfinite().all()) for tensor in moments.state_dict().values())
-
-
-def _shape_of(batch: Any) -> tuple[int, int]:
-    """Return the number of sequences in a batch, and their tokens."""
-    ids = batch.get("input_ids") if isinstance(batch, Mapping) else None
-    return batch_size(batch), 64 if ids is None else max(2, int(ids.shape[1]))

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from recall_lightning import RecallCallback
 from recall_lightning.merging.rules import Subspace, Uniform
 from recall_lightning.recall.settings import MomentSettings
-from recall_lightning.recall.statistics import moments as module_under_test
+from recall_lightning.recall.statistics import prior as module_under_test
 from tests.support.callbacks import Spy, statistic
 from tests.support.training import Plain, loader, quiet_trainer, task_data
 
