@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from recall_lightning.recall.settings import (
         ImportanceSettings,
         MomentSettings,
+        PriorSettings,
         SampleSettings,
         SnapshotSettings,
     )
@@ -25,6 +26,7 @@ __all__ = [
     "MergeInputs",
     "MergeRule",
     "MomentSettings",
+    "PriorSettings",
     "RecallCallback",
     "SampleSettings",
     "SnapshotSettings",
@@ -42,6 +44,7 @@ __getattr__, __dir__ = lazily(
         "MergeInputs": "merging.rules",
         "MergeRule": "merging.rules",
         "MomentSettings": "recall.settings",
+        "PriorSettings": "recall.settings",
         "RecallCallback": "recall.callback",
         "SampleSettings": "recall.settings",
         "SnapshotSettings": "recall.settings",

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from recall_lightning.callbacks.fresh_adapter import FreshAdapter
 from recall_lightning.callbacks.learning_rate import WarmupCosine
+from recall_lightning.measuring.generation import nothing_of_its_own
 from recall_lightning.merging.folders.configs import config_differences
 from recall_lightning.models.bleu import Bleu
 from recall_lightning.models.construction import build_optimizer, build_transformer
@@ -25,7 +26,6 @@ from recall_lightning.models.four_bit import four_bit_options, prepared_for_adap
 from recall_lightning.models.generation import (
     answer_in,
     ends_of_generation,
-    nothing_of_its_own,
     positions_of,
     written_alike,
 )

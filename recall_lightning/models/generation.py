@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
-from torch import Tensor, nn
+from torch import Tensor
 
 from recall_lightning.models.undefined import UndefinedPredictions
 
@@ -28,41 +27,6 @@ def ends_of_generation(model: Any, trained: int | None) -> list[int]:
     own = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     listed = own if isinstance(own, list | tuple) else [own]
     return sorted({int(token) for token in [*listed, trained] if token is not None})
-
-
-@contextmanager
-def nothing_of_its_own(model: Any) -> Iterator[None]:
-    """Have a model write without what its ``generation_config`` adds to its predictions.
-
-    Chat models come with penalties of repetition, beams or tokens to suppress: for conversations,
-    and not for the answer that a model finds most likely, which the prompt may well hold.
-
-    Args:
-        model: A model of transformers, or of PEFT around one; it is left as it was.
-
-    Example:
-        >>> from types import SimpleNamespace
-        >>> model = SimpleNamespace(generation_config=SimpleNamespace(repetition_penalty=1.3))
-        >>> with nothing_of_its_own(model):
-        ...     model.generation_config.repetition_penalty in (None, 1.0)
-        True
-        >>> model.generation_config.repetition_penalty
-        1.3
-    """
-    from transformers import GenerationConfig  # heavy
-
-    parts = model.modules() if isinstance(model, nn.Module) else [model]
-    owners = [part for part in parts if "generation_config" in vars(part)]
-    kept = [part.generation_config for part in owners]
-    try:
-        for part, own in zip(owners, kept, strict=True):
-            names = ("bos_token_id", "cache_implementation")
-            plain = {name: getattr(own, name, None) for name in names}
-            part.generation_config = GenerationConfig(**plain)
-        yield
-    finally:
-        for part, own in zip(owners, kept, strict=True):
-            part.generation_config = own
 
 
 def written_alike(

@@ -1,6 +1,6 @@
 """RECALL inside training: merge snapshot and live weights, block by block."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from numbers import Integral
 from typing import Any, ClassVar, Literal, NoReturn
@@ -43,10 +43,12 @@ from recall_lightning.recall.settings import (
     Buffers,
     ImportanceSettings,
     MomentSettings,
+    PriorSettings,
     SampleSettings,
     SnapshotSettings,
     check_arguments,
     check_decides_about,
+    described,
     needed_settings,
     plain_settings,
     rules_of,
@@ -126,6 +128,11 @@ class RecallCallback(TaskAwareCallback):
         samples: The typical samples of rules by similarity.
         importance: Where the importance rules have it from.
         moments: How the subspace and kfac rules measure linear maps.
+        prior: What the model knew before its first task, for the subspace and kfac rules: a list of
+            texts, or a DataLoader or list of batches like the training ones (a vision model's
+            images), of which ``moments.batches`` are read. By default a causal language model
+            writes it down itself, as :class:`~recall_lightning.PriorSettings` say, and of any other
+            model the first task's inputs stand in. None of it is kept.
         snapshots: How many tasks' snapshots are kept and merged at once, or all settings of them.
         buffers: What a merge does to running means and variances, such as BatchNorm's: ``"merge"``
             merges them as weights, with their block's coefficient; ``"keep"`` leaves the live ones,
@@ -169,6 +176,7 @@ class RecallCallback(TaskAwareCallback):
         samples: SampleSettings | None = None,
         importance: ImportanceSettings | None = None,
         moments: MomentSettings | None = None,
+        prior: PriorSettings | list[str] | Iterable[Any] | None = None,
         snapshots: SnapshotSettings | int | Literal["all"] | None = None,
         buffers: Buffers = "merge",
         optimizer_state: Literal["keep", "reset"] = "keep",
@@ -203,6 +211,7 @@ class RecallCallback(TaskAwareCallback):
                 samples or SampleSettings(),
                 importance or ImportanceSettings(),
                 moments,
+                prior,
                 run,
                 recent,
                 reads_batches=buffers == "recalibrate" or plasticity is not None,
@@ -214,6 +223,7 @@ class RecallCallback(TaskAwareCallback):
         self._merge = SnapshotMerge(
             self._kept, self._statistics, self._trained, buffers, run, recent, measured
         )
+        given["prior"] = described(prior)
         self._settings = plain_settings(given, RecallCallback.__init__)
         self.every = every
         self.plasticity = plasticity

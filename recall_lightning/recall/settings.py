@@ -1,14 +1,15 @@
 """What belongs together among the arguments of RecallCallback, and what each may be."""
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from numbers import Integral, Real
 from typing import Any, Literal, get_args
 
 import torch
 
 from recall_lightning.checks import check_choice, check_count
+from recall_lightning.measuring.beginnings import Start
 from recall_lightning.measuring.view import ModelView
 from recall_lightning.merging.rules import MergeRule, rule_by_name
 from recall_lightning.merging.rules.base import OF_MAPS
@@ -91,11 +92,11 @@ class MomentSettings:
             kfac rules merge them as ``"importance"`` and ``"subspace"`` do.
         rank: That rank.
         source: ``"task"``, or ``"generated"`` for sequences that a causal language model writes
-            itself at a task's end, where not even moments of the data may be kept after it. No
-            checkpoint then holds a training batch, in the midst of a task either; the last
-            ``batches`` are in memory until the task's end if a rule needs the inputs of the task
-            itself, as ``"kfac_subspace"`` does, and a run that resumes measures those on batches
-            that it trains itself.
+            itself at a task's end (as :class:`PriorSettings` say), where not even moments of the
+            data may be kept after it. No checkpoint then holds a training batch, in the midst of a
+            task either; the last ``batches`` are in memory until the task's end if a rule needs the
+            inputs of the task itself, as ``"kfac_subspace"`` does, and a run that resumes measures
+            those on batches that it trains itself.
 
     Raises:
         MisconfigurationException: For a value out of its range.
@@ -115,6 +116,48 @@ class MomentSettings:
         for name in ("batches", "width", "rank"):
             check_count(f"moments.{name}", getattr(self, name))
         check_choice("moments.source", self.source, "task", "generated")
+
+
+@dataclass(frozen=True)
+class PriorSettings:
+    """How a causal language model writes down itself what it knew before its first task.
+
+    It does so once a run, under the first snapshot, before the first merge; where the moments are
+    ``"generated"`` once more at each task's end. Writing a token takes about as long as training on
+    one; the sequences are written in one batch with a cache. Each process writes its part of them.
+
+    Attributes:
+        sequences: How many sequences, of all processes together.
+        tokens: Tokens of each, at most as many as the model has positions.
+        starts: What they begin with, in turn, as far as there is such a thing: ``"bos"``, the
+            model's first token; ``"chat"``, its chat template up to a user's words, as in Magpie
+            (arXiv 2406.08464), and on with the answer; ``"random"``, any token.
+        tokenizer: The tokenizer with the chat template, its folder or hub id, where neither the
+            datamodule nor the module has it as its attribute ``tokenizer``, and it does not lie
+            in the folder that the model was loaded from.
+
+    Raises:
+        MisconfigurationException: For a value out of its range.
+
+    Example:
+        >>> PriorSettings(sequences=128).tokens
+        128
+    """
+
+    sequences: int = 64
+    tokens: int = 128
+    starts: tuple[Start, ...] = ("bos", "chat", "random")
+    tokenizer: Any = None
+
+    @misconfiguration()
+    def __post_init__(self) -> None:
+        check_count("prior.sequences", self.sequences)
+        if not _is_integer(self.tokens) or self.tokens < 2:
+            raise ValueError(f"prior.tokens={self.tokens!r} must be 2 or more")
+        if isinstance(self.starts, str) or not self.starts:
+            raise ValueError(f"prior.starts={self.starts!r} must be a list of one or more")
+        for start in self.starts:
+            check_choice("prior.starts", start, *get_args(Start))
 
 
 @dataclass(frozen=True)
@@ -219,13 +262,15 @@ def needed_settings(given: Mapping[str, Any], rules: Sequence[MergeRule], buffer
             "the subspace and kfac rules, and buffers='recalibrate'",
         ),
         "predictions": ("curvature" in needs, "the kfac rules"),
+        "prior": (bool(needs & OF_MAPS), "the subspace and kfac rules"),
     }
     names = " and ".join(dict.fromkeys(rule.name or type(rule).__name__ for rule in rules))
     do = "does" if len(set(map(id, rules))) == 1 else "do"
     for argument, (used, users_of) in users.items():
         if given.get(argument) not in (None, "auto") and not used:
+            shown = described(given[argument]) if argument == "prior" else given[argument]
             raise ValueError(
-                f"{argument}={given[argument]!r} has no effect: {names} {do} not need it; it is "
+                f"{argument}={shown!r} has no effect: {names} {do} not need it; it is "
                 f"for {users_of}"
             )
 
@@ -248,6 +293,7 @@ def check_arguments(given: Mapping[str, Any]) -> None:
         view is None or isinstance(view, ModelView) or callable(view)
     ):
         raise ValueError(f"view={view!r} must be a function (pl_module, batch), or a ModelView")
+    _check_prior(given["prior"], given["merge_first_task"], given["moments"])
     every, plasticity = given["every"], given["plasticity"]
     steps = _is_integer(every) and int(every) > 0
     fraction = isinstance(every, Real) and not isinstance(every, Integral) and 0 < float(every) <= 1
@@ -267,6 +313,56 @@ def check_arguments(given: Mapping[str, Any]) -> None:
         )
     check_choice("buffers", given["buffers"], *get_args(Buffers))
     check_choice("optimizer_state", given["optimizer_state"], "keep", "reset")
+
+
+def _check_prior(prior: Any, merge_first_task: bool, moments: MomentSettings | None) -> None:
+    if prior is None:
+        return
+    writes = moments is not None and moments.source == "generated"
+    if not merge_first_task and not (writes and isinstance(prior, PriorSettings)):
+        raise ValueError(
+            f"prior={described(prior)!r} has no effect with merge_first_task=False: nothing of "
+            "what came before the first task is kept"
+        )
+    if isinstance(prior, PriorSettings):
+        return
+    if isinstance(prior, str | bytes | Mapping) or not isinstance(prior, Iterable):
+        raise ValueError(
+            f"prior={prior!r} must be PriorSettings, a list of texts, or a DataLoader or list of "
+            "batches"
+        )
+    if isinstance(prior, Iterator):
+        raise ValueError(
+            f"prior={prior!r} can be read only once, and a run that resumes reads it again: give a "
+            "list or a DataLoader"
+        )
+    if isinstance(prior, Sized) and not len(prior):
+        raise ValueError(f"prior={prior!r} is empty: give texts or batches of what the model knew")
+
+
+def is_texts(prior: Any) -> bool:
+    """Tell whether what the model knew is given as texts.
+
+    >>> is_texts(["a text"]), is_texts([torch.ones(2)])
+    (True, False)
+    """
+    return isinstance(prior, list | tuple) and all(isinstance(each, str) for each in prior)
+
+
+def described(prior: Any) -> Any:
+    """Return what may stand in a checkpoint of what the model knew: no sample of it.
+
+    >>> described(["a text", "another"]), described(PriorSettings(tokens=8))
+    ('2 texts', PriorSettings(sequences=64, tokens=8, starts=('bos', 'chat', 'random'), ...))
+    """
+    if isinstance(prior, PriorSettings):
+        name = getattr(prior.tokenizer, "name_or_path", prior.tokenizer)
+        return replace(prior, tokenizer=name)
+    if prior is None:
+        return None
+    number = f"{len(prior)} " if isinstance(prior, list | tuple) else ""
+    kind = "texts" if is_texts(prior) else "batches"
+    return f"{number}{kind}" if number else type(prior).__name__
 
 
 _NONE = type(None)

@@ -13,14 +13,17 @@ from recall_lightning.recall.callback import RecallCallback
 from recall_lightning.recall.settings import (
     ImportanceSettings,
     MomentSettings,
+    PriorSettings,
     SampleSettings,
     SnapshotSettings,
 )
+from tests.support.callbacks import statistic
 
 SETTINGS = {
     "samples": SampleSettings,
     "importance": ImportanceSettings,
     "moments": MomentSettings,
+    "prior": PriorSettings,
     "snapshots": SnapshotSettings,
 }
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -155,6 +158,8 @@ def test_a_strength_differs_by_depth_or_by_name(strength, built, recipe):
         ("moments.width", "64", 64),
         ("moments.rank", "8", 8),
         ("moments.source", "generated", "generated"),
+        ("prior.sequences", "8", 8),
+        ("prior.starts", "[chat, bos]", ("chat", "bos")),
         ("snapshots.number", "3", 3),
         ("snapshots.number", "all", "all"),
         ("snapshots.device", "cpu", "cpu"),
@@ -173,6 +178,12 @@ def test_settings_are_given_one_by_one_and_the_rest_keeps_its_defaults(
         ["--config", recipe(f"{group}: {{{name}: {value}}}")],
     ):
         assert vars(parser.parse_args(options).recall[group]) == as_given
+
+
+def test_texts_of_what_the_model_knew_stand_in_a_recipe(built, recipe):
+    callback = built(recipe=recipe("prior: [a text, another]"))
+    assert statistic(callback, "moments")._prior._given == ["a text", "another"]
+    assert callback.state_dict()["settings"] == {"prior": "2 texts"}
 
 
 def test_settings_reach_the_callback_and_options_add_to_a_recipes(built, recipe):

@@ -1,6 +1,7 @@
 """The list of all statistics: a new one goes in here."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 from torch import Tensor
 from torch.distributions import Distribution
@@ -8,11 +9,17 @@ from torch.distributions import Distribution
 from recall_lightning.measuring.predictions import Predictions
 from recall_lightning.merging.rules import MergeRule
 from recall_lightning.recall.model_run import ModelRun
-from recall_lightning.recall.settings import ImportanceSettings, MomentSettings, SampleSettings
+from recall_lightning.recall.settings import (
+    ImportanceSettings,
+    MomentSettings,
+    PriorSettings,
+    SampleSettings,
+)
 from recall_lightning.recall.statistics.base import Statistic
 from recall_lightning.recall.statistics.importance import ParameterImportance
 from recall_lightning.recall.statistics.moments import MapMoments
 from recall_lightning.recall.statistics.needed import NeededStatistics
+from recall_lightning.recall.statistics.prior import Prior
 from recall_lightning.recall.statistics.recent_batches import RecentBatches
 from recall_lightning.recall.statistics.samples import TypicalSamples
 
@@ -22,6 +29,7 @@ def statistics_for(
     samples: SampleSettings,
     importance: ImportanceSettings,
     moments: MomentSettings,
+    prior: PriorSettings | Iterable[Any] | None,
     run: ModelRun,
     recent: RecentBatches,
     reads_batches: bool,
@@ -35,6 +43,7 @@ def statistics_for(
         samples: Of the typical samples.
         importance: Of the importance of parameters.
         moments: Of the moments of linear maps.
+        prior: What the model knew before its first task, if it is known.
         run: How the model is run on a batch.
         recent: The last batches.
         reads_batches: Whether a merge itself runs the model on those.
@@ -45,11 +54,12 @@ def statistics_for(
         ValueError: If a rule needs what there is not, or there is no such kind of prediction.
     """
     curvature = any("curvature" in rule.needs for rule in rules)
+    known = Prior(prior, moments.batches, run, seed)
     available: list[Statistic] = [
         recent,
         TypicalSamples(samples, run, seed),
         ParameterImportance(importance, beside_curvature=curvature),
-        MapMoments(recent, moments, run, seed, curvature, predictions),
+        MapMoments(recent, moments, known, run, seed, curvature, predictions),
     ]
     measures_maps = any(rule.needs & MapMoments.meets for rule in rules)
     others = [recent.name] if reads_batches or measures_maps else []

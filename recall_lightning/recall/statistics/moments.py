@@ -11,7 +11,6 @@ from torch.distributions import Distribution
 
 from recall_lightning.checks import first_of
 from recall_lightning.measuring.architecture import find_generator
-from recall_lightning.measuring.batches import batch_size
 from recall_lightning.measuring.curvature import (
     NOT_TOLD,
     KroneckerFactors,
@@ -19,7 +18,6 @@ from recall_lightning.measuring.curvature import (
     kronecker_factors,
     normalised,
 )
-from recall_lightning.measuring.generation import generated_batches
 from recall_lightning.measuring.input_moments import empty_moments, input_moments
 from recall_lightning.measuring.linear_maps import LinearMap
 from recall_lightning.measuring.map_check import unlike_linear_maps
@@ -36,6 +34,7 @@ from recall_lightning.recall.process_means import (
 )
 from recall_lightning.recall.settings import MomentSettings
 from recall_lightning.recall.statistics.base import Statistic
+from recall_lightning.recall.statistics.prior import Prior
 from recall_lightning.recall.statistics.recent_batches import RecentBatches
 from recall_lightning.recall.training_loss import TrainingLoss
 from recall_lightning.weights.naming import named_weights
@@ -50,7 +49,6 @@ class MomentsState(TypedDict):
     predictions: NotRequired[str | None]
     curvature: NotRequired[bool]
     kind: NotRequired[str | None]
-    shape: NotRequired[list[int] | None]
 
 
 class MapMoments(Statistic):
@@ -61,12 +59,13 @@ class MapMoments(Statistic):
     outputs are measured where a rule uses curvature, and divided so that the curvature, their
     product with the inputs', has the mean 1 over the model: tasks count alike.
 
-    Of what was known before the first task there is no data: there the snapshot writes sequences
-    itself if it is a causal language model, else the new task's own batches stand in.
+    Of what was known before the first task the user gives data, or the snapshot writes sequences
+    itself if it is a causal language model; else the new task's own batches stand in.
 
     Args:
         recent: The last batches, which are run.
         settings: Widths, ranks and source.
+        prior: What was known before the first task.
         run: How the model is run on a batch.
         seed: Of generated sequences, and of labels drawn from predictions.
         curvature: Whether to measure the gradients at outputs, too.
@@ -90,6 +89,7 @@ class MapMoments(Statistic):
         self,
         recent: RecentBatches,
         settings: MomentSettings,
+        prior: Prior,
         run: ModelRun,
         seed: int,
         curvature: bool,
@@ -106,9 +106,9 @@ class MapMoments(Statistic):
         self._loss = TrainingLoss()
         self._trial = self._predictions  # on a task's first batch, with why it told nothing
         self._unknown: str | None = None
-        self._shape: tuple[int, int] | None = None  # of the sequences to generate at the task's end
         self._run = run
         self._recent = recent
+        self._prior = prior
 
     def notes(self, structure: Structure, module: torch.nn.Module) -> Mapping[str, str]:
         """Say which weights are merged by one number, and which without curvature."""
@@ -130,17 +130,18 @@ class MapMoments(Statistic):
                 "moments.source='generated' needs a causal language model of Hugging Face, which "
                 f"{type(module).__name__} does not hold: use 'task'"
             )
+        if context.clock.visit == 0 and context.snapshots:
+            self._prior.check(context)
         if context.clock.visit == 0:
             self.old, self.old_outputs, self.tasks = {}, {}, 0
         self._loss.stop()
-        self._shape = None
         self._fit_to_maps(context.structure.maps)
         self._fit_to_outputs(context.structure.maps, named_weights(module))
 
     def check_batch(self, context: TaskContext, batch: Any) -> Mapping[str, str]:
         """Try to run the model forward and backward; find what is no linear map after all."""
-        if self.settings.source == "generated":
-            _shape_of(batch)
+        if context.clock.visit == 0 and context.snapshots:
+            self._prior.check_batch(context)
         self._trial = copy.copy(self._predictions)  # what the batch tells is found when measured
         with self._run.ready(context) as view:
             watched = _LogitsShape(view)
@@ -171,10 +172,8 @@ class MapMoments(Statistic):
         return unlike
 
     def observe_batch(self, context: TaskContext, batch: Any) -> None:
-        """Listen to this step's outputs alone; see how long sequences to generate are."""
+        """Listen to this step's outputs alone."""
         self._loss.start_step()
-        if self.settings.source == "generated":
-            self._shape = _shape_of(batch)
 
     def observe_loss(self, context: TaskContext, loss: torch.Tensor) -> None:
         """In a task's first step, take what the loss tells of predictions, and say it."""
@@ -196,21 +195,20 @@ class MapMoments(Statistic):
     def prepare_merge(self, context: TaskContext, rule: MergeRule, last: bool) -> bool:
         """Where no task came before, gather what stands for the snapshot's own inputs.
 
-        That is the new task's inputs if the model cannot generate, for a rule that uses them.
+        That is the new task's inputs if nothing is known of those, for a rule that uses them.
         """
-        generates = find_generator(context.pl_module) is not None
-        if self.tasks or not (generates or "new_moments" in rule.needs):
+        known = self._prior.is_known(context.pl_module)
+        if self.tasks or not (known or "new_moments" in rule.needs):
             return True
         with context.snapshots[-1].applied_to(context.pl_module):
-            if generates:
-                shape = self._shape or _shape_of(self._recent.batches[-1])
-                self._add(self._measure_generated(context, *shape))
+            if known:
+                self._add(self._measure_prior(context, *self._prior.batches(context)))
             else:
                 rank_zero_warn(
                     "there are no inputs of what the model knew before its first task: "
                     "the first task's own inputs stand in, so only what they have in common with "
-                    "the earlier ones is protected; use merge_first_task=False if the model starts "
-                    "from random weights"
+                    "the earlier ones is protected; pass prior= a DataLoader of what it is to "
+                    "keep, or merge_first_task=False if the model starts from random weights"
                 )
                 self._add(self.measure(context))
         self.tasks = 1
@@ -230,13 +228,13 @@ class MapMoments(Statistic):
 
     def end_task(self, context: TaskContext) -> None:
         """Add the inputs of the task that ends, under the merged weights."""
-        if self._shape is None and not self._recent.batches:  # a resume after its last batch
+        if self.settings.source == "generated":
+            self._add(self._measure_prior(context, *self._prior.written(context, "of a task")))
+        elif self._recent.batches:
+            self._add(self.measure(context))
+        else:  # a resume after its last batch
             rank_zero_warn("no batch of the task was seen: later merges know nothing of its inputs")
             return
-        if self._shape is not None:
-            self._add(self._measure_generated(context, *self._shape))
-        else:
-            self._add(self.measure(context))
         self.tasks += 1
 
     def measure(self, context: TaskContext) -> KroneckerFactors:
@@ -335,20 +333,14 @@ class MapMoments(Statistic):
                 "left out of what later merges keep"
             )
 
-    def _measure_generated(self, context: TaskContext, size: int, length: int) -> KroneckerFactors:
-        module, trainer = context.pl_module, context.trainer
-        seed = self.seed + trainer.global_rank
-        batches = generated_batches(module, self._recent.number, size, length, seed)
-        rank_zero_info(f"{len(batches) * size} sequences of {length} tokens were generated")
-        generator = find_generator(module)
-
-        def forward(_: torch.nn.Module, batch: Mapping[str, torch.Tensor]) -> Any:
-            assert generator is not None
-            return generator(**batch)
-
-        view = view_of(module).with_forward(forward)
-        with trainer.precision_plugin.forward_context():
-            return self._measure_on(context, list(batches), view)
+    def _measure_prior(
+        self, context: TaskContext, batches: list[Any], view: ModelView | None
+    ) -> KroneckerFactors:
+        if view is None:
+            with self._run.ready(context) as own:
+                return self._measure_on(context, batches, own)
+        with context.trainer.precision_plugin.forward_context():
+            return self._measure_on(context, batches, view)
 
     def release(self, context: TaskContext) -> None:
         """Listen to no loss any more."""
@@ -400,7 +392,6 @@ class MapMoments(Statistic):
             "predictions": self._predictions.found,
             "curvature": self.curvature,
             "kind": _kind(self._predictions),
-            "shape": None if self._shape is None else list(self._shape),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -420,8 +411,6 @@ class MapMoments(Statistic):
             self.old_outputs[name] = moments
         self.tasks = state_dict["tasks"]
         self._predictions.restore(state_dict.get("predictions") or state_dict.get("kind"))
-        shape = state_dict.get("shape") if self.settings.source == "generated" else None
-        self._shape = None if shape is None else (shape[0], shape[1])
 
     def _check_measured_alike(self, state_dict: Mapping[str, Any]) -> None:
         then, now = state_dict.get("kind"), _kind(self._predictions)
@@ -518,9 +507,3 @@ class _LogitsShape:
 
 def _is_finite(moments: Moments) -> bool:
     return all(bool(tensor.isfinite().all()) for tensor in moments.state_dict().values())
-
-
-def _shape_of(batch: Any) -> tuple[int, int]:
-    """Return the number of sequences in a batch, and their tokens."""
-    ids = batch.get("input_ids") if isinstance(batch, Mapping) else None
-    return batch_size(batch), 64 if ids is None else max(2, int(ids.shape[1]))

@@ -11,9 +11,9 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from recall_lightning import RecallCallback
+from recall_lightning.measuring.generation import write_sequences
 from recall_lightning.merging.rules import Subspace, Uniform
-from recall_lightning.recall.settings import MomentSettings
-from recall_lightning.recall.statistics import moments as module_under_test
+from recall_lightning.recall.settings import MomentSettings, PriorSettings
 from tests.support.callbacks import Spy, statistic
 from tests.support.training import Plain, loader, quiet_trainer, task_data
 
@@ -172,22 +172,15 @@ def test_a_language_model_writes_what_it_knew_before_its_first_task():
     assert moments_of(callback).tasks == 2
 
 
-def test_a_task_can_leave_nothing_but_what_the_model_writes_itself(monkeypatch):
-    generated = []
-    real = module_under_test.generated_batches
-
-    def spy(*args):
-        generated.extend(real(*args))
-        return generated[-args[1] :]
-
-    monkeypatch.setattr(module_under_test, "generated_batches", spy)
+def test_a_task_can_leave_nothing_but_what_the_model_writes_itself():
     settings = MomentSettings(batches=3, source="generated")
-    callback = subspace(moments=settings, merge_first_task=False)
-    fit(callback, Language(eos_token_id=None), 0, data=texts)
-    written = torch.cat([batch["input_ids"].flatten() for batch in generated])
-    assert written.shape == (3 * 4 * 6,)
+    model = Language(eos_token_id=None)
+    wants = PriorSettings(sequences=5, tokens=6)
+    callback = subspace(moments=settings, prior=wants, merge_first_task=False)
+    fit(callback, model, 0, data=texts)
+    ids = write_sequences(model, 5, 6, seed=callback._settings.get("seed", 0)).ids.flatten()
     counts = moments_of(callback).old["model.model.embed_tokens.weight"].counts
-    torch.testing.assert_close(counts, torch.bincount(written, minlength=16) / len(written))
+    torch.testing.assert_close(counts, torch.bincount(ids, minlength=16) / len(ids))
 
 
 def test_rows_that_a_vocabulary_gains_between_tasks_had_no_lookups():
