@@ -29,7 +29,7 @@ from recall_lightning.models.generation import (
     positions_of,
     written_alike,
 )
-from recall_lightning.models.gguf import as_plain_model, gguf_options
+from recall_lightning.models.gguf import gguf_options
 from recall_lightning.models.lora import LoraSettings, with_lora
 from recall_lightning.models.packing import packing_fault
 from recall_lightning.models.predicted_tokens import nats, predicted, predicted_logits
@@ -159,8 +159,6 @@ class CausalLMModule(LightningModule):
         if load_in_4bit:
             options |= four_bit_options(lora, dtype)
         built: Any = build_transformer("CausalLM", model, **options)
-        if gguf_file is not None:
-            built = as_plain_model(built)
         if load_in_4bit:
             built = prepared_for_adapter(built)
         if gradient_checkpointing:

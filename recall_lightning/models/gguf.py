@@ -6,7 +6,6 @@ from importlib.util import find_spec
 from typing import Any
 
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from torch import nn
 
 
 def gguf_options(model: Any, gguf_file: str, load_in_4bit: bool) -> dict[str, Any]:
@@ -38,21 +37,6 @@ def gguf_options(model: Any, gguf_file: str, load_in_4bit: bool) -> dict[str, An
         )
     import transformers
 
-    packed = getattr(transformers, "GgufConfig", None)  # since 5.20 or so weights may stay packed
+    packed = getattr(transformers, "GgufConfig", None)  # of versions that leave weights packed
     config = {} if packed is None else {"quantization_config": packed(dequantize=True)}
     return {"gguf_file": gguf_file} | config
-
-
-def as_plain_model(model: Any) -> nn.Module:
-    """Take the marks of quantisation off a model whose weights were unpacked.
-
-    With them transformers refuses to save it, and PEFT takes it for a quantised one.
-    """
-    quantizer = getattr(model, "hf_quantizer", None)
-    if quantizer is not None:
-        quantizer.remove_quantization_config(model)
-    for module in model.modules():
-        if hasattr(module, "config") and getattr(module.config, "_is_quantized", False):
-            module.config._is_quantized = False
-    built: nn.Module = model
-    return built
