@@ -22,7 +22,10 @@ MAY_IMPORT = {
     "models": ["callbacks", "measuring", "merging", "weights"],
     "recall": ["callbacks", "merging", "measuring", "metrics", "weights"],
     "methods": ["recall", "callbacks", "data", "merging", "measuring", "weights"],
-    "export": ["cli", "recall", "methods", "models", "metrics", "merging", "measuring", "weights"],
+    "export": [
+        *("cli", "recall", "methods", "models", "data"),
+        *("metrics", "merging", "measuring", "weights"),
+    ],
     "cli": ["merging", "weights"],
     "cli.merge": ["cli", "merging", "measuring", "weights"],
     "cli.fit": ["cli", "methods", "recall", "models", "callbacks", "data", "metrics", "weights"],

@@ -118,7 +118,8 @@ class InstructionStream(TaskStream):
 
     Args:
         tasks: The tasks, in order.
-        tokenizer: Folder or hub id; usually the model's.
+        tokenizer: Folder or hub id; usually the model's. Of a folder that holds a file of GGUF and
+            no tokenizer besides, and of such a file, it is the one in the file.
         max_length: The most tokens of prompt and answer together.
         chat: Whether the tokenizer's chat template wraps prompt and answer.
         pack: Whether to put several examples into each training sequence, as many as fit; they do

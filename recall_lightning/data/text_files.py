@@ -69,7 +69,8 @@ class TextFilesStream(TaskStream):
 
     Args:
         tasks: The tasks, in order.
-        tokenizer: Folder or hub id; usually the model's.
+        tokenizer: Folder or hub id; usually the model's. Of a folder that holds a file of GGUF and
+            no tokenizer besides, and of such a file, it is the one in the file.
         sequence_length: Tokens in a sequence, L, at least 2.
         val_fraction: The part of a task's sequences that is held out.
         general: Text that stands for what the model could do before, evaluated along with the tasks

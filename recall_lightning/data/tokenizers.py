@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -14,18 +16,27 @@ if TYPE_CHECKING:
 def load_tokenizer(name: str, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """Load a tokenizer, and give one without a padding token its end-of-sequence token for it.
 
+    Args:
+        name: Folder or hub id; or a file of GGUF, or a folder that holds one and no tokenizer
+            besides, whose tokenizer is read out of it (by the package ``gguf``).
+        trust_remote_code: Whether it may run code of its own.
+
     Raises:
         MisconfigurationException: If it cannot be loaded, or has neither.
     """
     from transformers import AutoTokenizer
 
+    where, options = place_of(name)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(
+            where, trust_remote_code=trust_remote_code, **options
+        )
     except (OSError, ValueError) as error:
         raise MisconfigurationException(
             f"tokenizer={name!r} cannot be loaded ({type(error).__name__}). Pass a folder that "
             "save_pretrained wrote, or a hub id; where there is no network, a local folder."
         ) from error
+    tokenizer.name_or_path = name
     if tokenizer.eos_token is None:
         raise MisconfigurationException(
             f"tokenizer={name!r} has no end-of-sequence token, with which answers end: set its "
@@ -38,3 +49,36 @@ def load_tokenizer(name: str, trust_remote_code: bool = False) -> PreTrainedToke
             f"{tokenizer.eos_token!r} stands for it"
         )
     return tokenizer
+
+
+def place_of(name: str) -> tuple[str, dict[str, str]]:
+    """Return what a tokenizer is loaded from, and the options of ``from_pretrained`` with it.
+
+    Args:
+        name: As of :func:`load_tokenizer`.
+
+    Raises:
+        MisconfigurationException: If a folder has several files of GGUF and no other tokenizer, or
+            the package that reads them is not installed.
+
+    Example:
+        >>> place_of("owner/name")
+        ('owner/name', {})
+    """
+    path = Path(name)
+    found = [path] if path.suffix == ".gguf" and path.is_file() else []
+    if path.is_dir() and not any((*path.glob("*token*.*"), *path.glob("vocab.*"))):
+        found = sorted(path.glob("*.gguf"))
+    if not found:
+        return name, {}
+    if len(found) > 1:
+        raise MisconfigurationException(
+            f"tokenizer={name!r} holds {len(found)} files of GGUF, each with a tokenizer: name "
+            f"one, such as {str(found[0])!r}"
+        )
+    if find_spec("gguf") is None:
+        raise MisconfigurationException(
+            f"tokenizer={name!r}: {found[0].name} is read by the package gguf: pip install "
+            "recall-lightning[gguf]"
+        )
+    return str(found[0].parent), {"gguf_file": found[0].name}

@@ -78,6 +78,7 @@ def build_model(
             dtype=about["dtype"],
             lora=lora,
             trust_remote_code=trust_remote_code,
+            gguf_file=about.get("gguf_file"),
         )
         if about.get("load_in_4bit"):  # the base is another precision's now, by intention
             about = about | {"base": frozen_digest(module)}

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from recall_lightning.data.tokenizers import place_of
 from recall_lightning.export.card import Training, model_card
 from recall_lightning.export.checkpoint import build_model, read_checkpoint
 from recall_lightning.export.comparison import Comparison, refuse_infinite_weights
@@ -70,6 +72,11 @@ def export(
             raise ValueError(
                 "the adapter's base had random weights and is nowhere else: give --merge-adapter"
             )
+        if read["causal_lm"].get("gguf_file") is not None:
+            raise ValueError(
+                "the adapter's base is a file of GGUF, of which PEFT cannot be told: give "
+                "--merge-adapter"
+            )
     training = Training.of(read)
     words = _load_tokenizer(read, model, tokenizer, trust_remote_code)
     built: Any = build_model(read, model, trust_remote_code).model
@@ -128,7 +135,10 @@ def _load_tokenizer(
     if name is None:
         return None
     try:
-        return AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
+        where, options = place_of(name)
+        return AutoTokenizer.from_pretrained(where, trust_remote_code=trust_remote_code, **options)
+    except MisconfigurationException as error:
+        raise ValueError(str(error)) from error
     except (OSError, ValueError) as error:
         raise ValueError(
             f"the tokenizer {name!r} cannot be loaded ({type(error).__name__}): --tokenizer tells "

@@ -29,6 +29,7 @@ from recall_lightning.models.generation import (
     positions_of,
     written_alike,
 )
+from recall_lightning.models.gguf import gguf_options
 from recall_lightning.models.lora import LoraSettings, with_lora
 from recall_lightning.models.packing import packing_fault
 from recall_lightning.models.predicted_tokens import nats, predicted, predicted_logits
@@ -119,6 +120,9 @@ class CausalLMModule(LightningModule):
             adapter is then trained and merged.
         normalise: What the log-likelihood of a choice is divided by.
         trust_remote_code: Whether the model may run code of its own.
+        gguf_file: Name of a file of GGUF in the folder or repository ``model``, as llama.cpp has
+            models. Its weights are unpacked, to ``dtype`` or float32, and trained like others;
+            what is exported is an ordinary folder. Needs the package ``gguf``.
 
     Raises:
         MisconfigurationException: If ``model`` can be neither loaded nor built, the adapter does
@@ -143,12 +147,15 @@ class CausalLMModule(LightningModule):
         load_in_4bit: bool = False,
         normalise: Normalisation = "tokens",
         trust_remote_code: bool = False,
+        gguf_file: str | None = None,
     ) -> None:
         super().__init__()
         options: dict[str, Any] = {"dtype": dtype, "attn_implementation": attn_implementation}
         options = {name: value for name, value in options.items() if value is not None}
         if trust_remote_code:
             options["trust_remote_code"] = True
+        if gguf_file is not None:
+            options |= gguf_options(model, gguf_file, load_in_4bit)
         if load_in_4bit:
             options |= four_bit_options(lora, dtype)
         built: Any = build_transformer("CausalLM", model, **options)
@@ -164,6 +171,7 @@ class CausalLMModule(LightningModule):
             built.compile()
         self.model = built
         self.source = model
+        self.gguf_file = gguf_file
         self.lora = lora
         self.load_in_4bit = load_in_4bit
         self.optimizer = optimizer
@@ -420,6 +428,7 @@ class CausalLMModule(LightningModule):
         stream = getattr(self._trainer, "datamodule", None) if self._trainer is not None else None
         checkpoint["causal_lm"] = {
             "model": self.source,
+            "gguf_file": self.gguf_file,
             "lora": None if self.lora is None else dict(vars(self.lora)),
             "load_in_4bit": self.load_in_4bit,
             "tokenizer": getattr(getattr(stream, "tokenizer", None), "name_or_path", None),
