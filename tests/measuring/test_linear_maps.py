@@ -113,3 +113,14 @@ def test_the_matrix_goes_back_to_the_tensors_it_came_from(layer):
     back = from_matrix(linear_map, as_matrix(linear_map, tensors), tensors)
     assert back.keys() == tensors.keys()
     assert all(torch.equal(back[name], tensors[name]) for name in tensors)
+
+
+def test_a_module_that_is_saved_whole_beside_an_adapter_is_a_map():
+    peft = pytest.importorskip("peft")
+    net = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 2))
+    config = peft.LoraConfig(r=2, target_modules=["0"], modules_to_save=["1"])
+    adapted = peft.get_peft_model(net, config)
+    saved = "base_model.model.1.modules_to_save.default"
+    maps, others = find_linear_maps(adapted)
+    assert (f"{saved}.weight", f"{saved}.bias") in [(one.weight, one.bias) for one in maps]
+    assert f"{saved}.weight" not in others
