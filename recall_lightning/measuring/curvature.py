@@ -128,11 +128,11 @@ def kronecker_factors(
             inputs.batch = batch
             output = view.forward(module, copy.copy(batch))  # a forward may pop what it takes
             inputs.batch = None  # checkpointed layers compute once more in backward
-            outputs.add(_sampled_loss(view, found, output, batch))
+            outputs.add(sampled_loss(view, found, output, batch))
     return KroneckerFactors(inputs.means(), outputs.means(), outputs.unknown, found.kind)
 
 
-def _sampled_loss(
+def sampled_loss(
     view: ModelView, found: FoundPredictions, output: Any, batch: Any
 ) -> tuple[Tensor, int] | str:
     """Sum −log p of drawn labels over the predictions that count; return how many those are, too.

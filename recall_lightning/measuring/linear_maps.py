@@ -203,6 +203,8 @@ def _own_map(
     weight = getattr(child, "weight", None)
     if not isinstance(weight, Tensor) or weight.ndim < 2 or memory_of(weight) in inside:
         return []
+    if child._parameters.get("weight") is not weight and not is_parametrized(child):
+        return []  # a wrapper shows its child's, such as PEFT's of modules_to_save
     own = names.get(memory_of(weight))
     if own is None:
         return []

@@ -11,7 +11,9 @@ from recall_lightning._lazily import lazily
 if TYPE_CHECKING:
     from recall_lightning.methods.adaptive import AdaptiveInterval
     from recall_lightning.methods.ewc import ElasticWeightConsolidation
+    from recall_lightning.methods.ewc_lora import UpdateConsolidation
     from recall_lightning.methods.hft import HalfFineTuning
+    from recall_lightning.methods.kfac_penalty import KfacPenalty
     from recall_lightning.methods.l2 import L2ToSnapshot
     from recall_lightning.methods.low_lr import LowLearningRate
     from recall_lightning.methods.lwf import LearningWithoutForgetting
@@ -27,6 +29,8 @@ FILES = {
     "sfa": "sfa",
     "wise_ft": "wise_ft",
     "ewc": "ewc",
+    "ewc_lora": "ewc_lora",
+    "kfac_penalty": "kfac_penalty",
     "lwf": "lwf",
     "replay": "replay",
     "hft": "hft",
@@ -42,11 +46,13 @@ __all__ = [
     "AdaptiveInterval",
     "ElasticWeightConsolidation",
     "HalfFineTuning",
+    "KfacPenalty",
     "L2ToSnapshot",
     "LearningWithoutForgetting",
     "LowLearningRate",
     "RecallPaper",
     "SequentialFinetuningAveraging",
+    "UpdateConsolidation",
     "WiseFT",
 ]
 
@@ -56,11 +62,13 @@ __getattr__, __dir__ = lazily(
         "AdaptiveInterval": "adaptive",
         "ElasticWeightConsolidation": "ewc",
         "HalfFineTuning": "hft",
+        "KfacPenalty": "kfac_penalty",
         "L2ToSnapshot": "l2",
         "LearningWithoutForgetting": "lwf",
         "LowLearningRate": "low_lr",
         "RecallPaper": "recall_paper",
         "SequentialFinetuningAveraging": "sfa",
+        "UpdateConsolidation": "ewc_lora",
         "WiseFT": "wise_ft",
     },
 )

@@ -1,7 +1,7 @@
 """A quadratic penalty on leaving the weights that a task started from."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -100,10 +100,10 @@ class QuadraticPenalty(ProtectingCallback):
         weights = optimized_weights(optimizer, pl_module)
         self._tell_unprotected(weights)
         new = new_since(self.clock.earlier_shapes, weights)
-        for name, weight in weights.items():
-            if weight.grad is None or name not in self.anchor:
+        for name, pull in self.pulls(weights):
+            weight, pull = weights[name], strength * pull
+            if weight.grad is None:
                 continue
-            pull = strength * self.importance(name) * (weight - self.anchor[name])
             if name in new:
                 pull = pull.masked_fill(is_new(weight, new[name]), 0.0)
             if weight.grad.is_sparse:
@@ -111,6 +111,17 @@ class QuadraticPenalty(ProtectingCallback):
                 weight.grad = rows + pull.to(rows.dtype).sparse_mask(rows)
             else:
                 weight.grad.add_(pull)
+
+    def pulls(self, weights: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+        """Yield weights' names and the penalty's gradients, not yet multiplied by the strength.
+
+        Args:
+            weights: What the optimizer that steps changes, by name.
+        """
+        assert self.anchor is not None
+        for name, weight in weights.items():
+            if weight.grad is not None and name in self.anchor:
+                yield name, self.importance(name) * (weight - self.anchor[name])
 
     def _tell_unprotected(self, weights: Mapping[str, Tensor]) -> None:
         """Say once which weights have no anchor."""

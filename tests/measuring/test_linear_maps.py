@@ -153,3 +153,14 @@ def test_a_packed_map_is_its_rows_and_goes_back_to_them():
     expected[4:8] += 1
     torch.testing.assert_close(back["in_proj_bias"], expected)
     assert torch.equal(as_matrix(first, back), as_matrix(first, tensors))
+
+
+def test_a_module_that_is_saved_whole_beside_an_adapter_is_a_map():
+    peft = pytest.importorskip("peft")
+    net = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 2))
+    config = peft.LoraConfig(r=2, target_modules=["0"], modules_to_save=["1"])
+    adapted = peft.get_peft_model(net, config)
+    saved = "base_model.model.1.modules_to_save.default"
+    maps, others = find_linear_maps(adapted)
+    assert (f"{saved}.weight", f"{saved}.bias") in [(one.weight, one.bias) for one in maps]
+    assert f"{saved}.weight" not in others

@@ -10,7 +10,9 @@ from recall_lightning import ForgettingMonitor, RecallCallback
 from recall_lightning.merging.rules import Uniform
 from recall_lightning.methods.adaptive import AdaptiveInterval
 from recall_lightning.methods.ewc import ElasticWeightConsolidation
+from recall_lightning.methods.ewc_lora import UpdateConsolidation
 from recall_lightning.methods.hft import HalfFineTuning
+from recall_lightning.methods.kfac_penalty import KfacPenalty
 from recall_lightning.methods.l2 import L2ToSnapshot
 from recall_lightning.methods.low_lr import LowLearningRate
 from recall_lightning.methods.lwf import LearningWithoutForgetting
@@ -177,6 +179,7 @@ def test_a_head_that_grows_between_fits_is_merged_alike():
 
 METHODS = [AdaptiveInterval, ElasticWeightConsolidation, HalfFineTuning, L2ToSnapshot]
 METHODS += [LowLearningRate, LearningWithoutForgetting, SequentialFinetuningAveraging, WiseFT]
+METHODS += [KfacPenalty, UpdateConsolidation]
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -191,7 +194,9 @@ def test_every_method_trains_new_rows_of_a_head(method):
     assert moved[-CLASSES:].min() > 0
 
 
-@pytest.mark.parametrize("method", [ElasticWeightConsolidation, L2ToSnapshot])
+@pytest.mark.parametrize(
+    "method", [ElasticWeightConsolidation, L2ToSnapshot, KfacPenalty, UpdateConsolidation]
+)
 def test_penalties_pull_old_rows_alone(method):
     callback = method(strength=10.0, task_epochs=1)
     added = added_gradients(

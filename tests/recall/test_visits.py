@@ -9,7 +9,9 @@ from lightning.pytorch import LightningDataModule
 from recall_lightning import ForgettingMonitor, RecallCallback
 from recall_lightning.methods.adaptive import AdaptiveInterval
 from recall_lightning.methods.ewc import ElasticWeightConsolidation
+from recall_lightning.methods.ewc_lora import UpdateConsolidation
 from recall_lightning.methods.hft import HalfFineTuning
+from recall_lightning.methods.kfac_penalty import KfacPenalty
 from recall_lightning.methods.l2 import L2ToSnapshot
 from recall_lightning.methods.low_lr import LowLearningRate
 from recall_lightning.methods.lwf import LearningWithoutForgetting
@@ -115,6 +117,7 @@ def test_methods_protect_a_task_that_comes_back():
 
 METHODS = [AdaptiveInterval, ElasticWeightConsolidation, HalfFineTuning, L2ToSnapshot]
 METHODS += [LowLearningRate, LearningWithoutForgetting, SequentialFinetuningAveraging, WiseFT]
+METHODS += [KfacPenalty, UpdateConsolidation]
 CALLBACKS = {method.__name__: lambda method=method: [method()] for method in METHODS}
 CALLBACKS["recall"] = lambda: [RecallCallback(every=1)]
 CALLBACKS["two snapshots"] = lambda: [recall(every=1, snapshots=2)]

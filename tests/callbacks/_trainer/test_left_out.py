@@ -6,7 +6,9 @@ from torch import nn
 
 from recall_lightning import RecallCallback
 from recall_lightning.methods.ewc import ElasticWeightConsolidation
+from recall_lightning.methods.ewc_lora import UpdateConsolidation
 from recall_lightning.methods.hft import HalfFineTuning
+from recall_lightning.methods.kfac_penalty import KfacPenalty
 from recall_lightning.methods.l2 import L2ToSnapshot
 from recall_lightning.methods.lwf import LearningWithoutForgetting
 from tests.support.training import Plain, loader, quiet_trainer
@@ -25,7 +27,15 @@ class Spectral(nn.Module):
 
 
 @pytest.mark.parametrize(
-    "make", [RecallCallback, ElasticWeightConsolidation, HalfFineTuning, L2ToSnapshot]
+    "make",
+    [
+        RecallCallback,
+        ElasticWeightConsolidation,
+        HalfFineTuning,
+        KfacPenalty,
+        L2ToSnapshot,
+        UpdateConsolidation,
+    ],
 )
 def test_weights_of_complex_numbers_are_named(make, tmp_path):
     callback = make()

@@ -11,7 +11,9 @@ from recall_lightning import ForgettingMonitor, RecallCallback
 from recall_lightning.callbacks.early_stopping import TaskEarlyStopping
 from recall_lightning.methods.adaptive import AdaptiveInterval
 from recall_lightning.methods.ewc import ElasticWeightConsolidation
+from recall_lightning.methods.ewc_lora import UpdateConsolidation
 from recall_lightning.methods.hft import HalfFineTuning
+from recall_lightning.methods.kfac_penalty import KfacPenalty
 from recall_lightning.methods.l2 import L2ToSnapshot
 from recall_lightning.methods.low_lr import LowLearningRate
 from recall_lightning.methods.lwf import LearningWithoutForgetting
@@ -30,6 +32,8 @@ CALLBACKS = {
     ),
     "adaptive": AdaptiveInterval,
     "ewc": ElasticWeightConsolidation,
+    "ewc_lora": UpdateConsolidation,
+    "kfac_penalty": KfacPenalty,
     "l2": L2ToSnapshot,
     "lwf": LearningWithoutForgetting,
     "hft": HalfFineTuning,
@@ -128,6 +132,8 @@ SHAPES = [
     ),
     ("ewc", ("fisher", "net.0.weight"), "fisher.net.0.weight has another shape"),
     ("ewc", ("anchor", "net.0.weight"), "anchor.net.0.weight has another shape"),
+    ("ewc_lora", ("curvature", "net.0.weight", "diagonal"), "curvature.net.0.weight"),
+    ("kfac_penalty", ("curvature", "net.0.weight", "inputs.matrix"), "curvature.net.0.weight"),
     ("l2", ("anchor", "net.4.bias"), "anchor.net.4.bias has another shape"),
     ("lwf", ("teacher", "net.0.weight"), "teacher.net.0.weight has another shape"),
 ]
