@@ -16,7 +16,7 @@ from recall_lightning.callbacks._trainer.stored_state import count_tensors, dama
 from recall_lightning.checks import check_count, first_of
 from recall_lightning.measuring.architecture import find_generator
 from recall_lightning.measuring.batches import batch_size
-from recall_lightning.measuring.generation import generated_batches
+from recall_lightning.measuring.generation import write_sequences
 from recall_lightning.measuring.linear_maps import (
     LinearMap,
     as_matrix,
@@ -321,7 +321,8 @@ class MapPenalty(QuadraticPenalty):
         length = 64 if ids is None else max(2, ids.shape[1])
         number, seed = self._recent.number, self.seed + trainer.global_rank
         with trainer.precision_plugin.forward_context():
-            written = generated_batches(pl_module, number, batch_size(batch), length, seed)
+            size = batch_size(batch)
+            written = write_sequences(pl_module, number * size, length, seed).batches(size)
             view = view_of(pl_module).with_forward(lambda _, own: generator(**own))
             return self._measure_everywhere(trainer, pl_module, written, view)
 
