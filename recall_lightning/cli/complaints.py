@@ -44,8 +44,8 @@ def sentence(message: str, options: Iterable[str] = ()) -> str:
     Example:
         >>> sentence('Parser key "a.b": Expected a <class \'int\'>. Got value: x')
         "--a.b 'x' must be an int"
-        >>> sentence("unrecognized arguments: --recal.keep 1", ["--recall.keep", "--method"])
-        'unrecognized arguments: --recal.keep 1; did you mean --recall.keep?'
+        >>> sentence("unrecognized arguments: --recal.every 1", ["--recall.every", "--method"])
+        'unrecognized arguments: --recal.every 1; did you mean --recall.every?'
     """
     known = [option.lstrip("-") for option in options]
     stray = re.match(r"unrecognized arguments: -*([^\s=]+)", message, re.IGNORECASE)

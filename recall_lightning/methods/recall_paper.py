@@ -58,7 +58,6 @@ class RecallPaper(RecallCallback):
             rule = Rbf(temperature, sigma)
         super().__init__(
             every=every,
-            plasticity=None,
             rule=rule,
             samples=SampleSettings(typical_samples, pool_size),
             merge_first_task=merge_first_task,

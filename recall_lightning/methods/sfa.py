@@ -42,7 +42,6 @@ class SequentialFinetuningAveraging(RecallCallback):
             rule = Uniform(strength)
         super().__init__(
             every=every,
-            plasticity=None,
             rule=rule,
             merge_first_task=merge_first_task,
             task_epochs=task_epochs,

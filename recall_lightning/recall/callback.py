@@ -48,6 +48,7 @@ from recall_lightning.recall.settings import (
     SnapshotSettings,
     check_arguments,
     check_decides_about,
+    chosen,
     described,
     needed_settings,
     plain_settings,
@@ -108,11 +109,14 @@ class RecallCallback(TaskAwareCallback):
 
     Args:
         every: Interval between merges. A float in (0, 1] is a fraction of the task, an int a number
-            of optimizer steps.
+            of optimizer steps. ``"auto"`` is 1.0, the task's end alone, for the default rules and a
+            model that is pre-trained, see ``merge_first_task``; else 0.05.
         plasticity: What the merge at a task's end leaves at least of what the task has gained, in
             (0, 1): of the likelihood exp(−loss) of its last batches, by the ``training_step``
             without logs. As much of the old is kept as that allows; where the loss cannot be
             measured, a warning says so. None takes the balance of old and new from the rule.
+            ``"auto"`` is 0.95 for the default rules and a model that is pre-trained, see
+            ``merge_first_task``; else None.
         rule: How coefficients are made in the loop: ``"rbf"`` is the paper's, by similarity of
             representations; ``"cka"`` and ``"cosine"`` exchange its similarity; ``"importance"``
             weighs every parameter by its importance to earlier tasks; ``"kfac_importance"`` does so
@@ -140,8 +144,9 @@ class RecallCallback(TaskAwareCallback):
             under the merged weights, on the last ``moments.batches`` batches.
         optimizer_state: ``"keep"``, or ``"reset"`` to have the optimizer forget its running means
             of merged weights after every merge.
-        merge_first_task: Whether to merge in the first task too. False for a model that starts from
-            random weights: they hold nothing worth keeping, and merging towards them harms.
+        merge_first_task: Whether to merge in the first task too, as for a model that is
+            pre-trained. False for one that starts from random weights: they hold nothing worth
+            keeping, and merging towards them harms.
         predictions: What the model predicts, for curvature: ``"classes"``, ``"values"`` (real
             numbers), ``"binary"`` (yes or no, each output of its own), a
             :class:`~recall_lightning.measuring.predictions.Predictions` of your own, a function
@@ -169,8 +174,8 @@ class RecallCallback(TaskAwareCallback):
 
     def __init__(
         self,
-        every: int | float = 0.05,
-        plasticity: float | None = 0.95,
+        every: int | float | Literal["auto"] = "auto",
+        plasticity: float | Literal["auto"] | None = "auto",
         rule: MergeRule | str = "kfac_importance",
         end_rule: MergeRule | str | None = "auto",
         samples: SampleSettings | None = None,
@@ -193,6 +198,7 @@ class RecallCallback(TaskAwareCallback):
         with _misconfiguration():
             check_arguments(given)
             self.rule, self.end_rule = rules_of(rule, end_rule)
+            every, plasticity = chosen(every, plasticity, self.rule, end_rule, merge_first_task)
             rules = [self.rule] if self.end_rule is None else [self.rule, self.end_rule]
             needed_settings(given, rules, buffers)
             if not isinstance(snapshots, SnapshotSettings):

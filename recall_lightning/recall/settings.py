@@ -234,6 +234,40 @@ def rules_of(
     return loop, loop if end_rule is None else _rule_of("end_rule", end_rule)
 
 
+def chosen(
+    every: float | Literal["auto"],
+    plasticity: float | Literal["auto"] | None,
+    rule: MergeRule,
+    end_rule: object,
+    pretrained: bool,
+) -> tuple[float, float | None]:
+    """Return ``every`` and ``plasticity``, with what ``"auto"`` is.
+
+    A pre-trained model moves little in a task, and what it knew is worth much: one merge at the
+    task's end, as large as leaves 0.95 of the gain, keeps more than merges in the loop do. One that
+    starts from random weights moves far, and then merging on the way matters most.
+
+    Args:
+        every: As given.
+        plasticity: As given.
+        rule: That of the loop.
+        end_rule: That of a task's end, as given.
+        pretrained: Whether the model knew something before its first task.
+
+    Example:
+        >>> chosen("auto", "auto", rule_by_name("kfac_importance"), "auto", pretrained=True)
+        (1.0, 0.95)
+        >>> chosen("auto", "auto", rule_by_name("rbf"), "auto", pretrained=True)
+        (0.05, None)
+    """
+    by_default = pretrained and rule.name == "kfac_importance" and end_rule == "auto"
+    if every == "auto":
+        every = 1.0 if by_default else 0.05
+    if plasticity == "auto":
+        plasticity = 0.95 if by_default else None
+    return every, plasticity
+
+
 def _rule_of(argument: str, given: object) -> MergeRule:
     if isinstance(given, str):
         return rule_by_name(given, argument)
@@ -297,15 +331,16 @@ def check_arguments(given: Mapping[str, Any]) -> None:
     every, plasticity = given["every"], given["plasticity"]
     steps = _is_integer(every) and int(every) > 0
     fraction = isinstance(every, Real) and not isinstance(every, Integral) and 0 < float(every) <= 1
-    if not steps and not fraction:
+    if every != "auto" and not steps and not fraction:
         raise ValueError(
             f"every={every!r} must be a fraction of the task in (0, 1] (float) or a positive "
             "number of optimizer steps (int)"
         )
-    if plasticity is not None and not (isinstance(plasticity, Real) and 0 < float(plasticity) < 1):
+    is_share = isinstance(plasticity, Real) and 0 < float(plasticity) < 1
+    if plasticity not in ("auto", None) and not is_share:
         raise ValueError(
-            f"plasticity={plasticity!r} must be a share between 0 and 1, of what a task has "
-            "gained, or None"
+            f"plasticity={plasticity!r} must be 'auto', None, or a share between 0 and 1 of what a "
+            "task has gained"
         )
     if every == 1 and not steps and given["end_rule"] == "never":
         raise ValueError(

@@ -184,7 +184,7 @@ def test_a_wrong_value_of_an_old_option_is_refused_under_its_new_name(parsed, ca
     assert "recall.samples" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("wrong", ["--recall.kep=3", "--recall.keep=x", "--method=ewx"])
+@pytest.mark.parametrize("wrong", ["--recall.kep=3", "--recall.plasticity=x", "--method=ewx"])
 def test_a_wrong_option_is_told_in_a_few_lines(wrong, parsed, capsys):
     with pytest.raises(SystemExit):
         parsed(wrong)

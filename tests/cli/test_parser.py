@@ -23,9 +23,9 @@ def shown(capsys, *args):
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        (["--recal.keep", "1"], r"unrecognized arguments: --recal.keep 1; did you mean --recall"),
-        (["--recall.keep", "-1"], r"keep=-1.0 must be a positive number"),
-        (["--recall.keep", "many"], r"--recall.keep 'many' must be a float"),
+        (["--recal.plasticity", "1"], r"unrecognized arguments: --recal.plasticity 1; did you mean --recall"),
+        (["--recall.plasticity", "-1"], r"plasticity=-1.0 must be 'auto'"),
+        (["--recall.plasticity", "many"], r"--recall.plasticity 'many' must be"),
         (["--recall.every", "never"], r"--recall.every 'never' must be an int or a float"),
         (["--recall.rule", "unifrom"], r"rule='unifrom' is unknown: use one of"),
         (["--recall.rule", "Uniform"], r"Uniform needs 'weight'"),
@@ -47,7 +47,7 @@ def shown(capsys, *args):
 )  # fmt: skip
 @pytest.mark.parametrize("word", ["fit", "validate"])
 def test_a_mistake_is_told_in_a_few_lines(word, given, said, capsys, monkeypatch):
-    if word == "validate" and said.startswith(("keep", "rule=")):
+    if word == "validate" and said.startswith(("plasticity", "rule=")):
         pytest.skip("of what is built, the same")
     monkeypatch.chdir(ROOT)
     code, out = shown(capsys, word, *RECIPE, *given, "--trainer.logger=false")
@@ -65,7 +65,10 @@ def test_a_mistake_is_told_in_a_few_lines(word, given, said, capsys, monkeypatch
         ("trainer: {a: b\n  c: [", r"r.yaml, line 2 is no YAML: "),
         ("- 1\n- 2", r"r.yaml holds no settings"),
         ("trainer: {max_epohs: 1}", r"no option 'trainer.max_epohs'; did you mean trainer.max_ep"),
-        ("recal: {keep: 1}", r"no option 'recal.keep'; did you mean recall.keep\?"),
+        (
+            "recal: {plasticity: 1}",
+            r"no option 'recal.plasticity'; did you mean recall.plasticity\?",
+        ),
         ("data: {class_path: DigitsStream, init_args: {num: x}}", r"'num' of DigitsStream"),
         ("data: {class_path: NoSuch}", r"--data 'NoSuch' must be a class"),
         ("recall: {rule: {class_path: Uniform, init_args: {wieght: 1}}}", r"did you mean weight"),
@@ -90,7 +93,7 @@ def test_the_help_is_plain_and_has_what_people_turn_first_in_front(word, capsys)
     assert not MARKS.search(out.out), MARKS.search(out.out)
     assert max(map(len, out.out.splitlines()[1:])) < 120
     assert len(out.out.splitlines()) < 400
-    options = ["--method", "--recall.keep", "--forgetting.monitor", "--data ", "--model "]
+    options = ["--method", "--recall.plasticity", "--forgetting.monitor", "--data ", "--model "]
     places = [out.out.index(f"  {each}") for each in (*options, "--trainer.max_epochs")]
     assert places == sorted(places)
     for method in METHODS.values():

@@ -76,7 +76,7 @@ class Endless(Callback):
         Path(trainer.log_dir, "pid").write_text(str(os.getpid()))
         time.sleep(600)
 """
-ROWS = ["finetune", "joint", "recall keep=2"]
+ROWS = ["finetune", "joint", "recall plasticity=0.8"]
 FEW = ["--", "--trainer.limit_train_batches", "2"]
 
 
@@ -92,7 +92,7 @@ def recipe(tmp_path_factory):
 
 
 def arguments(recipe, out, *more, methods="finetune,joint"):
-    sweep = ["--sweep", "recall.keep=2"]
+    sweep = ["--sweep", "recall.plasticity=0.8"]
     given = ["-c", recipe, "--methods", methods, *sweep, "--seeds", "2", "--jobs", "2"]
     return [str(each) for each in (*given, "--out", out, *more)]
 
@@ -138,7 +138,7 @@ def test_a_seed_gives_every_method_the_same_weights_and_the_same_batches(grid):
 
 def test_a_run_is_what_fit_leaves_and_what_it_cost(grid):
     out, _ = grid
-    folder = out / "recall_keep=2" / "seed_1"
+    folder = out / "recall_plasticity=0.8" / "seed_1"
     record = json.loads((folder / "task_matrix.json").read_text())
     (run,) = [r for r in load_runs(out) if (r.label, r.seed) == (ROWS[2], 1)]
     assert run.metrics == record["metrics"]
@@ -146,9 +146,9 @@ def test_a_run_is_what_fit_leaves_and_what_it_cost(grid):
     assert run.seconds == record["seconds"]
     assert 0 < run.hook_seconds < run.wall_seconds
     assert run.extra_bytes >= 4 * (64 * 16 + 16 + 16 * 10 + 10)  # one snapshot
-    assert run.swept == {"recall.keep": "2"}
-    assert "--recall.keep=2" in (folder / "command.txt").read_text()
-    assert "keep: 2.0" in (folder / "config.yaml").read_text()
+    assert run.swept == {"recall.plasticity": "0.8"}
+    assert "--recall.plasticity=0.8" in (folder / "command.txt").read_text()
+    assert "plasticity: 0.8" in (folder / "config.yaml").read_text()
     joint = [r for r in load_runs(out) if r.label == "joint"]
     assert [(r.extra_bytes, r.needs_old_data) for r in joint] == [(None, True)] * 2
 
@@ -159,7 +159,7 @@ def test_tables_and_figure_hold_what_finished(grid):
         rows = list(csv.DictReader(file))
     assert [row["label"] for row in rows] == [row for row in ROWS for _ in (0, 1)]
     page = (out / "results.md").read_text()
-    for row in ("| finetune |", "| joint † |", "| recall keep=2 |"):
+    for row in ("| finetune |", "| joint † |", "| recall plasticity=0.8 |"):
         assert row in page
     assert "Fails" not in page.partition("```\n\n")[2]
     assert "same weights" not in page
@@ -275,7 +275,7 @@ def test_a_folder_of_something_else_is_left_alone(recipe, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--sweep", "recall.keeep=1,2"], "recall keep=2 keeep=1: "),
+        (["--sweep", "recall.keeep=1,2"], "recall plasticity=0.8 keeep=1: "),
         (["--variant", "a=recall:--recall.every never"], "a: "),
         (["--variant", "a=recall:--recall.rule unifrom"], "a: "),
         (["--variant", "a=finetune:--modle.x 1"], "a: "),

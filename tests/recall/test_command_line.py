@@ -188,10 +188,10 @@ def test_texts_of_what_the_model_knew_stand_in_a_recipe(built, recipe):
 
 def test_settings_reach_the_callback_and_options_add_to_a_recipes(built, recipe):
     path = recipe("{rule: rbf, samples: {typical: 8}}")
-    kept = built("--recall.samples.pool", "16", "--recall.keep", "3", recipe=path)
-    assert kept.keep == 3.0
+    kept = built("--recall.samples.pool", "16", "--recall.plasticity", "0.8", recipe=path)
+    assert kept.plasticity == 0.8
     assert kept.state_dict()["settings"] == {
-        "keep": 3.0,
+        "plasticity": 0.8,
         "rule": "rbf",
         "samples": {"typical": 8, "pool": 16},
     }
@@ -217,7 +217,7 @@ def test_the_whole_command_reads_them_and_prints_what_it_reads_again(tmp_path, c
     options = ["--recall.end_rule.new_inputs", "4", "--recall.moments.batches", "8"]
     recipe = RECIPES / "five_tasks_tiny.yaml"
     with pytest.raises(SystemExit, match="0"):
-        main(["fit", "-c", str(recipe), *options, "--recall.keep", "3", "--print_config"])
+        main(["fit", "-c", str(recipe), *options, "--recall.plasticity", "0.8", "--print_config"])
     printed = tmp_path / "config.yaml"
     printed.write_text(capsys.readouterr().out)
     with pytest.raises(SystemExit, match="0"):
@@ -225,7 +225,7 @@ def test_the_whole_command_reads_them_and_prints_what_it_reads_again(tmp_path, c
     again = yaml.safe_load(capsys.readouterr().out)
     assert again == yaml.safe_load(printed.read_text())
     recall = again["recall"]
-    assert recall["keep"] == 3.0
+    assert recall["plasticity"] == 0.8
     assert recall["rule"]["class_path"].endswith(".KfacImportance")
     assert recall["rule"]["init_args"]["scale"] == 0.05
     assert recall["end_rule"]["init_args"]["new_inputs"] == 4.0

@@ -77,7 +77,7 @@ def test_settings_in_which_the_state_means_nothing_are_refused(step, before, aft
 @pytest.mark.parametrize(
     ("step", "before", "after"),
     [
-        (IN_SECOND, KFAC, {"every": 2, "keep": 3.0}),
+        (IN_SECOND, KFAC, {"every": 2, "plasticity": 0.8}),
         (IN_SECOND, KFAC, {"every": 3, "rule": Importance(0.2), "end_rule": "never"}),
         (IN_SECOND, KFAC, KFAC | {"buffers": "recalibrate"}),
         (IN_SECOND, KFAC, KFAC | {"moments": MomentSettings(batches=2)}),

@@ -66,9 +66,12 @@ def test_settings_out_of_their_range_are_refused_where_they_are_made(settings, v
         ({"every": 1.5}, "every=1.5 must be"),
         ({"every": True}, "every=True must be"),
         ({"every": math.nan}, "every=nan must be"),
-        *[({"keep": k}, f"keep={k} must be a positive") for k in (0, -1.0, math.inf, math.nan)],
-        ({"keep": True}, "keep=True must be a positive number: larger keeps more of the old"),
-        ({"keep": "much"}, "keep='much' must be"),
+        *[
+            ({"plasticity": p}, f"plasticity={p} must be")
+            for p in (0, -1.0, 1.0, math.inf, math.nan)
+        ],
+        ({"plasticity": True}, "plasticity=True must be 'auto', None, or a share between 0 and 1"),
+        ({"plasticity": "much"}, "plasticity='much' must be"),
         ({"samples": {"typical": 8}}, "samples=.* must be a SampleSettings"),
         ({"moments": SampleSettings()}, "moments=.* must be a MomentSettings"),
         ({"seed": "a"}, "seed='a' must be a int"),
@@ -156,11 +159,14 @@ def test_several_snapshots_need_rules_that_decide_about_several():
 
 def test_a_checkpoint_says_in_plain_python_what_was_not_the_default():
     callback = RecallCallback(
-        keep=2.0, rule=Uniform(0.2), snapshots=SnapshotSettings(2, device="cpu"), blocks=["net.*"]
+        plasticity=0.8,
+        rule=Uniform(0.2),
+        snapshots=SnapshotSettings(2, device="cpu"),
+        blocks=["net.*"],
     )
     assert callback.state_dict()["settings"] == {
         "blocks": ["net.*"],
-        "keep": 2.0,
+        "plasticity": 0.8,
         "rule": "Uniform(weight=0.2)",
         "snapshots": {"device": "cpu", "number": 2},
     }
