@@ -103,7 +103,7 @@ class Prior:
             advice: What to do about it where it is no such text.
         """
         module, trainer, settings = context.pl_module, context.trainer, self.settings
-        generator = find_generator(module)
+        generator: Any = find_generator(module)
         begun = available(settings.starts, beginnings(generator, self._tokenizer(context)))
         own = -(-settings.sequences // trainer.world_size)
         started = time.perf_counter()
