@@ -148,6 +148,8 @@ def _own_weight(child: nn.Module, names: Mapping[object, str]) -> str | None:
     weight = getattr(child, "weight", None)
     if not isinstance(weight, Tensor) or weight.ndim < 2:
         return None
+    if child._parameters.get("weight") is not weight and not is_parametrized(child):
+        return None  # a wrapper shows its child's, as PEFT's modules_to_save
     return names.get(memory_of(weight))
 
 
