@@ -7,6 +7,7 @@ from recall_lightning.callbacks._trainer.optimizer_state import forget
 from recall_lightning.callbacks._trainer.own_weights import refuse_own_weights
 from recall_lightning.callbacks.task_aware import TaskAwareCallback
 from recall_lightning.merging.lora.layers import add_to_base
+from recall_lightning.weights.sharding import reshard
 
 
 class FreshAdapter(TaskAwareCallback):
@@ -28,6 +29,7 @@ class FreshAdapter(TaskAwareCallback):
 
     def on_task_end(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:
         """Add the adapter to the base."""
+        reshard(pl_module)
         try:
             restarted = add_to_base(pl_module)
         except ValueError as error:

@@ -86,8 +86,10 @@ def write_sequences(
             parts.append(part)
             part.write()
     return Written(
-        *(torch.cat([getattr(p, name) for p in parts]) for name in ("ids", "mask", "own")),
-        torch.cat([part.entropy for part in parts]),
+        ids=torch.cat([part.ids for part in parts]),
+        mask=torch.cat([part.mask for part in parts]),
+        own=torch.cat([part.own for part in parts]),
+        entropy=torch.cat([part.entropy for part in parts]),
     )
 
 

@@ -68,6 +68,16 @@ def total(value: float, like: Tensor) -> float:
     return float(DTensor.from_local(own, like.device_mesh, parts).full_tensor())
 
 
+@torch.no_grad()
+def agree(tensor: Tensor) -> None:
+    """Write the first process's values into a tensor of all; a DTensor's shards stay as they are.
+
+    >>> agree(torch.zeros(3))
+    """
+    if torch.distributed.is_initialized() and not is_sharded(tensor):
+        torch.distributed.broadcast(tensor, src=0)
+
+
 def reshard(module: nn.Module) -> None:
     """Free what FSDP2 leaves gathered after a forward, so that parameters are shards again.
 

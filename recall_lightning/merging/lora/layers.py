@@ -4,9 +4,13 @@ from typing import Any
 
 from torch import nn
 
+from recall_lightning.weights.sharding import agree
+
 
 def add_to_base(model: nn.Module) -> list[nn.Parameter]:
     """Add every adapter's update to its layer's weight, and start a new one that adds nothing.
+
+    Its random factor is the first process's on all of them; every process must call.
 
     Args:
         model: A model with PEFT's LoRA layers in it.
@@ -30,4 +34,6 @@ def add_to_base(model: nn.Module) -> list[nn.Parameter]:
         layer.merged_adapters.clear()
         layer.reset_lora_parameters(adapter, True)
         restarted += [layer.lora_A[adapter].weight, layer.lora_B[adapter].weight]
+    for factor in restarted:
+        agree(factor)
     return restarted

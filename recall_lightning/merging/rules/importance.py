@@ -5,6 +5,7 @@ import math
 from recall_lightning.merging.block_settings import Setting
 from recall_lightning.merging.coefficients import Coefficient
 from recall_lightning.merging.rules.base import MergeInputs, MergeRule, once_called
+from recall_lightning.weights.sharding import local, total
 
 
 class Importance(MergeRule):
@@ -49,7 +50,8 @@ class Importance(MergeRule):
         for pair in inputs.lora_pairs:
             factors = [inputs.importance[n] for n in (pair.a, pair.b) if n in inputs.importance]
             size = sum(factor.numel() for factor in factors)
-            mean = float(sum(factor.sum() for factor in factors)) / size if size else 1.0
+            sums = [total(float(local(f).double().sum()), f) for f in factors]  # f may be sharded
+            mean = sum(sums) / size if size else 1.0
             shared |= {pair.a: mean, pair.b: mean}
         weights: dict[str, Coefficient] = {}
         for name in inputs.structure.weights:

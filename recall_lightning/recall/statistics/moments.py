@@ -38,6 +38,7 @@ from recall_lightning.recall.statistics.prior import Prior
 from recall_lightning.recall.statistics.recent_batches import RecentBatches
 from recall_lightning.recall.training_loss import TrainingLoss
 from recall_lightning.weights.naming import named_weights
+from recall_lightning.weights.sharding import reshard
 
 
 class MomentsState(TypedDict):
@@ -339,8 +340,11 @@ class MapMoments(Statistic):
         if view is None:
             with self._run.ready(context) as own:
                 return self._measure_on(context, batches, own)
-        with context.trainer.precision_plugin.forward_context():
-            return self._measure_on(context, batches, view)
+        try:
+            with context.trainer.precision_plugin.forward_context():
+                return self._measure_on(context, batches, view)
+        finally:
+            reshard(context.pl_module)
 
     def release(self, context: TaskContext) -> None:
         """Listen to no loss any more."""

@@ -21,6 +21,7 @@ from recall_lightning.measuring.view import ModelView, view_of
 from recall_lightning.recall.context import TaskContext
 from recall_lightning.recall.model_run import ModelRun
 from recall_lightning.recall.settings import PriorSettings, is_texts
+from recall_lightning.weights.sharding import reshard
 
 _TOKENS_AT_ONCE = 512  # of what was written, when the model is run on it with gradients
 _LONGEST_TEXT = 512
@@ -103,7 +104,7 @@ class Prior:
             advice: What to do about it where it is no such text.
         """
         module, trainer, settings = context.pl_module, context.trainer, self.settings
-        generator = find_generator(module)
+        generator: Any = find_generator(module)
         begun = available(settings.starts, beginnings(generator, self._tokenizer(context)))
         own = -(-settings.sequences // trainer.world_size)
         started = time.perf_counter()
@@ -111,6 +112,7 @@ class Prior:
             seed = self._seed + trainer.global_rank
             written = write_sequences(module, own, settings.tokens, seed, begun)
             why = why_degenerate(written, generator.config.vocab_size, nats_of(module, written))
+        reshard(module)
         rank_zero_info(
             f"the model wrote {own} sequences of {written.ids.shape[1]} tokens, for what it knew "
             f"{when}, in {time.perf_counter() - started:.1f} s"
