@@ -19,7 +19,7 @@ class Stream:
         name: Of its recipe in ``recipes/``.
         title: What it is.
         domain_incremental: Whether forgetting is compared at matched plasticity there.
-        left_out: Methods that are not run there, to save time.
+        left_out: Methods that are not run there, to save time or as they cannot.
     """
 
     name: str
@@ -29,10 +29,18 @@ class Stream:
 
 
 _SLOW = ("low_lr", "hft", "adaptive")
+_FOR_LANGUAGE_MODELS = ("self_replay",)
 STREAMS = (
-    Stream("digits_permuted", "five permutations of digits' pixels, MLP"),
     Stream(
-        "digits_split", "five pairs of digits, class-incremental, MLP", domain_incremental=False
+        "digits_permuted",
+        "five permutations of digits' pixels, MLP",
+        left_out=_FOR_LANGUAGE_MODELS,
+    ),
+    Stream(
+        "digits_split",
+        "five pairs of digits, class-incremental, MLP",
+        domain_incremental=False,
+        left_out=_FOR_LANGUAGE_MODELS,
     ),
     Stream(
         "stdlib_text", "four text domains, tiny Llama; the first is pre-training", left_out=_SLOW
@@ -40,7 +48,7 @@ STREAMS = (
     Stream(
         "digits_rotated",
         "five rotations of digits, tiny ViT; the first is pre-training",
-        left_out=_SLOW,
+        left_out=(*_SLOW, *_FOR_LANGUAGE_MODELS),
     ),
 )
 
@@ -72,6 +80,7 @@ TUNED = {
     "ewc_lora": Trials("strength", (1.0, 10.0, 100.0, 1000.0)),
     "kfac_penalty": Trials("strength", (1.0, 10.0, 100.0, 1000.0)),
     "lwf": Trials("strength", (0.3, 1.0, 3.0, 10.0)),
+    "self_replay": Trials("strength", (0.03, 0.1, 0.3, 1.0)),
     "hft": Trials("fraction", (0.3, 0.5, 0.8, 0.95)),
     "adaptive": Trials("strength", (0.1, 0.2, 0.4, 0.6)),
     "recall_paper": Trials("temperature", (0.1, 0.3, 1.0, 3.0)),
@@ -97,6 +106,7 @@ ORDER = (
     "ewc_lora",
     "kfac_penalty",
     "lwf",
+    "self_replay",
     "hft",
     "sfa",
     "wise_ft",

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from recall_lightning.methods.low_lr import LowLearningRate
     from recall_lightning.methods.lwf import LearningWithoutForgetting
     from recall_lightning.methods.recall_paper import RecallPaper
+    from recall_lightning.methods.self_replay import SelfReplay
     from recall_lightning.methods.sfa import SequentialFinetuningAveraging
     from recall_lightning.methods.wise_ft import WiseFT
 
@@ -32,6 +33,7 @@ FILES = {
     "ewc_lora": "ewc_lora",
     "kfac_penalty": "kfac_penalty",
     "lwf": "lwf",
+    "self_replay": "self_replay",
     "replay": "replay",
     "hft": "hft",
     "adaptive": "adaptive",
@@ -51,6 +53,7 @@ __all__ = [
     "LearningWithoutForgetting",
     "LowLearningRate",
     "RecallPaper",
+    "SelfReplay",
     "SequentialFinetuningAveraging",
     "UpdateConsolidation",
     "WiseFT",
@@ -67,6 +70,7 @@ __getattr__, __dir__ = lazily(
         "LearningWithoutForgetting": "lwf",
         "LowLearningRate": "low_lr",
         "RecallPaper": "recall_paper",
+        "SelfReplay": "self_replay",
         "SequentialFinetuningAveraging": "sfa",
         "UpdateConsolidation": "ewc_lora",
         "WiseFT": "wise_ft",
