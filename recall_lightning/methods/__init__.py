@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from recall_lightning.methods.adaptive import AdaptiveInterval
     from recall_lightning.methods.ewc import ElasticWeightConsolidation
     from recall_lightning.methods.ewc_lora import UpdateConsolidation
+    from recall_lightning.methods.finch import Finch
     from recall_lightning.methods.hft import HalfFineTuning
     from recall_lightning.methods.kfac_penalty import KfacPenalty
     from recall_lightning.methods.l2 import L2ToSnapshot
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from recall_lightning.methods.recall_paper import RecallPaper
     from recall_lightning.methods.self_replay import SelfReplay
     from recall_lightning.methods.sfa import SequentialFinetuningAveraging
+    from recall_lightning.methods.slao import Slao
     from recall_lightning.methods.wise_ft import WiseFT
 
 FILES = {
@@ -35,6 +37,8 @@ FILES = {
     "lwf": "lwf",
     "self_replay": "self_replay",
     "replay": "replay",
+    "finch": "finch",
+    "slao": "slao",
     "hft": "hft",
     "adaptive": "adaptive",
     "recall_paper": "recall_paper",
@@ -47,6 +51,7 @@ __all__ = [
     "FILES",
     "AdaptiveInterval",
     "ElasticWeightConsolidation",
+    "Finch",
     "HalfFineTuning",
     "KfacPenalty",
     "L2ToSnapshot",
@@ -55,6 +60,7 @@ __all__ = [
     "RecallPaper",
     "SelfReplay",
     "SequentialFinetuningAveraging",
+    "Slao",
     "UpdateConsolidation",
     "WiseFT",
 ]
@@ -64,6 +70,7 @@ __getattr__, __dir__ = lazily(
     {
         "AdaptiveInterval": "adaptive",
         "ElasticWeightConsolidation": "ewc",
+        "Finch": "finch",
         "HalfFineTuning": "hft",
         "KfacPenalty": "kfac_penalty",
         "L2ToSnapshot": "l2",
@@ -72,6 +79,7 @@ __getattr__, __dir__ = lazily(
         "RecallPaper": "recall_paper",
         "SelfReplay": "self_replay",
         "SequentialFinetuningAveraging": "sfa",
+        "Slao": "slao",
         "UpdateConsolidation": "ewc_lora",
         "WiseFT": "wise_ft",
     },

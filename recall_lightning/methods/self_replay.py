@@ -224,8 +224,16 @@ class SelfReplay(ProtectingCallback):
                 length,
                 mix_seed(self.seed, self.visit) % 2**31,
             )
-        own = joined([Written(**one) for one in batches])
-        own = Written(**{name: tensor[: self.sequences] for name, tensor in own.items()})
+        own = joined(
+            [
+                Written(input_ids=one["input_ids"], attention_mask=one["attention_mask"])
+                for one in batches
+            ]
+        )
+        own = Written(
+            input_ids=own["input_ids"][: self.sequences],
+            attention_mask=own["attention_mask"][: self.sequences],
+        )
         self.written = own if self.written is None else joined([self.written, own])
         rank_zero_info(f"SelfReplay: the model wrote {self.sequences} sequences of {length} tokens")
 

@@ -11,6 +11,7 @@ from recall_lightning.merging.rules import Uniform
 from recall_lightning.methods.adaptive import AdaptiveInterval
 from recall_lightning.methods.ewc import ElasticWeightConsolidation
 from recall_lightning.methods.ewc_lora import UpdateConsolidation
+from recall_lightning.methods.finch import Finch
 from recall_lightning.methods.hft import HalfFineTuning
 from recall_lightning.methods.kfac_penalty import KfacPenalty
 from recall_lightning.methods.l2 import L2ToSnapshot
@@ -179,7 +180,7 @@ def test_a_head_that_grows_between_fits_is_merged_alike():
 
 METHODS = [AdaptiveInterval, ElasticWeightConsolidation, HalfFineTuning, L2ToSnapshot]
 METHODS += [LowLearningRate, LearningWithoutForgetting, SequentialFinetuningAveraging, WiseFT]
-METHODS += [KfacPenalty, UpdateConsolidation]
+METHODS += [Finch, KfacPenalty, UpdateConsolidation]
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -12,6 +12,7 @@ from recall_lightning.callbacks.early_stopping import TaskEarlyStopping
 from recall_lightning.methods.adaptive import AdaptiveInterval
 from recall_lightning.methods.ewc import ElasticWeightConsolidation
 from recall_lightning.methods.ewc_lora import UpdateConsolidation
+from recall_lightning.methods.finch import Finch
 from recall_lightning.methods.hft import HalfFineTuning
 from recall_lightning.methods.kfac_penalty import KfacPenalty
 from recall_lightning.methods.l2 import L2ToSnapshot
@@ -33,6 +34,7 @@ CALLBACKS = {
     "adaptive": AdaptiveInterval,
     "ewc": ElasticWeightConsolidation,
     "ewc_lora": UpdateConsolidation,
+    "finch": Finch,
     "kfac_penalty": KfacPenalty,
     "l2": L2ToSnapshot,
     "lwf": LearningWithoutForgetting,
