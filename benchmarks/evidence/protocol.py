@@ -86,6 +86,7 @@ TUNED = {
     "self_replay": Trials("strength", (0.03, 0.1, 0.3, 1.0)),
     "finch": Trials("factor", (0.03, 0.1, 0.3, 1.0)),
     "slao": Trials("power", (0.25, 0.5, 1.0, 2.0)),
+    "osf": Trials("fraction", (0.25, 0.5, 0.75, 0.9)),
     "hft": Trials("fraction", (0.3, 0.5, 0.8, 0.95)),
     "adaptive": Trials("strength", (0.1, 0.2, 0.4, 0.6)),
     "recall_paper": Trials("temperature", (0.1, 0.3, 1.0, 3.0)),
@@ -98,7 +99,20 @@ UNTUNED = ("finetune", "joint", "replay")
 """What has nothing to tune; replay stores 100 samples of each task."""
 
 REPLAY = "--replay.per_task 100"
-COMPARED = ("sfa", "wise_ft", "ewc", "l2", "lwf", "recall_paper")
+COMPARED = (
+    "sfa",
+    "wise_ft",
+    "ewc",
+    "ewc_lora",
+    "kfac_penalty",
+    "l2",
+    "lwf",
+    "self_replay",
+    "finch",
+    "slao",
+    "osf",
+    "recall_paper",
+)
 """The baselines that RECALL is measured against at matched plasticity."""
 
 ORDER = (
@@ -114,6 +128,7 @@ ORDER = (
     "self_replay",
     "finch",
     "slao",
+    "osf",
     "hft",
     "sfa",
     "wise_ft",

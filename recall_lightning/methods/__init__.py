@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from recall_lightning.methods.l2 import L2ToSnapshot
     from recall_lightning.methods.low_lr import LowLearningRate
     from recall_lightning.methods.lwf import LearningWithoutForgetting
+    from recall_lightning.methods.osf import OrthogonalSubspace
     from recall_lightning.methods.recall_paper import RecallPaper
     from recall_lightning.methods.self_replay import SelfReplay
     from recall_lightning.methods.sfa import SequentialFinetuningAveraging
@@ -39,6 +40,7 @@ FILES = {
     "replay": "replay",
     "finch": "finch",
     "slao": "slao",
+    "osf": "osf",
     "hft": "hft",
     "adaptive": "adaptive",
     "recall_paper": "recall_paper",
@@ -57,6 +59,7 @@ __all__ = [
     "L2ToSnapshot",
     "LearningWithoutForgetting",
     "LowLearningRate",
+    "OrthogonalSubspace",
     "RecallPaper",
     "SelfReplay",
     "SequentialFinetuningAveraging",
@@ -76,6 +79,7 @@ __getattr__, __dir__ = lazily(
         "L2ToSnapshot": "l2",
         "LearningWithoutForgetting": "lwf",
         "LowLearningRate": "low_lr",
+        "OrthogonalSubspace": "osf",
         "RecallPaper": "recall_paper",
         "SelfReplay": "self_replay",
         "SequentialFinetuningAveraging": "sfa",

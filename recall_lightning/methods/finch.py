@@ -100,7 +100,7 @@ class Finch(ProtectingCallback):
         super().on_before_optimizer_step(trainer, pl_module, optimizer)
         if self._losses:
             own = torch.tensor(sum(self._losses), device=pl_module.device)
-            step = float(trainer.strategy.reduce(own, reduce_op="mean"))  # type: ignore[arg-type]
+            step = float(trainer.strategy.reduce(own, reduce_op="mean"))
             self._losses = []
             if math.isfinite(step):  # AMP skips the others
                 before = step if self.mean_loss is None else self.mean_loss

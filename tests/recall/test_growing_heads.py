@@ -17,6 +17,7 @@ from recall_lightning.methods.kfac_penalty import KfacPenalty
 from recall_lightning.methods.l2 import L2ToSnapshot
 from recall_lightning.methods.low_lr import LowLearningRate
 from recall_lightning.methods.lwf import LearningWithoutForgetting
+from recall_lightning.methods.osf import OrthogonalSubspace
 from recall_lightning.methods.sfa import SequentialFinetuningAveraging
 from recall_lightning.methods.wise_ft import WiseFT
 from tests.support.baseline_tools import added_gradients
@@ -180,7 +181,7 @@ def test_a_head_that_grows_between_fits_is_merged_alike():
 
 METHODS = [AdaptiveInterval, ElasticWeightConsolidation, HalfFineTuning, L2ToSnapshot]
 METHODS += [LowLearningRate, LearningWithoutForgetting, SequentialFinetuningAveraging, WiseFT]
-METHODS += [Finch, KfacPenalty, UpdateConsolidation]
+METHODS += [Finch, KfacPenalty, OrthogonalSubspace, UpdateConsolidation]
 
 
 @pytest.mark.parametrize("method", METHODS)

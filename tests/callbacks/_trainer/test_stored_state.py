@@ -18,6 +18,7 @@ from recall_lightning.methods.kfac_penalty import KfacPenalty
 from recall_lightning.methods.l2 import L2ToSnapshot
 from recall_lightning.methods.low_lr import LowLearningRate
 from recall_lightning.methods.lwf import LearningWithoutForgetting
+from recall_lightning.methods.osf import OrthogonalSubspace
 from recall_lightning.recall.settings import ImportanceSettings, SnapshotSettings
 from tests.callbacks._trainer.test_position import fit, stream
 from tests.support.callbacks import FEW
@@ -40,6 +41,7 @@ CALLBACKS = {
     "lwf": LearningWithoutForgetting,
     "hft": HalfFineTuning,
     "low_lr": LowLearningRate,
+    "osf": OrthogonalSubspace,
     "monitor": lambda: ForgettingMonitor("val/acc"),
     "early": lambda: TaskEarlyStopping("val/acc"),
 }
@@ -136,6 +138,7 @@ SHAPES = [
     ("ewc", ("anchor", "net.0.weight"), "anchor.net.0.weight has another shape"),
     ("ewc_lora", ("curvature", "net.0.weight", "diagonal"), "curvature.net.0.weight"),
     ("kfac_penalty", ("curvature", "net.0.weight", "inputs.matrix"), "curvature.net.0.weight"),
+    ("osf", ("start", "net.0.weight"), "start.net.0.weight has another shape"),
     ("l2", ("anchor", "net.4.bias"), "anchor.net.4.bias has another shape"),
     ("lwf", ("teacher", "net.0.weight"), "teacher.net.0.weight has another shape"),
 ]
