@@ -2,6 +2,8 @@ import copy
 
 import pytest
 import torch
+from lightning.pytorch import Trainer
+from torch.utils.data import DataLoader
 
 from benchmarks.real.published_merges import (
     COMBINATIONS,
@@ -10,18 +12,42 @@ from benchmarks.real.published_merges import (
     use_merged_adapter,
 )
 from recall_lightning.merging.lora.pairs import find_lora_pairs
+from recall_lightning.models import CausalLMModule
+from recall_lightning.models.lora import LoraSettings
 from recall_lightning.weights.naming import find_weights
-from tests.support.tiny_streams import counting, loss_of, tiny_llama_module
-from tests.support.training import quiet_trainer
+
+TINY = {"model_type": "llama", "vocab_size": 16, "hidden_size": 16, "intermediate_size": 32}
+TINY |= {"num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2}
+
+
+def counting(step):
+    """Sequences that count up by a step."""
+    return (torch.arange(16)[:, None] + step * torch.arange(8)) % 16
+
+
+def loss_of(module, step):
+    ids = counting(step)
+    with torch.no_grad():
+        return module.model(input_ids=ids, labels=ids).loss.item()
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """The module after two tasks, the folders of its adapters, and its loss after each."""
+    torch.manual_seed(0)
     saver, losses = SaveTaskAdapters(tmp_path_factory.mktemp("adapters")), []
-    module = tiny_llama_module(1e-2, 1, {})
+    lora = LoraSettings(r=4, alpha=8, target_modules="all-linear")
+    module = CausalLMModule(TINY, lambda params: torch.optim.Adam(params, 1e-2), lora=lora)
     for step in (3, 5):
-        quiet_trainer(saver, max_epochs=8).fit(module, counting(step))
+        rows = [{"input_ids": row, "labels": row} for row in counting(step)]
+        Trainer(
+            callbacks=[saver],
+            max_epochs=8,
+            accelerator="cpu",
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+        ).fit(module, DataLoader(rows, batch_size=8))
         losses.append(loss_of(module, 3))
     return module, saver.folders, losses
 
