@@ -165,7 +165,7 @@ def _matched(tuning: Sequence[Run], chosen: Mapping[str, str]) -> dict[str, str]
     """
     wanted = _means(tuning, "recall", "plasticity")[DEFAULT_NEW_INPUTS]
     found = {}
-    for method in COMPARED:
+    for method in [each for each in COMPARED if each in chosen]:  # the others are not for its kind
         plasticity = _means(tuning, method, "plasticity")
         value = matched_value(plasticity, wanted)
         found[method] = (interpolated(_means(tuning, method, "forgetting"), value), value)

@@ -12,13 +12,17 @@ if TYPE_CHECKING:
     from recall_lightning.methods.adaptive import AdaptiveInterval
     from recall_lightning.methods.ewc import ElasticWeightConsolidation
     from recall_lightning.methods.ewc_lora import UpdateConsolidation
+    from recall_lightning.methods.finch import Finch
     from recall_lightning.methods.hft import HalfFineTuning
     from recall_lightning.methods.kfac_penalty import KfacPenalty
     from recall_lightning.methods.l2 import L2ToSnapshot
     from recall_lightning.methods.low_lr import LowLearningRate
     from recall_lightning.methods.lwf import LearningWithoutForgetting
+    from recall_lightning.methods.osf import OrthogonalSubspace
     from recall_lightning.methods.recall_paper import RecallPaper
+    from recall_lightning.methods.self_replay import SelfReplay
     from recall_lightning.methods.sfa import SequentialFinetuningAveraging
+    from recall_lightning.methods.slao import Slao
     from recall_lightning.methods.wise_ft import WiseFT
 
 FILES = {
@@ -32,7 +36,11 @@ FILES = {
     "ewc_lora": "ewc_lora",
     "kfac_penalty": "kfac_penalty",
     "lwf": "lwf",
+    "self_replay": "self_replay",
     "replay": "replay",
+    "finch": "finch",
+    "slao": "slao",
+    "osf": "osf",
     "hft": "hft",
     "adaptive": "adaptive",
     "recall_paper": "recall_paper",
@@ -45,13 +53,17 @@ __all__ = [
     "FILES",
     "AdaptiveInterval",
     "ElasticWeightConsolidation",
+    "Finch",
     "HalfFineTuning",
     "KfacPenalty",
     "L2ToSnapshot",
     "LearningWithoutForgetting",
     "LowLearningRate",
+    "OrthogonalSubspace",
     "RecallPaper",
+    "SelfReplay",
     "SequentialFinetuningAveraging",
+    "Slao",
     "UpdateConsolidation",
     "WiseFT",
 ]
@@ -61,13 +73,17 @@ __getattr__, __dir__ = lazily(
     {
         "AdaptiveInterval": "adaptive",
         "ElasticWeightConsolidation": "ewc",
+        "Finch": "finch",
         "HalfFineTuning": "hft",
         "KfacPenalty": "kfac_penalty",
         "L2ToSnapshot": "l2",
         "LearningWithoutForgetting": "lwf",
         "LowLearningRate": "low_lr",
+        "OrthogonalSubspace": "osf",
         "RecallPaper": "recall_paper",
+        "SelfReplay": "self_replay",
         "SequentialFinetuningAveraging": "sfa",
+        "Slao": "slao",
         "UpdateConsolidation": "ewc_lora",
         "WiseFT": "wise_ft",
     },

@@ -51,12 +51,12 @@ class UpdateConsolidation(MapPenalty):
 
     Example:
         >>> from lightning.pytorch import Trainer
-        >>> trainer = Trainer(callbacks=[UpdateConsolidation(strength=100.0)], logger=False)
+        >>> trainer = Trainer(callbacks=[UpdateConsolidation(strength=30.0)], logger=False)
     """
 
     def __init__(
         self,
-        strength: float = 100.0,
+        strength: float = 30.0,
         batches: int = 32,
         decay: float = 1.0,
         from_first_task: bool = True,

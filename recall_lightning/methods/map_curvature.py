@@ -195,11 +195,11 @@ def curvature_from(state: Mapping[str, Any]) -> MapCurvature:
         if state["diagonal"].dim() != 2:
             raise ValueError(f"has diagonal of shape {tuple(state['diagonal'].shape)}")
         return DiagonalCurvature(state["diagonal"])
-    sides = []
-    for side in ("inputs.", "outputs."):
-        own = {n.removeprefix(side): t for n, t in state.items() if n.startswith(side)}
-        sides.append(moments_from(own))
-    return KroneckerCurvature(*sides, tasks=float(state["tasks"]))
+    inputs, outputs = (
+        moments_from({n.removeprefix(side): t for n, t in state.items() if n.startswith(side)})
+        for side in ("inputs.", "outputs.")
+    )
+    return KroneckerCurvature(inputs, outputs, float(state["tasks"]))
 
 
 def _times(moments: Moments, columns: Tensor) -> Tensor:

@@ -20,7 +20,8 @@ def stream():
 def test_the_methods_are_these_in_this_order():
     assert list(METHODS) == [
         "finetune", "joint", "low_lr", "l2", "sfa", "wise_ft", "ewc", "ewc_lora", "kfac_penalty",
-        "lwf", "replay", "hft", "adaptive", "recall_paper", "recall_paper_loop", "recall",
+        "lwf", "self_replay", "replay", "finch", "slao", "osf", "hft", "adaptive", "recall_paper",
+        "recall_paper_loop", "recall",
     ]  # fmt: skip
     assert all(method.name == name and method.summary for name, method in METHODS.items())
 

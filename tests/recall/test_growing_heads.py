@@ -11,11 +11,13 @@ from recall_lightning.merging.rules import Uniform
 from recall_lightning.methods.adaptive import AdaptiveInterval
 from recall_lightning.methods.ewc import ElasticWeightConsolidation
 from recall_lightning.methods.ewc_lora import UpdateConsolidation
+from recall_lightning.methods.finch import Finch
 from recall_lightning.methods.hft import HalfFineTuning
 from recall_lightning.methods.kfac_penalty import KfacPenalty
 from recall_lightning.methods.l2 import L2ToSnapshot
 from recall_lightning.methods.low_lr import LowLearningRate
 from recall_lightning.methods.lwf import LearningWithoutForgetting
+from recall_lightning.methods.osf import OrthogonalSubspace
 from recall_lightning.methods.sfa import SequentialFinetuningAveraging
 from recall_lightning.methods.wise_ft import WiseFT
 from tests.support.baseline_tools import added_gradients
@@ -179,7 +181,7 @@ def test_a_head_that_grows_between_fits_is_merged_alike():
 
 METHODS = [AdaptiveInterval, ElasticWeightConsolidation, HalfFineTuning, L2ToSnapshot]
 METHODS += [LowLearningRate, LearningWithoutForgetting, SequentialFinetuningAveraging, WiseFT]
-METHODS += [KfacPenalty, UpdateConsolidation]
+METHODS += [Finch, KfacPenalty, OrthogonalSubspace, UpdateConsolidation]
 
 
 @pytest.mark.parametrize("method", METHODS)

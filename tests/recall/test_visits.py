@@ -10,11 +10,13 @@ from recall_lightning import ForgettingMonitor, RecallCallback
 from recall_lightning.methods.adaptive import AdaptiveInterval
 from recall_lightning.methods.ewc import ElasticWeightConsolidation
 from recall_lightning.methods.ewc_lora import UpdateConsolidation
+from recall_lightning.methods.finch import Finch
 from recall_lightning.methods.hft import HalfFineTuning
 from recall_lightning.methods.kfac_penalty import KfacPenalty
 from recall_lightning.methods.l2 import L2ToSnapshot
 from recall_lightning.methods.low_lr import LowLearningRate
 from recall_lightning.methods.lwf import LearningWithoutForgetting
+from recall_lightning.methods.osf import OrthogonalSubspace
 from recall_lightning.methods.sfa import SequentialFinetuningAveraging
 from recall_lightning.methods.wise_ft import WiseFT
 from tests.support.callbacks import FEW, recall, same, statistic, weights_of
@@ -117,7 +119,7 @@ def test_methods_protect_a_task_that_comes_back():
 
 METHODS = [AdaptiveInterval, ElasticWeightConsolidation, HalfFineTuning, L2ToSnapshot]
 METHODS += [LowLearningRate, LearningWithoutForgetting, SequentialFinetuningAveraging, WiseFT]
-METHODS += [KfacPenalty, UpdateConsolidation]
+METHODS += [Finch, KfacPenalty, OrthogonalSubspace, UpdateConsolidation]
 CALLBACKS = {method.__name__: lambda method=method: [method()] for method in METHODS}
 CALLBACKS["recall"] = lambda: [RecallCallback(every=1)]
 CALLBACKS["two snapshots"] = lambda: [recall(every=1, snapshots=2)]

@@ -11,11 +11,13 @@ from recall_lightning.data.replay import ReplayBuffer
 from recall_lightning.methods.adaptive import AdaptiveInterval
 from recall_lightning.methods.ewc import ElasticWeightConsolidation
 from recall_lightning.methods.ewc_lora import UpdateConsolidation
+from recall_lightning.methods.finch import Finch
 from recall_lightning.methods.hft import HalfFineTuning
 from recall_lightning.methods.kfac_penalty import KfacPenalty
 from recall_lightning.methods.l2 import L2ToSnapshot
 from recall_lightning.methods.low_lr import LowLearningRate
 from recall_lightning.methods.lwf import LearningWithoutForgetting
+from recall_lightning.methods.osf import OrthogonalSubspace
 from recall_lightning.methods.sfa import SequentialFinetuningAveraging
 from recall_lightning.methods.wise_ft import WiseFT
 from recall_lightning.recall.settings import ImportanceSettings, MomentSettings, SnapshotSettings
@@ -49,7 +51,7 @@ def test_a_run_resumed_anywhere_ends_bit_for_bit_as_one_that_went_through(traine
 
 METHODS = [AdaptiveInterval, ElasticWeightConsolidation, HalfFineTuning, L2ToSnapshot]
 METHODS += [LowLearningRate, LearningWithoutForgetting, SequentialFinetuningAveraging, WiseFT]
-METHODS += [KfacPenalty, UpdateConsolidation]
+METHODS += [Finch, KfacPenalty, OrthogonalSubspace, UpdateConsolidation]
 CALLBACKS = {method.__name__: lambda method=method: [method()] for method in METHODS}
 CALLBACKS["rbf"] = recall(rule="rbf", samples=FEW, snapshots=SnapshotSettings(number=2))
 CALLBACKS["recalibrate"] = recall(buffers="recalibrate", moments=MomentSettings(batches=3))

@@ -12,11 +12,13 @@ from recall_lightning.callbacks.early_stopping import TaskEarlyStopping
 from recall_lightning.methods.adaptive import AdaptiveInterval
 from recall_lightning.methods.ewc import ElasticWeightConsolidation
 from recall_lightning.methods.ewc_lora import UpdateConsolidation
+from recall_lightning.methods.finch import Finch
 from recall_lightning.methods.hft import HalfFineTuning
 from recall_lightning.methods.kfac_penalty import KfacPenalty
 from recall_lightning.methods.l2 import L2ToSnapshot
 from recall_lightning.methods.low_lr import LowLearningRate
 from recall_lightning.methods.lwf import LearningWithoutForgetting
+from recall_lightning.methods.osf import OrthogonalSubspace
 from recall_lightning.recall.settings import ImportanceSettings, SnapshotSettings
 from tests.callbacks._trainer.test_position import fit, stream
 from tests.support.callbacks import FEW
@@ -33,11 +35,13 @@ CALLBACKS = {
     "adaptive": AdaptiveInterval,
     "ewc": ElasticWeightConsolidation,
     "ewc_lora": UpdateConsolidation,
+    "finch": Finch,
     "kfac_penalty": KfacPenalty,
     "l2": L2ToSnapshot,
     "lwf": LearningWithoutForgetting,
     "hft": HalfFineTuning,
     "low_lr": LowLearningRate,
+    "osf": OrthogonalSubspace,
     "monitor": lambda: ForgettingMonitor("val/acc"),
     "early": lambda: TaskEarlyStopping("val/acc"),
 }
@@ -134,6 +138,7 @@ SHAPES = [
     ("ewc", ("anchor", "net.0.weight"), "anchor.net.0.weight has another shape"),
     ("ewc_lora", ("curvature", "net.0.weight", "diagonal"), "curvature.net.0.weight"),
     ("kfac_penalty", ("curvature", "net.0.weight", "inputs.matrix"), "curvature.net.0.weight"),
+    ("osf", ("start", "net.0.weight"), "start.net.0.weight has another shape"),
     ("l2", ("anchor", "net.4.bias"), "anchor.net.4.bias has another shape"),
     ("lwf", ("teacher", "net.0.weight"), "teacher.net.0.weight has another shape"),
 ]
