@@ -12,6 +12,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from benchmarks.real.general_ability import General, measured_in
 from benchmarks.support.comparisons import compared
@@ -36,11 +37,12 @@ def main() -> None:
         if (general := measured_in(given.out / method / "seed_0")) is not None
     }
     console = Console(width=None if sys.stdout.isatty() else 120)
-    console.print(_ability(found))
-    console.print(_answers(found))
+    console.print(ability_table(found))
+    console.print(answers_table(found))
 
 
-def _ability(found: dict[str, General]) -> Table:
+def ability_table(found: dict[str, General]) -> Table:
+    """Tabulate what is left at the end, a row a method."""
     caption = (
         "What is left of the model as it came, at the end: its loss on English news, and how far "
         "its predictions have moved on text that it wrote itself; both in nats a token, 0 is best"
@@ -55,11 +57,13 @@ def _ability(found: dict[str, General]) -> Table:
     return table
 
 
-def _answers(found: dict[str, General]) -> Table:
+def answers_table(found: dict[str, General]) -> Table:
+    """Tabulate the answers before and after, a column a method."""
     table = Table("question", "before", *(f"after {title}" for title in found), show_lines=True)
     for number, first in enumerate(next(iter(found.values())).answers):
         after = [general.answers[number]["after"] for general in found.values()]
-        table.add_row(first["question"], first["before"], *after)
+        cells = (first["question"], first["before"], *after)
+        table.add_row(*map(Text, cells))  # brackets in them are no markup
     return table
 
 
