@@ -8,15 +8,18 @@ every run, as in ``-- --trainer.accelerator gpu``.
 """
 
 import argparse
+import json
 import shlex
 import sys
 from pathlib import Path
 
-from benchmarks.real.page import page, reported
+import torch
+
+from benchmarks.real.page import MADE_BY, page, reported
 from benchmarks.real.protocol import SMALLEST, methods, studies
 from benchmarks.real.runs import Study, chosen_methods
+from benchmarks.support.machine import machine
 from benchmarks.support.pages import RESULTS
-from recall_lightning.compare.results import COMMAND_FILE
 from recall_lightning.weights.atomic import write_whole
 
 PAGE = "real_models.md"
@@ -36,10 +39,16 @@ def main() -> None:
     command = shlex.join(["python", "-m", "benchmarks.real", *words])
     for name in [] if given.page_only else named:
         study = Study(name, given.out, given.jobs, chosen, given.quick, tuple(words[split + 1 :]))
+        made = {"command": command, "machine": _machine()}
+        write_whole(study.out / name / MADE_BY, json.dumps(made, indent=1) + "\n")
         study.report(study.tune())
-        write_whole(study.out / name / COMMAND_FILE, command + "\n")
         _write(file, given, chosen)
     _write(file, given, chosen)
+
+
+def _machine() -> str:
+    gpu = f"{torch.cuda.get_device_name()}, " if torch.cuda.is_available() else ""
+    return f"{gpu}{machine()}"
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -12,7 +12,6 @@ from benchmarks.real.protocol import title_of
 from benchmarks.real.runs import Study
 from benchmarks.support.tables import table
 from recall_lightning.compare.results import (
-    COMMAND_FILE,
     RUN_FILE,
     Interval,
     Run,
@@ -22,6 +21,9 @@ from recall_lightning.compare.results import (
     summarise,
 )
 from recall_lightning.compare.tables import cell, cost_table
+
+MADE_BY = "made_by.json"
+"""In a study's folder: the ``command`` that its runs were made by, and the ``machine``."""
 
 INTRODUCTION = """# Real models, real data
 
@@ -85,6 +87,7 @@ def reported(study: Study) -> list[Reported]:
 
 def _part(study: Study, runs: Sequence[Reported]) -> list[str]:
     first, planned = runs[0].run, len(study.seeds)
+    made = json.loads((study.out / study.name / MADE_BY).read_text(encoding="utf-8"))
     direction = "higher" if first.higher_is_better else "lower"
     summaries = summarise([each.run for each in runs])
     settings = [[each.label, f"`{_own_arguments(each.label, runs)}`"] for each in summaries]
@@ -92,10 +95,10 @@ def _part(study: Study, runs: Sequence[Reported]) -> list[str]:
         f"## {study.name}",
         f"{title_of(study.name)}. {first.monitor}, {direction} is better; tasks: "
         f"{', '.join(first.tasks)}; seeds {', '.join(map(str, study.seeds))}.",
-        f"```\n{(study.out / study.name / COMMAND_FILE).read_text().strip()}\n```",
+        f"```\n{made['command']}\n```",
         _quality(runs, planned),
         _verdict(runs, planned),
-        "What it takes:",
+        f"What it takes (on {made['machine']}):",
         cost_table(summaries, planned),
         "Settings:",
         table(["method", "setting"], settings),

@@ -12,7 +12,8 @@ def study(tmp_path):
     """Two methods, two seeds: losses of 4 and 5 before, of which RECALL learns half."""
     study = Study("smollm2_lora", tmp_path, 1, ("finetune", "recall"))
     (tmp_path / study.name).mkdir()
-    (tmp_path / study.name / "command.txt").write_text("python -m benchmarks.real\n")
+    made = {"command": "python -m benchmarks.real", "machine": "a machine"}
+    (tmp_path / study.name / "made_by.json").write_text(json.dumps(made))
     for method, learned in (("finetune", 1.0), ("recall", 0.5)):
         for seed in (0, 1):
             folder = tmp_path / study.name / "report" / method / f"seed_{seed}"
@@ -50,4 +51,5 @@ def test_the_page_has_intervals_paired_differences_and_answers(study):
     assert "finetune forgets least: 1.500, where recall forgets 1.000" in text
     assert "| a\\|b | yes no | finetune | recall |" in text
     assert "python -m benchmarks.real\n" in text
+    assert "on a machine" in text
     assert "`--recall.strength 3`" in text
