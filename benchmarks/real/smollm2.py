@@ -7,7 +7,7 @@ from recall_lightning.models import CausalLMModule
 
 
 class SmolLM2(CausalLMModule):
-    """CausalLMModule on the package's file of GGUF.
+    """CausalLMModule on the package's file of GGUF, with weights of 4 bits (Q4_1).
 
     Args:
         **kwargs: Arguments of :class:`~recall_lightning.models.CausalLMModule`.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
@@ -24,19 +24,13 @@ def load_tokenizer(name: str, trust_remote_code: bool = False) -> PreTrainedToke
     Raises:
         MisconfigurationException: If it cannot be loaded, or has neither.
     """
-    from transformers import AutoTokenizer
-
-    where, options = place_of(name)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            where, trust_remote_code=trust_remote_code, **options
-        )
+        tokenizer = tokenizer_on_disk(name, trust_remote_code)
     except (OSError, ValueError) as error:
         raise MisconfigurationException(
             f"tokenizer={name!r} cannot be loaded ({type(error).__name__}). Pass a folder that "
             "save_pretrained wrote, or a hub id; where there is no network, a local folder."
         ) from error
-    tokenizer.name_or_path = name
     if tokenizer.eos_token is None:
         raise MisconfigurationException(
             f"tokenizer={name!r} has no end-of-sequence token, with which answers end: set its "
@@ -51,20 +45,40 @@ def load_tokenizer(name: str, trust_remote_code: bool = False) -> PreTrainedToke
     return tokenizer
 
 
-def place_of(name: str) -> tuple[str, dict[str, str]]:
-    """Return what a tokenizer is loaded from, and the options of ``from_pretrained`` with it.
-
-    Args:
-        name: As of :func:`load_tokenizer`.
+def tokenizer_on_disk(name: str, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """Load a tokenizer as it was saved; arguments as of :func:`load_tokenizer`.
 
     Raises:
         MisconfigurationException: If a folder has several files of GGUF and no other tokenizer, or
             the package that reads them is not installed.
-
-    Example:
-        >>> place_of("owner/name")
-        ('owner/name', {})
+        OSError: If there is none.
+        ValueError: If it is of no kind that is known.
     """
+    from transformers import AutoConfig, AutoTokenizer
+
+    where, options = _place_of(name)
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+        where, trust_remote_code=trust_remote_code, **options
+    )
+    tokenizer.name_or_path = name
+    if options:
+        _name_special_tokens(tokenizer, AutoConfig.from_pretrained(where, **options))
+    return tokenizer
+
+
+def _name_special_tokens(tokenizer: PreTrainedTokenizerBase, config: Any) -> None:
+    """Take special tokens from a file's numbers, which transformers 5.17 does not look at.
+
+    It takes the names that its own class of tokenizers has for them.
+    """
+    for kind in ("bos", "eos", "pad"):
+        number = getattr(config, f"{kind}_token_id", None)
+        if isinstance(number, int):
+            setattr(tokenizer, f"{kind}_token", tokenizer.convert_ids_to_tokens(number))
+
+
+def _place_of(name: str) -> tuple[str, dict[str, str]]:
+    """Return what a tokenizer is loaded from, and the options of ``from_pretrained`` with it."""
     path = Path(name)
     found = [path] if path.suffix == ".gguf" and path.is_file() else []
     if path.is_dir() and not any((*path.glob("*token*.*"), *path.glob("vocab.*"))):

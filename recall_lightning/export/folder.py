@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from recall_lightning.data.tokenizers import place_of
+from recall_lightning.data.tokenizers import tokenizer_on_disk
 from recall_lightning.export.card import Training, model_card
 from recall_lightning.export.checkpoint import build_model, read_checkpoint
 from recall_lightning.export.comparison import Comparison, refuse_infinite_weights
@@ -126,8 +126,6 @@ def _load_tokenizer(
     read: dict[str, Any], model: str | None, tokenizer: str | None, trust_remote_code: bool
 ) -> Any:
     """Load the tokenizer as it is on disk; None where training knew of none."""
-    from transformers import AutoTokenizer
-
     about = read["causal_lm"]
     name = tokenizer or about["tokenizer"]
     if name is not None and name == about["model"]:
@@ -135,8 +133,7 @@ def _load_tokenizer(
     if name is None:
         return None
     try:
-        where, options = place_of(name)
-        return AutoTokenizer.from_pretrained(where, trust_remote_code=trust_remote_code, **options)
+        return tokenizer_on_disk(name, trust_remote_code)
     except MisconfigurationException as error:
         raise ValueError(str(error)) from error
     except (OSError, ValueError) as error:

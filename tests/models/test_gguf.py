@@ -21,7 +21,7 @@ TOKENS = torch.arange(2, 26).view(2, 12)
 @pytest.fixture
 def source():
     torch.manual_seed(0)
-    return tiny_llama(vocab_size=259, hidden_size=32, intermediate_size=64, num_hidden_layers=2)
+    return tiny_llama(vocab_size=260, hidden_size=32, intermediate_size=64, num_hidden_layers=2)
 
 
 @pytest.fixture

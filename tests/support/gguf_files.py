@@ -24,7 +24,7 @@ CHAT = (
 
 
 def save_gguf(model, file, kind=gguf.GGMLQuantizationType.Q8_0):
-    """Write a Llama with the letters of bytes and ``th`` for its 259 tokens; return its folder.
+    """Write a Llama with the letters of bytes and two pairs for its 260 tokens; return its folder.
 
     Weights of linear layers and embeddings are quantised, and are so in the model, too, afterwards.
     """
@@ -57,12 +57,12 @@ def save_gguf(model, file, kind=gguf.GGMLQuantizationType.Q8_0):
 
 
 def _add_tokenizer(writer):
-    tokens = ["<|endoftext|>", "</s>", *sorted(pre_tokenizers.ByteLevel.alphabet()), "th"]
+    tokens = ["<|endoftext|>", "</s>", *sorted(pre_tokenizers.ByteLevel.alphabet()), "th", "he"]
     normal, control = gguf.TokenType.NORMAL, gguf.TokenType.CONTROL
     writer.add_tokenizer_model("gpt2")
     writer.add_token_list(tokens)
     writer.add_token_types([control, control, *[normal] * (len(tokens) - 2)])
-    writer.add_token_merges(["t h"])
+    writer.add_token_merges(["t h", "h e"])
     writer.add_bos_token_id(0)
     writer.add_eos_token_id(1)
     writer.add_chat_template(CHAT)
