@@ -1,0 +1,1 @@
+"""RECALL on real models and real data, from packages that anyone can install."""
