@@ -11,7 +11,6 @@ from benchmarks.real.images import Pictures, digits, fashion_mnist, first, mnist
 from benchmarks.real.packages import file_of
 from recall_lightning.data import TaskStream
 
-_NORM = {"eps": 1e-3, "momentum": 0.01}  # as in the TensorFlow original
 _STEM, _FEATURES = 32, 1280
 
 
@@ -47,6 +46,10 @@ def same_padded(inputs: Tensor, kernel: int, stride: int) -> Tensor:
     return functional.pad(inputs, pads)
 
 
+def _norm(channels: int) -> nn.BatchNorm2d:
+    return nn.BatchNorm2d(channels, eps=1e-3, momentum=0.01)  # as in the TensorFlow original
+
+
 class InvertedResidual(nn.Module):
     """Expansion, depthwise convolution and projection, with a shortcut where shapes allow it.
 
@@ -61,11 +64,11 @@ class InvertedResidual(nn.Module):
         self.shortcut = stride == 1 and inputs == outputs
         if self.expands:
             self._expand_conv = nn.Conv2d(inputs, inner, 1, bias=False)
-            self._bn0 = nn.BatchNorm2d(inner, **_NORM)
+            self._bn0 = _norm(inner)
         self._depthwise_conv = nn.Conv2d(inner, inner, kernel, stride, groups=inner, bias=False)
-        self._bn1 = nn.BatchNorm2d(inner, **_NORM)
+        self._bn1 = _norm(inner)
         self._project_conv = nn.Conv2d(inner, outputs, 1, bias=False)
-        self._bn2 = nn.BatchNorm2d(outputs, **_NORM)
+        self._bn2 = _norm(outputs)
 
     def forward(self, inputs: Tensor) -> Tensor:
         hidden = inputs
@@ -86,7 +89,7 @@ class EfficientNetLite0(nn.Module):
     def __init__(self, classes: int = 1000) -> None:
         super().__init__()
         self._conv_stem = nn.Conv2d(3, _STEM, 3, 2, bias=False)
-        self._bn0 = nn.BatchNorm2d(_STEM, **_NORM)
+        self._bn0 = _norm(_STEM)
         blocks, channels = [], _STEM
         for stage in STAGES:
             for number in range(stage.blocks):
@@ -99,7 +102,7 @@ class EfficientNetLite0(nn.Module):
                 channels = stage.channels
         self._blocks = nn.ModuleList(blocks)
         self._conv_head = nn.Conv2d(channels, _FEATURES, 1, bias=False)
-        self._bn1 = nn.BatchNorm2d(_FEATURES, **_NORM)
+        self._bn1 = _norm(_FEATURES)
         self._fc = nn.Linear(_FEATURES, classes)
 
     def forward(self, images: Tensor) -> Tensor:

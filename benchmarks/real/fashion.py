@@ -91,13 +91,7 @@ def class_incremental(
     pairs, names = [], []
     for lowest in range(0, _CLASSES, share):
         classes = torch.arange(lowest, lowest + share)
-        own = [torch.isin(labels, classes) for _, labels in (train, val)]
-        pairs.append(
-            tuple(
-                Permuted((images[of], labels[of]), order)
-                for (images, labels), of in zip((train, val), own, strict=True)
-            )
-        )
+        pairs.append((Permuted(_of(train, classes), order), Permuted(_of(val, classes), order)))
         names.append("classes_" + "_".join(map(str, classes.tolist())))
     return TaskStream.from_datasets(
         pairs,
@@ -107,6 +101,12 @@ def class_incremental(
         batch_size=batch_size,
         eval_batch_size=1000,
     )
+
+
+def _of(pictures: Pictures, classes: Tensor) -> Pictures:
+    images, labels = pictures
+    own = torch.isin(labels, classes)
+    return images[own], labels[own]
 
 
 def _drawn(train_images: int, val_images: int, seed: int) -> tuple[Pictures, Pictures]:

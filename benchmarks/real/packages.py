@@ -125,7 +125,7 @@ def file_of(name: str) -> Path:
         FileNotFoundError: If its package is not installed, or holds another file there.
     """
     wanted = FILES[name]
-    for entry in (*sys.path, DEBIAN, "/"):
+    for entry in (*sys.path, str(DEBIAN), "/"):
         path = Path(entry, wanted.path)
         if not path.is_file():
             continue
