@@ -122,7 +122,7 @@ def pretrained(classes: int) -> EfficientNetLite0:
         classes: Outputs of the head, which begins from random weights.
     """
     network = EfficientNetLite0()
-    network.load_state_dict(torch.load(file_of("efficientnet"), weights_only=True))
+    network.load_state_dict(torch.load(file_of("efficientnet"), "cpu", weights_only=True))
     network._fc = nn.Linear(_FEATURES, classes)
     return network
 

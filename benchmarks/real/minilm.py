@@ -112,7 +112,7 @@ class SentenceEncoder(nn.Module):
                 r=lora_rank, lora_alpha=2 * lora_rank, target_modules="all-linear"
             )
             encoder = get_peft_model(encoder, settings)
-        self.encoder = encoder
+        self.encoder = encoder.train()  # it comes in evaluation mode, without dropout
         self.head = nn.Linear(encoder.config.hidden_size, classes)
 
     def embed(self, tokens: Tensor) -> Tensor:

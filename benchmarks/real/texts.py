@@ -46,7 +46,7 @@ def by_account(file: Path) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for row in csv.DictReader(io.StringIO(table)):
         text = _LINK.sub(" ", row["text"]).strip()
-        if text:
+        if re.search(r"\w", text):
             found.setdefault(row["source_id"].rpartition("-")[0], []).append(text)
     return dict(sorted(found.items()))
 
