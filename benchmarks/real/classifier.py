@@ -17,19 +17,26 @@ class Classifier(LightningModule):
 
     Args:
         network: Returns logits ``(B, classes)``.
-        lr: Learning rate that a task begins with.
-        tasks: In how many equal parts a fit is cut, of which each begins with ``lr`` and ends near
-            zero; None for a constant learning rate.
+        lr: Learning rate; the highest where it changes.
+        tasks: In how many equal parts a fit is cut, of which each ends near zero; None for a
+            constant learning rate.
+        warmup: The share of such a part in which the learning rate rises to ``lr``.
         weight_decay: Of AdamW.
     """
 
     def __init__(
-        self, network: nn.Module, lr: float, tasks: int | None = None, weight_decay: float = 0.01
+        self,
+        network: nn.Module,
+        lr: float,
+        tasks: int | None = None,
+        warmup: float = 0.0,
+        weight_decay: float = 0.01,
     ) -> None:
         super().__init__()
         self.network = network
         self.lr = lr
         self.tasks = tasks
+        self.warmup = warmup
         self.weight_decay = weight_decay
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -56,5 +63,11 @@ class Classifier(LightningModule):
         if self.tasks is None:
             return optimizer
         steps = math.ceil(self.trainer.estimated_stepping_batches / self.tasks)
-        cosine = torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(optimizer, T_0=steps)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": cosine, "interval": "step"}}
+
+        def factor(step: int) -> float:
+            part = (step % steps + 0.5) / steps
+            rise = part / self.warmup if part < self.warmup else 1.0
+            return rise * (1 + math.cos(math.pi * part)) / 2
+
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
