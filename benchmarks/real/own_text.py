@@ -1,6 +1,6 @@
 """Classifiers of texts from random weights, and the streams that they are trained on."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +10,7 @@ from benchmarks.real.packages import file_of
 from benchmarks.real.texts import by_account, by_category, drawn, filled, hashed_words, labelled
 from recall_lightning.data import TaskStream
 
+Texts = dict[str, list[str]]
 DOMAINS = {
     "newsgroups": ["comp.windows.x", "rec.sport.hockey", "sci.med", "talk.politics.mideast"],
     "newswire": ["acq", "crude", "earn", "trade"],
@@ -38,25 +39,16 @@ def domains(
         batch_size: Texts in a training batch.
     """
     encode = hashed_words(buckets)
-    tweeted = by_account(file_of("tweets"))
     pairs = []
     for domain, classes in DOMAINS.items():
         labels = {name: label for label, name in enumerate(classes)}
-        if domain == "tweets":
-            chosen = {n: drawn(tweeted[n], train_per_task + val_per_task, seed) for n in classes}
-            held_out = {name: texts[:val_per_task] for name, texts in chosen.items()}
-            learned = {name: texts[val_per_task:] for name, texts in chosen.items()}
-        else:
-            learned, held_out = (
-                _of(by_category(file_of(f"{domain}_{split}")), classes)
-                for split in ("train", "test")
-            )
-        pairs.append(
-            (
-                labelled(_evenly(learned, train_per_task, seed), labels, encode, length),
-                labelled(_evenly(held_out, val_per_task, seed), labels, encode, length),
+        train, val = (
+            labelled(_evenly(texts, count, seed), labels, encode, length)
+            for texts, count in zip(
+                _parted(domain, val_per_task, seed), (train_per_task, val_per_task), strict=True
             )
         )
+        pairs.append((train, val))
     return TaskStream.from_datasets(
         pairs,
         list(DOMAINS),
@@ -99,13 +91,25 @@ def groups(
     )
 
 
-def _of(texts: Mapping[str, list[str]], classes: Sequence[str]) -> dict[str, list[str]]:
-    return {name: texts[name] for name in classes}
+def _parted(domain: str, val: int, seed: int) -> tuple[Texts, Texts]:
+    """Return a domain's texts to train on, by class, and those to hold out.
+
+    Corpora have a part for tests; of the tweets, of which there are thousands by each account, as
+    many of each as are held out in all are put aside.
+    """
+    if domain != "tweets":
+        learned, held_out = (by_category(file_of(f"{domain}_{part}")) for part in ("train", "test"))
+    else:
+        shuffled = {name: drawn(t, len(t), seed) for name, t in by_account(file_of(domain)).items()}
+        learned = {name: texts[val:] for name, texts in shuffled.items()}
+        held_out = {name: texts[:val] for name, texts in shuffled.items()}
+    classes = DOMAINS[domain]
+    return {name: learned[name] for name in classes}, {name: held_out[name] for name in classes}
 
 
-def _evenly(texts: Mapping[str, list[str]], count: int, seed: int) -> dict[str, list[str]]:
+def _evenly(texts: Mapping[str, list[str]], count: int, seed: int) -> Texts:
     """Draw so many texts in all: the same number of each class, as far as each has them."""
-    kept: dict[str, list[str]] = {}
+    kept: Texts = {}
     for left, name in enumerate(sorted(texts, key=lambda name: len(texts[name]))):
         share = (count - sum(map(len, kept.values()))) // (len(texts) - left)
         kept[name] = drawn(texts[name], share, seed)
