@@ -1,7 +1,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
-.PHONY: install demo evidence evidence-quick test clean
+.PHONY: install demo evidence evidence-quick fashion-mnist test clean
 
 install: .venv/installed
 
@@ -18,6 +18,12 @@ evidence: install
 
 evidence-quick: install
 	$(BIN)/python -m benchmarks.evidence --quick --out runs/evidence-quick
+
+fashion-mnist: runs/real_data/debian/usr/share/datasets/fashion-mnist
+
+runs/real_data/debian/usr/share/datasets/fashion-mnist:
+	mkdir -p runs/real_data
+	cd runs/real_data && apt-get download dataset-fashion-mnist && dpkg -x dataset-fashion-mnist_*_all.deb debian
 
 test: install
 	$(BIN)/ruff format --check .
