@@ -1,7 +1,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
-.PHONY: install demo demo-llm evidence evidence-quick evidence-real test clean
+.PHONY: install demo demo-llm evidence evidence-quick evidence-real fashion-mnist test clean
 
 install: .venv/installed
 
@@ -23,9 +23,15 @@ evidence: install
 evidence-quick: install
 	$(BIN)/python -m benchmarks.evidence --quick --out runs/evidence-quick
 
-evidence-real: install
+evidence-real: install fashion-mnist
 	$(BIN)/pip install --quiet --no-deps --require-hashes --requirement benchmarks/real/requirements-real.txt
 	$(BIN)/python -m benchmarks.real --jobs 2
+
+fashion-mnist: runs/real_data/debian/usr/share/datasets/fashion-mnist
+
+runs/real_data/debian/usr/share/datasets/fashion-mnist:
+	mkdir -p runs/real_data
+	cd runs/real_data && apt-get download dataset-fashion-mnist && dpkg -x dataset-fashion-mnist_*_all.deb debian
 
 test: install
 	$(BIN)/ruff format --check .

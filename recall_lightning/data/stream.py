@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from bisect import bisect_right
-from collections.abc import Callable, Sequence, Sized
+from collections.abc import Callable, Mapping, Sequence, Sized
 from itertools import accumulate, pairwise
 from typing import Any
 
@@ -446,6 +446,7 @@ class TaskStream(LightningDataModule, ABC):
         datasets: Sequence[Dataset[Any] | tuple[Dataset[Any], Dataset[Any]]],
         names: Sequence[str] | None = None,
         val_fraction: float = 0.1,
+        probes: Mapping[str, Dataset[Any]] | None = None,
         **kwargs: Any,
     ) -> TaskStream:
         """A stream of datasets that are already there.
@@ -456,6 +457,8 @@ class TaskStream(LightningDataModule, ABC):
             names: Names of the tasks. Defaults to ``"task 0"``, ``"task 1"``, ...
             val_fraction: The part that is held out of a single dataset, between 0 and 1. Which
                 samples are held out depends on ``seed`` alone.
+            probes: Held-out data by name that belongs to no task, of what a model could do before
+                any: validated behind the tasks' and never trained.
             **kwargs: Arguments of :class:`TaskStream`.
 
         Raises:
@@ -468,20 +471,24 @@ class TaskStream(LightningDataModule, ABC):
                 f"{len(names)} names were given for {len(datasets)} datasets: {names}."
             )
         seed = kwargs.get("seed", 0)
-        return _DatasetStream(
-            names, [with_validation(entry, val_fraction, seed) for entry in datasets], **kwargs
-        )
+        pairs = [with_validation(entry, val_fraction, seed) for entry in datasets]
+        return _DatasetStream(names, pairs, dict(probes or {}), **kwargs)
 
 
 class _DatasetStream(TaskStream):
     """A stream of given datasets."""
 
     def __init__(
-        self, names: list[str], pairs: list[tuple[Dataset[Any], Dataset[Any]]], **kwargs: Any
+        self,
+        names: list[str],
+        pairs: list[tuple[Dataset[Any], Dataset[Any]]],
+        probes: dict[str, Dataset[Any]],
+        **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self._names = names
         self._pairs = pairs
+        self._probes = probes
         _ = self.total_epochs  # checks names and epochs now rather than in setup
         for name, (train, _) in zip(names, pairs, strict=True):
             least = self.batch_size if self.drop_last else 1
@@ -500,6 +507,13 @@ class _DatasetStream(TaskStream):
 
     def val_dataset(self, task: int) -> Dataset[Any]:
         return self._pairs[task][1]
+
+    @property
+    def probe_names(self) -> list[str]:
+        return list(self._probes)
+
+    def probe_dataset(self, probe: int) -> Dataset[Any]:
+        return self._probes[self.probe_names[probe]]
 
 
 def _is_positive_int(value: object) -> bool:

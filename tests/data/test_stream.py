@@ -185,6 +185,15 @@ def test_part_of_a_single_dataset_is_held_out() -> None:
     assert values(again.val_dataloader()[0]) == val
 
 
+def test_probes_are_validated_behind_the_tasks_and_never_trained() -> None:
+    stream = two_tasks(probes={"before": numbers(500, 3)})
+    assert (stream.task_names, stream.probe_names) == (["task 0", "task 1"], ["before"])
+    assert values(stream.val_dataloader()[2]) == [500, 501, 502]
+    assert not set(values(stream.train_dataloader())) & {500, 501, 502}
+    with pytest.raises(MisconfigurationException, match="unique"):
+        two_tasks(probes={"task 1": numbers(500, 3)})
+
+
 def test_names() -> None:
     assert two_tasks().task_names == ["task 0", "task 1"]
     assert two_tasks(names=["a", "b"]).task_names == ["a", "b"]
