@@ -2,17 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
-
-
-def given_to(child: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Return what a module that is a linear map is given: its first input, or bags."""
-    if isinstance(child, nn.EmbeddingBag):
-        return bags(child, *args, **kwargs)
-    return args[0] if args else next(iter(kwargs.values()), None)
 
 
 @torch.no_grad()

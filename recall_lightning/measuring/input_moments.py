@@ -9,13 +9,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.utils.hooks import RemovableHandle
 
-from recall_lightning.measuring.bags import given_to
 from recall_lightning.measuring.forward import ProbeForward
 from recall_lightning.measuring.isolation import undisturbed
 from recall_lightning.measuring.linear_maps import LinearMap
+from recall_lightning.measuring.map_inputs import given_to, rows_of
 from recall_lightning.measuring.moments import (
     FullMoments,
     LowRankMoments,
@@ -171,44 +170,3 @@ def empty_moments(
     if linear_map.inputs > full_width:
         return LowRankMoments.empty(linear_map.width, min(rank, linear_map.width), device)
     return FullMoments.empty(linear_map.width, device)
-
-
-def rows_of(
-    linear_map: LinearMap, child: nn.Module, given: Tensor, mask: Tensor | None = None
-) -> Tensor:
-    """Return the inputs one by one, (inputs, width), without those on padding.
-
-    An embedding's are row numbers, or bags as a sparse tensor.
-    """
-    if given.is_sparse:
-        return given
-    if linear_map.kind == "convolution":
-        assert isinstance(child, (nn.Conv1d, nn.Conv2d))
-        rows = _unfolded(child, given)
-    else:
-        tokens = given.shape if linear_map.kind == "embedding" else given.shape[:-1]
-        chosen = mask is not None and tokens == mask.shape
-        rows = given[mask] if chosen else given
-        one = linear_map.kind == "embedding"
-        rows = rows.flatten() if one else rows.reshape(-1, given.shape[-1])
-    if linear_map.bias is not None:
-        rows = torch.cat([rows, rows.new_ones(len(rows), 1)], dim=1)
-    return rows
-
-
-def _unfolded(child: nn.Conv1d | nn.Conv2d, images: Tensor) -> Tensor:
-    """Return the patches that a convolution multiplies, (patches, in · kernel)."""
-    spatial = len(child.kernel_size)
-    images = images if images.dim() == spatial + 2 else images[None]
-    if child.padding_mode != "zeros" or isinstance(child.padding, str):
-        mode = "constant" if child.padding_mode == "zeros" else child.padding_mode
-        images = functional.pad(images, child._reversed_padding_repeated_twice, mode=mode)
-        padding: tuple[int, ...] = (0,) * spatial
-    else:
-        padding = child.padding
-    sizes = (child.kernel_size, child.dilation, padding, child.stride)
-    if spatial == 1:  # unfold knows images only
-        images = images[:, :, None]
-        first = ((1,), (1,), (0,), (1,))
-        sizes = tuple((*one, *size) for one, size in zip(first, sizes, strict=True))  # type: ignore[assignment]
-    return functional.unfold(images, *sizes).transpose(1, 2).flatten(0, 1)

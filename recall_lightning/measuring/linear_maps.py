@@ -14,7 +14,9 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from recall_lightning.weights.naming import canonical_name, memory_of, named_weights
 
-Kind = Literal["linear", "transposed", "convolution", "embedding", "projection"]
+Kind = Literal[
+    "linear", "transposed", "convolution", "transposed convolution", "embedding", "projection"
+]
 
 
 @dataclass(frozen=True)
@@ -25,8 +27,9 @@ class LinearMap:
         weight: Name of W among :func:`~recall_lightning.weights.naming.named_weights`.
         bias: Name of b there; None where there is none, or it is not trained.
         kind: How W is stored: ``"linear"`` (out, in), ``"transposed"`` (in, out),
-            ``"convolution"`` (out, in, kernel …), ``"embedding"`` (rows, dimension), and
-            ``"projection"`` (out, in), which is multiplied inside the module that owns it.
+            ``"convolution"`` (out, in, kernel …), ``"transposed convolution"`` (in, out,
+            kernel …), ``"embedding"`` (rows, dimension), and ``"projection"`` (out, in), which is
+            multiplied inside the module that owns it.
         modules: The modules whose inputs x are; several where one weight is used by several.
         width: Entries of x, with a 1 at the end where there is a bias; an embedding's rows.
         second_factor: Where the map is a LoRA update scale · BA and ``weight`` is A: the name of B.
@@ -65,7 +68,10 @@ class LinearMap:
         if self.rows is not None:
             return self.rows[1] - self.rows[0]
         weight = weights[self.weight]
-        return int(weight.shape[1 if self.kind in ("transposed", "embedding") else 0])
+        return int(weight.shape[0 if self.kind in _OUTPUTS_FIRST else 1])
+
+
+_OUTPUTS_FIRST = ("linear", "convolution", "projection")
 
 
 def find_linear_maps(
@@ -74,8 +80,8 @@ def find_linear_maps(
     """Find the linear maps among a model's trainable weights.
 
     These are ``nn.Linear`` (several projections fused in one are one map: they have one input),
-    Hugging Face's ``Conv1D``, convolutions of one group over unfolded inputs, embeddings and bags
-    of them, and the projections of ``nn.MultiheadAttention``, three of which may be packed in one
+    Hugging Face's ``Conv1D``, convolutions over unfolded inputs, embeddings and bags of
+    them, and the projections of ``nn.MultiheadAttention``, three of which may be packed in one
     weight. A weight that several modules of one kind share is one map of all their inputs.
 
     Args:
@@ -143,8 +149,8 @@ def as_matrix(linear_map: LinearMap, tensors: Mapping[str, Tensor]) -> Tensor:
                 [0., 1., 6.]])
     """
     weight = linear_map.part_of(tensors[linear_map.weight].detach())
-    if linear_map.kind == "transposed":
-        weight = weight.T
+    if linear_map.kind in ("transposed", "transposed convolution"):
+        weight = weight.transpose(0, 1)
     matrix = weight.flatten(1)
     if linear_map.bias is None:
         return matrix
@@ -165,6 +171,9 @@ def from_matrix(
         matrix = matrix[:, :-1]
     if linear_map.kind == "transposed":
         matrix = matrix.T
+    elif linear_map.kind == "transposed convolution":
+        inputs, _, *kernel = like[linear_map.weight].shape
+        matrix = matrix.unflatten(1, (inputs, *kernel)).transpose(0, 1)
     parts[linear_map.weight] = matrix
     for name, part in parts.items():
         parts[name] = part.reshape(linear_map.part_of(like[name]).shape)
@@ -198,7 +207,14 @@ def _own_map(
         return [(own, kind)]
     bias = _bias(getattr(child, "bias", None) if kind != "embedding" else None, names)
     width = len(weight) if kind in ("embedding", "transposed") else weight[0].numel()
-    return [(own, LinearMap(own, bias, kind, (module_name,), width + (bias is not None)))]
+    if kind == "transposed convolution":
+        width = weight[:, 0].numel()
+    one = LinearMap(own, bias, kind, (module_name,), width + (bias is not None))
+    groups = child.groups if isinstance(child, nn.Conv1d | nn.Conv2d) else 1
+    if groups == 1:
+        return [(own, one)]
+    each = len(weight) // groups
+    return [(own, replace(one, rows=(i * each, (i + 1) * each))) for i in range(groups)]
 
 
 def _projections(
@@ -244,10 +260,12 @@ def _kind(child: nn.Module) -> Kind | _NoMap:
             return _NoMap(f"{type(child).__name__} looks up its own way")
         largest = _NoMap("it takes the largest of a bag")
         return "embedding" if child.mode in ("sum", "mean") else largest
-    if isinstance(child, nn.modules.conv._ConvTransposeNd):
-        return _NoMap("it is a transposed convolution")
-    if isinstance(child, (nn.Conv1d, nn.Conv2d)):
-        return "convolution" if child.groups == 1 else _NoMap("it is a convolution of groups")
+    if isinstance(child, nn.ConvTranspose1d | nn.ConvTranspose2d):
+        several = _NoMap("it is a transposed convolution of groups")
+        return "transposed convolution" if child.groups == 1 else several
+    if isinstance(child, nn.Conv1d | nn.Conv2d):
+        tiny = child.groups > 1 and child.groups == child.in_channels
+        return _NoMap("it is a convolution of each channel by itself") if tiny else "convolution"
     if isinstance(child, nn.Linear):
         return "linear"
     if type(child).__name__ == "Conv1D" and type(child).__module__ == "transformers.pytorch_utils":

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from recall_lightning.measuring.bags import given_to
 from recall_lightning.measuring.batches import entries_of
 from recall_lightning.measuring.curvature import feature_axis
 from recall_lightning.measuring.forward import ProbeForward
-from recall_lightning.measuring.input_moments import hooked, rows_of
+from recall_lightning.measuring.input_moments import hooked
 from recall_lightning.measuring.isolation import undisturbed
 from recall_lightning.measuring.linear_maps import LinearMap, as_matrix
+from recall_lightning.measuring.map_inputs import given_to, rows_of
 from recall_lightning.measuring.multiplications import attention_apart, multiplications
 from recall_lightning.measuring.view import ModelView, view_of
 from recall_lightning.weights.naming import canonical_name, named_weights
@@ -160,6 +160,8 @@ def _differs(
     for child, x, y, g in calls:
         precision = max(precision, torch.finfo(y.dtype).eps)
         outputs = g.movedim(feature_axis(child), -1).flatten(0, -2).float()
+        if one.kind == "convolution":  # whose groups put out one tensor
+            outputs = one.part_of(outputs.T).T
         rows = rows_of(one, child, x)
         if len(rows) != len(outputs):
             return True

@@ -42,8 +42,8 @@ def test_fused_projections_stored_input_first_are_one_map():
 @pytest.mark.parametrize(
     ("layer", "reason"),
     [
-        (nn.Conv2d(4, 4, 3, groups=2), "a convolution of groups"),
-        (nn.ConvTranspose2d(4, 4, 3), "a transposed convolution"),
+        (nn.Conv2d(4, 4, 3, groups=4), "a convolution of each channel"),
+        (nn.ConvTranspose2d(4, 4, 3, groups=2), "a transposed convolution of groups"),
         (nn.Conv3d(2, 2, 3), "Conv3d is no linear map"),
         (nn.Bilinear(2, 2, 2), "Bilinear is no linear map"),
         (nn.EmbeddingBag(4, 2, mode="max"), "takes the largest of a bag"),
@@ -131,7 +131,14 @@ def test_lora_updates_of_other_layers_are_reported():
 
 
 @pytest.mark.parametrize(
-    "layer", [nn.Linear(3, 4), nn.Conv2d(3, 4, 2), nn.Embedding(3, 4), nn.EmbeddingBag(3, 4)]
+    "layer",
+    [
+        nn.Linear(3, 4),
+        nn.Conv2d(3, 4, 2),
+        nn.ConvTranspose2d(3, 4, (2, 3)),
+        nn.Embedding(3, 4),
+        nn.EmbeddingBag(3, 4),
+    ],
 )
 def test_the_matrix_goes_back_to_the_tensors_it_came_from(layer):
     (linear_map,), _ = find_linear_maps(nn.Sequential(layer))

@@ -145,6 +145,16 @@ def conv(**kwargs):
     return nn.Sequential(nn.Conv2d(2, 4, 3, **kwargs), nn.Tanh(), nn.Conv2d(4, 2, 1, bias=False))
 
 
+class Enlarges(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.ConvTranspose2d(2, 4, 3), nn.ConvTranspose2d(4, 1, 3, 2, 1)
+
+    def forward(self, x):
+        return self.second(self.first(x).relu(), output_size=(22, 22))
+
+
+SIX = torch.randn(2, 6, 9)
 IMAGES, TOKENS = torch.randn(2, 2, 9, 9), {"input_ids": torch.randint(3, 20, (2, 6))}
 SMALL = {"vocab_size": 20, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
 RIGHT = {
@@ -156,6 +166,9 @@ RIGHT = {
         X,
     ),
     "convolution": (conv(stride=2, dilation=2), IMAGES),
+    "groups": (nn.Sequential(nn.Conv2d(4, 6, 3, groups=2), nn.Tanh()), IMAGES.repeat(1, 2, 1, 1)),
+    "many groups": (nn.Sequential(nn.Conv1d(6, 9, 3, groups=3, stride=2), nn.Tanh()), SIX),
+    "transposed convolution": (Enlarges(), IMAGES),
     "circular convolution": (conv(padding=1, padding_mode="circular"), IMAGES),
     "padded convolution": (conv(padding="same"), IMAGES),
     "sequences": (nn.Sequential(nn.Conv1d(2, 4, 3, padding=1)), IMAGES[:, :, 0]),
