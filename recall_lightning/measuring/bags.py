@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 
@@ -48,3 +50,14 @@ def bags(
         shares = shares / torch.bincount(owner, minlength=count)[owner]
     indices = torch.stack([owner, rows]).long()
     return torch.sparse_coo_tensor(indices, shares, (count, child.num_embeddings)).coalesce()
+
+
+def dense_parts(sparse: Tensor, size: int = 256) -> Iterator[Tensor]:
+    """Return the rows of a sparse matrix as dense ones, a few at a time.
+
+    Example:
+        >>> [part.tolist() for part in dense_parts(torch.eye(3).to_sparse(), 2)]
+        [[[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]], [[0.0, 0.0, 1.0]]]
+    """
+    for rows in torch.arange(len(sparse), device=sparse.device).split(size):
+        yield sparse.index_select(0, rows).to_dense()

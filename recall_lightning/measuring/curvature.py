@@ -262,7 +262,7 @@ def is_factored(
     """Tell whether a map's curvature is kept: neither side is too wide, and it is no LoRA update.
 
     Args:
-        linear_map: The map; an embedding's rows may be any number.
+        linear_map: The map; the rows of an embedding, or of bags, may be any number.
         weights: The model's, by name.
         full_width: What inputs (without the 1 of a bias) and outputs may have.
 
@@ -273,7 +273,7 @@ def is_factored(
     """
     if linear_map.second_factor is not None or linear_map.outputs(weights) > full_width:
         return False
-    return linear_map.kind == "embedding" or linear_map.inputs <= full_width
+    return linear_map.kind in ("embedding", "bag") or linear_map.inputs <= full_width
 
 
 def feature_axis(child: nn.Module) -> int:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from recall_lightning.measuring.bags import dense_parts
 from recall_lightning.measuring.forward import ProbeForward
 from recall_lightning.measuring.isolation import undisturbed
 from recall_lightning.measuring.linear_maps import LinearMap
@@ -131,7 +132,9 @@ class InputSums:
             self._sums[linear_map.name] = empty
         mask = self.view.mask(self.batch, linear_map.modules[0])
         with torch.autocast(given.device.type, enabled=False):  # sums want float32
-            self._sums[linear_map.name].update(rows_of(linear_map, child, given, mask))
+            rows = rows_of(linear_map, child, given, mask)
+            for part in dense_parts(rows) if rows.is_sparse else (rows,):
+                self._sums[linear_map.name].update(part)
 
 
 @contextmanager

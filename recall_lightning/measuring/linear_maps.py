@@ -15,7 +15,13 @@ from torch.nn.utils.parametrize import is_parametrized
 from recall_lightning.weights.naming import canonical_name, memory_of, named_weights
 
 Kind = Literal[
-    "linear", "transposed", "convolution", "transposed convolution", "embedding", "projection"
+    "linear",
+    "transposed",
+    "convolution",
+    "transposed convolution",
+    "embedding",
+    "bag",
+    "projection",
 ]
 
 
@@ -28,10 +34,11 @@ class LinearMap:
         bias: Name of b there; None where there is none, or it is not trained.
         kind: How W is stored: ``"linear"`` (out, in), ``"transposed"`` (in, out),
             ``"convolution"`` (out, in, kernel …), ``"transposed convolution"`` (in, out,
-            kernel …), ``"embedding"`` (rows, dimension), and ``"projection"`` (out, in), which is
-            multiplied inside the module that owns it.
+            kernel …), ``"embedding"`` and ``"bag"`` (rows, dimension), and ``"projection"`` (out,
+            in), which is multiplied inside the module that owns it.
         modules: The modules whose inputs x are; several where one weight is used by several.
-        width: Entries of x, with a 1 at the end where there is a bias; an embedding's rows.
+        width: Entries of x, with a 1 at the end where there is a bias; the rows of an embedding, or
+            of one that is summed in bags.
         second_factor: Where the map is a LoRA update scale · BA and ``weight`` is A: the name of B.
         rows: Where several maps are packed in one weight, and their biases alike: which rows are
             this one's, from the first to before the last.
@@ -71,6 +78,7 @@ class LinearMap:
         return int(weight.shape[0 if self.kind in _OUTPUTS_FIRST else 1])
 
 
+_TABLES = ("embedding", "bag")
 _OUTPUTS_FIRST = ("linear", "convolution", "projection")
 
 
@@ -149,7 +157,7 @@ def as_matrix(linear_map: LinearMap, tensors: Mapping[str, Tensor]) -> Tensor:
                 [0., 1., 6.]])
     """
     weight = linear_map.part_of(tensors[linear_map.weight].detach())
-    if linear_map.kind in ("transposed", "transposed convolution"):
+    if linear_map.kind in ("transposed", "transposed convolution", "bag"):
         weight = weight.transpose(0, 1)
     matrix = weight.flatten(1)
     if linear_map.bias is None:
@@ -169,7 +177,7 @@ def from_matrix(
     if linear_map.bias is not None:
         parts[linear_map.bias] = matrix[:, -1]
         matrix = matrix[:, :-1]
-    if linear_map.kind == "transposed":
+    if linear_map.kind in ("transposed", "bag"):
         matrix = matrix.T
     elif linear_map.kind == "transposed convolution":
         inputs, _, *kernel = like[linear_map.weight].shape
@@ -205,8 +213,8 @@ def _own_map(
     kind = _kind(child)
     if isinstance(kind, _NoMap):
         return [(own, kind)]
-    bias = _bias(getattr(child, "bias", None) if kind != "embedding" else None, names)
-    width = len(weight) if kind in ("embedding", "transposed") else weight[0].numel()
+    bias = _bias(getattr(child, "bias", None) if kind not in _TABLES else None, names)
+    width = len(weight) if kind in ("transposed", *_TABLES) else weight[0].numel()
     if kind == "transposed convolution":
         width = weight[:, 0].numel()
     one = LinearMap(own, bias, kind, (module_name,), width + (bias is not None))
@@ -259,7 +267,7 @@ def _kind(child: nn.Module) -> Kind | _NoMap:
         if type(child).forward is not nn.EmbeddingBag.forward:
             return _NoMap(f"{type(child).__name__} looks up its own way")
         largest = _NoMap("it takes the largest of a bag")
-        return "embedding" if child.mode in ("sum", "mean") else largest
+        return "bag" if child.mode in ("sum", "mean") else largest
     if isinstance(child, nn.ConvTranspose1d | nn.ConvTranspose2d):
         several = _NoMap("it is a transposed convolution of groups")
         return "transposed convolution" if child.groups == 1 else several

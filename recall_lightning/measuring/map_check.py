@@ -166,7 +166,7 @@ def _differs(
         if len(rows) != len(outputs):
             return True
         if rows.is_sparse:
-            expected += rows.T @ outputs
+            expected += outputs.T @ rows
             slack += float(outputs.norm())
         elif one.kind == "embedding":
             padding = getattr(child, "padding_idx", None)

@@ -105,6 +105,15 @@ class FullMoments(Moments):
         values, vectors = torch.linalg.eigh(self.matrix.double())
         return values.clamp(min=0).float(), vectors.float()
 
+    @property
+    def diagonal(self) -> Tensor:
+        """The diagonal, (width)."""
+        return self.matrix.diagonal()
+
+    def of_inputs(self, chosen: Tensor) -> FullMoments:
+        """Return the moments of some entries of the inputs, bool (width)."""
+        return FullMoments(self.matrix[chosen][:, chosen], self.count)
+
     def scaled(self, factor: float) -> FullMoments:
         """Return these moments times ``factor``."""
         return FullMoments(self.matrix * factor, self.count * factor)
@@ -174,6 +183,10 @@ class LowRankMoments(Moments):
         for part in inputs.split(max(self.rank, 256)):
             self.factor = _leading(torch.cat([self.factor, part]), self.rank)
 
+    def of_inputs(self, chosen: Tensor) -> LowRankMoments:
+        """Return the moments of some entries of the inputs, bool (width)."""
+        return LowRankMoments(self.factor[:, chosen], self.diagonal[chosen], self.count, self.rank)
+
     def scaled(self, factor: float) -> LowRankMoments:
         """Return these moments times ``factor``."""
         return LowRankMoments(
@@ -201,8 +214,6 @@ class LowRankMoments(Moments):
 
 class RowCounts(Moments):
     """How often each row of an embedding was looked up: the diagonal moments of one-hot inputs.
-
-    Of bags of rows, the diagonal of the moments of what a bag has of each.
 
     Args:
         counts: (rows,).
@@ -236,13 +247,7 @@ class RowCounts(Moments):
         return self.counts.sum()
 
     def update(self, inputs: Tensor) -> None:
-        """Add lookups, integers (lookups,); or bags, sparse (bags, rows)."""
-        if inputs.is_sparse:
-            shares = inputs.coalesce()
-            squares = shares.values().to(self.counts.dtype).square()
-            self.counts.index_add_(0, shares.indices()[1], squares)
-            self.count += len(inputs)
-            return
+        """Add lookups, integers (lookups,)."""
         self.counts += torch.bincount(inputs, minlength=len(self.counts)).to(self.counts.dtype)
         self.count += len(inputs)
 
