@@ -21,7 +21,7 @@ from recall_lightning.measuring.input_moments import InputSums, hooked, input_mo
 from recall_lightning.measuring.isolation import undisturbed
 from recall_lightning.measuring.linear_maps import LinearMap
 from recall_lightning.measuring.moments import FullMoments, Moments
-from recall_lightning.measuring.multiplications import attention_apart, multiplications
+from recall_lightning.measuring.multiplications import multiplications, products_apart
 from recall_lightning.measuring.predictions import FoundPredictions, Predictions
 from recall_lightning.measuring.view import ModelView, view_of
 from recall_lightning.weights.naming import find_weights
@@ -119,7 +119,7 @@ def kronecker_factors(
         ),  # of a backward inside the backward, as reversible layers have it
         inputs.gathered_from(module),
         outputs.gathered_from(module),
-        attention_apart(),
+        products_apart(),
         torch.enable_grad(),
     ):
         torch.manual_seed(seed)

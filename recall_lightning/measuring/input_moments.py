@@ -22,7 +22,7 @@ from recall_lightning.measuring.moments import (
     Moments,
     RowCounts,
 )
-from recall_lightning.measuring.multiplications import attention_apart, multiplications
+from recall_lightning.measuring.multiplications import multiplications, products_apart
 from recall_lightning.measuring.view import ModelView, view_of
 from recall_lightning.weights.naming import canonical_name
 
@@ -65,7 +65,7 @@ def input_moments(
     """
     view = view_of(module, view)
     sums = InputSums(maps, view, full_width, rank)
-    with undisturbed(module), sums.gathered_from(module), attention_apart():
+    with undisturbed(module), sums.gathered_from(module), products_apart():
         for batch in batches:
             sums.batch = batch
             view.forward(module, copy.copy(batch))  # a forward may pop what it takes

@@ -88,9 +88,10 @@ def find_linear_maps(
     """Find the linear maps among a model's trainable weights.
 
     These are ``nn.Linear`` (several projections fused in one are one map: they have one input),
-    Hugging Face's ``Conv1D``, convolutions over unfolded inputs, embeddings and bags of
-    them, and the projections of ``nn.MultiheadAttention``, three of which may be packed in one
-    weight. A weight that several modules of one kind share is one map of all their inputs.
+    Hugging Face's ``Conv1D``, convolutions over unfolded inputs, embeddings and bags of them, the
+    projections of ``nn.MultiheadAttention``, three of which may be packed in one weight, and those
+    of recurrent layers, of inputs and of hidden states. A weight that several modules of one kind
+    share is one map of all their inputs.
 
     Args:
         module: The model.
@@ -115,6 +116,8 @@ def find_linear_maps(
         if isinstance(child, nn.MultiheadAttention):
             candidates = _projections(child, names, canonical_name(module_name))
             inside.add(memory_of(child.out_proj.weight))
+        elif isinstance(child, nn.RNNBase | nn.RNNCellBase):
+            candidates = _recurrent(child, names, canonical_name(module_name))
         else:
             candidates = _own_map(child, names, canonical_name(module_name), inside)
         for own, one in candidates:
@@ -250,6 +253,24 @@ def _projections(
         name, width = _bias(bias, names), weight.shape[1]
         width += name is not None
         found.append((own, LinearMap(own, name, "projection", (module_name,), width, rows=rows)))
+    return found
+
+
+def _recurrent(
+    child: nn.RNNBase | nn.RNNCellBase, names: Mapping[object, str], module_name: str
+) -> _Candidates:
+    """Return the maps of inputs and of hidden states, of all gates at once."""
+    found: _Candidates = []
+    for name, weight in child.named_parameters(recurse=False):
+        own = names.get(memory_of(weight))
+        if not name.startswith("weight") or own is None:
+            continue
+        if is_parametrized(child):
+            found.append((own, _NoMap("it is parametrized")))
+            continue
+        bias = _bias(getattr(child, name.replace("weight", "bias", 1), None), names)
+        width = weight.shape[1] + (bias is not None)
+        found.append((own, LinearMap(own, bias, "projection", (module_name,), width)))
     return found
 
 

@@ -17,7 +17,7 @@ from recall_lightning.measuring.input_moments import hooked
 from recall_lightning.measuring.isolation import undisturbed
 from recall_lightning.measuring.linear_maps import LinearMap, as_matrix
 from recall_lightning.measuring.map_inputs import given_to, rows_of
-from recall_lightning.measuring.multiplications import attention_apart, multiplications
+from recall_lightning.measuring.multiplications import multiplications, products_apart
 from recall_lightning.measuring.view import ModelView, view_of
 from recall_lightning.weights.naming import canonical_name, named_weights
 from recall_lightning.weights.sharding import is_sharded
@@ -63,7 +63,7 @@ def unlike_linear_maps(
     maps = [m for m in maps if m.weight in weights and scaled.isdisjoint(m.modules)]
     maps = [m for m in maps if not is_sharded(weights[m.weight])]
     calls = _Calls()
-    with undisturbed(module), calls.of(module, maps), attention_apart(), torch.enable_grad():
+    with undisturbed(module), calls.of(module, maps), products_apart(), torch.enable_grad():
         torch.manual_seed(0)
         outputs = _differentiable(view_of(module, view).forward(module, copy.copy(batch)))
         calls.is_over = True  # checkpointed layers compute once more in backward

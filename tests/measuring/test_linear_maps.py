@@ -88,9 +88,19 @@ def test_parametrized_attention_is_reported():
     assert "parametrizations.in_proj_weight.original1" in others
 
 
-def test_recurrent_weights_are_reported():
-    _, others = find_linear_maps(nn.LSTM(4, 4))
-    assert others["weight_hh_l0"] == "no module that is a linear map owns it"
+def test_recurrent_layers_are_a_map_of_inputs_and_one_of_hidden_states():
+    maps, others = find_linear_maps(nn.LSTM(3, 4, bidirectional=True, proj_size=2))
+    found = {one.name: (one.bias, one.width) for one in maps}
+    assert found["weight_ih_l0"] == ("bias_ih_l0", 4)
+    assert found["weight_hh_l0_reverse"] == ("bias_hh_l0_reverse", 3)
+    assert found["weight_hr_l0"] == (None, 4)
+    assert others == {}
+
+
+def test_a_weight_that_no_layer_owns_is_reported():
+    model = nn.Sequential(nn.Linear(3, 3))
+    model.own = nn.Parameter(torch.ones(3, 3))
+    assert find_linear_maps(model)[1] == {"own": "no module that is a linear map owns it"}
 
 
 def test_a_weight_tied_to_an_embedding_is_reported_and_measured_by_neither():

@@ -114,6 +114,16 @@ class Attends(nn.MultiheadAttention):
         return super().forward(x, *(key[..., :width] for width in (self.kdim, self.vdim)))
 
 
+class Reads(nn.Module):
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x):
+        found = self.layer(x)
+        return found[0] if isinstance(found, tuple) else found
+
+
 class Weighs(nn.Module):
     def __init__(self):
         super().__init__()
@@ -178,6 +188,10 @@ RIGHT = {
         nn.Sequential(nn.Embedding(10, 4, scale_grad_by_freq=True), nn.Linear(4, 3)),
         IDS,
     ),
+    "LSTM": (Reads(nn.LSTM(4, 3, 2, bidirectional=True, proj_size=2)), X[:, None]),
+    "GRU": (Reads(nn.GRU(4, 3, batch_first=True)), X[None]),
+    "RNN without biases": (Reads(nn.RNN(4, 3, bias=False)), X),
+    "a cell": (Reads(nn.GRUCell(4, 3)), X),
     "bags": (nn.Sequential(nn.EmbeddingBag(10, 4, padding_idx=0), nn.Linear(4, 3)), IDS[None]),
     "weighted bags": (Weighs(), (IDS, torch.tensor([0, 2, 2]))),
     "bfloat16": (around(nn.Linear(4, 4)).bfloat16(), torch.randn(500, 4).bfloat16()),
