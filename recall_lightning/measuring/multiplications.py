@@ -76,11 +76,12 @@ class _Watch(TorchFunctionMode):
         self.module, self.maps, self.seen = module, maps, seen
         modules = {canonical_name(name): child for name, child in module.named_modules()}
         self.owners = {one: modules.get(one.modules[0], module) for one in maps}
+        weights = find_weights(module, [one.weight for one in maps])
+        self.sharded = any(is_sharded(weight) for weight in weights.values())
         self.by_memory = self._found()
 
     def _found(self) -> dict[object, LinearMap]:
         weights = find_weights(self.module, [one.weight for one in self.maps])
-        self.sharded = any(is_sharded(weight) for weight in weights.values())
         return {
             memory_of(one.part_of(weights[one.weight])): one
             for one in self.maps

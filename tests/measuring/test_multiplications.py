@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import nn
 
+from recall_lightning.measuring import multiplications as multiplications_module
 from recall_lightning.measuring.linear_maps import as_matrix, find_linear_maps
 from recall_lightning.measuring.multiplications import multiplications, products_apart
 from recall_lightning.weights.naming import named_weights
@@ -100,3 +101,25 @@ def test_two_who_watch_are_both_told():
     with watched[0], watched[1], products_apart():
         module(*inputs)
     assert len(told) == 8
+
+
+def test_weights_that_are_whole_only_while_their_module_computes_are_known(monkeypatch):
+    module = attention()
+    shards = {id(parameter) for parameter in module.parameters()}
+    monkeypatch.setattr(multiplications_module, "is_sharded", lambda t: id(t) in shards)
+    maps, told = find_linear_maps(module)[0], []
+
+    def gather(owner, *_):
+        owner.in_proj_weight = nn.Parameter(owner.in_proj_weight.detach().clone())
+        owner.out_proj.weight = nn.Parameter(owner.out_proj.weight.detach().clone())
+
+    module.register_forward_pre_hook(gather)
+
+    def seen(one, owner, x, y):
+        told.append(one.name)
+        return y
+
+    with multiplications(module, maps, seen), products_apart():
+        module(X, X, X)
+        module(X, X, X)
+    assert told == 2 * [one.name for one in maps]
