@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 
 class Moments(ABC):
@@ -41,6 +42,10 @@ class Moments(ABC):
     @abstractmethod
     def plus(self, other: Moments) -> Moments:
         """Return the sum with moments of the same kind and width."""
+
+    @abstractmethod
+    def padded(self, more: int) -> Moments:
+        """Return the moments of inputs with ``more`` entries at their end that were always 0."""
 
     @abstractmethod
     def state_dict(self) -> dict[str, Tensor]:
@@ -123,6 +128,10 @@ class FullMoments(Moments):
         assert isinstance(other, FullMoments)
         return FullMoments(self.matrix + other.matrix, self.count + other.count)
 
+    def padded(self, more: int) -> FullMoments:
+        """Return the moments of inputs with more entries, which were always 0."""
+        return FullMoments(functional.pad(self.matrix, (0, more, 0, more)), self.count)
+
     def state_dict(self) -> dict[str, Tensor]:
         """Return the matrix and the count."""
         return {"matrix": self.matrix, "count": self.count}
@@ -201,6 +210,11 @@ class LowRankMoments(Moments):
             factor, self.diagonal + other.diagonal, self.count + other.count, self.rank
         )
 
+    def padded(self, more: int) -> LowRankMoments:
+        """Return the moments of inputs with more entries, which were always 0."""
+        factor, diagonal = (functional.pad(t, (0, more)) for t in (self.factor, self.diagonal))
+        return LowRankMoments(factor, diagonal, self.count, self.rank)
+
     def state_dict(self) -> dict[str, Tensor]:
         """Return the factor, the diagonal and the count."""
         rank = torch.tensor(self.rank)
@@ -259,6 +273,10 @@ class RowCounts(Moments):
         """Return the sum."""
         assert isinstance(other, RowCounts)
         return RowCounts(self.counts + other.counts, self.count + other.count)
+
+    def padded(self, more: int) -> RowCounts:
+        """Return the counts with more rows, which nothing looked up."""
+        return RowCounts(functional.pad(self.counts, (0, more)), self.count)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the counts, by row and in all."""

@@ -23,7 +23,7 @@ from recall_lightning.measuring.generation import generated_batches
 from recall_lightning.measuring.input_moments import empty_moments, input_moments
 from recall_lightning.measuring.linear_maps import LinearMap
 from recall_lightning.measuring.map_check import unlike_linear_maps
-from recall_lightning.measuring.moments import FullMoments, Moments, RowCounts, moments_from
+from recall_lightning.measuring.moments import FullMoments, Moments, moments_from
 from recall_lightning.measuring.predictions import FoundPredictions, Predictions
 from recall_lightning.measuring.view import ModelView, view_of
 from recall_lightning.merging.rules import MergeRule
@@ -361,10 +361,13 @@ class MapMoments(Statistic):
             old = self.old.get(linear_map.name)
             if old is None or old.width == linear_map.width:
                 continue
-            if isinstance(old, RowCounts) and old.width < linear_map.width:
-                new_rows = linear_map.width - old.width
-                counts = torch.nn.functional.pad(old.counts, (0, new_rows))
-                self.old[linear_map.name] = RowCounts(counts, old.count)
+            new_rows = linear_map.width - old.width
+            if (
+                linear_map.kind in ("embedding", "bag")
+                and new_rows > 0
+                and self._is_kept(linear_map)
+            ):
+                self.old[linear_map.name] = old.padded(new_rows)
             else:
                 changed.append(linear_map.name)
                 del self.old[linear_map.name]
@@ -471,13 +474,17 @@ class MapMoments(Statistic):
                         f"model's map has {wanted}"
                     )
 
+    def _is_kept(self, linear_map: LinearMap) -> bool:
+        """Tell whether moments of a map are known in the form that they are measured in now."""
+        device, old = torch.device("cpu"), self.old.get(linear_map.name)
+        now = empty_moments(linear_map, device, self.settings.width, self.settings.rank)
+        return type(now) is type(old)
+
     def _check_kept_alike(self, linear_map: LinearMap) -> None:
         old = self.old.get(linear_map.name)
         if old is None or old.width != linear_map.width:  # a task's start drops or fits these
             return
-        device = torch.device("cpu")
-        now = empty_moments(linear_map, device, self.settings.width, self.settings.rank)
-        if type(now) is not type(old):
+        if not self._is_kept(linear_map):
             raise ValueError(
                 f"moments.width={self.settings.width} keeps moments of {linear_map.name}, of "
                 f"{linear_map.width} inputs (with 1 for a trained bias), in another form than the "

@@ -200,6 +200,28 @@ def test_rows_that_a_vocabulary_gains_between_tasks_had_no_lookups():
     assert {record["task"] for record in callback.history} == {1}
 
 
+class Bags(nn.Module):
+    def __init__(self, rows):
+        super().__init__()
+        self.table, self.head = nn.EmbeddingBag(rows, 4), nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.head(self.table((x > 0).long() + torch.arange(0, 16, 2)))
+
+
+@pytest.mark.parametrize("width", [8, 1024])
+def test_rows_that_a_bag_gains_between_tasks_were_in_none(width):
+    callback = subspace(moments=MomentSettings(width=width, rank=4), merge_first_task=False)
+    model = Plain(Bags(16))
+    fit(callback, model, 0)
+    grown = nn.EmbeddingBag(20, 4)
+    grown.weight.data[:16] = model.net.table.weight.data
+    model.net.table = grown
+    fit(callback, model, 1)
+    assert not moments_of(callback).old["net.table.weight"].diagonal[16:].any()
+    assert callback.history[-1]["condition"].keys() >= {"net.table"}
+
+
 def test_moments_of_inputs_that_changed_are_dropped_with_a_warning_before_the_task():
     callback, model = subspace(merge_first_task=False), Plain()
     fit(callback, model, 0)
