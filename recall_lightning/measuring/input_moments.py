@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from recall_lightning.measuring.bags import dense_parts
+from recall_lightning.measuring.bags import dense_parts, sequences
 from recall_lightning.measuring.forward import ProbeForward
 from recall_lightning.measuring.isolation import undisturbed
 from recall_lightning.measuring.linear_maps import LinearMap
@@ -132,9 +132,29 @@ class InputSums:
             self._sums[linear_map.name] = empty
         mask = self.view.mask(self.batch, linear_map.modules[0])
         with torch.autocast(given.device.type, enabled=False):  # sums want float32
+            if linear_map.kind == "bag" and isinstance(child, nn.Embedding):
+                self._add_sequences(self._sums[linear_map.name], child, given, mask)
+                return
             rows = rows_of(linear_map, child, given, mask)
             for part in dense_parts(rows) if rows.is_sparse else (rows,):
                 self._sums[linear_map.name].update(part)
+
+    def _add_sequences(
+        self, sums: Moments, child: nn.Embedding, ids: Tensor, mask: Tensor | None
+    ) -> None:
+        """Add half of what sequences hold together, and half of their lookups one by one."""
+        assert isinstance(sums, FullMoments | LowRankMoments)
+        if mask is not None and mask.shape != ids.shape:
+            mask = None
+        if ids.dim() < 2 or ids.shape[-1] < 2:  # one lookup a sample
+            mask = None if mask is None else mask.reshape(-1, 1)
+            _, shares = sequences(child, ids.reshape(-1, 1), mask)
+            sums.add_diagonal(shares, ids.numel())
+            return
+        bags, shares = sequences(child, ids, mask)
+        for part in dense_parts(bags):
+            sums.update(part * 0.5**0.5)
+        sums.add_diagonal(shares / 2, 0)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
+from recall_lightning.measuring.architecture import is_encoder_decoder, predicts_next_token
 from recall_lightning.weights.naming import canonical_name, memory_of, named_weights
 
 Kind = Literal[
@@ -34,8 +35,9 @@ class LinearMap:
         bias: Name of b there; None where there is none, or it is not trained.
         kind: How W is stored: ``"linear"`` (out, in), ``"transposed"`` (in, out),
             ``"convolution"`` (out, in, kernel …), ``"transposed convolution"`` (in, out,
-            kernel …), ``"embedding"`` and ``"bag"`` (rows, dimension), and ``"projection"`` (out,
-            in), which is multiplied inside the module that owns it.
+            kernel …), ``"embedding"`` and ``"bag"`` (rows, dimension), the latter where lookups of
+            one sample count together, and ``"projection"`` (out, in), which is multiplied inside
+            the module that owns it.
         modules: The modules whose inputs x are; several where one weight is used by several.
         width: Entries of x, with a 1 at the end where there is a bias; the rows of an embedding, or
             of one that is summed in bags.
@@ -91,7 +93,8 @@ def find_linear_maps(
     Hugging Face's ``Conv1D``, convolutions over unfolded inputs, embeddings and bags of them, the
     projections of ``nn.MultiheadAttention``, three of which may be packed in one weight, and those
     of recurrent layers, of inputs and of hidden states. A weight that several modules of one kind
-    share is one map of all their inputs.
+    share is one map of all their inputs. An embedding's lookups count one by one where each token
+    has a prediction of its own, in language models, and by sequences elsewhere.
 
     Args:
         module: The model.
@@ -111,6 +114,7 @@ def find_linear_maps(
     names = {memory_of(weight): name for name, weight in weights.items()}
     found: dict[str, LinearMap] = {}
     others: dict[str, str] = {}
+    by_token = predicts_next_token(module) or is_encoder_decoder(module)
     inside: set[object] = set()  # what a module multiplies without calling the part that has it
     for module_name, child in module.named_modules():
         if isinstance(child, nn.MultiheadAttention):
@@ -127,6 +131,8 @@ def find_linear_maps(
                 others[own] = one.reason
             elif own in factors and one.kind != "linear":
                 others[own] = "it is a LoRA update of no nn.Linear"
+            elif one.kind == "embedding" and not by_token:
+                _enter(replace(one, kind="bag"), found, others)
             else:
                 _enter(replace(one, second_factor=factors.get(own)), found, others)
     owners = Counter((one.bias, one.rows) for one in found.values() if one.bias is not None)

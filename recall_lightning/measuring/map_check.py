@@ -168,10 +168,11 @@ def _differs(
         if rows.is_sparse:
             expected += outputs.T @ rows
             slack += float(outputs.norm())
-        elif one.kind == "embedding":
+        elif one.kind in ("embedding", "bag"):
             padding = getattr(child, "padding_idx", None)
             counts = rows != (-1 if padding is None else padding)
-            expected.index_add_(0, rows[counts], outputs[counts])
+            table = expected.T if one.kind == "bag" else expected
+            table.index_add_(0, rows[counts], outputs[counts])
             slack += float(outputs.norm())
         elif rows.shape[1] != expected.shape[1] or outputs.shape[1] != len(expected):
             return True

@@ -42,10 +42,10 @@ def rows_of(
         assert isinstance(child, nn.ConvTranspose1d | nn.ConvTranspose2d)
         rows = spread_patches(child, given)
     else:
-        tokens = given.shape if linear_map.kind == "embedding" else given.shape[:-1]
+        one = linear_map.kind in ("embedding", "bag")
+        tokens = given.shape if one else given.shape[:-1]
         chosen = mask is not None and tokens == mask.shape
         rows = given[mask] if chosen else given
-        one = linear_map.kind == "embedding"
         rows = rows.flatten() if one else rows.reshape(-1, given.shape[-1])
     if linear_map.bias is not None:
         rows = torch.cat([rows, rows.new_ones(len(rows), 1)], dim=1)

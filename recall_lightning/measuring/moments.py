@@ -115,6 +115,12 @@ class FullMoments(Moments):
         """The diagonal, (width)."""
         return self.matrix.diagonal()
 
+    def add_diagonal(self, diagonal: Tensor, inputs: int) -> None:
+        """Add so many inputs, whose moments are a diagonal, (width)."""
+        self.matrix.diagonal().add_(diagonal.to(self.matrix))
+        self.count += inputs
+        self.__dict__.pop("spectrum", None)
+
     def of_inputs(self, chosen: Tensor) -> FullMoments:
         """Return the moments of some entries of the inputs, bool (width)."""
         return FullMoments(self.matrix[chosen][:, chosen], self.count)
@@ -191,6 +197,11 @@ class LowRankMoments(Moments):
         self.count = self.count + len(inputs)
         for part in inputs.split(max(self.rank, 256)):
             self.factor = _leading(torch.cat([self.factor, part]), self.rank)
+
+    def add_diagonal(self, diagonal: Tensor, inputs: int) -> None:
+        """Add so many inputs, whose moments are a diagonal, (width)."""
+        self.diagonal = self.diagonal + diagonal.to(self.diagonal)
+        self.count = self.count + inputs
 
     def of_inputs(self, chosen: Tensor) -> LowRankMoments:
         """Return the moments of some entries of the inputs, bool (width)."""

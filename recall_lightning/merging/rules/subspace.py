@@ -21,7 +21,8 @@ class Subspace(MergeRule):
     The coefficient of a linear map is the matrix A of
     :class:`~recall_lightning.merging.coefficients.linear_maps.FullCoefficient`, of an embedding the
     same row by row with lookup counts as moments, (c_old + r·s) / (c_old + λ·c_new + r). Of an
-    embedding in bags it is the matrix over the rows that the current task has used. All other
+    embedding whose lookups count together, in bags or sequences, it is the matrix over the rows
+    that the current task has used; all others stay as they are. All other
     weights (norms, positions, matrices that are no linear map) get the number that this is for an
     input of 1 in all tasks: (k + ε·s) / (k + λ + ε) after k tasks. Source: RegMean (arXiv
     2212.09849), eq. 2; old moments are sums over tasks.

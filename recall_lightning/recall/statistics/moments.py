@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NotRequired, TypedDict
 
 import torch
@@ -23,7 +24,13 @@ from recall_lightning.measuring.generation import generated_batches
 from recall_lightning.measuring.input_moments import empty_moments, input_moments
 from recall_lightning.measuring.linear_maps import LinearMap
 from recall_lightning.measuring.map_check import unlike_linear_maps
-from recall_lightning.measuring.moments import FullMoments, Moments, moments_from
+from recall_lightning.measuring.moments import (
+    FullMoments,
+    LowRankMoments,
+    Moments,
+    RowCounts,
+    moments_from,
+)
 from recall_lightning.measuring.predictions import FoundPredictions, Predictions
 from recall_lightning.measuring.view import ModelView, view_of
 from recall_lightning.merging.rules import MergeRule
@@ -448,6 +455,7 @@ class MapMoments(Statistic):
         """
         device = context.pl_module.device
         for linear_map in context.structure.maps:
+            self._take_together(linear_map)
             self._check_kept_alike(linear_map)
         for name, moments in self.old.items():
             state = move_data_to_device(moments.state_dict(), device)
@@ -473,6 +481,19 @@ class MapMoments(Statistic):
                         f"statistics.moments.{entry}.{name} is of {known.width} entries, and the "
                         f"model's map has {wanted}"
                     )
+
+    def _take_together(self, linear_map: LinearMap) -> None:
+        """Turn lookups of a checkpoint that counted them one by one into moments of their rows."""
+        old = self.old.get(linear_map.name)
+        if linear_map.kind != "bag" or not isinstance(old, RowCounts):
+            return
+        device, width = old.counts.device, self.settings.width
+        wide = replace(linear_map, width=old.width)
+        moments = empty_moments(wide, device, width, self.settings.rank)
+        assert isinstance(moments, FullMoments | LowRankMoments)
+        moments.add_diagonal(old.counts, 0)
+        moments.count = old.count
+        self.old[linear_map.name] = moments
 
     def _is_kept(self, linear_map: LinearMap) -> bool:
         """Tell whether moments of a map are known in the form that they are measured in now."""
