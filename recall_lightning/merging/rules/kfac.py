@@ -54,10 +54,8 @@ class KfacImportance(Importance):
         if linear_map.kind == "bag":  # row by row: what is not used is not moved
             if not isinstance(old, FullMoments | LowRankMoments):
                 return None
-            old, linear_map = (
-                RowCounts(old.diagonal, old.count),
-                replace(linear_map, kind="embedding"),
-            )
+            old = RowCounts(old.diagonal, old.count)
+            linear_map = replace(linear_map, kind="embedding")
         scale = self.scale * inputs.keep
         return KroneckerCoefficient.of_importance(linear_map, old, outputs, scale)
 
