@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
-
-
-def given_to(child: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Return what a module that is a linear map is given: its first input, or bags."""
-    if isinstance(child, nn.EmbeddingBag):
-        return bags(child, *args, **kwargs)
-    return args[0] if args else next(iter(kwargs.values()), None)
 
 
 @torch.no_grad()
@@ -57,3 +50,50 @@ def bags(
         shares = shares / torch.bincount(owner, minlength=count)[owner]
     indices = torch.stack([owner, rows]).long()
     return torch.sparse_coo_tensor(indices, shares, (count, child.num_embeddings)).coalesce()
+
+
+def sequences(
+    child: nn.Embedding, ids: Tensor, mask: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return what sequences hold of each row of a table, and their lookups one by one.
+
+    What a sample's prediction has to do with a row is a sum over the row's lookups. Where the
+    prediction reads all of a sequence alike that is the row's share of it, where each token counts
+    for itself the number of lookups: what both say is returned, to be averaged.
+
+    Args:
+        child: The module; its padding is in no sequence.
+        ids: Rows looked up, (…, tokens).
+        mask: Which of them are no padding, in their shape.
+
+    Returns:
+        x of each sequence, sparse (sequences, rows) float32, with shares times the root of its
+        length; and the sum over sequences of the shares, (rows,).
+
+    Example:
+        >>> x, shares = sequences(nn.Embedding(3, 2), torch.tensor([[0, 1, 1, 1]]))
+        >>> x.to_dense(), shares
+        (tensor([[0.5000, 1.5000, 0.0000]]), tensor([0.2500, 0.7500, 0.0000]))
+    """
+    counted = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask
+    if child.padding_idx is not None:
+        counted = counted & (ids != child.padding_idx)
+    count = ids[..., 0].numel()
+    owner = torch.arange(count, device=ids.device).view(*ids.shape[:-1], 1).expand_as(ids)
+    rows, owner = ids[counted].long(), owner[counted]
+    lengths = torch.bincount(owner, minlength=count).float()[owner]
+    shares = torch.zeros(child.num_embeddings, device=ids.device)
+    shares.index_add_(0, rows, 1 / lengths)
+    indices, size = torch.stack([owner, rows]), (count, child.num_embeddings)
+    return torch.sparse_coo_tensor(indices, lengths.rsqrt(), size).coalesce(), shares
+
+
+def dense_parts(sparse: Tensor, size: int = 256) -> Iterator[Tensor]:
+    """Return the rows of a sparse matrix as dense ones, a few at a time.
+
+    Example:
+        >>> [part.tolist() for part in dense_parts(torch.eye(3).to_sparse(), 2)]
+        [[[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]], [[0.0, 0.0, 1.0]]]
+    """
+    for rows in torch.arange(len(sparse), device=sparse.device).split(size):
+        yield sparse.index_select(0, rows).to_dense()

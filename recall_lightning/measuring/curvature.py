@@ -21,7 +21,7 @@ from recall_lightning.measuring.input_moments import InputSums, hooked, input_mo
 from recall_lightning.measuring.isolation import undisturbed
 from recall_lightning.measuring.linear_maps import LinearMap
 from recall_lightning.measuring.moments import FullMoments, Moments
-from recall_lightning.measuring.multiplications import attention_apart, multiplications
+from recall_lightning.measuring.multiplications import multiplications, products_apart
 from recall_lightning.measuring.predictions import FoundPredictions, Predictions
 from recall_lightning.measuring.view import ModelView, view_of
 from recall_lightning.weights.naming import find_weights
@@ -120,7 +120,7 @@ def kronecker_factors(
         ),  # of a backward inside the backward, as reversible layers have it
         inputs.gathered_from(module),
         outputs.gathered_from(module),
-        attention_apart(),
+        products_apart(),
         torch.enable_grad(),
     ):
         torch.manual_seed(seed)
@@ -190,7 +190,7 @@ class _OutputSums:
     def __init__(self, widths: Mapping[LinearMap, int]) -> None:
         self.widths = widths  # of each map's outputs
         self.unknown: str | None = None
-        self._computed: list[tuple[str, Tensor, int]] = []
+        self._computed: list[tuple[LinearMap, Tensor, int]] = []
         self._sums: dict[str, FullMoments] = {}
 
     @contextmanager
@@ -207,7 +207,7 @@ class _OutputSums:
     def _see(self, linear_map: LinearMap, owner: nn.Module, given: Tensor, y: Tensor) -> Tensor:
         if not y.requires_grad:
             return y
-        self._computed.append((linear_map.name, y, -1))
+        self._computed.append((linear_map, y, -1))
         return y.clone()
 
     def _hook_of(self, linear_map: LinearMap) -> Callable[..., Tensor | None]:
@@ -215,9 +215,11 @@ class _OutputSums:
             axis = feature_axis(child)
             if not isinstance(output, Tensor) or not output.requires_grad:
                 return None
-            if output.shape[axis] != self.widths[linear_map]:
+            units = output.shape[axis]
+            groups = 1 if linear_map.rows is None else getattr(child, "groups", 1)
+            if units != self.widths[linear_map] * groups:
                 return None  # a subclass that does something of its own
-            self._computed.append((linear_map.name, output, axis))
+            self._computed.append((linear_map, output, axis))
             return output.clone()  # what is computed in place must not change the one kept
 
         return hook
@@ -239,12 +241,15 @@ class _OutputSums:
             return
         finally:
             self._computed = []  # what checkpointed layers computed meanwhile
-        for (name, _, axis), gradient in zip(computed, gradients, strict=True):
+        for (one, _, axis), gradient in zip(computed, gradients, strict=True):
             if gradient is not None:
-                rows = gradient.movedim(axis, -1).reshape(-1, gradient.shape[axis]).float()
+                units = gradient.movedim(axis, -1)
+                if one.kind == "convolution" and one.rows is not None:  # of its group
+                    units = units[..., slice(*one.rows)]
+                rows = units.reshape(-1, units.shape[-1]).float()
                 empty = FullMoments.empty(rows.shape[1], rows.device)
-                self._sums.setdefault(name, empty).matrix.addmm_(rows.T, rows)
-        for name in {name for name, _, _ in computed if name in self._sums}:
+                self._sums.setdefault(one.name, empty).matrix.addmm_(rows.T, rows)
+        for name in {one.name for one, _, _ in computed if one.name in self._sums}:
             self._sums[name].count += count
 
     def means(self) -> dict[str, FullMoments]:
@@ -258,8 +263,8 @@ def is_factored(
     """Tell whether a map's curvature is kept: neither side is too wide.
 
     Args:
-        linear_map: The map; an embedding's rows may be any number. The layer of a LoRA update must
-            be known.
+        linear_map: The map; the rows of an embedding, or of bags, may be any number. The layer of a
+            LoRA update must be known.
         weights: The model's, by name.
         full_width: What inputs (without the 1 of a bias) and outputs may have.
 
@@ -272,10 +277,11 @@ def is_factored(
         return False
     if linear_map.outputs(weights) > full_width:
         return False
-    return linear_map.kind == "embedding" or linear_map.inputs <= full_width
+    return linear_map.kind in ("embedding", "bag") or linear_map.inputs <= full_width
 
 
 def feature_axis(child: nn.Module) -> int:
     """Return the axis of a map's outputs that counts its units, from the end."""
-    spatial = len(child.kernel_size) if isinstance(child, (nn.Conv1d, nn.Conv2d)) else 0
-    return -1 - spatial
+    if isinstance(child, nn.modules.conv._ConvNd):
+        return -1 - len(child.kernel_size)
+    return -1

@@ -9,20 +9,20 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.utils.hooks import RemovableHandle
 
-from recall_lightning.measuring.bags import given_to
+from recall_lightning.measuring.bags import dense_parts, sequences
 from recall_lightning.measuring.forward import ProbeForward
 from recall_lightning.measuring.isolation import undisturbed
 from recall_lightning.measuring.linear_maps import LinearMap
+from recall_lightning.measuring.map_inputs import given_to, rows_of
 from recall_lightning.measuring.moments import (
     FullMoments,
     LowRankMoments,
     Moments,
     RowCounts,
 )
-from recall_lightning.measuring.multiplications import attention_apart, multiplications
+from recall_lightning.measuring.multiplications import multiplications, products_apart
 from recall_lightning.measuring.view import ModelView, view_of
 from recall_lightning.weights.naming import canonical_name
 
@@ -65,7 +65,7 @@ def input_moments(
     """
     view = view_of(module, view)
     sums = InputSums(maps, view, full_width, rank)
-    with undisturbed(module), sums.gathered_from(module), attention_apart():
+    with undisturbed(module), sums.gathered_from(module), products_apart():
         for batch in batches:
             sums.batch = batch
             view.forward(module, copy.copy(batch))  # a forward may pop what it takes
@@ -132,7 +132,29 @@ class InputSums:
             self._sums[linear_map.name] = empty
         mask = self.view.mask(self.batch, linear_map.modules[0])
         with torch.autocast(given.device.type, enabled=False):  # sums want float32
-            self._sums[linear_map.name].update(rows_of(linear_map, child, given, mask))
+            if linear_map.kind == "bag" and isinstance(child, nn.Embedding):
+                self._add_sequences(self._sums[linear_map.name], child, given, mask)
+                return
+            rows = rows_of(linear_map, child, given, mask)
+            for part in dense_parts(rows) if rows.is_sparse else (rows,):
+                self._sums[linear_map.name].update(part)
+
+    def _add_sequences(
+        self, sums: Moments, child: nn.Embedding, ids: Tensor, mask: Tensor | None
+    ) -> None:
+        """Add half of what sequences hold together, and half of their lookups one by one."""
+        assert isinstance(sums, FullMoments | LowRankMoments)
+        if mask is not None and mask.shape != ids.shape:
+            mask = None
+        if ids.dim() < 2 or ids.shape[-1] < 2:  # one lookup a sample
+            mask = None if mask is None else mask.reshape(-1, 1)
+            _, shares = sequences(child, ids.reshape(-1, 1), mask)
+            sums.add_diagonal(shares, ids.numel())
+            return
+        bags, shares = sequences(child, ids, mask)
+        for part in dense_parts(bags):
+            sums.update(part * 0.5**0.5)
+        sums.add_diagonal(shares / 2, 0)
 
 
 @contextmanager
@@ -171,44 +193,3 @@ def empty_moments(
     if linear_map.inputs > full_width:
         return LowRankMoments.empty(linear_map.width, min(rank, linear_map.width), device)
     return FullMoments.empty(linear_map.width, device)
-
-
-def rows_of(
-    linear_map: LinearMap, child: nn.Module, given: Tensor, mask: Tensor | None = None
-) -> Tensor:
-    """Return the inputs one by one, (inputs, width), without those on padding.
-
-    An embedding's are row numbers, or bags as a sparse tensor.
-    """
-    if given.is_sparse:
-        return given
-    if linear_map.kind == "convolution":
-        assert isinstance(child, (nn.Conv1d, nn.Conv2d))
-        rows = _unfolded(child, given)
-    else:
-        tokens = given.shape if linear_map.kind == "embedding" else given.shape[:-1]
-        chosen = mask is not None and tokens == mask.shape
-        rows = given[mask] if chosen else given
-        one = linear_map.kind == "embedding"
-        rows = rows.flatten() if one else rows.reshape(-1, given.shape[-1])
-    if linear_map.bias is not None:
-        rows = torch.cat([rows, rows.new_ones(len(rows), 1)], dim=1)
-    return rows
-
-
-def _unfolded(child: nn.Conv1d | nn.Conv2d, images: Tensor) -> Tensor:
-    """Return the patches that a convolution multiplies, (patches, in · kernel)."""
-    spatial = len(child.kernel_size)
-    images = images if images.dim() == spatial + 2 else images[None]
-    if child.padding_mode != "zeros" or isinstance(child.padding, str):
-        mode = "constant" if child.padding_mode == "zeros" else child.padding_mode
-        images = functional.pad(images, child._reversed_padding_repeated_twice, mode=mode)
-        padding: tuple[int, ...] = (0,) * spatial
-    else:
-        padding = child.padding
-    sizes = (child.kernel_size, child.dilation, padding, child.stride)
-    if spatial == 1:  # unfold knows images only
-        images = images[:, :, None]
-        first = ((1,), (1,), (0,), (1,))
-        sizes = tuple((*one, *size) for one, size in zip(first, sizes, strict=True))  # type: ignore[assignment]
-    return functional.unfold(images, *sizes).transpose(1, 2).flatten(0, 1)

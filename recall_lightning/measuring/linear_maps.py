@@ -12,9 +12,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
+from recall_lightning.measuring.architecture import is_encoder_decoder, predicts_next_token
 from recall_lightning.weights.naming import canonical_name, memory_of, named_weights
 
-Kind = Literal["linear", "transposed", "convolution", "embedding", "projection"]
+Kind = Literal[
+    "linear",
+    "transposed",
+    "convolution",
+    "transposed convolution",
+    "embedding",
+    "bag",
+    "projection",
+]
 
 
 @dataclass(frozen=True)
@@ -25,10 +34,13 @@ class LinearMap:
         weight: Name of W among :func:`~recall_lightning.weights.naming.named_weights`.
         bias: Name of b there; None where there is none, or it is not trained.
         kind: How W is stored: ``"linear"`` (out, in), ``"transposed"`` (in, out),
-            ``"convolution"`` (out, in, kernel …), ``"embedding"`` (rows, dimension), and
-            ``"projection"`` (out, in), which is multiplied inside the module that owns it.
+            ``"convolution"`` (out, in, kernel …), ``"transposed convolution"`` (in, out,
+            kernel …), ``"embedding"`` and ``"bag"`` (rows, dimension), the latter where lookups of
+            one sample count together, and ``"projection"`` (out, in), which is multiplied inside
+            the module that owns it.
         modules: The modules whose inputs x are; several where one weight is used by several.
-        width: Entries of x, with a 1 at the end where there is a bias; an embedding's rows.
+        width: Entries of x, with a 1 at the end where there is a bias; the rows of an embedding, or
+            of one that is summed in bags.
         second_factor: Where the map is a LoRA update scale · BA and ``weight`` is A: the name of B.
         layer: Of a LoRA update: the module that is given x and adds the update to its outputs y.
         rows: Where several maps are packed in one weight, and their biases alike: which rows are
@@ -74,7 +86,11 @@ class LinearMap:
         if self.rows is not None:
             return self.rows[1] - self.rows[0]
         weight = weights[self.weight]
-        return int(weight.shape[1 if self.kind in ("transposed", "embedding") else 0])
+        return int(weight.shape[0 if self.kind in _OUTPUTS_FIRST else 1])
+
+
+_TABLES = ("embedding", "bag")
+_OUTPUTS_FIRST = ("linear", "convolution", "projection")
 
 
 def find_linear_maps(
@@ -85,9 +101,11 @@ def find_linear_maps(
     """Find the linear maps among a model's trainable weights.
 
     These are ``nn.Linear`` (several projections fused in one are one map: they have one input),
-    Hugging Face's ``Conv1D``, convolutions of one group over unfolded inputs, embeddings and bags
-    of them, and the projections of ``nn.MultiheadAttention``, three of which may be packed in one
-    weight. A weight that several modules of one kind share is one map of all their inputs.
+    Hugging Face's ``Conv1D``, convolutions over unfolded inputs, embeddings and bags of them, the
+    projections of ``nn.MultiheadAttention``, three of which may be packed in one weight, and those
+    of recurrent layers, of inputs and of hidden states. A weight that several modules of one kind
+    share is one map of all their inputs. An embedding's lookups count one by one where each token
+    has a prediction of its own, in language models, and by sequences elsewhere.
 
     Args:
         module: The model.
@@ -108,11 +126,14 @@ def find_linear_maps(
     names = {memory_of(weight): name for name, weight in weights.items()}
     found: dict[str, LinearMap] = {}
     others: dict[str, str] = {}
+    by_token = predicts_next_token(module) or is_encoder_decoder(module)
     inside: set[object] = set()  # what a module multiplies without calling the part that has it
     for module_name, child in module.named_modules():
         if isinstance(child, nn.MultiheadAttention):
             candidates = _projections(child, names, canonical_name(module_name))
             inside.add(memory_of(child.out_proj.weight))
+        elif isinstance(child, nn.RNNBase | nn.RNNCellBase):
+            candidates = _recurrent(child, names, canonical_name(module_name))
         else:
             candidates = _own_map(child, names, canonical_name(module_name), inside)
         for own, one in candidates:
@@ -122,6 +143,8 @@ def find_linear_maps(
                 others[own] = one.reason
             elif own in factors and one.kind != "linear":
                 others[own] = "it is a LoRA update of no nn.Linear"
+            elif one.kind == "embedding" and not by_token:
+                _enter(replace(one, kind="bag"), found, others)
             else:
                 factor, layer = factors.get(own), layers.get(own)
                 _enter(replace(one, second_factor=factor, layer=layer), found, others)
@@ -156,8 +179,8 @@ def as_matrix(linear_map: LinearMap, tensors: Mapping[str, Tensor]) -> Tensor:
                 [0., 1., 6.]])
     """
     weight = linear_map.part_of(tensors[linear_map.weight].detach())
-    if linear_map.kind == "transposed":
-        weight = weight.T
+    if linear_map.kind in ("transposed", "transposed convolution", "bag"):
+        weight = weight.transpose(0, 1)
     matrix = weight.flatten(1)
     if linear_map.bias is None:
         return matrix
@@ -176,8 +199,11 @@ def from_matrix(
     if linear_map.bias is not None:
         parts[linear_map.bias] = matrix[:, -1]
         matrix = matrix[:, :-1]
-    if linear_map.kind == "transposed":
+    if linear_map.kind in ("transposed", "bag"):
         matrix = matrix.T
+    elif linear_map.kind == "transposed convolution":
+        inputs, _, *kernel = like[linear_map.weight].shape
+        matrix = matrix.unflatten(1, (inputs, *kernel)).transpose(0, 1)
     parts[linear_map.weight] = matrix
     for name, part in parts.items():
         parts[name] = part.reshape(linear_map.part_of(like[name]).shape)
@@ -211,9 +237,16 @@ def _own_map(
     kind = _kind(child)
     if isinstance(kind, _NoMap):
         return [(own, kind)]
-    bias = _bias(getattr(child, "bias", None) if kind != "embedding" else None, names)
-    width = len(weight) if kind in ("embedding", "transposed") else weight[0].numel()
-    return [(own, LinearMap(own, bias, kind, (module_name,), width + (bias is not None)))]
+    bias = _bias(getattr(child, "bias", None) if kind not in _TABLES else None, names)
+    width = len(weight) if kind in ("transposed", *_TABLES) else weight[0].numel()
+    if kind == "transposed convolution":
+        width = weight[:, 0].numel()
+    one = LinearMap(own, bias, kind, (module_name,), width + (bias is not None))
+    groups = child.groups if isinstance(child, nn.Conv1d | nn.Conv2d) else 1
+    if groups == 1:
+        return [(own, one)]
+    each = len(weight) // groups
+    return [(own, replace(one, rows=(i * each, (i + 1) * each))) for i in range(groups)]
 
 
 def _projections(
@@ -244,6 +277,24 @@ def _projections(
     return found
 
 
+def _recurrent(
+    child: nn.RNNBase | nn.RNNCellBase, names: Mapping[object, str], module_name: str
+) -> _Candidates:
+    """Return the maps of inputs and of hidden states, of all gates at once."""
+    found: _Candidates = []
+    for name, weight in child.named_parameters(recurse=False):
+        own = names.get(memory_of(weight))
+        if not name.startswith("weight") or own is None:
+            continue
+        if is_parametrized(child):
+            found.append((own, _NoMap("it is parametrized")))
+            continue
+        bias = _bias(getattr(child, name.replace("weight", "bias", 1), None), names)
+        width = weight.shape[1] + (bias is not None)
+        found.append((own, LinearMap(own, bias, "projection", (module_name,), width)))
+    return found
+
+
 def _bias(bias: object, names: Mapping[object, str]) -> str | None:
     return names.get(memory_of(bias)) if isinstance(bias, Tensor) else None
 
@@ -258,11 +309,13 @@ def _kind(child: nn.Module) -> Kind | _NoMap:
         if type(child).forward is not nn.EmbeddingBag.forward:
             return _NoMap(f"{type(child).__name__} looks up its own way")
         largest = _NoMap("it takes the largest of a bag")
-        return "embedding" if child.mode in ("sum", "mean") else largest
-    if isinstance(child, nn.modules.conv._ConvTransposeNd):
-        return _NoMap("it is a transposed convolution")
-    if isinstance(child, (nn.Conv1d, nn.Conv2d)):
-        return "convolution" if child.groups == 1 else _NoMap("it is a convolution of groups")
+        return "bag" if child.mode in ("sum", "mean") else largest
+    if isinstance(child, nn.ConvTranspose1d | nn.ConvTranspose2d):
+        several = _NoMap("it is a transposed convolution of groups")
+        return "transposed convolution" if child.groups == 1 else several
+    if isinstance(child, nn.Conv1d | nn.Conv2d):
+        tiny = child.groups > 1 and child.groups == child.in_channels
+        return _NoMap("it is a convolution of each channel by itself") if tiny else "convolution"
     if isinstance(child, nn.Linear):
         return "linear"
     if type(child).__name__ == "Conv1D" and type(child).__module__ == "transformers.pytorch_utils":

@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from recall_lightning.measuring.bags import given_to
 from recall_lightning.measuring.batches import entries_of
 from recall_lightning.measuring.curvature import feature_axis
 from recall_lightning.measuring.forward import ProbeForward
-from recall_lightning.measuring.input_moments import hooked, rows_of
+from recall_lightning.measuring.input_moments import hooked
 from recall_lightning.measuring.isolation import undisturbed
 from recall_lightning.measuring.linear_maps import LinearMap, as_matrix
-from recall_lightning.measuring.multiplications import attention_apart, multiplications
+from recall_lightning.measuring.map_inputs import given_to, rows_of
+from recall_lightning.measuring.multiplications import multiplications, products_apart
 from recall_lightning.measuring.view import ModelView, view_of
 from recall_lightning.weights.naming import canonical_name, named_weights
 from recall_lightning.weights.sharding import is_sharded
@@ -64,7 +64,7 @@ def unlike_linear_maps(
     maps = [m for m in maps if m.weight in weights and scaled.isdisjoint(m.modules)]
     maps = [m for m in maps if not is_sharded(weights[m.weight])]
     calls = _Calls()
-    with undisturbed(module), calls.of(module, maps), attention_apart(), torch.enable_grad():
+    with undisturbed(module), calls.of(module, maps), products_apart(), torch.enable_grad():
         torch.manual_seed(0)
         outputs = _differentiable(view_of(module, view).forward(module, copy.copy(batch)))
         calls.is_over = True  # checkpointed layers compute once more in backward
@@ -162,16 +162,19 @@ def _differs(
     for child, x, y, g in calls:
         precision = max(precision, torch.finfo(y.dtype).eps)
         outputs = g.movedim(feature_axis(child), -1).flatten(0, -2).float()
+        if one.kind == "convolution":  # whose groups put out one tensor
+            outputs = one.part_of(outputs.T).T
         rows = rows_of(one, child, x)
         if len(rows) != len(outputs):
             return True
         if rows.is_sparse:
-            expected += rows.T @ outputs
+            expected += outputs.T @ rows
             slack += float(outputs.norm())
-        elif one.kind == "embedding":
+        elif one.kind in ("embedding", "bag"):
             padding = getattr(child, "padding_idx", None)
             counts = rows != (-1 if padding is None else padding)
-            expected.index_add_(0, rows[counts], outputs[counts])
+            table = expected.T if one.kind == "bag" else expected
+            table.index_add_(0, rows[counts], outputs[counts])
             slack += float(outputs.norm())
         elif rows.shape[1] != expected.shape[1] or outputs.shape[1] != len(expected):
             return True

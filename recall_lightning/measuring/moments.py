@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 
 class Moments(ABC):
@@ -41,6 +42,10 @@ class Moments(ABC):
     @abstractmethod
     def plus(self, other: Moments) -> Moments:
         """Return the sum with moments of the same kind and width."""
+
+    @abstractmethod
+    def padded(self, more: int) -> Moments:
+        """Return the moments of inputs with ``more`` entries at their end that were always 0."""
 
     @abstractmethod
     def state_dict(self) -> dict[str, Tensor]:
@@ -105,6 +110,21 @@ class FullMoments(Moments):
         values, vectors = torch.linalg.eigh(self.matrix.double())
         return values.clamp(min=0).float(), vectors.float()
 
+    @property
+    def diagonal(self) -> Tensor:
+        """The diagonal, (width)."""
+        return self.matrix.diagonal()
+
+    def add_diagonal(self, diagonal: Tensor, inputs: int) -> None:
+        """Add so many inputs, whose moments are a diagonal, (width)."""
+        self.matrix.diagonal().add_(diagonal.to(self.matrix))
+        self.count += inputs
+        self.__dict__.pop("spectrum", None)
+
+    def of_inputs(self, chosen: Tensor) -> FullMoments:
+        """Return the moments of some entries of the inputs, bool (width)."""
+        return FullMoments(self.matrix[chosen][:, chosen], self.count)
+
     def scaled(self, factor: float) -> FullMoments:
         """Return these moments times ``factor``."""
         return FullMoments(self.matrix * factor, self.count * factor)
@@ -113,6 +133,10 @@ class FullMoments(Moments):
         """Return the sum."""
         assert isinstance(other, FullMoments)
         return FullMoments(self.matrix + other.matrix, self.count + other.count)
+
+    def padded(self, more: int) -> FullMoments:
+        """Return the moments of inputs with more entries, which were always 0."""
+        return FullMoments(functional.pad(self.matrix, (0, more, 0, more)), self.count)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the matrix and the count."""
@@ -174,6 +198,15 @@ class LowRankMoments(Moments):
         for part in inputs.split(max(self.rank, 256)):
             self.factor = _leading(torch.cat([self.factor, part]), self.rank)
 
+    def add_diagonal(self, diagonal: Tensor, inputs: int) -> None:
+        """Add so many inputs, whose moments are a diagonal, (width)."""
+        self.diagonal = self.diagonal + diagonal.to(self.diagonal)
+        self.count = self.count + inputs
+
+    def of_inputs(self, chosen: Tensor) -> LowRankMoments:
+        """Return the moments of some entries of the inputs, bool (width)."""
+        return LowRankMoments(self.factor[:, chosen], self.diagonal[chosen], self.count, self.rank)
+
     def scaled(self, factor: float) -> LowRankMoments:
         """Return these moments times ``factor``."""
         return LowRankMoments(
@@ -188,6 +221,11 @@ class LowRankMoments(Moments):
             factor, self.diagonal + other.diagonal, self.count + other.count, self.rank
         )
 
+    def padded(self, more: int) -> LowRankMoments:
+        """Return the moments of inputs with more entries, which were always 0."""
+        factor, diagonal = (functional.pad(t, (0, more)) for t in (self.factor, self.diagonal))
+        return LowRankMoments(factor, diagonal, self.count, self.rank)
+
     def state_dict(self) -> dict[str, Tensor]:
         """Return the factor, the diagonal and the count."""
         rank = torch.tensor(self.rank)
@@ -201,8 +239,6 @@ class LowRankMoments(Moments):
 
 class RowCounts(Moments):
     """How often each row of an embedding was looked up: the diagonal moments of one-hot inputs.
-
-    Of bags of rows, the diagonal of the moments of what a bag has of each.
 
     Args:
         counts: (rows,).
@@ -236,13 +272,7 @@ class RowCounts(Moments):
         return self.counts.sum()
 
     def update(self, inputs: Tensor) -> None:
-        """Add lookups, integers (lookups,); or bags, sparse (bags, rows)."""
-        if inputs.is_sparse:
-            shares = inputs.coalesce()
-            squares = shares.values().to(self.counts.dtype).square()
-            self.counts.index_add_(0, shares.indices()[1], squares)
-            self.count += len(inputs)
-            return
+        """Add lookups, integers (lookups,)."""
         self.counts += torch.bincount(inputs, minlength=len(self.counts)).to(self.counts.dtype)
         self.count += len(inputs)
 
@@ -254,6 +284,10 @@ class RowCounts(Moments):
         """Return the sum."""
         assert isinstance(other, RowCounts)
         return RowCounts(self.counts + other.counts, self.count + other.count)
+
+    def padded(self, more: int) -> RowCounts:
+        """Return the counts with more rows, which nothing looked up."""
+        return RowCounts(functional.pad(self.counts, (0, more)), self.count)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the counts, by row and in all."""

@@ -13,6 +13,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from recall_lightning.measuring.linear_maps import LinearMap
+from recall_lightning.measuring.recurrence import RecurrenceApart
 from recall_lightning.weights.naming import canonical_name, find_weights, memory_of
 from recall_lightning.weights.sharding import is_sharded
 
@@ -26,7 +27,7 @@ def multiplications(module: nn.Module, maps: Iterable[LinearMap], seen: Seen) ->
 
     Such a weight is multiplied inside the module that owns it, by
     :func:`torch.nn.functional.linear`. It is known by its memory, a part of a packed weight by that
-    of its rows. For those of attention use :func:`attention_apart` inside.
+    of its rows. For those of attention and recurrent layers use :func:`products_apart` inside.
 
     Args:
         module: The model.
@@ -41,7 +42,7 @@ def multiplications(module: nn.Module, maps: Iterable[LinearMap], seen: Seen) ->
         ...     shapes.append((linear_map.name, tuple(y.shape)))
         ...     return y
         >>> with multiplications(attention, find_linear_maps(attention)[0], seen):
-        ...     with attention_apart():
+        ...     with products_apart():
         ...         _ = attention(*[torch.ones(3, 1, 4)] * 3)
         >>> shapes[0], shapes[-1]
         (('in_proj_weight[0:4]', (3, 1, 4)), ('out_proj.weight', (3, 1, 4)))
@@ -55,16 +56,17 @@ def multiplications(module: nn.Module, maps: Iterable[LinearMap], seen: Seen) ->
 
 
 @contextmanager
-def attention_apart() -> Iterator[None]:
-    """Have attention multiply its weights one by one inside the ``with`` block.
+def products_apart() -> Iterator[None]:
+    """Have layers of one kernel multiply their weights one by one inside the ``with`` block.
 
     ``nn.MultiheadAttention`` and all else that calls
     :func:`torch.nn.functional.multi_head_attention_forward` compute the same by a
     :func:`torch.nn.functional.linear` for query, key, value and output, which hooks can't see but
     :func:`multiplications` around it does. PyTorch's fused kernels for evaluation, and nested
-    tensors in place of padding, are not taken meanwhile.
+    tensors in place of padding, are not taken meanwhile. So do recurrent layers, see
+    :class:`~recall_lightning.measuring.recurrence.RecurrenceApart`.
     """
-    with _AttentionApart():
+    with RecurrenceApart(), _AttentionApart():
         yield
 
 
@@ -74,11 +76,12 @@ class _Watch(TorchFunctionMode):
         self.module, self.maps, self.seen = module, maps, seen
         modules = {canonical_name(name): child for name, child in module.named_modules()}
         self.owners = {one: modules.get(one.modules[0], module) for one in maps}
+        weights = find_weights(module, [one.weight for one in maps])
+        self.sharded = any(is_sharded(weight) for weight in weights.values())
         self.by_memory = self._found()
 
     def _found(self) -> dict[object, LinearMap]:
         weights = find_weights(self.module, [one.weight for one in self.maps])
-        self.sharded = any(is_sharded(weight) for weight in weights.values())
         return {
             memory_of(one.part_of(weights[one.weight])): one
             for one in self.maps

@@ -41,7 +41,7 @@ def test_a_bag_is_measured_as_the_layer_on_its_bags(name):
     (one,), _ = find_linear_maps(layer)
     found = input_moments(layer, [one], [given], lambda m, batch: m(*batch))["weight"]
     dense = bags(layer, *given).to_dense()
-    torch.testing.assert_close(found.counts, dense.square().mean(0))
+    torch.testing.assert_close(found.matrix, dense.T @ dense / len(dense))
 
 
 def test_curvature_of_a_bag_is_that_of_the_same_linear_layer():
@@ -58,5 +58,28 @@ def test_curvature_of_a_bag_is_that_of_the_same_linear_layer():
         factors[0].outputs["weight"].matrix, factors[1].outputs["weight"].matrix
     )
     torch.testing.assert_close(
-        factors[0].inputs["weight"].counts, factors[1].inputs["weight"].matrix.diagonal()
+        factors[0].inputs["weight"].matrix, factors[1].inputs["weight"].matrix
     )
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_an_embedding_of_sequences_is_measured_together_and_one_by_one(masked):
+    table = nn.Embedding(6, 4, padding_idx=None if masked else 5)
+    ids = torch.tensor([[0, 1, 1, 1], [2, 2, 5, 5]])
+    batch = {"ids": ids, "attention_mask": torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])}
+    if not masked:
+        del batch["attention_mask"]
+    (one,), _ = find_linear_maps(table)
+    found = input_moments(table, [one], [batch], lambda m, b: m(b["ids"]))["weight"].matrix
+    shares = torch.tensor([[0.25, 0.75, 0, 0, 0, 0], [0, 0, 1, 0, 0, 0]])
+    together = shares * torch.tensor([[4.0], [2.0]]) ** 0.5
+    expected = (together.T @ together + torch.diag(shares.sum(0))) / 2
+    torch.testing.assert_close(found, expected / 2)
+
+
+def test_lookups_of_one_a_sample_are_counted():
+    table = nn.Embedding(4, 2)
+    (one,), _ = find_linear_maps(table)
+    for ids in (torch.tensor([1, 1, 3, 0]), torch.tensor([[1], [1], [3], [0]])):
+        found = input_moments(table, [one], [ids])["weight"].matrix
+        torch.testing.assert_close(found, torch.diag(torch.tensor([0.25, 0.5, 0, 0.25])))

@@ -266,3 +266,36 @@ def test_a_module_used_twice_has_the_curvature_of_both_uses():
     mean = (two.inputs[name].matrix + two.inputs[other].matrix) / 2
     torch.testing.assert_close(one.inputs[name].matrix, mean)
     assert other not in one.outputs
+
+
+class Groups(nn.Module):
+    """A convolution of two groups: one layer, or a layer each."""
+
+    def __init__(self, together):
+        super().__init__()
+        torch.manual_seed(0)
+        whole, self.head = nn.Conv2d(4, 6, 3, groups=2), nn.Linear(6, 3)
+        self.whole = whole if together else None
+        self.parts = nn.ModuleList(nn.Conv2d(2, 3, 3) for _ in range(0 if together else 2))
+        given = zip(self.parts, whole.weight.chunk(2), whole.bias.chunk(2), strict=False)
+        for part, weight, bias in given:
+            part.weight.data.copy_(weight)
+            part.bias.data.copy_(bias)
+
+    def forward(self, x):
+        if self.whole is not None:
+            return self.head(self.whole(x).tanh().mean((2, 3)))
+        parts = [part(half) for part, half in zip(self.parts, x.chunk(2, 1), strict=True)]
+        return self.head(torch.cat(parts, 1).tanh().mean((2, 3)))
+
+
+def test_groups_of_a_convolution_are_measured_as_layers_of_their_own():
+    torch.manual_seed(0)
+    batch = (torch.randn(20, 4, 6, 6), torch.zeros(20, dtype=torch.long))
+    together, apart = (factors_of(Groups(is_one), [batch]) for is_one in (True, False))
+    for name, part in (("whole.weight[0:3]", "0"), ("whole.weight[3:6]", "1")):
+        for found, expected in (
+            (together.inputs, apart.inputs),
+            (together.outputs, apart.outputs),
+        ):
+            torch.testing.assert_close(found[name].matrix, expected[f"parts.{part}.weight"].matrix)

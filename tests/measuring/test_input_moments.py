@@ -117,6 +117,15 @@ CONVOLUTIONS = {
     "1-d": (nn.Conv1d(3, 4, 3, stride=2, dilation=2, padding=1), (2, 3, 11)),
     "1-d, replicate": (nn.Conv1d(3, 4, 3, padding=2, padding_mode="replicate"), (2, 3, 6)),
     "1-d, one": (nn.Conv1d(3, 4, 3), (3, 6)),
+    "transposed": (nn.ConvTranspose2d(3, 4, 3), (2, 3, 4, 5)),
+    "transposed, stride, dilation, padding": (
+        nn.ConvTranspose2d(
+            3, 4, (3, 2), stride=(3, 2), dilation=(1, 2), padding=(1, 2), output_padding=(2, 1)
+        ),
+        (2, 3, 4, 5),
+    ),
+    "transposed, much padding": (nn.ConvTranspose2d(3, 4, 2, padding=2), (2, 3, 4, 5)),
+    "transposed, 1-d, one": (nn.ConvTranspose1d(3, 4, 3, stride=2, bias=False), (3, 6)),
 }  # fmt: skip
 
 

@@ -42,8 +42,8 @@ def test_fused_projections_stored_input_first_are_one_map():
 @pytest.mark.parametrize(
     ("layer", "reason"),
     [
-        (nn.Conv2d(4, 4, 3, groups=2), "a convolution of groups"),
-        (nn.ConvTranspose2d(4, 4, 3), "a transposed convolution"),
+        (nn.Conv2d(4, 4, 3, groups=4), "a convolution of each channel"),
+        (nn.ConvTranspose2d(4, 4, 3, groups=2), "a transposed convolution of groups"),
         (nn.Conv3d(2, 2, 3), "Conv3d is no linear map"),
         (nn.Bilinear(2, 2, 2), "Bilinear is no linear map"),
         (nn.EmbeddingBag(4, 2, mode="max"), "takes the largest of a bag"),
@@ -88,9 +88,19 @@ def test_parametrized_attention_is_reported():
     assert "parametrizations.in_proj_weight.original1" in others
 
 
-def test_recurrent_weights_are_reported():
-    _, others = find_linear_maps(nn.LSTM(4, 4))
-    assert others["weight_hh_l0"] == "no module that is a linear map owns it"
+def test_recurrent_layers_are_a_map_of_inputs_and_one_of_hidden_states():
+    maps, others = find_linear_maps(nn.LSTM(3, 4, bidirectional=True, proj_size=2))
+    found = {one.name: (one.bias, one.width) for one in maps}
+    assert found["weight_ih_l0"] == ("bias_ih_l0", 4)
+    assert found["weight_hh_l0_reverse"] == ("bias_hh_l0_reverse", 3)
+    assert found["weight_hr_l0"] == (None, 4)
+    assert others == {}
+
+
+def test_a_weight_that_no_layer_owns_is_reported():
+    model = nn.Sequential(nn.Linear(3, 3))
+    model.own = nn.Parameter(torch.ones(3, 3))
+    assert find_linear_maps(model)[1] == {"own": "no module that is a linear map owns it"}
 
 
 def test_a_weight_tied_to_an_embedding_is_reported_and_measured_by_neither():
@@ -131,7 +141,14 @@ def test_lora_updates_of_other_layers_are_reported():
 
 
 @pytest.mark.parametrize(
-    "layer", [nn.Linear(3, 4), nn.Conv2d(3, 4, 2), nn.Embedding(3, 4), nn.EmbeddingBag(3, 4)]
+    "layer",
+    [
+        nn.Linear(3, 4),
+        nn.Conv2d(3, 4, 2),
+        nn.ConvTranspose2d(3, 4, (2, 3)),
+        nn.Embedding(3, 4),
+        nn.EmbeddingBag(3, 4),
+    ],
 )
 def test_the_matrix_goes_back_to_the_tensors_it_came_from(layer):
     (linear_map,), _ = find_linear_maps(nn.Sequential(layer))

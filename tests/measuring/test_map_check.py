@@ -114,6 +114,16 @@ class Attends(nn.MultiheadAttention):
         return super().forward(x, *(key[..., :width] for width in (self.kdim, self.vdim)))
 
 
+class Reads(nn.Module):
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x):
+        found = self.layer(x)
+        return found[0] if isinstance(found, tuple) else found
+
+
 class Weighs(nn.Module):
     def __init__(self):
         super().__init__()
@@ -145,6 +155,16 @@ def conv(**kwargs):
     return nn.Sequential(nn.Conv2d(2, 4, 3, **kwargs), nn.Tanh(), nn.Conv2d(4, 2, 1, bias=False))
 
 
+class Enlarges(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.ConvTranspose2d(2, 4, 3), nn.ConvTranspose2d(4, 1, 3, 2, 1)
+
+    def forward(self, x):
+        return self.second(self.first(x).relu(), output_size=(22, 22))
+
+
+SIX = torch.randn(2, 6, 9)
 IMAGES, TOKENS = torch.randn(2, 2, 9, 9), {"input_ids": torch.randint(3, 20, (2, 6))}
 SMALL = {"vocab_size": 20, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
 RIGHT = {
@@ -156,6 +176,9 @@ RIGHT = {
         X,
     ),
     "convolution": (conv(stride=2, dilation=2), IMAGES),
+    "groups": (nn.Sequential(nn.Conv2d(4, 6, 3, groups=2), nn.Tanh()), IMAGES.repeat(1, 2, 1, 1)),
+    "many groups": (nn.Sequential(nn.Conv1d(6, 9, 3, groups=3, stride=2), nn.Tanh()), SIX),
+    "transposed convolution": (Enlarges(), IMAGES),
     "circular convolution": (conv(padding=1, padding_mode="circular"), IMAGES),
     "padded convolution": (conv(padding="same"), IMAGES),
     "sequences": (nn.Sequential(nn.Conv1d(2, 4, 3, padding=1)), IMAGES[:, :, 0]),
@@ -165,6 +188,10 @@ RIGHT = {
         nn.Sequential(nn.Embedding(10, 4, scale_grad_by_freq=True), nn.Linear(4, 3)),
         IDS,
     ),
+    "LSTM": (Reads(nn.LSTM(4, 3, 2, bidirectional=True, proj_size=2)), X[:, None]),
+    "GRU": (Reads(nn.GRU(4, 3, batch_first=True)), X[None]),
+    "RNN without biases": (Reads(nn.RNN(4, 3, bias=False)), X),
+    "a cell": (Reads(nn.GRUCell(4, 3)), X),
     "bags": (nn.Sequential(nn.EmbeddingBag(10, 4, padding_idx=0), nn.Linear(4, 3)), IDS[None]),
     "weighted bags": (Weighs(), (IDS, torch.tensor([0, 2, 2]))),
     "bfloat16": (around(nn.Linear(4, 4)).bfloat16(), torch.randn(500, 4).bfloat16()),

@@ -130,3 +130,29 @@ def test_what_is_kept_of_few_inputs_is_none_of_them():
     likeness = torch.cosine_similarity(moments.factor[:, None], inputs[None], dim=-1)
     assert likeness.abs().max() < 0.999
     torch.testing.assert_close(moments.factor.T @ moments.factor, inputs.T @ inputs)
+
+
+@pytest.mark.parametrize("empty", [FullMoments.empty, lambda width: LowRankMoments.empty(width, 2)])
+def test_moments_of_more_entries_are_those_of_inputs_with_zeros(empty):
+    torch.manual_seed(0)
+    rows = torch.randn(9, 4)
+    moments, wider = empty(4), empty(6)
+    moments.update(rows)
+    wider.update(torch.nn.functional.pad(rows, (0, 2)))
+    for name, tensor in wider.state_dict().items():
+        found = moments.padded(2).state_dict()[name]
+        pairs = (t.T @ t if name == "factor" else t for t in (found, tensor))
+        torch.testing.assert_close(*pairs)
+
+
+@pytest.mark.parametrize("empty", [FullMoments.empty, lambda width: LowRankMoments.empty(width, 4)])
+def test_moments_of_some_entries_are_those_of_inputs_without_the_others(empty):
+    torch.manual_seed(0)
+    rows, chosen = torch.randn(9, 4), torch.tensor([True, False, True, True])
+    moments = empty(4)
+    moments.update(rows)
+    own = moments.of_inputs(chosen)
+    expected = rows[:, chosen].T @ rows[:, chosen]
+    found = own.matrix if isinstance(own, FullMoments) else own.factor.T @ own.factor
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(own.diagonal, expected.diagonal())

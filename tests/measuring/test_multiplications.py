@@ -2,8 +2,9 @@ import pytest
 import torch
 from torch import nn
 
+from recall_lightning.measuring import multiplications as multiplications_module
 from recall_lightning.measuring.linear_maps import as_matrix, find_linear_maps
-from recall_lightning.measuring.multiplications import attention_apart, multiplications
+from recall_lightning.measuring.multiplications import multiplications, products_apart
 from recall_lightning.weights.naming import named_weights
 
 
@@ -41,11 +42,11 @@ CALLS = {
 
 @pytest.mark.parametrize("name", CALLS)
 @pytest.mark.parametrize("grad", [True, False])
-def test_attention_apart_computes_what_attention_does(name, grad):
+def test_products_apart_computes_what_attention_does(name, grad):
     module, inputs, options = CALLS[name]
     with torch.set_grad_enabled(grad):
         expected = module(*inputs, **options)
-        with attention_apart():
+        with products_apart():
             found = module(*inputs, **options)
     torch.testing.assert_close(found, expected)
 
@@ -55,7 +56,7 @@ def test_the_nested_tensors_of_torchs_encoder_are_padded_ones_apart():
     encoder, x = nn.TransformerEncoder(layer, 2).eval(), torch.randn(3, 5, 8)
     with torch.no_grad():
         expected = encoder(x, src_key_padding_mask=PADDING)
-        with attention_apart():
+        with products_apart():
             found = encoder(x, src_key_padding_mask=PADDING)
     torch.testing.assert_close(found[~PADDING], expected[~PADDING])
 
@@ -75,7 +76,7 @@ def test_each_product_is_told_with_its_map(name):
         assert owner is module
         return y
 
-    with multiplications(module, maps, seen), attention_apart():
+    with multiplications(module, maps, seen), products_apart():
         module(*inputs, **options)
     assert told == [one.name for one in maps]
 
@@ -84,7 +85,7 @@ def test_what_is_returned_goes_on_in_place_of_the_product():
     module, inputs, _ = CALLS["self"]
     maps = [one for one in find_linear_maps(module)[0] if one.weight == "out_proj.weight"]
     expected = 2 * module(*inputs)[0]
-    with multiplications(module, maps, lambda one, owner, x, y: 2 * y), attention_apart():
+    with multiplications(module, maps, lambda one, owner, x, y: 2 * y), products_apart():
         torch.testing.assert_close(module(*inputs)[0], expected)
 
 
@@ -97,6 +98,28 @@ def test_two_who_watch_are_both_told():
         return y
 
     watched = [multiplications(module, maps, seen) for _ in range(2)]
-    with watched[0], watched[1], attention_apart():
+    with watched[0], watched[1], products_apart():
         module(*inputs)
     assert len(told) == 8
+
+
+def test_weights_that_are_whole_only_while_their_module_computes_are_known(monkeypatch):
+    module = attention()
+    shards = {id(parameter) for parameter in module.parameters()}
+    monkeypatch.setattr(multiplications_module, "is_sharded", lambda t: id(t) in shards)
+    maps, told = find_linear_maps(module)[0], []
+
+    def gather(owner, *_):
+        owner.in_proj_weight = nn.Parameter(owner.in_proj_weight.detach().clone())
+        owner.out_proj.weight = nn.Parameter(owner.out_proj.weight.detach().clone())
+
+    module.register_forward_pre_hook(gather)
+
+    def seen(one, owner, x, y):
+        told.append(one.name)
+        return y
+
+    with multiplications(module, maps, seen), products_apart():
+        module(X, X, X)
+        module(X, X, X)
+    assert told == 2 * [one.name for one in maps]

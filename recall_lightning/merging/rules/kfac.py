@@ -1,6 +1,9 @@
 """Coefficients by curvature: what earlier tasks depend on, in its own coordinates."""
 
+from dataclasses import replace
+
 from recall_lightning.measuring.linear_maps import LinearMap
+from recall_lightning.measuring.moments import FullMoments, LowRankMoments, RowCounts
 from recall_lightning.merging.block_settings import Setting
 from recall_lightning.merging.coefficients import Coefficient
 from recall_lightning.merging.coefficients.kronecker import KroneckerCoefficient
@@ -49,6 +52,11 @@ class KfacImportance(Importance):
         outputs = inputs.old_output_moments.get(linear_map.name)
         if old is None or outputs is None:
             return None
+        if linear_map.kind == "bag":  # row by row: what is not used is not moved
+            if not isinstance(old, FullMoments | LowRankMoments):
+                return None
+            old = RowCounts(old.diagonal, old.count)
+            linear_map = replace(linear_map, kind="embedding")
         scale = self.scale * inputs.keep
         return KroneckerCoefficient.of_importance(linear_map, old, outputs, scale)
 
@@ -105,6 +113,8 @@ class KfacSubspace(Subspace):
         old_outputs = inputs.old_output_moments.get(name)
         new_outputs = inputs.new_output_moments.get(name)
         if old is None or new is None or old_outputs is None or new_outputs is None:
+            return super()._of_map(linear_map, inputs)
+        if isinstance(old, LowRankMoments):  # of bags, whose outputs alone are not too wide
             return super()._of_map(linear_map, inputs)
         if not (old.trace > 0 and new.trace > 0):  # one side had no input, or it is not finite
             return super()._of_map(linear_map, inputs)

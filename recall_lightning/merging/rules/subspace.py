@@ -1,13 +1,17 @@
 """Coefficients that are matrices, by which input directions earlier tasks used."""
 
 import math
+from dataclasses import replace
+
+from torch import Tensor
 
 from recall_lightning.measuring.linear_maps import LinearMap
-from recall_lightning.measuring.moments import RowCounts
+from recall_lightning.measuring.moments import FullMoments, LowRankMoments, RowCounts
 from recall_lightning.merging.block_settings import Setting
 from recall_lightning.merging.coefficients import Coefficient
 from recall_lightning.merging.coefficients.linear_maps import Balance, solve_map
 from recall_lightning.merging.coefficients.packed import of_weights
+from recall_lightning.merging.coefficients.used_inputs import UsedInputsCoefficient
 from recall_lightning.merging.rules.base import MergeInputs, MergeRule, once_called
 
 
@@ -16,7 +20,9 @@ class Subspace(MergeRule):
 
     The coefficient of a linear map is the matrix A of
     :class:`~recall_lightning.merging.coefficients.linear_maps.FullCoefficient`, of an embedding the
-    same row by row with lookup counts as moments, (c_old + r·s) / (c_old + λ·c_new + r). All other
+    same row by row with lookup counts as moments, (c_old + r·s) / (c_old + λ·c_new + r). Of an
+    embedding whose lookups count together, in bags or sequences, it is the matrix over the rows
+    that the current task has used; all others stay as they are. All other
     weights (norms, positions, matrices that are no linear map) get the number that this is for an
     input of 1 in all tasks: (k + ε·s) / (k + λ + ε) after k tasks. Source: RegMean (arXiv
     2212.09849), eq. 2; old moments are sums over tasks.
@@ -60,8 +66,32 @@ class Subspace(MergeRule):
         kept = tasks + self.ridge * self.mix
         plain = kept / (tasks + self.new_inputs + self.ridge)
         weights: dict[str, Coefficient] = dict.fromkeys(inputs.structure.weights, plain)
-        of_maps = [(linear_map, self._of_map(linear_map, inputs)) for linear_map in inputs.maps]
+        of_maps = [
+            (m, self._of_bag(m, inputs) if m.kind == "bag" else self._of_map(m, inputs))
+            for m in inputs.maps
+        ]
         return weights | of_weights(of_maps, weights)
+
+    def _of_bag(self, linear_map: LinearMap, inputs: MergeInputs) -> Coefficient | None:
+        """Return the coefficient over the rows that the current task has used, and of the rest."""
+        name = linear_map.name
+        old, now = inputs.old_moments.get(name), inputs.new_moments.get(name)
+        if not isinstance(old, FullMoments | LowRankMoments) or not isinstance(now, type(old)):
+            return None
+        used = now.diagonal > 0
+        own = self._of_map(
+            replace(linear_map, width=int(used.sum())),
+            replace(
+                inputs,
+                old_moments={**inputs.old_moments, name: old.of_inputs(used)},
+                new_moments={**inputs.new_moments, name: now.of_inputs(used)},
+            ),
+        )
+        if own is None or isinstance(own, Tensor):
+            return own
+        r = self.ridge * old.diagonal.mean()
+        others = ((old.diagonal + r * self.mix) / (old.diagonal + r)).nan_to_num(0.0)
+        return UsedInputsCoefficient(linear_map, used, own, others)
 
     def _of_map(self, linear_map: LinearMap, inputs: MergeInputs) -> Coefficient | None:
         """Return a map's coefficient; None where it computed nothing."""

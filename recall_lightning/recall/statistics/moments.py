@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NotRequired, TypedDict
 
 import torch
@@ -21,7 +22,13 @@ from recall_lightning.measuring.curvature import (
 from recall_lightning.measuring.input_moments import empty_moments, input_moments
 from recall_lightning.measuring.linear_maps import LinearMap
 from recall_lightning.measuring.map_check import unlike_linear_maps
-from recall_lightning.measuring.moments import FullMoments, Moments, RowCounts, moments_from
+from recall_lightning.measuring.moments import (
+    FullMoments,
+    LowRankMoments,
+    Moments,
+    RowCounts,
+    moments_from,
+)
 from recall_lightning.measuring.predictions import FoundPredictions, Predictions
 from recall_lightning.measuring.view import ModelView, view_of
 from recall_lightning.merging.rules import MergeRule
@@ -357,10 +364,13 @@ class MapMoments(Statistic):
             old = self.old.get(linear_map.name)
             if old is None or old.width == linear_map.width:
                 continue
-            if isinstance(old, RowCounts) and old.width < linear_map.width:
-                new_rows = linear_map.width - old.width
-                counts = torch.nn.functional.pad(old.counts, (0, new_rows))
-                self.old[linear_map.name] = RowCounts(counts, old.count)
+            new_rows = linear_map.width - old.width
+            if (
+                linear_map.kind in ("embedding", "bag")
+                and new_rows > 0
+                and self._is_kept(linear_map)
+            ):
+                self.old[linear_map.name] = old.padded(new_rows)
             else:
                 changed.append(linear_map.name)
                 del self.old[linear_map.name]
@@ -438,6 +448,7 @@ class MapMoments(Statistic):
         """
         device = context.pl_module.device
         for linear_map in context.structure.maps:
+            self._take_together(linear_map)
             self._check_kept_alike(linear_map)
         for name, moments in self.old.items():
             state = move_data_to_device(moments.state_dict(), device)
@@ -464,13 +475,30 @@ class MapMoments(Statistic):
                         f"model's map has {wanted}"
                     )
 
+    def _take_together(self, linear_map: LinearMap) -> None:
+        """Turn lookups of a checkpoint that counted them one by one into moments of their rows."""
+        old = self.old.get(linear_map.name)
+        if linear_map.kind != "bag" or not isinstance(old, RowCounts):
+            return
+        device, width = old.counts.device, self.settings.width
+        wide = replace(linear_map, width=old.width)
+        moments = empty_moments(wide, device, width, self.settings.rank)
+        assert isinstance(moments, FullMoments | LowRankMoments)
+        moments.add_diagonal(old.counts, 0)
+        moments.count = old.count
+        self.old[linear_map.name] = moments
+
+    def _is_kept(self, linear_map: LinearMap) -> bool:
+        """Tell whether moments of a map are known in the form that they are measured in now."""
+        device, old = torch.device("cpu"), self.old.get(linear_map.name)
+        now = empty_moments(linear_map, device, self.settings.width, self.settings.rank)
+        return type(now) is type(old)
+
     def _check_kept_alike(self, linear_map: LinearMap) -> None:
         old = self.old.get(linear_map.name)
         if old is None or old.width != linear_map.width:  # a task's start drops or fits these
             return
-        device = torch.device("cpu")
-        now = empty_moments(linear_map, device, self.settings.width, self.settings.rank)
-        if type(now) is not type(old):
+        if not self._is_kept(linear_map):
             raise ValueError(
                 f"moments.width={self.settings.width} keeps moments of {linear_map.name}, of "
                 f"{linear_map.width} inputs (with 1 for a trained bias), in another form than the "

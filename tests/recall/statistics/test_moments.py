@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from recall_lightning import RecallCallback
+from recall_lightning.measuring import linear_maps
 from recall_lightning.measuring.generation import write_sequences
 from recall_lightning.merging.rules import Subspace, Uniform
 from recall_lightning.recall.settings import MomentSettings, PriorSettings
@@ -191,6 +192,54 @@ def test_rows_that_a_vocabulary_gains_between_tasks_had_no_lookups():
     counts = moments_of(callback).old["model.model.embed_tokens.weight"]
     assert counts.width == 16
     assert {record["task"] for record in callback.history} == {1}
+
+
+class Bags(nn.Module):
+    def __init__(self, rows):
+        super().__init__()
+        self.table, self.head = nn.EmbeddingBag(rows, 4), nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.head(self.table((x > 0).long() + torch.arange(0, 16, 2)))
+
+
+class Texts(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table, self.head = nn.Embedding(16, 4), nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.head(self.table((x > 0).long() + torch.arange(0, 16, 2)).mean(1))
+
+
+@pytest.mark.parametrize("width", [8, 1024])
+def test_an_older_checkpoint_with_lookups_one_by_one_goes_on(width, tmp_path, monkeypatch):
+    settings = {"moments": MomentSettings(width=width, rank=4), "merge_first_task": False}
+    callback, path = subspace(**settings, task_epochs=1), tmp_path / "old.ckpt"
+    with monkeypatch.context() as older:
+        older.setattr(linear_maps, "predicts_next_token", lambda module: True)
+        trainer = quiet_trainer(callback)
+        trainer.fit(Plain(Texts()), loader(0))
+        trainer.save_checkpoint(path)
+    counts = moments_of(callback).old["net.table.weight"].counts
+    resumed = subspace(**settings, task_epochs=1)
+    quiet_trainer(resumed, max_epochs=2).fit(Plain(Texts()), loader(1), ckpt_path=path)
+    assert resumed.history[-1]["task"] == 1
+    diagonal = moments_of(resumed).old["net.table.weight"].diagonal
+    assert bool((diagonal > counts).all())
+
+
+@pytest.mark.parametrize("width", [8, 1024])
+def test_rows_that_a_bag_gains_between_tasks_were_in_none(width):
+    callback = subspace(moments=MomentSettings(width=width, rank=4), merge_first_task=False)
+    model = Plain(Bags(16))
+    fit(callback, model, 0)
+    grown = nn.EmbeddingBag(20, 4)
+    grown.weight.data[:16] = model.net.table.weight.data
+    model.net.table = grown
+    fit(callback, model, 1)
+    assert not moments_of(callback).old["net.table.weight"].diagonal[16:].any()
+    assert callback.history[-1]["condition"].keys() >= {"net.table"}
 
 
 def test_moments_of_inputs_that_changed_are_dropped_with_a_warning_before_the_task():
