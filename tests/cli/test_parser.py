@@ -23,7 +23,7 @@ def shown(capsys, *args):
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        (["--recal.plasticity", "1"], r"unrecognized arguments: --recal.plasticity 1; did you mean --recall"),
+        (["--recal.every", "1"], r"unrecognized arguments: --recal.every 1; did you mean --recall"),
         (["--recall.plasticity", "-1"], r"plasticity=-1.0 must be 'auto'"),
         (["--recall.plasticity", "many"], r"--recall.plasticity 'many' must be"),
         (["--recall.every", "never"], r"--recall.every 'never' must be an int or a float"),
