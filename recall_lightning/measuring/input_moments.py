@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,6 +25,7 @@ from recall_lightning.measuring.moments import (
 )
 from recall_lightning.measuring.view import ModelView, view_of
 from recall_lightning.weights.naming import canonical_name
+from recall_lightning.weights.sharding import is_sharded
 
 
 def input_moments(
@@ -62,12 +65,26 @@ def input_moments(
                 [0.0000, 0.5000]])
     """
     view = view_of(module, view)
-    sums = InputSums(maps, view, full_width, rank)
-    with undisturbed(module), sums.gathered_from(module):
-        for batch in batches:
-            sums.batch = batch
-            view.forward(module, copy.copy(batch))  # a forward may pop what it takes
-    return sums.means()
+
+    def sums_of(shares: bool) -> InputSums:
+        sums = InputSums(maps, view, full_width, rank, shares)
+        with undisturbed(module), sums.gathered_from(module):
+            for batch in batches:
+                sums.batch = batch
+                view.forward(module, copy.copy(batch))  # a forward may pop what it takes
+        return sums
+
+    return sums_where_shared(module, sums_of).means()
+
+
+def sums_where_shared(module: nn.Module, sums_of: Callable[[bool], InputSums]) -> InputSums:
+    """Return what ``sums_of(shares)`` does, anew without sharing where that has turned out wrong.
+
+    Processes that have shards of one model run it equally often, so there nothing is shared.
+    """
+    shares = not any(is_sharded(parameter) for parameter in module.parameters())
+    sums = sums_of(shares)
+    return sums_of(False) if sums.have_parted else sums
 
 
 class InputSums:
@@ -78,17 +95,28 @@ class InputSums:
         view: Of the model; it tells what is padding.
         full_width: Maps of more inputs than this have moments of low rank plus a diagonal.
         rank: That rank.
+        shares: Whether what is given to several maps one after the other, as to the projections of
+            an attention, is summed once for all of them.
 
     Attributes:
         batch: What the model is running on, for its mask; nothing is summed while it is None.
     """
 
     def __init__(
-        self, maps: Sequence[LinearMap], view: ModelView, full_width: int, rank: int
+        self,
+        maps: Sequence[LinearMap],
+        view: ModelView,
+        full_width: int,
+        rank: int,
+        shares: bool = True,
     ) -> None:
         self.maps, self.view, self.full_width, self.rank = maps, view, full_width, rank
         self.batch: Any = None
         self._sums: dict[str, Moments] = {}
+        self._shares = shares
+        self._leaders: dict[str, str] = {}  # of maps that were given the same tensors as another
+        self._calls: Counter[str] = Counter()
+        self._last: _Given | None = None
 
     def gathered_from(self, module: nn.Module) -> AbstractContextManager[None]:
         """Gather inside the ``with`` block, by forward hooks."""
@@ -99,8 +127,20 @@ class InputSums:
         return hooked(module, self.maps, register)
 
     def means(self) -> dict[str, Moments]:
-        """Return weight name to mean moments, of the maps that computed something."""
-        return {name: sums.mean() for name, sums in self._sums.items() if float(sums.count) > 0}
+        """Return weight name to mean moments, of the maps that computed something.
+
+        Maps that share their inputs have one and the same object.
+        """
+        self._last = None
+        means = {name: sums.mean() for name, sums in self._sums.items() if float(sums.count) > 0}
+        followers = {n: means[leader] for n, leader in self._leaders.items() if leader in means}
+        means |= followers
+        return {m.weight: means[m.weight] for m in self.maps if m.weight in means}
+
+    @property
+    def have_parted(self) -> bool:
+        """Whether maps that shared their inputs were then given others: their sums are wrong."""
+        return any(self._calls[n] != self._calls[lead] for n, lead in self._leaders.items())
 
     def _hook_of(self, linear_map: LinearMap) -> Callable[..., None]:
         def hook(child: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -117,12 +157,50 @@ class InputSums:
         )
         if not fits:
             return  # the module itself will say what is wrong with it
+        mask = self.view.mask(self.batch, linear_map.modules[0])
+        now = _Given(linear_map, given, given._version, mask)
+        if self._shares and self._is_summed(now):
+            return
         if linear_map.weight not in self._sums:
             empty = empty_moments(linear_map, given.device, self.full_width, self.rank)
             self._sums[linear_map.weight] = empty
-        mask = self.view.mask(self.batch, linear_map.modules[0])
         with torch.autocast(given.device.type, enabled=False):  # sums want float32
             self._sums[linear_map.weight].update(rows_of(linear_map, child, given, mask))
+        self._calls[linear_map.weight] += 1
+        self._last = now
+
+    def _is_summed(self, now: _Given) -> bool:
+        """Tell whether a map's inputs have just been summed for another, which it follows."""
+        name, last = now.linear_map.weight, self._last
+        lead = None if last is None or not last.is_like(now) else last.linear_map.weight
+        is_new = name not in self._sums and name not in self._leaders
+        if is_new and lead is not None and self._calls[lead] == 1:
+            self._leaders[name] = lead
+        if name not in self._leaders:
+            return False
+        if lead == self._leaders[name]:
+            self._calls[name] += 1
+        return True  # though it may not be: then they have parted
+
+
+@dataclass(frozen=True, eq=False)
+class _Given:
+    """What a map was given."""
+
+    linear_map: LinearMap
+    tensor: Tensor
+    version: int
+    mask: Tensor | None
+
+    def is_like(self, other: _Given) -> bool:
+        one, two = self.linear_map, other.linear_map
+        alike = one.weight != two.weight and self.tensor is other.tensor
+        alike &= self.version == other.version and one.kind == two.kind == "linear"
+        if not alike or (one.bias is None) != (two.bias is None):
+            return False
+        if self.mask is None or other.mask is None:
+            return self.mask is other.mask
+        return self.mask is other.mask or torch.equal(self.mask, other.mask)
 
 
 @contextmanager
@@ -156,9 +234,14 @@ def empty_moments(
     """
     if linear_map.kind == "embedding":
         return RowCounts.empty(linear_map.width, device)
-    if linear_map.inputs > full_width:
-        return LowRankMoments.empty(linear_map.width, min(rank, linear_map.width), device)
-    return FullMoments.empty(linear_map.width, device)
+    return empty_side(linear_map.width, linear_map.inputs > full_width, rank, device)
+
+
+def empty_side(width: int, is_wide: bool, rank: int, device: torch.device) -> Moments:
+    """Return the moments of nothing, as a matrix or, of a wide side, of low rank."""
+    if is_wide:
+        return LowRankMoments.empty(width, min(rank, width), device)
+    return FullMoments.empty(width, device)
 
 
 def rows_of(

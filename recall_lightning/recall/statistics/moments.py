@@ -15,7 +15,6 @@ from recall_lightning.measuring.batches import batch_size
 from recall_lightning.measuring.curvature import (
     NOT_TOLD,
     KroneckerFactors,
-    is_factored,
     kronecker_factors,
     normalised,
 )
@@ -23,7 +22,7 @@ from recall_lightning.measuring.generation import generated_batches
 from recall_lightning.measuring.input_moments import empty_moments, input_moments
 from recall_lightning.measuring.linear_maps import LinearMap
 from recall_lightning.measuring.map_check import unlike_linear_maps
-from recall_lightning.measuring.moments import FullMoments, Moments, RowCounts, moments_from
+from recall_lightning.measuring.moments import Moments, RowCounts, moments_from
 from recall_lightning.measuring.predictions import FoundPredictions, Predictions
 from recall_lightning.measuring.view import ModelView, view_of
 from recall_lightning.merging.rules import MergeRule
@@ -96,7 +95,7 @@ class MapMoments(Statistic):
         predictions: str | Predictions | Callable[[torch.Tensor], Distribution] = "auto",
     ) -> None:
         self.old: dict[str, Moments] = {}
-        self.old_outputs: dict[str, FullMoments] = {}
+        self.old_outputs: dict[str, Moments] = {}
         self.tasks = 0
         self.settings = settings
         self.seed = seed
@@ -111,16 +110,9 @@ class MapMoments(Statistic):
         self._recent = recent
 
     def notes(self, structure: Structure, module: torch.nn.Module) -> Mapping[str, str]:
-        """Say which weights are merged by one number, and which without curvature."""
+        """Say which weights are merged by one number."""
         reasons = structure.others.items()
-        notes = {name: f"merged by one number, as {reason}" for name, reason in reasons}
-        weights, width = named_weights(module), self.settings.width
-        wide = [m.weight for m in structure.maps if not is_factored(m, weights, width)]
-        if self.curvature and wide:
-            more = f" and {len(wide) - 1} more" if len(wide) > 1 else ""
-            why = f"wider than moments.width={width}"
-            notes[wide[0] + more] = f"merged without curvature, as {why}"
-        return notes
+        return {name: f"merged by one number, as {reason}" for name, reason in reasons}
 
     def start_task(self, context: TaskContext) -> None:
         """Before the first task forget all; else fit what is known to the model's maps."""
@@ -321,10 +313,15 @@ class MapMoments(Statistic):
         self._told = found
 
     def _add(self, measured: KroneckerFactors) -> None:
-        unusable = [name for name, moments in measured.inputs.items() if not _is_finite(moments)]
+        finite = {moments: _is_finite(moments) for moments in measured.inputs.values()}
+        unusable = [name for name, moments in measured.inputs.items() if not finite[moments]]
+        sums: dict[tuple[Moments | None, Moments], Moments] = {}  # maps may share theirs
         for name, moments in measured.inputs.items():
             if name not in unusable:
-                self.old[name] = self.old[name].plus(moments) if name in self.old else moments
+                key = (self.old.get(name), moments)
+                if key not in sums:
+                    sums[key] = moments if key[0] is None else key[0].plus(moments)
+                self.old[name] = sums[key]
         for name, outputs in measured.outputs.items():
             if name not in unusable and _is_finite(outputs):
                 old = self.old_outputs.get(name)
@@ -362,9 +359,7 @@ class MapMoments(Statistic):
             if old is None or old.width == linear_map.width:
                 continue
             if isinstance(old, RowCounts) and old.width < linear_map.width:
-                new_rows = linear_map.width - old.width
-                counts = torch.nn.functional.pad(old.counts, (0, new_rows))
-                self.old[linear_map.weight] = RowCounts(counts, old.count)
+                self.old[linear_map.weight] = old.padded(linear_map.width)
             else:
                 changed.append(linear_map.weight)
                 del self.old[linear_map.weight]
@@ -384,10 +379,9 @@ class MapMoments(Statistic):
             old = self.old_outputs.get(linear_map.weight)
             if old is None or old.width == linear_map.outputs(weights):
                 continue
-            more = linear_map.outputs(weights) - old.width
-            if more > 0:  # nothing depended on the new ones
-                matrix = torch.nn.functional.pad(old.matrix, (0, more, 0, more))
-                self.old_outputs[linear_map.weight] = FullMoments(matrix, old.count)
+            width = linear_map.outputs(weights)
+            if width > old.width:  # nothing depended on the new ones
+                self.old_outputs[linear_map.weight] = old.padded(width)
             else:
                 del self.old_outputs[linear_map.weight]
 
@@ -415,7 +409,7 @@ class MapMoments(Statistic):
         outputs = state_dict.get("old_outputs", {})  # older checkpoints have none
         self.old_outputs = {}
         for name, moments in _restored(outputs, "old_outputs").items():
-            if not isinstance(moments, FullMoments):
+            if isinstance(moments, RowCounts):
                 raise ValueError(f"statistics.moments.old_outputs.{name} lacks 'matrix'")
             self.old_outputs[name] = moments
         self.tasks = state_dict["tasks"]
@@ -446,14 +440,15 @@ class MapMoments(Statistic):
         device = context.pl_module.device
         for linear_map in context.structure.maps:
             self._check_kept_alike(linear_map)
-        for name, moments in self.old.items():
-            state = move_data_to_device(moments.state_dict(), device)
-            if "rank" in state:
-                state["rank"] = torch.tensor(min(self.settings.rank, moments.width))
-            self.old[name] = moments_from(state)
-        for name, outputs in self.old_outputs.items():
-            state = move_data_to_device(outputs.state_dict(), device)
-            self.old_outputs[name] = FullMoments(**state)
+        for kept in (self.old, self.old_outputs):
+            moved: dict[Moments, Moments] = {}
+            for name, moments in kept.items():
+                if moments not in moved:
+                    state = move_data_to_device(moments.state_dict(), device)
+                    if "rank" in state:
+                        state["rank"] = torch.tensor(min(self.settings.rank, moments.width))
+                    moved[moments] = moments_from(state)
+                kept[name] = moved[moments]
 
     def check_fits(self, context: TaskContext) -> None:
         """Check the widths of what is known of the model's maps."""
@@ -487,10 +482,14 @@ class MapMoments(Statistic):
 
 
 def _restored(states: Mapping[str, Mapping[str, torch.Tensor]], entry: str) -> dict[str, Moments]:
-    moments = {}
+    moments: dict[str, Moments] = {}
+    shared: dict[int, Moments] = {}  # as a checkpoint keeps what maps have in common
     for name, state in states.items():
         try:
-            moments[name] = moments_from(state)
+            where = max((t.data_ptr() for t in state.values() if t.ndim), default=0)
+            if where not in shared or not where:
+                shared[where] = moments_from(state)
+            moments[name] = shared[where]
         except (KeyError, ValueError, RuntimeError) as error:
             what = f"lacks {error}" if isinstance(error, KeyError) else str(error)
             raise ValueError(f"statistics.moments.{entry}.{name} {what}") from error
