@@ -102,6 +102,7 @@ class MapMoments(Statistic):
         self.curvature = curvature
         self._predictions = FoundPredictions(predictions)
         self._told: str | None = None  # what the log says of them
+        self._memory_is_told = False
         self._loss = TrainingLoss()
         self._trial = self._predictions  # on a task's first batch, with why it told nothing
         self._unknown: str | None = None
@@ -139,6 +140,7 @@ class MapMoments(Statistic):
             tried = self._on(context, [batch], view.with_forward(watched), self._trial)
             self._unknown = tried.unknown
             unlike = unlike_linear_maps(context.pl_module, context.structure.maps, batch, view)
+        self._tell_memory(tried)
         unlike = self._found_anywhere(context, unlike)
         if unlike:
             rank_zero_warn(
@@ -240,6 +242,8 @@ class MapMoments(Statistic):
         self, context: TaskContext, batches: list[Any], view: ModelView
     ) -> KroneckerFactors:
         trainer, module, maps = context.trainer, context.pl_module, context.structure.maps
+        if all(each.kind != "embedding" for each in maps):
+            batches = _last_with(batches, self.settings.labels, view)
         width, rank = self.settings.width, self.settings.rank
 
         def measure(some: Sequence[Any]) -> KroneckerFactors:
@@ -285,6 +289,18 @@ class MapMoments(Statistic):
             return KroneckerFactors(input_moments(*given))
         seed = self.seed + context.trainer.global_rank
         return kronecker_factors(*given, seed=seed, predictions=predictions)
+
+    def _tell_memory(self, measured: KroneckerFactors) -> None:
+        """Say once how much memory the moments of all tasks will take."""
+        if not self._memory_is_told:
+            kept = {*measured.inputs.values(), *measured.outputs.values()}
+            size = sum(moments.nbytes for moments in kept) / 2**20
+            rank_zero_info(
+                f"RecallCallback: the moments of linear maps take {size:.1f} MiB, however many the "
+                "tasks, and those of the current task as much again while it ends (less with a "
+                "smaller moments.width or moments.rank)"
+            )
+            self._memory_is_told = True
 
     def _tell(self, predictions: FoundPredictions, unknown: str | None, told: str) -> None:
         """Say once what the model's predictions were taken for, or why for nothing."""
@@ -517,6 +533,19 @@ class _LogitsShape:
 
 def _is_finite(moments: Moments) -> bool:
     return all(bool(tensor.isfinite().all()) for tensor in moments.state_dict().values())
+
+
+def _last_with(batches: Sequence[Any], labels: int, view: ModelView) -> list[Any]:
+    """Return as many of the last batches as hold so many labels, or all."""
+    chosen: list[Any] = []
+    seen = 0
+    for batch in reversed(batches):
+        if seen >= labels:
+            break
+        chosen.insert(0, batch)
+        classes = [each for each in view.targets(batch) if not each.is_floating_point()]
+        seen += max((each.numel() for each in classes), default=0)
+    return chosen
 
 
 def _shape_of(batch: Any) -> tuple[int, int]:
