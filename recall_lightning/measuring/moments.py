@@ -168,6 +168,19 @@ class LowRankMoments(Moments):
         zeros = torch.zeros(width, dtype=torch.float32, device=device)
         return cls(zeros.new_zeros(0, width), zeros, zeros.new_zeros(()), rank)
 
+    @classmethod
+    def of(cls, moments: FullMoments, rank: int) -> LowRankMoments:
+        """Return the best approximation of a matrix.
+
+        Example:
+            >>> full = FullMoments(torch.diag(torch.tensor([9.0, 1.0])), torch.ones(()))
+            >>> LowRankMoments.of(full, rank=1).rest
+            tensor([0., 1.])
+        """
+        values, vectors = moments.spectrum
+        factor = (values[-rank:].sqrt() * vectors[:, -rank:]).T
+        return cls(factor, moments.matrix.diagonal().clone(), moments.count, rank)
+
     @property
     def width(self) -> int:
         """How many entries an input has."""

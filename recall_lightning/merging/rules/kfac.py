@@ -20,8 +20,8 @@ class KfacImportance(Importance):
     sums over tasks of both factors.
 
     The curvature of a LoRA update is that of the layer that it is added to. All other weights, and
-    maps whose curvature is not known (wider than ``moments.width``, outputs that are no
-    predictions), have what :class:`Importance` gives them.
+    maps whose curvature is not known (outputs that are no predictions), have what
+    :class:`Importance` gives them.
 
     Args:
         scale: λ > 0. Larger keeps more of the old.
@@ -61,8 +61,8 @@ class KfacSubspace(Subspace):
     arXiv 1503.05671).
 
     The curvature of a LoRA update is that of the layer that it is added to. All other weights, and
-    maps whose curvature is not known (wider than ``moments.width``, outputs that are no
-    predictions), have what :class:`Subspace` gives them.
+    maps whose curvature is not known (outputs that are no predictions), have what
+    :class:`Subspace` gives them.
 
     Args:
         new_inputs: λ > 0: what the current task counts against each earlier one. Larger keeps less

@@ -22,7 +22,13 @@ from recall_lightning.measuring.generation import generated_batches
 from recall_lightning.measuring.input_moments import empty_moments, input_moments
 from recall_lightning.measuring.linear_maps import LinearMap
 from recall_lightning.measuring.map_check import unlike_linear_maps
-from recall_lightning.measuring.moments import Moments, RowCounts, moments_from
+from recall_lightning.measuring.moments import (
+    FullMoments,
+    LowRankMoments,
+    Moments,
+    RowCounts,
+    moments_from,
+)
 from recall_lightning.measuring.predictions import FoundPredictions, Predictions
 from recall_lightning.measuring.view import ModelView, view_of
 from recall_lightning.merging.rules import MergeRule
@@ -296,7 +302,7 @@ class MapMoments(Statistic):
             kept = {*measured.inputs.values(), *measured.outputs.values()}
             size = sum(moments.nbytes for moments in kept) / 2**20
             rank_zero_info(
-                f"RecallCallback: the moments of linear maps take {size:.1f} MiB, however many the "
+                f"RecallCallback: the moments of linear maps take {size:.3g} MiB, however many the "
                 "tasks, and those of the current task as much again while it ends (less with a "
                 "smaller moments.width or moments.rank)"
             )
@@ -454,8 +460,10 @@ class MapMoments(Statistic):
             ValueError: If moments are kept otherwise now than they were, and can't be summed.
         """
         device = context.pl_module.device
-        for linear_map in context.structure.maps:
-            self._check_kept_alike(linear_map)
+        weights = named_weights(context.pl_module)
+        self._keep_as_now(self.old, {m.weight: m.inputs for m in context.structure.maps})
+        outputs = {m.weight: m.outputs(weights) for m in context.structure.maps}
+        self._keep_as_now(self.old_outputs, outputs)
         for kept in (self.old, self.old_outputs):
             moved: dict[Moments, Moments] = {}
             for name, moments in kept.items():
@@ -482,19 +490,22 @@ class MapMoments(Statistic):
                         f"model's map has {wanted}"
                     )
 
-    def _check_kept_alike(self, linear_map: LinearMap) -> None:
-        old = self.old.get(linear_map.weight)
-        if old is None or old.width != linear_map.width:  # a task's start drops or fits these
-            return
-        device = torch.device("cpu")
-        now = empty_moments(linear_map, device, self.settings.width, self.settings.rank)
-        if type(now) is not type(old):
-            raise ValueError(
-                f"moments.width={self.settings.width} keeps moments of {linear_map.weight}, of "
-                f"{linear_map.width} inputs (with 1 for a trained bias), in another form than the "
-                "checkpoint has them, to which nothing can be added: resume with the moments.width "
-                "that it was written with"
-            )
+    def _keep_as_now(self, kept: dict[str, Moments], widths: Mapping[str, int]) -> None:
+        """Bring matrices that are too wide now to the rank; the other way there is none."""
+        brought: dict[Moments, Moments] = {}
+        for name, old in kept.items():
+            is_wide = widths.get(name, old.width) > self.settings.width
+            if isinstance(old, LowRankMoments) and not is_wide:
+                raise ValueError(
+                    f"moments.width={self.settings.width} keeps a matrix of the moments of {name}, "
+                    f"of {old.width} entries (with 1 for a trained bias), and the checkpoint has "
+                    f"them of rank {old.rank}: resume with the moments.width that it was written "
+                    "with"
+                )
+            if isinstance(old, FullMoments) and is_wide:
+                if old not in brought:
+                    brought[old] = LowRankMoments.of(old, min(self.settings.rank, old.width))
+                kept[name] = brought[old]
 
 
 def _restored(states: Mapping[str, Mapping[str, torch.Tensor]], entry: str) -> dict[str, Moments]:
@@ -543,8 +554,11 @@ def _last_with(batches: Sequence[Any], labels: int, view: ModelView) -> list[Any
         if seen >= labels:
             break
         chosen.insert(0, batch)
-        classes = [each for each in view.targets(batch) if not each.is_floating_point()]
-        seen += max((each.numel() for each in classes), default=0)
+        targets = view.targets(batch)
+        if not targets and isinstance(batch, Mapping) and "input_ids" in batch:
+            targets = [batch["input_ids"]]
+        classes = [each.numel() for each in targets if not each.is_floating_point()]
+        seen += max(classes, default=0)
     return chosen
 
 
