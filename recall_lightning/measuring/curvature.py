@@ -63,8 +63,8 @@ def kronecker_factors(
     maps: Sequence[LinearMap],
     batches: Sequence[Any],
     view: ModelView | ProbeForward | None = None,
-    full_width: int = 1024,
-    rank: int = 128,
+    full_width: int = 512,
+    rank: int = 32,
     seed: int = 0,
     predictions: FoundPredictions | str | Predictions | Callable[[Tensor], Distribution] = "auto",
 ) -> KroneckerFactors:

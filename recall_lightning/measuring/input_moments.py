@@ -33,8 +33,8 @@ def input_moments(
     maps: Sequence[LinearMap],
     batches: Sequence[Any],
     view: ModelView | ProbeForward | None = None,
-    full_width: int = 1024,
-    rank: int = 128,
+    full_width: int = 512,
+    rank: int = 32,
 ) -> dict[str, Moments]:
     """Run a model over batches and sum up the second moments of what its linear maps are given.
 
@@ -223,7 +223,7 @@ def hooked(
 
 
 def empty_moments(
-    linear_map: LinearMap, device: torch.device, full_width: int = 1024, rank: int = 128
+    linear_map: LinearMap, device: torch.device, full_width: int = 512, rank: int = 32
 ) -> Moments:
     """Return the moments of no input, of the kind that :func:`input_moments` gives a map.
 

@@ -105,13 +105,13 @@ class MomentSettings:
 
     Example:
         >>> MomentSettings(batches=8).width
-        1024
+        512
     """
 
     batches: int = 32
     labels: int = 4096
-    width: int = 1024
-    rank: int = 128
+    width: int = 512
+    rank: int = 32
     source: Literal["task", "generated"] = "task"
 
     @misconfiguration()
