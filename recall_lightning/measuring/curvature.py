@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -17,10 +18,16 @@ from torch.utils.hooks import RemovableHandle
 from recall_lightning.measuring.batches import entries_of
 from recall_lightning.measuring.forward import ProbeForward
 from recall_lightning.measuring.guarded_parameters import no_gradients_left
-from recall_lightning.measuring.input_moments import InputSums, hooked, input_moments
+from recall_lightning.measuring.input_moments import (
+    InputSums,
+    empty_side,
+    hooked,
+    input_moments,
+    sums_where_shared,
+)
 from recall_lightning.measuring.isolation import undisturbed
 from recall_lightning.measuring.linear_maps import LinearMap
-from recall_lightning.measuring.moments import FullMoments, Moments
+from recall_lightning.measuring.moments import Moments
 from recall_lightning.measuring.multiplications import multiplications, products_apart
 from recall_lightning.measuring.predictions import FoundPredictions, Predictions
 from recall_lightning.measuring.view import ModelView, view_of
@@ -40,14 +47,14 @@ class KroneckerFactors:
 
     Attributes:
         inputs: Map name to the moments of a map's inputs x.
-        outputs: Map name to the moments of the gradients g at a map's outputs, of maps that are
-            not too wide, where the model's predictions are known.
+        outputs: Map name to the moments of the gradients g at a map's outputs, where the model's
+            predictions are known.
         unknown: Why there are no moments at outputs, though there are maps that could have them.
         predictions: The kind of prediction that outputs were taken for, where labels were drawn.
     """
 
     inputs: Mapping[str, Moments] = field(default_factory=dict)
-    outputs: Mapping[str, FullMoments] = field(default_factory=dict)
+    outputs: Mapping[str, Moments] = field(default_factory=dict)
     unknown: str | None = None
     predictions: Predictions | None = None
 
@@ -57,8 +64,8 @@ def kronecker_factors(
     maps: Sequence[LinearMap],
     batches: Sequence[Any],
     view: ModelView | ProbeForward | None = None,
-    full_width: int = 1024,
-    rank: int = 128,
+    full_width: int = 512,
+    rank: int = 32,
     seed: int = 0,
     predictions: FoundPredictions | str | Predictions | Callable[[Tensor], Distribution] = "auto",
 ) -> KroneckerFactors:
@@ -77,8 +84,8 @@ def kronecker_factors(
         batches: Batches on the model's device, targets included.
         view: How the module is run, what is padding, and where its logits and targets are; by
             default found, see :func:`~recall_lightning.measuring.view.view_of`.
-        full_width: Maps of more inputs than this have input moments of low rank; those, and maps of
-            more outputs, have no output moments.
+        full_width: A side of more entries than this, inputs or outputs, has moments of low rank
+            plus a diagonal.
         rank: That rank.
         seed: Of the drawn labels.
         predictions: The kind of the model's predictions, ``"auto"``, or what was found before: see
@@ -108,27 +115,32 @@ def kronecker_factors(
     view, found = view_of(module, view), predictions
     if not isinstance(found, FoundPredictions):
         found = FoundPredictions(found)
-    factored = [one for one in maps if is_factored(one, weights, full_width)]
+    factored = [one for one in maps if is_factored(one)]
     if not factored:
         return KroneckerFactors(input_moments(module, maps, batches, view, full_width, rank))
-    inputs = InputSums(maps, view, full_width, rank)
-    outputs = _OutputSums({one: one.outputs(weights) for one in factored})
-    with (
-        undisturbed(module),
-        no_gradients_left(
-            module
-        ),  # of a backward inside the backward, as reversible layers have it
-        inputs.gathered_from(module),
-        outputs.gathered_from(module),
-        products_apart(),
-        torch.enable_grad(),
-    ):
-        torch.manual_seed(seed)
-        for batch in batches:
-            inputs.batch = batch
-            output = view.forward(module, copy.copy(batch))  # a forward may pop what it takes
-            inputs.batch = None  # checkpointed layers compute once more in backward
-            outputs.add(sampled_loss(view, found, output, batch))
+    outputs = _OutputSums({one: one.outputs(weights) for one in factored}, full_width, rank)
+
+    def sums_of(shares: bool) -> InputSums:
+        inputs = InputSums(maps, view, full_width, rank, shares)
+        outputs.clear()
+        with (
+            undisturbed(module),
+            # of a backward inside the backward, as reversible layers have it
+            no_gradients_left(module),
+            inputs.gathered_from(module),
+            outputs.gathered_from(module),
+            products_apart(),
+            torch.enable_grad(),
+        ):
+            torch.manual_seed(seed)
+            for batch in batches:
+                inputs.batch = batch
+                output = view.forward(module, copy.copy(batch))  # a forward may pop what it takes
+                inputs.batch = None  # checkpointed layers compute once more in backward
+                outputs.add(sampled_loss(view, found, output, batch))
+        return inputs
+
+    inputs = sums_where_shared(module, sums_of)
     return KroneckerFactors(inputs.means(), outputs.means(), outputs.unknown, found.kind)
 
 
@@ -166,6 +178,7 @@ def normalised(factors: KroneckerFactors) -> KroneckerFactors:
             is known of outputs.
 
     Example:
+        >>> from recall_lightning.measuring.moments import FullMoments
         >>> two = FullMoments(2 * torch.eye(3), torch.ones(()))
         >>> normalised(KroneckerFactors({"w": two}, {"w": two})).outputs["w"].matrix.diagonal()
         tensor([0.5000, 0.5000, 0.5000])
@@ -180,18 +193,25 @@ def normalised(factors: KroneckerFactors) -> KroneckerFactors:
     if not 0 < total < math.inf:
         return replace(factors, outputs={})
     mean = total / elements
-    scaled = {n: FullMoments(o.matrix / mean, o.count) for n, o in factors.outputs.items()}
+    scaled = {name: outputs.scaled(1 / mean) for name, outputs in factors.outputs.items()}
+    for name, outputs in factors.outputs.items():
+        scaled[name].count = outputs.count  # of tasks
     return replace(factors, outputs=scaled)
 
 
 class _OutputSums:
     """Sums of the gradients at linear maps' outputs."""
 
-    def __init__(self, widths: Mapping[LinearMap, int]) -> None:
+    def __init__(self, widths: Mapping[LinearMap, int], full_width: int, rank: int) -> None:
         self.widths = widths  # of each map's outputs
+        self.full_width, self.rank = full_width, rank
+        self.clear()
+
+    def clear(self) -> None:
         self.unknown: str | None = None
         self._computed: list[tuple[LinearMap, Tensor, int]] = []
-        self._sums: dict[str, FullMoments] = {}
+        self._sums: dict[str, Moments] = {}
+        self._counts: Counter[str] = Counter()
 
     @contextmanager
     def gathered_from(self, module: nn.Module) -> Iterator[None]:
@@ -246,38 +266,33 @@ class _OutputSums:
                 units = gradient.movedim(axis, -1)
                 if one.kind == "convolution" and one.rows is not None:  # of its group
                     units = units[..., slice(*one.rows)]
-                rows = units.reshape(-1, units.shape[-1]).float()
-                empty = FullMoments.empty(rows.shape[1], rows.device)
-                self._sums.setdefault(one.name, empty).matrix.addmm_(rows.T, rows)
+                rows = units.reshape(-1, units.shape[-1])
+                if one.name not in self._sums:
+                    width = rows.shape[1]
+                    is_wide = width > self.full_width
+                    self._sums[one.name] = empty_side(width, is_wide, self.rank, rows.device)
+                with torch.autocast(rows.device.type, enabled=False):  # sums want float32
+                    self._sums[one.name].update(rows)
         for name in {one.name for one, _, _ in computed if one.name in self._sums}:
-            self._sums[name].count += count
+            self._counts[name] += count
 
-    def means(self) -> dict[str, FullMoments]:
-        used = {n: sums for n, sums in self._sums.items() if bool(sums.matrix.diagonal().any())}
-        return {n: sums.scaled(1 / max(float(sums.count), 1.0)) for n, sums in used.items()}
+    def means(self) -> dict[str, Moments]:
+        means = {}
+        for name, sums in self._sums.items():
+            if float(sums.trace) != 0:  # NaN, too: who uses it will refuse
+                means[name] = sums.scaled(1 / max(self._counts[name], 1))
+                means[name].count = torch.ones_like(sums.count)
+        return means
 
 
-def is_factored(
-    linear_map: LinearMap, weights: Mapping[str, Tensor], full_width: int = 1024
-) -> bool:
-    """Tell whether a map's curvature is kept: neither side is too wide.
-
-    Args:
-        linear_map: The map; the rows of an embedding, or of bags, may be any number. The layer of a
-            LoRA update must be known.
-        weights: The model's, by name.
-        full_width: What inputs (without the 1 of a bias) and outputs may have.
+def is_factored(linear_map: LinearMap) -> bool:
+    """Tell whether a map's curvature can be had: it is no LoRA update of a layer unknown.
 
     Example:
-        >>> linear_map = LinearMap("w", None, "linear", ("",), 3)
-        >>> is_factored(linear_map, {"w": torch.zeros(5, 3)}, full_width=4)
+        >>> is_factored(LinearMap("a", None, "linear", ("",), 3, second_factor="b"))
         False
     """
-    if linear_map.second_factor is not None and linear_map.layer is None:
-        return False
-    if linear_map.outputs(weights) > full_width:
-        return False
-    return linear_map.kind in ("embedding", "bag") or linear_map.inputs <= full_width
+    return linear_map.second_factor is None or linear_map.layer is not None
 
 
 def feature_axis(child: nn.Module) -> int:

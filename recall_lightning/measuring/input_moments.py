@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -25,6 +27,7 @@ from recall_lightning.measuring.moments import (
 from recall_lightning.measuring.multiplications import multiplications, products_apart
 from recall_lightning.measuring.view import ModelView, view_of
 from recall_lightning.weights.naming import canonical_name
+from recall_lightning.weights.sharding import is_sharded
 
 
 def input_moments(
@@ -32,8 +35,8 @@ def input_moments(
     maps: Sequence[LinearMap],
     batches: Sequence[Any],
     view: ModelView | ProbeForward | None = None,
-    full_width: int = 1024,
-    rank: int = 128,
+    full_width: int = 512,
+    rank: int = 32,
 ) -> dict[str, Moments]:
     """Run a model over batches and sum up the second moments of what its linear maps are given.
 
@@ -64,12 +67,26 @@ def input_moments(
                 [0.0000, 0.5000]])
     """
     view = view_of(module, view)
-    sums = InputSums(maps, view, full_width, rank)
-    with undisturbed(module), sums.gathered_from(module), products_apart():
-        for batch in batches:
-            sums.batch = batch
-            view.forward(module, copy.copy(batch))  # a forward may pop what it takes
-    return sums.means()
+
+    def sums_of(shares: bool) -> InputSums:
+        sums = InputSums(maps, view, full_width, rank, shares)
+        with undisturbed(module), sums.gathered_from(module), products_apart():
+            for batch in batches:
+                sums.batch = batch
+                view.forward(module, copy.copy(batch))  # a forward may pop what it takes
+        return sums
+
+    return sums_where_shared(module, sums_of).means()
+
+
+def sums_where_shared(module: nn.Module, sums_of: Callable[[bool], InputSums]) -> InputSums:
+    """Return what ``sums_of(shares)`` does, anew without sharing where that has turned out wrong.
+
+    Processes that have shards of one model run it equally often, so there nothing is shared.
+    """
+    shares = not any(is_sharded(parameter) for parameter in module.parameters())
+    sums = sums_of(shares)
+    return sums_of(False) if sums.have_parted else sums
 
 
 class InputSums:
@@ -80,17 +97,28 @@ class InputSums:
         view: Of the model; it tells what is padding.
         full_width: Maps of more inputs than this have moments of low rank plus a diagonal.
         rank: That rank.
+        shares: Whether what is given to several maps one after the other, as to the projections of
+            an attention, is summed once for all of them.
 
     Attributes:
         batch: What the model is running on, for its mask; nothing is summed while it is None.
     """
 
     def __init__(
-        self, maps: Sequence[LinearMap], view: ModelView, full_width: int, rank: int
+        self,
+        maps: Sequence[LinearMap],
+        view: ModelView,
+        full_width: int,
+        rank: int,
+        shares: bool = True,
     ) -> None:
         self.maps, self.view, self.full_width, self.rank = maps, view, full_width, rank
         self.batch: Any = None
         self._sums: dict[str, Moments] = {}
+        self._shares = shares
+        self._leaders: dict[str, str] = {}  # of maps that were given the same tensors as another
+        self._calls: Counter[str] = Counter()
+        self._last: _Given | None = None
 
     @contextmanager
     def gathered_from(self, module: nn.Module) -> Iterator[None]:
@@ -103,8 +131,20 @@ class InputSums:
             yield
 
     def means(self) -> dict[str, Moments]:
-        """Return map name to mean moments, of the maps that computed something."""
-        return {name: sums.mean() for name, sums in self._sums.items() if float(sums.count) > 0}
+        """Return map name to mean moments, of the maps that computed something.
+
+        Maps that share their inputs have one and the same object.
+        """
+        self._last = None
+        means = {name: sums.mean() for name, sums in self._sums.items() if float(sums.count) > 0}
+        followers = {n: means[leader] for n, leader in self._leaders.items() if leader in means}
+        means |= followers
+        return {m.name: means[m.name] for m in self.maps if m.name in means}
+
+    @property
+    def have_parted(self) -> bool:
+        """Whether maps that shared their inputs were then given others: their sums are wrong."""
+        return any(self._calls[n] != self._calls[lead] for n, lead in self._leaders.items())
 
     def _hook_of(self, linear_map: LinearMap) -> Callable[..., None]:
         def hook(child: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -115,8 +155,7 @@ class InputSums:
 
     def _see(self, linear_map: LinearMap, owner: nn.Module, given: Tensor, y: Tensor) -> Tensor:
         if self.batch is not None:
-            time_first = isinstance(owner, nn.MultiheadAttention) and given.dim() == 3
-            self._add(linear_map, owner, given.transpose(0, 1) if time_first else given)
+            self._add(linear_map, owner, given)
         return y
 
     @torch.no_grad()
@@ -127,17 +166,41 @@ class InputSums:
         )
         if not fits:
             return  # the module itself will say what is wrong with it
+        mask = self.view.mask(self.batch, linear_map.modules[0])
+        now = _Given(linear_map, given, given._version, mask)
+        if self._shares and self._is_summed(now):
+            return
         if linear_map.name not in self._sums:
             empty = empty_moments(linear_map, given.device, self.full_width, self.rank)
             self._sums[linear_map.name] = empty
-        mask = self.view.mask(self.batch, linear_map.modules[0])
         with torch.autocast(given.device.type, enabled=False):  # sums want float32
-            if linear_map.kind == "bag" and isinstance(child, nn.Embedding):
-                self._add_sequences(self._sums[linear_map.name], child, given, mask)
-                return
-            rows = rows_of(linear_map, child, given, mask)
-            for part in dense_parts(rows) if rows.is_sparse else (rows,):
-                self._sums[linear_map.name].update(part)
+            self._sum(self._sums[linear_map.name], now, child)
+        self._calls[linear_map.name] += 1
+        self._last = now
+
+    def _is_summed(self, now: _Given) -> bool:
+        """Tell whether a map's inputs have just been summed for another, which it follows."""
+        name, last = now.linear_map.name, self._last
+        lead = None if last is None or not last.is_like(now) else last.linear_map.name
+        is_new = name not in self._sums and name not in self._leaders
+        if is_new and lead is not None and self._calls[lead] == 1:
+            self._leaders[name] = lead
+        if name not in self._leaders:
+            return False
+        if lead == self._leaders[name]:
+            self._calls[name] += 1
+        return True  # though it may not be: then they have parted
+
+    def _sum(self, sums: Moments, now: _Given, child: nn.Module) -> None:
+        linear_map, given, mask = now.linear_map, now.tensor, now.mask
+        if linear_map.kind == "bag" and isinstance(child, nn.Embedding):
+            self._add_sequences(sums, child, given, mask)
+            return
+        if isinstance(child, nn.MultiheadAttention) and given.dim() == 3:
+            given = given.transpose(0, 1)  # its time is first
+        rows = rows_of(linear_map, child, given, mask)
+        for part in dense_parts(rows) if rows.is_sparse else (rows,):
+            sums.update(part)
 
     def _add_sequences(
         self, sums: Moments, child: nn.Embedding, ids: Tensor, mask: Tensor | None
@@ -155,6 +218,27 @@ class InputSums:
         for part in dense_parts(bags):
             sums.update(part * 0.5**0.5)
         sums.add_diagonal(shares / 2, 0)
+
+
+@dataclass(frozen=True, eq=False)
+class _Given:
+    """What a map was given."""
+
+    linear_map: LinearMap
+    tensor: Tensor
+    version: int
+    mask: Tensor | None
+
+    def is_like(self, other: _Given) -> bool:
+        one, two = self.linear_map, other.linear_map
+        alike = one.name != two.name and self.tensor is other.tensor
+        alike &= self.version == other.version
+        alike &= one.kind == two.kind and one.kind in ("linear", "projection")
+        if not alike or (one.bias is None) != (two.bias is None):
+            return False
+        if self.mask is None or other.mask is None:
+            return self.mask is other.mask
+        return self.mask is other.mask or torch.equal(self.mask, other.mask)
 
 
 @contextmanager
@@ -179,7 +263,7 @@ def hooked(
 
 
 def empty_moments(
-    linear_map: LinearMap, device: torch.device, full_width: int = 1024, rank: int = 128
+    linear_map: LinearMap, device: torch.device, full_width: int = 512, rank: int = 32
 ) -> Moments:
     """Return the moments of no input, of the kind that :func:`input_moments` gives a map.
 
@@ -190,6 +274,11 @@ def empty_moments(
     """
     if linear_map.kind == "embedding":
         return RowCounts.empty(linear_map.width, device)
-    if linear_map.inputs > full_width:
-        return LowRankMoments.empty(linear_map.width, min(rank, linear_map.width), device)
-    return FullMoments.empty(linear_map.width, device)
+    return empty_side(linear_map.width, linear_map.inputs > full_width, rank, device)
+
+
+def empty_side(width: int, is_wide: bool, rank: int, device: torch.device) -> Moments:
+    """Return the moments of nothing, as a matrix or, of a wide side, of low rank."""
+    if is_wide:
+        return LowRankMoments.empty(width, min(rank, width), device)
+    return FullMoments.empty(width, device)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import torch
@@ -44,12 +44,17 @@ class Moments(ABC):
         """Return the sum with moments of the same kind and width."""
 
     @abstractmethod
-    def padded(self, more: int) -> Moments:
-        """Return the moments of inputs with ``more`` entries at their end that were always 0."""
+    def padded(self, width: int) -> Moments:
+        """Return the same with more entries at the end, in which nothing was seen."""
 
     @abstractmethod
     def state_dict(self) -> dict[str, Tensor]:
         """Return the tensors by name."""
+
+    @property
+    def nbytes(self) -> int:
+        """The memory that it takes."""
+        return sum(tensor.nbytes for tensor in self.state_dict().values())
 
     def mean(self) -> Moments:
         """Return the mean over the inputs, which counts as one."""
@@ -134,8 +139,9 @@ class FullMoments(Moments):
         assert isinstance(other, FullMoments)
         return FullMoments(self.matrix + other.matrix, self.count + other.count)
 
-    def padded(self, more: int) -> FullMoments:
-        """Return the moments of inputs with more entries, which were always 0."""
+    def padded(self, width: int) -> FullMoments:
+        """Return the same with more entries at the end."""
+        more = width - self.width
         return FullMoments(functional.pad(self.matrix, (0, more, 0, more)), self.count)
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -147,8 +153,9 @@ class LowRankMoments(Moments):
     """Σ xxᵀ as BᵀB plus a diagonal: the leading directions, and what the others add to each entry.
 
     The diagonal of the whole is exact; BᵀB never exceeds what was summed, so the rest is no less
-    than 0. Directions are kept as inputs arrive, by incremental principal components (Ross et al.
-    2008, without the mean).
+    than 0. Directions are those of the Nyström approximation from a sketch, the product with a
+    random matrix of a few columns, which is summed as inputs arrive (Tropp et al., arXiv
+    1706.05736); they are exact where the sketch is as wide as the inputs.
 
     Args:
         factor: B, (at most rank, width) float32.
@@ -164,7 +171,8 @@ class LowRankMoments(Moments):
     """
 
     def __init__(self, factor: Tensor, diagonal: Tensor, count: Tensor, rank: int) -> None:
-        self.factor = factor
+        self._factor = factor
+        self._sketch: Tensor | None = None  # (width, columns)
         self.diagonal = diagonal
         self.count = count
         self.rank = rank
@@ -174,6 +182,19 @@ class LowRankMoments(Moments):
         """Return the moments of no input."""
         zeros = torch.zeros(width, dtype=torch.float32, device=device)
         return cls(zeros.new_zeros(0, width), zeros, zeros.new_zeros(()), rank)
+
+    @classmethod
+    def of(cls, moments: FullMoments, rank: int) -> LowRankMoments:
+        """Return the best approximation of a matrix.
+
+        Example:
+            >>> full = FullMoments(torch.diag(torch.tensor([9.0, 1.0])), torch.ones(()))
+            >>> LowRankMoments.of(full, rank=1).rest
+            tensor([0., 1.])
+        """
+        values, vectors = moments.spectrum
+        factor = (values[-rank:].sqrt() * vectors[:, -rank:]).T
+        return cls(factor, moments.matrix.diagonal().clone(), moments.count, rank)
 
     @property
     def width(self) -> int:
@@ -195,8 +216,18 @@ class LowRankMoments(Moments):
         inputs = inputs.to(self.diagonal.dtype)
         self.diagonal = self.diagonal + inputs.square().sum(0)
         self.count = self.count + len(inputs)
-        for part in inputs.split(max(self.rank, 256)):
-            self.factor = _leading(torch.cat([self.factor, part]), self.rank)
+        test = _test_matrix(self.width, self.rank, inputs.device)
+        if self._sketch is None:
+            self._sketch = self._factor.T @ (self._factor @ test)
+        self._sketch.addmm_(inputs.T, inputs @ test)
+
+    @property
+    def factor(self) -> Tensor:
+        """B, (at most rank, width)."""
+        if self._sketch is not None:
+            test = _test_matrix(self.width, self.rank, self._sketch.device)
+            self._factor, self._sketch = _nystrom(self._sketch, test, self.rank), None
+        return self._factor
 
     def add_diagonal(self, diagonal: Tensor, inputs: int) -> None:
         """Add so many inputs, whose moments are a diagonal, (width)."""
@@ -221,9 +252,11 @@ class LowRankMoments(Moments):
             factor, self.diagonal + other.diagonal, self.count + other.count, self.rank
         )
 
-    def padded(self, more: int) -> LowRankMoments:
-        """Return the moments of inputs with more entries, which were always 0."""
-        factor, diagonal = (functional.pad(t, (0, more)) for t in (self.factor, self.diagonal))
+    def padded(self, width: int) -> LowRankMoments:
+        """Return the same with more entries at the end."""
+        factor, diagonal = (
+            functional.pad(one, (0, width - self.width)) for one in (self.factor, self.diagonal)
+        )
         return LowRankMoments(factor, diagonal, self.count, self.rank)
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -285,9 +318,9 @@ class RowCounts(Moments):
         assert isinstance(other, RowCounts)
         return RowCounts(self.counts + other.counts, self.count + other.count)
 
-    def padded(self, more: int) -> RowCounts:
-        """Return the counts with more rows, which nothing looked up."""
-        return RowCounts(functional.pad(self.counts, (0, more)), self.count)
+    def padded(self, width: int) -> RowCounts:
+        """Return the same with more rows at the end."""
+        return RowCounts(functional.pad(self.counts, (0, width - self.width)), self.count)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the counts, by row and in all."""
@@ -334,3 +367,40 @@ def _leading(rows: Tensor, rank: int) -> Tensor:
         return torch.full_like(rows[:rank], torch.nan)
     _, vectors = torch.linalg.eigh(products)
     return vectors[:, -rank:].T.to(rows) @ rows
+
+
+@lru_cache(maxsize=64)
+def _test_matrix(width: int, rank: int, device: torch.device) -> Tensor:
+    """Return what inputs of a width are sketched with, the same in all processes.
+
+    It has some more columns than directions are kept, for these to be close to the leading ones.
+    """
+    columns = _SKETCHED * rank + 8
+    if columns >= width:
+        return torch.eye(width, dtype=torch.float32, device=device)
+    seeded = torch.Generator().manual_seed(width)
+    test = torch.randn(width, columns, generator=seeded, dtype=torch.float64)
+    return torch.linalg.qr(test)[0].to(device, torch.float32)
+
+
+_SKETCHED = 2  # columns of a sketch a direction that is kept
+
+
+def _nystrom(sketch: Tensor, test: Tensor, rank: int) -> Tensor:
+    """Return at most (rank, width) rows B with the leading part of GT(TᵀGT)⁺TᵀG as BᵀB.
+
+    Args:
+        sketch: GT of moments G.
+        test: T, orthonormal columns.
+        rank: How many.
+    """
+    sketch = sketch.double()
+    core = test.double().T @ sketch
+    if not bool(core.isfinite().all()):  # eigh would raise; who uses the moments will refuse
+        return torch.full_like(sketch.T[:rank], torch.nan, dtype=torch.float32)
+    sizes, vectors = torch.linalg.eigh((core + core.T) / 2)
+    # what float32 sums have rounded away is no direction
+    noise = torch.finfo(torch.float32).eps * sizes[-1].clamp(min=0)
+    found = sizes > noise
+    halves = (sketch @ vectors[:, found]) / sizes[found].sqrt()
+    return _leading(halves.T, rank).float()

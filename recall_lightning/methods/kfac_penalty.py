@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from recall_lightning.checks import check_count, first_of
-from recall_lightning.measuring.curvature import is_factored, kronecker_factors
+from recall_lightning.measuring.curvature import kronecker_factors
 from recall_lightning.measuring.input_moments import empty_moments
 from recall_lightning.measuring.linear_maps import LinearMap
 from recall_lightning.measuring.moments import FullMoments
@@ -122,7 +122,13 @@ class KfacPenalty(MapPenalty):
 
     def _too_wide(self, weights: Mapping[str, Tensor]) -> list[str]:
         present = {name: one for name, one in self._maps.items() if name in weights}
-        return [n for n, one in present.items() if not is_factored(one, weights, self.width)]
+        return [n for n, one in present.items() if self._is_too_wide(one, weights)]
+
+    def _is_too_wide(self, linear_map: LinearMap, weights: Mapping[str, Tensor]) -> bool:
+        """Tell whether a side is; the rows of an embedding, or of bags, may be any number."""
+        is_table = linear_map.kind in ("embedding", "bag")
+        inputs = 0 if is_table else linear_map.inputs
+        return max(inputs, linear_map.outputs(weights)) > self.width
 
 
 METHOD = Method(

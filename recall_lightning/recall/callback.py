@@ -349,7 +349,7 @@ class RecallCallback(TaskAwareCallback):
     ) -> None:
         """Let the batch be seen by what rules decide from; a task's first is tried out."""
         super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
-        self._trained.observe_batch(pl_module)
+        self._trained.observe_batch(trainer.optimizers)
         with _misconfiguration():
             context = self._context(trainer, pl_module)
             if not self._first_batch_is_checked:

@@ -31,14 +31,14 @@ def mean_over_processes(
 
 def mean_where_all_have(
     trainer: Trainer,
-    moments: Mapping[str, FullMoments],
+    moments: Mapping[str, Moments],
     names: Sequence[str],
     device: torch.device,
-) -> dict[str, FullMoments]:
+) -> dict[str, Moments]:
     """Average over the processes; what not all of them have is left out."""
     used = _mean(trainer, _who_has(moments, names, device))
     common = [name for name, part in zip(names, used.tolist(), strict=True) if part == 1]
-    return {n: FullMoments(_mean(trainer, moments[n].matrix), moments[n].count) for n in common}
+    return {name: _averaged(trainer, moments[name]) for name in common}
 
 
 def _who_has(

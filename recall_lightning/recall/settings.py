@@ -87,9 +87,11 @@ class MomentSettings:
 
     Attributes:
         batches: On how many of a task's last batches they are measured, per process.
-        width: Maps of more inputs than this have their moments kept as a matrix of rank ``rank``
-            plus a diagonal; of maps wider than this on either side curvature is not kept, and the
-            kfac rules merge them as ``"importance"`` and ``"subspace"`` do.
+        labels: Where no embedding is trained, as with most adapters: on no more of those batches
+            than hold this many class labels, which of a language model are its tokens. Rows of an
+            embedding are rare, and need all.
+        width: A side of a map, inputs or outputs, of more entries than this has its moments kept as
+            a matrix of rank ``rank`` plus a diagonal.
         rank: That rank.
         source: ``"task"``, or ``"generated"`` for sequences that a causal language model writes
             itself at a task's end (as :class:`PriorSettings` say), where not even moments of the
@@ -103,17 +105,18 @@ class MomentSettings:
 
     Example:
         >>> MomentSettings(batches=8).width
-        1024
+        512
     """
 
     batches: int = 32
-    width: int = 1024
-    rank: int = 128
+    labels: int = 4096
+    width: int = 512
+    rank: int = 32
     source: Literal["task", "generated"] = "task"
 
     @misconfiguration()
     def __post_init__(self) -> None:
-        for name in ("batches", "width", "rank"):
+        for name in ("batches", "labels", "width", "rank"):
             check_count(f"moments.{name}", getattr(self, name))
         check_choice("moments.source", self.source, "task", "generated")
 

@@ -1,6 +1,6 @@
 """Which weights of a snapshot a merge writes, where some are frozen or gone within a task."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
@@ -51,9 +51,10 @@ class TrainedWeights:
         """Forget the last task."""
         self._trained, self._gone, self._told = {}, set(), {}
 
-    def observe_batch(self, module: nn.Module) -> None:
-        """See a module before a batch."""
-        self._frozen = {id(p) for p in module.parameters() if not p.requires_grad}
+    def observe_batch(self, optimizers: Iterable[Optimizer]) -> None:
+        """See what the optimizers have before a batch."""
+        groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+        self._frozen = {id(p) for group in groups for p in group["params"] if not p.requires_grad}
 
     def observe(self, optimizer: Optimizer) -> None:
         """See an optimizer before its step."""

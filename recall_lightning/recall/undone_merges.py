@@ -10,6 +10,7 @@ from recall_lightning.weights.sharding import is_sharded
 
 _TENSORS, _VALUES = 16, 256  # of the model that are looked at
 _NEAR = 0.2
+_Sample = dict[torch.device, Tensor]
 
 
 class UndoneMerges:
@@ -37,9 +38,9 @@ class UndoneMerges:
         whole = {n: w for n, w in live.items() if isinstance(w, nn.Parameter)}
         largest = sorted(whole, key=lambda name: -whole[name].numel())[:_TENSORS]
         self._watched = {name: whole[name] for name in largest if not is_sharded(whole[name])}
-        self._last: dict[str, Tensor] = {}
+        self._last: _Sample = {}
         self._steps: list[Tensor] = []  # how far those after the first since the last merge went
-        self._before: dict[str, Tensor] = {}  # the last merge; empty where none is watched
+        self._before: _Sample = {}  # the last merge; empty where none is watched
         self._told = False
 
     def observe_step(self) -> None:
@@ -60,7 +61,7 @@ class UndoneMerges:
         """See the weights after a merge that came after the last step."""
         self._before, self._last = self._before or self._last, _sample(self._watched)
 
-    def _compare(self, now: Mapping[str, Tensor]) -> None:
+    def _compare(self, now: _Sample) -> None:
         if not self._steps:
             return
         merged = float(_distance(self._last, self._before))
@@ -79,14 +80,16 @@ class UndoneMerges:
 
 
 @torch.no_grad()
-def _sample(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copy some values of weights, each on its device."""
-    flat = {name: weight.detach().reshape(-1) for name, weight in weights.items()}
-    some = {n: values[:: max(1, len(values) // _VALUES)] for n, values in flat.items()}
-    return {name: values.to(torch.float32, copy=True) for name, values in some.items()}
+def _sample(weights: Mapping[str, Tensor]) -> _Sample:
+    """Copy some values of weights, those on one device together."""
+    some: dict[torch.device, list[Tensor]] = {}
+    for weight in weights.values():
+        values = weight.detach().reshape(-1)[:: max(1, weight.numel() // _VALUES)]
+        some.setdefault(weight.device, []).append(values)
+    return {device: torch.cat(values).float() for device, values in some.items()}
 
 
-def _distance(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> Tensor:
+def _distance(one: _Sample, other: _Sample) -> Tensor:
     """Return a distance, on a device: nothing waits for it yet."""
-    moved = [(one[name] - other[name]).square().sum() for name in one]
+    moved = [(one[device] - other[device]).square().sum() for device in one]
     return torch.stack([each.to(moved[0].device) for each in moved]).sum().sqrt()

@@ -14,7 +14,7 @@ from recall_lightning.measuring.curvature import (
 )
 from recall_lightning.measuring.input_moments import input_moments
 from recall_lightning.measuring.linear_maps import find_linear_maps
-from recall_lightning.measuring.moments import FullMoments
+from recall_lightning.measuring.moments import FullMoments, LowRankMoments
 from recall_lightning.merging.structure import Structure
 from recall_lightning.weights.naming import named_weights
 from tests.support.tiny_models import llama
@@ -163,10 +163,22 @@ def test_a_language_model_has_factors_of_its_embedding_too():
     assert factors.outputs["model.embed_tokens.weight"].matrix.shape == (8, 8)
 
 
-def test_wide_maps_and_unknown_predictions_have_inputs_alone():
+def test_a_wide_side_keeps_a_rank_and_a_diagonal():
+    torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 3))
     labelled = (torch.randn(6, 4), torch.zeros(6, dtype=torch.long))
-    assert set(factors_of(net, [labelled], full_width=7).outputs) == set()
+    found = factors_of(net, [labelled], full_width=7, rank=3)  # three classes: gradients of rank 3
+    whole = factors_of(net, [labelled]).outputs["0.weight"].matrix
+    kept = found.outputs["0.weight"]
+    torch.testing.assert_close(kept.diagonal, whole.diagonal())
+    torch.testing.assert_close(kept.factor.T @ kept.factor, whole, rtol=1e-3, atol=1e-5)
+    assert isinstance(found.inputs["0.weight"], FullMoments)
+    assert isinstance(found.inputs["1.weight"], LowRankMoments)
+    assert isinstance(found.outputs["1.weight"], FullMoments)
+
+
+def test_unknown_predictions_have_inputs_alone():
+    net = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 3))
     unknown = factors_of(net, [(torch.randn(6, 4), ["text"] * 6)])
     assert not unknown.outputs
     assert "no targets that fit" in unknown.unknown

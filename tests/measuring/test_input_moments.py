@@ -11,6 +11,7 @@ from recall_lightning.measuring.linear_maps import (
     as_matrix,
     find_linear_maps,
 )
+from recall_lightning.measuring.moments import FullMoments
 from recall_lightning.merging.lora.pairs import find_lora_pairs
 from recall_lightning.weights.naming import named_weights
 
@@ -62,7 +63,7 @@ def test_inputs_of_any_precision_are_summed_in_float32(dtype):
 
 
 def test_autocast_does_not_round_the_sums():
-    inputs = torch.randn(64, 40)
+    inputs = torch.randn(64, 4) @ torch.randn(4, 40)
     model = nn.Sequential(nn.Linear(40, 2, bias=False))
     with torch.autocast("cpu", torch.bfloat16):
         found = moments_of(model, inputs, full_width=8, rank=4)["0.weight"]
@@ -70,6 +71,38 @@ def test_autocast_does_not_round_the_sums():
     values, _ = torch.linalg.eigh(mean_products(inputs))
     kept = torch.linalg.eigvalsh(found.factor @ found.factor.T)
     torch.testing.assert_close(kept, values[-4:], rtol=1e-3, atol=1e-4)
+
+
+class Heads(nn.Module):
+    """Two maps that read one tensor, and in some batches each its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = nn.Linear(3, 2), nn.Linear(3, 2)
+
+    def forward(self, x):
+        apart = bool((x < 0).any())
+        return self.one(x) + self.two(2 * x if apart else x)
+
+
+def test_maps_that_read_the_same_tensor_share_their_moments(monkeypatch):
+    summed, update = [], FullMoments.update
+    monkeypatch.setattr(FullMoments, "update", lambda self, x: summed.append(1) or update(self, x))
+    maps, _ = find_linear_maps(heads := Heads())
+    found = input_moments(heads, maps, [torch.rand(4, 3), torch.rand(4, 3)])
+    assert found["one.weight"] is found["two.weight"]
+    assert len(summed) == 2  # one a batch
+
+
+def test_maps_that_read_other_tensors_in_a_later_batch_share_nothing():
+    maps, _ = find_linear_maps(heads := Heads())
+    batches = [torch.rand(4, 3), torch.randn(4, 3)]
+    found = input_moments(heads, maps, batches)
+    inputs = torch.cat([batches[0], 2 * batches[1]])
+    torch.testing.assert_close(
+        found["one.weight"].matrix, mean_products(with_one(torch.cat(batches)))
+    )
+    torch.testing.assert_close(found["two.weight"].matrix, mean_products(with_one(inputs)))
 
 
 def test_wide_maps_have_moments_of_low_rank():

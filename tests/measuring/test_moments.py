@@ -30,6 +30,22 @@ def dense(moments):
     return moments.factor.T @ moments.factor + torch.diag(moments.rest)
 
 
+def test_a_sketch_finds_the_leading_directions_of_a_falling_spectrum():
+    generator = torch.Generator().manual_seed(0)
+    sizes = torch.logspace(1, -3, 80)
+    inputs = torch.randn(400, 80, generator=generator) * sizes
+    moments = of_low_rank(inputs, 8)  # of 24 columns
+    whole = inputs.T @ inputs
+    values, vectors = torch.linalg.eigh(whole)
+    best = vectors[:, -8:] * values[-8:] @ vectors[:, -8:].T
+    lost = [
+        float(torch.linalg.norm(whole - kept)) for kept in (best, moments.factor.T @ moments.factor)
+    ]
+    assert lost[1] < 1.2 * lost[0]
+    torch.testing.assert_close(moments.diagonal, whole.diagonal())
+    assert bool((moments.diagonal - moments.factor.square().sum(0) > -1e-3).all())
+
+
 def test_full_moments_are_the_inputs_products():
     inputs, moments = rows(0), FullMoments.empty(6)
     for part in inputs.chunk(4):
@@ -140,7 +156,7 @@ def test_moments_of_more_entries_are_those_of_inputs_with_zeros(empty):
     moments.update(rows)
     wider.update(torch.nn.functional.pad(rows, (0, 2)))
     for name, tensor in wider.state_dict().items():
-        found = moments.padded(2).state_dict()[name]
+        found = moments.padded(6).state_dict()[name]
         pairs = (t.T @ t if name == "factor" else t for t in (found, tensor))
         torch.testing.assert_close(*pairs)
 

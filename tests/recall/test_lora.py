@@ -9,7 +9,8 @@ from torch.utils.data import DataLoader
 from recall_lightning import RecallCallback
 from recall_lightning.merging.lora.pairs import find_lora_pairs
 from recall_lightning.merging.rules import Subspace, Uniform
-from recall_lightning.recall.settings import SampleSettings
+from recall_lightning.recall.settings import MomentSettings, SampleSettings
+from recall_lightning.recall.statistics import moments as measured
 from recall_lightning.weights.naming import named_weights
 from tests.support.callbacks import Spy
 from tests.support.training import quiet_trainer
@@ -69,6 +70,51 @@ def test_an_adapter_is_merged_as_the_product_of_its_factors():
         best = u[:, :4] * s[:4] @ v[:4]
         torch.testing.assert_close(spy.after[module], best, rtol=1e-3, atol=1e-5)
     assert all(0 <= lost < 0.5 for lost in record["discarded_energy"].values())
+
+
+def measured_batches(monkeypatch):
+    counts, measure = [], measured.kronecker_factors
+
+    def counted(module, maps, batches, *args, **kwargs):
+        counts.append(len(batches))
+        return measure(module, maps, batches, *args, **kwargs)
+
+    monkeypatch.setattr(measured, "kronecker_factors", counted)
+    return counts
+
+
+def test_an_adapter_is_measured_on_as_many_batches_as_hold_the_labels(monkeypatch):
+    counts = measured_batches(monkeypatch)
+    callback = RecallCallback(every=1.0, moments=MomentSettings(labels=40))
+    quiet_trainer(callback).fit(LoraModule(), batches(0))
+    assert counts == [1, 2, 2, 2]  # the first batch; then of 32 tokens each: base, merge, end
+
+
+def test_where_an_embedding_is_trained_all_batches_are_measured(monkeypatch):
+    counts = measured_batches(monkeypatch)
+    callback = RecallCallback(every=1.0, moments=MomentSettings(labels=40, batches=3))
+    model = LoraModule()
+    model.model = model.model.unload().requires_grad_(True)
+    quiet_trainer(callback).fit(model, batches(0))
+    assert counts == [1, 3, 3, 3]
+
+
+def test_the_memory_of_moments_is_stated_once_at_the_first_batch(monkeypatch):
+    said = []
+    monkeypatch.setattr(measured, "rank_zero_info", said.append)
+    callback, model = RecallCallback(every=1.0), LoraModule()
+    for task in range(2):
+        quiet_trainer(callback).fit(model, batches(task))
+    (told,) = [text for text in said if "MiB" in text]
+    state = callback.state_dict()["statistics"]["moments"]
+    kept = {
+        t.data_ptr(): t
+        for part in ("old", "old_outputs")
+        for m in state[part].values()
+        for t in m.values()
+    }
+    expected = sum(t.nbytes for t in kept.values()) / 2**20
+    assert f"take {expected:.3g} MiB" in told
 
 
 def test_snapshot_is_of_the_adapter_and_not_of_its_base():

@@ -67,12 +67,12 @@ class Basis:
         if isinstance(moments, RowCounts):
             return cls(moments.counts, None, None)
         if isinstance(moments, LowRankMoments):
-            rest = moments.rest.mean()
+            rest = float(moments.rest.mean())
             _, sizes, directions = torch.linalg.svd(moments.factor.double(), full_matrices=False)
             directions = directions.float()
             values = (sizes.square() + rest).float()
-            rest = 0.0 if len(values) == moments.width else float(rest)
-            return cls(values, directions, directions.T, rest)
+            complete = len(values) == moments.width
+            return cls(values, directions, directions.T, 0.0 if complete else rest)
         assert isinstance(moments, FullMoments)
         values, vectors = moments.spectrum
         return cls(values, vectors.T, vectors)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from recall_lightning.measuring.blocks import Block
 from recall_lightning.measuring.linear_maps import LinearMap
-from recall_lightning.measuring.moments import FullMoments, Moments
+from recall_lightning.measuring.moments import Moments
 from recall_lightning.merging.block_settings import Setting, numbers_of
 from recall_lightning.merging.coefficients import Coefficient
 from recall_lightning.merging.lora.pairs import LoraPair
@@ -47,7 +47,7 @@ class MergeInputs:
         old_output_moments: Name of a map to the moments of the gradients at its outputs, of
             mean 1 over the model (times those of its inputs) for each task and summed over earlier
             tasks, whose number is its count; for ``"moments"`` with ``"curvature"``. Missing where
-            a map is too wide or predictions are not known.
+            predictions are not known.
         new_moments: Input moments of the current task; for ``"new_moments"``.
         new_output_moments: Output moments of the current task; for ``"new_moments"`` with
             ``"curvature"``.
@@ -61,9 +61,9 @@ class MergeInputs:
     similarity: Mapping[str, float] = field(default_factory=dict)
     importance: Mapping[str, Tensor] = field(default_factory=dict)
     old_moments: Mapping[str, Moments] = field(default_factory=dict)
-    old_output_moments: Mapping[str, FullMoments] = field(default_factory=dict)
+    old_output_moments: Mapping[str, Moments] = field(default_factory=dict)
     new_moments: Mapping[str, Moments] = field(default_factory=dict)
-    new_output_moments: Mapping[str, FullMoments] = field(default_factory=dict)
+    new_output_moments: Mapping[str, Moments] = field(default_factory=dict)
     earlier_tasks: int = 1
 
     @property

@@ -24,8 +24,8 @@ class KfacImportance(Importance):
     sums over tasks of both factors.
 
     The curvature of a LoRA update is that of the layer that it is added to. All other weights, and
-    maps whose curvature is not known (wider than ``moments.width``, outputs that are no
-    predictions), have what :class:`Importance` gives them.
+    maps whose curvature is not known (outputs that are no predictions), have what
+    :class:`Importance` gives them.
 
     Args:
         scale: λ > 0. Larger keeps more of the old.
@@ -72,8 +72,8 @@ class KfacSubspace(Subspace):
     arXiv 1503.05671).
 
     The curvature of a LoRA update is that of the layer that it is added to. All other weights, and
-    maps whose curvature is not known (wider than ``moments.width``, outputs that are no
-    predictions), have what :class:`Subspace` gives them.
+    maps whose curvature is not known (outputs that are no predictions), have what
+    :class:`Subspace` gives them.
 
     Args:
         new_inputs: λ > 0: what the current task counts against each earlier one. Larger keeps less
@@ -113,8 +113,6 @@ class KfacSubspace(Subspace):
         old_outputs = inputs.old_output_moments.get(name)
         new_outputs = inputs.new_output_moments.get(name)
         if old is None or new is None or old_outputs is None or new_outputs is None:
-            return super()._of_map(linear_map, inputs)
-        if isinstance(old, LowRankMoments):  # of bags, whose outputs alone are not too wide
             return super()._of_map(linear_map, inputs)
         if not (old.trace > 0 and new.trace > 0):  # one side had no input, or it is not finite
             return super()._of_map(linear_map, inputs)

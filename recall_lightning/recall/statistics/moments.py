@@ -15,7 +15,6 @@ from recall_lightning.measuring.architecture import find_generator
 from recall_lightning.measuring.curvature import (
     NOT_TOLD,
     KroneckerFactors,
-    is_factored,
     kronecker_factors,
     normalised,
 )
@@ -104,13 +103,14 @@ class MapMoments(Statistic):
         predictions: str | Predictions | Callable[[torch.Tensor], Distribution] = "auto",
     ) -> None:
         self.old: dict[str, Moments] = {}
-        self.old_outputs: dict[str, FullMoments] = {}
+        self.old_outputs: dict[str, Moments] = {}
         self.tasks = 0
         self.settings = settings
         self.seed = seed
         self.curvature = curvature
         self._predictions = FoundPredictions(predictions)
         self._told: str | None = None  # what the log says of them
+        self._memory_is_told = False
         self._loss = TrainingLoss()
         self._trial = self._predictions  # on a task's first batch, with why it told nothing
         self._unknown: str | None = None
@@ -119,16 +119,9 @@ class MapMoments(Statistic):
         self._prior = prior
 
     def notes(self, structure: Structure, module: torch.nn.Module) -> Mapping[str, str]:
-        """Say which weights are merged by one number, and which without curvature."""
+        """Say which weights are merged by one number."""
         reasons = structure.others.items()
-        notes = {name: f"merged by one number, as {reason}" for name, reason in reasons}
-        weights, width = named_weights(module), self.settings.width
-        wide = [m.name for m in structure.maps if not is_factored(m, weights, width)]
-        if self.curvature and wide:
-            more = f" and {len(wide) - 1} more" if len(wide) > 1 else ""
-            why = f"wider than moments.width={width}"
-            notes[wide[0] + more] = f"merged without curvature, as {why}"
-        return notes
+        return {name: f"merged by one number, as {reason}" for name, reason in reasons}
 
     def start_task(self, context: TaskContext) -> None:
         """Before the first task forget all; else fit what is known to the model's maps."""
@@ -145,6 +138,7 @@ class MapMoments(Statistic):
         self._loss.stop()
         self._fit_to_maps(context.structure.maps)
         self._fit_to_outputs(context.structure.maps, named_weights(module))
+        self._keep_as_now(context.structure.maps)  # what has grown may be wide now
 
     def check_batch(self, context: TaskContext, batch: Any) -> Mapping[str, str]:
         """Try to run the model forward and backward; find what is no linear map after all."""
@@ -156,6 +150,7 @@ class MapMoments(Statistic):
             tried = self._on(context, [batch], view.with_forward(watched), self._trial)
             self._unknown = tried.unknown
             unlike = unlike_linear_maps(context.pl_module, context.structure.maps, batch, view)
+        self._tell_memory(tried)
         unlike = self._found_anywhere(context, unlike)
         if unlike:
             rank_zero_warn(
@@ -254,6 +249,8 @@ class MapMoments(Statistic):
         self, context: TaskContext, batches: list[Any], view: ModelView
     ) -> KroneckerFactors:
         trainer, module, maps = context.trainer, context.pl_module, context.structure.maps
+        if all(each.kind not in ("embedding", "bag") for each in maps):
+            batches = _last_with(batches, self.settings.labels, view)
         width, rank = self.settings.width, self.settings.rank
 
         def measure(some: Sequence[Any]) -> KroneckerFactors:
@@ -300,6 +297,18 @@ class MapMoments(Statistic):
         seed = self.seed + context.trainer.global_rank
         return kronecker_factors(*given, seed=seed, predictions=predictions)
 
+    def _tell_memory(self, measured: KroneckerFactors) -> None:
+        """Say once how much memory the moments of all tasks will take."""
+        if not self._memory_is_told:
+            kept = {*measured.inputs.values(), *measured.outputs.values()}
+            size = sum(moments.nbytes for moments in kept) / 2**20
+            rank_zero_info(
+                f"RecallCallback: the moments of linear maps take {size:.3g} MiB, however many the "
+                "tasks, and those of the current task as much again while it ends (less with a "
+                "smaller moments.width or moments.rank)"
+            )
+            self._memory_is_told = True
+
     def _tell(self, predictions: FoundPredictions, unknown: str | None, told: str) -> None:
         """Say once what the model's predictions were taken for, or why for nothing."""
         kind = predictions.kind
@@ -327,10 +336,15 @@ class MapMoments(Statistic):
         self._told = found
 
     def _add(self, measured: KroneckerFactors) -> None:
-        unusable = [name for name, moments in measured.inputs.items() if not _is_finite(moments)]
+        finite = {moments: _is_finite(moments) for moments in measured.inputs.values()}
+        unusable = [name for name, moments in measured.inputs.items() if not finite[moments]]
+        sums: dict[tuple[Moments | None, Moments], Moments] = {}  # maps may share theirs
         for name, moments in measured.inputs.items():
             if name not in unusable:
-                self.old[name] = self.old[name].plus(moments) if name in self.old else moments
+                key = (self.old.get(name), moments)
+                if key not in sums:
+                    sums[key] = moments if key[0] is None else key[0].plus(moments)
+                self.old[name] = sums[key]
         for name, outputs in measured.outputs.items():
             if name not in unusable and _is_finite(outputs):
                 old = self.old_outputs.get(name)
@@ -364,13 +378,9 @@ class MapMoments(Statistic):
             old = self.old.get(linear_map.name)
             if old is None or old.width == linear_map.width:
                 continue
-            new_rows = linear_map.width - old.width
-            if (
-                linear_map.kind in ("embedding", "bag")
-                and new_rows > 0
-                and self._is_kept(linear_map)
-            ):
-                self.old[linear_map.name] = old.padded(new_rows)
+            is_table = linear_map.kind in ("embedding", "bag")
+            if is_table and old.width < linear_map.width:
+                self.old[linear_map.name] = old.padded(linear_map.width)
             else:
                 changed.append(linear_map.name)
                 del self.old[linear_map.name]
@@ -390,10 +400,9 @@ class MapMoments(Statistic):
             old = self.old_outputs.get(linear_map.name)
             if old is None or old.width == linear_map.outputs(weights):
                 continue
-            more = linear_map.outputs(weights) - old.width
-            if more > 0:  # nothing depended on the new ones
-                matrix = torch.nn.functional.pad(old.matrix, (0, more, 0, more))
-                self.old_outputs[linear_map.name] = FullMoments(matrix, old.count)
+            width = linear_map.outputs(weights)
+            if width > old.width:  # nothing depended on the new ones
+                self.old_outputs[linear_map.name] = old.padded(width)
             else:
                 del self.old_outputs[linear_map.name]
 
@@ -420,7 +429,7 @@ class MapMoments(Statistic):
         outputs = state_dict.get("old_outputs", {})  # older checkpoints have none
         self.old_outputs = {}
         for name, moments in _restored(outputs, "old_outputs").items():
-            if not isinstance(moments, FullMoments):
+            if isinstance(moments, RowCounts):
                 raise ValueError(f"statistics.moments.old_outputs.{name} lacks 'matrix'")
             self.old_outputs[name] = moments
         self.tasks = state_dict["tasks"]
@@ -449,15 +458,16 @@ class MapMoments(Statistic):
         device = context.pl_module.device
         for linear_map in context.structure.maps:
             self._take_together(linear_map)
-            self._check_kept_alike(linear_map)
-        for name, moments in self.old.items():
-            state = move_data_to_device(moments.state_dict(), device)
-            if "rank" in state:
-                state["rank"] = torch.tensor(min(self.settings.rank, moments.width))
-            self.old[name] = moments_from(state)
-        for name, outputs in self.old_outputs.items():
-            state = move_data_to_device(outputs.state_dict(), device)
-            self.old_outputs[name] = FullMoments(**state)
+        self._keep_as_now(context.structure.maps)
+        for kept in (self.old, self.old_outputs):
+            moved: dict[Moments, Moments] = {}
+            for name, moments in kept.items():
+                if moments not in moved:
+                    state = move_data_to_device(moments.state_dict(), device)
+                    if "rank" in state:
+                        state["rank"] = torch.tensor(min(self.settings.rank, moments.width))
+                    moved[moments] = moments_from(state)
+                kept[name] = moved[moments]
 
     def check_fits(self, context: TaskContext) -> None:
         """Check the widths of what is known of the model's maps."""
@@ -488,30 +498,37 @@ class MapMoments(Statistic):
         moments.count = old.count
         self.old[linear_map.name] = moments
 
-    def _is_kept(self, linear_map: LinearMap) -> bool:
-        """Tell whether moments of a map are known in the form that they are measured in now."""
-        device, old = torch.device("cpu"), self.old.get(linear_map.name)
-        now = empty_moments(linear_map, device, self.settings.width, self.settings.rank)
-        return type(now) is type(old)
-
-    def _check_kept_alike(self, linear_map: LinearMap) -> None:
-        old = self.old.get(linear_map.name)
-        if old is None or old.width != linear_map.width:  # a task's start drops or fits these
-            return
-        if not self._is_kept(linear_map):
-            raise ValueError(
-                f"moments.width={self.settings.width} keeps moments of {linear_map.name}, of "
-                f"{linear_map.width} inputs (with 1 for a trained bias), in another form than the "
-                "checkpoint has them, to which nothing can be added: resume with the moments.width "
-                "that it was written with"
-            )
+    def _keep_as_now(self, maps: Sequence[LinearMap]) -> None:
+        """Bring matrices that are too wide now to the rank; the other way there is none."""
+        brought: dict[Moments, Moments] = {}
+        for one in maps:
+            for kept, ones in ((self.old, one.width - one.inputs), (self.old_outputs, 0)):
+                old = kept.get(one.name)
+                if old is None:
+                    continue
+                is_wide = old.width - ones > self.settings.width
+                if isinstance(old, LowRankMoments) and not is_wide:
+                    raise ValueError(
+                        f"moments.width={self.settings.width} keeps a matrix of the moments of "
+                        f"{one.name}, of {old.width} entries (with 1 for a trained bias), and the "
+                        f"checkpoint has them of rank {old.rank}: resume with the moments.width "
+                        "that it was written with"
+                    )
+                if isinstance(old, FullMoments) and is_wide:
+                    if old not in brought:
+                        brought[old] = LowRankMoments.of(old, min(self.settings.rank, old.width))
+                    kept[one.name] = brought[old]
 
 
 def _restored(states: Mapping[str, Mapping[str, torch.Tensor]], entry: str) -> dict[str, Moments]:
-    moments = {}
+    moments: dict[str, Moments] = {}
+    shared: dict[int, Moments] = {}  # as a checkpoint keeps what maps have in common
     for name, state in states.items():
         try:
-            moments[name] = moments_from(state)
+            where = max((t.data_ptr() for t in state.values() if t.ndim), default=0)
+            if where not in shared or not where:
+                shared[where] = moments_from(state)
+            moments[name] = shared[where]
         except (KeyError, ValueError, RuntimeError) as error:
             what = f"lacks {error}" if isinstance(error, KeyError) else str(error)
             raise ValueError(f"statistics.moments.{entry}.{name} {what}") from error
@@ -539,3 +556,19 @@ class _LogitsShape:
 
 def _is_finite(moments: Moments) -> bool:
     return all(bool(tensor.isfinite().all()) for tensor in moments.state_dict().values())
+
+
+def _last_with(batches: Sequence[Any], labels: int, view: ModelView) -> list[Any]:
+    """Return as many of the last batches as hold so many labels, or all."""
+    chosen: list[Any] = []
+    seen = 0
+    for batch in reversed(batches):
+        if seen >= labels:
+            break
+        chosen.insert(0, batch)
+        targets = view.targets(batch)
+        if not targets and isinstance(batch, Mapping) and "input_ids" in batch:
+            targets = [batch["input_ids"]]
+        classes = [each.numel() for each in targets if not each.is_floating_point()]
+        seen += max(classes, default=0)
+    return chosen
