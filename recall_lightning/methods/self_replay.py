@@ -18,7 +18,7 @@ from recall_lightning.checks import check_choice, check_count
 from recall_lightning.data.sampling import mix_seed
 from recall_lightning.measuring.architecture import find_generator
 from recall_lightning.measuring.batches import batch_size
-from recall_lightning.measuring.generation import generated_batches
+from recall_lightning.measuring.generation import write_sequences
 from recall_lightning.measuring.isolation import undisturbed
 from recall_lightning.measuring.predictions import Categorical
 from recall_lightning.methods.method import Method
@@ -46,7 +46,7 @@ class SelfReplay(ProtectingCallback):
     """Adds strength · a loss on sequences that the model wrote before the task, to each batch's.
 
     At every task's start, the first too, the model writes ``sequences`` sequences as long as those
-    of the task's first batch (:func:`~recall_lightning.measuring.generation.generated_batches`),
+    of the task's first batch (:func:`~recall_lightning.measuring.generation.write_sequences`),
     which join those of earlier tasks. Each training batch is run together with ``batch_size`` of
     all of them, drawn at random. The loss on these is a mean over their tokens, of
 
@@ -214,26 +214,11 @@ class SelfReplay(ProtectingCallback):
     def _write(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
         ids = batch.get("input_ids") if isinstance(batch, Mapping) else None
         length = 64 if ids is None else max(2, ids.shape[1])
-        size = min(batch_size(batch), self.sequences)
         assert self.visit is not None
+        seed = mix_seed(self.seed, self.visit) % 2**31
         with trainer.precision_plugin.forward_context():
-            batches = generated_batches(
-                pl_module,
-                math.ceil(self.sequences / size),
-                size,
-                length,
-                mix_seed(self.seed, self.visit) % 2**31,
-            )
-        own = joined(
-            [
-                Written(input_ids=one["input_ids"], attention_mask=one["attention_mask"])
-                for one in batches
-            ]
-        )
-        own = Written(
-            input_ids=own["input_ids"][: self.sequences],
-            attention_mask=own["attention_mask"][: self.sequences],
-        )
+            written = write_sequences(pl_module, self.sequences, length, seed)
+        own = Written(input_ids=written.ids, attention_mask=written.mask)
         self.written = own if self.written is None else joined([self.written, own])
         rank_zero_info(f"SelfReplay: the model wrote {self.sequences} sequences of {length} tokens")
 
