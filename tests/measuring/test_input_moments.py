@@ -211,6 +211,22 @@ def test_attention_is_measured_on_what_each_projection_multiplies(is_self):
         torch.testing.assert_close(found[one.name].matrix, expected)
 
 
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_query_key_and_value_of_self_attention_share_their_moments(batch_first):
+    x = torch.randn(2, 3, 4)
+    model = nn.MultiheadAttention(4, 1, batch_first=batch_first)
+    maps, _ = find_linear_maps(model)
+    once = input_moments(model, maps, [(x, x, x)], lambda m, batch: m(*batch))
+    query, key, value, output = (once[one.name] for one in maps)
+    assert query is key
+    assert query is value
+    assert output is not query
+    apart = input_moments(model, maps, [(x, x, x), (x, -x, x + 1)], lambda m, batch: m(*batch))
+    expected = [mean_products(with_one(torch.cat([x, y]).flatten(0, 1))) for y in (x, -x, x + 1)]
+    for one, moments in zip(maps[:3], expected, strict=True):
+        torch.testing.assert_close(apart[one.name].matrix, moments)
+
+
 def test_padding_of_attention_is_left_out_whatever_comes_first():
     torch.manual_seed(0)
     inputs, mask = torch.randn(3, 3, 8), torch.tensor([[1, 1, 1], [1, 1, 0], [1, 0, 0]])

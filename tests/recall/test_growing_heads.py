@@ -7,6 +7,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from recall_lightning import ForgettingMonitor, RecallCallback
+from recall_lightning.measuring.moments import LowRankMoments
 from recall_lightning.merging.rules import Uniform
 from recall_lightning.methods.adaptive import AdaptiveInterval
 from recall_lightning.methods.ewc import ElasticWeightConsolidation
@@ -20,6 +21,7 @@ from recall_lightning.methods.lwf import LearningWithoutForgetting
 from recall_lightning.methods.osf import OrthogonalSubspace
 from recall_lightning.methods.sfa import SequentialFinetuningAveraging
 from recall_lightning.methods.wise_ft import WiseFT
+from recall_lightning.recall.settings import MomentSettings
 from tests.support.baseline_tools import added_gradients
 from tests.support.callbacks import FEW, Spy, statistic
 from tests.support.training import Plain, loader, quiet_trainer
@@ -129,6 +131,15 @@ def test_a_head_grows_task_after_task_and_what_is_known_grows_along(optimizer):
     assert statistic(callback, "importance").by_name["net.2.weight"].shape == (3 * CLASSES, 16)
     assert statistic(callback, "moments").old_outputs["net.2.weight"].width == 3 * CLASSES
     assert [record["task"] for record in callback.history[-2:]] == [2, 2]
+
+
+def test_what_is_known_at_a_head_that_grows_wide_goes_on_at_a_rank():
+    moments = MomentSettings(width=5, rank=4)
+    callback = RecallCallback(task_epochs=1, moments=moments, merge_first_task=False)
+    fit(callback)  # from two outputs to six
+    outputs = statistic(callback, "moments").old_outputs["net.2.weight"]
+    assert isinstance(outputs, LowRankMoments)
+    assert (outputs.width, outputs.rank, float(outputs.count)) == (6, 4, 3)
 
 
 def test_nothing_is_known_of_new_rows_while_their_first_task_is_trained():

@@ -4,6 +4,7 @@ import torch
 from recall_lightning.measuring.blocks import Block
 from recall_lightning.measuring.linear_maps import LinearMap
 from recall_lightning.measuring.moments import FullMoments, LowRankMoments
+from recall_lightning.merging.coefficients.kronecker import KroneckerCoefficient
 from recall_lightning.merging.coefficients.linear_maps import (
     Balance,
     FullCoefficient,
@@ -70,6 +71,14 @@ def test_of_the_used_rows_the_sums_change_least(kind):
     targets = torch.cat([old @ then[USED], new @ live[USED]])
     expected = torch.linalg.lstsq(torch.cat([old, new]), targets).solution
     torch.testing.assert_close(found[USED], expected, rtol=1e-3, atol=1e-3)
+
+
+def test_curvature_of_bags_of_low_rank_counts_as_that_of_a_matrix():
+    rule = KfacSubspace(2.0)
+    *_, low = merged(rule, LowRankMoments)
+    *_, full = merged(rule, FullMoments)
+    assert isinstance(rule.coefficients(inputs(LowRankMoments))["w"].own, KroneckerCoefficient)
+    torch.testing.assert_close(low, full, rtol=1e-3, atol=1e-4)
 
 
 def test_its_figures_are_those_of_its_parts():

@@ -229,7 +229,7 @@ def test_an_older_checkpoint_with_lookups_one_by_one_goes_on(width, tmp_path, mo
     assert bool((diagonal > counts).all())
 
 
-@pytest.mark.parametrize("width", [8, 1024])
+@pytest.mark.parametrize("width", [8, 17, 1024])  # of 16 rows, then 20
 def test_rows_that_a_bag_gains_between_tasks_were_in_none(width):
     callback = subspace(moments=MomentSettings(width=width, rank=4), merge_first_task=False)
     model = Plain(Bags(16))
