@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,9 +17,11 @@ from recall_lightning.measuring.batches import batch_size
 from recall_lightning.measuring.curvature import feature_axis, sampled_loss
 from recall_lightning.measuring.forward import ProbeForward
 from recall_lightning.measuring.guarded_parameters import no_gradients_left
-from recall_lightning.measuring.input_moments import hooked, rows_of
+from recall_lightning.measuring.input_moments import hooked
 from recall_lightning.measuring.isolation import undisturbed
 from recall_lightning.measuring.linear_maps import LinearMap
+from recall_lightning.measuring.map_inputs import given_to, rows_of
+from recall_lightning.measuring.multiplications import multiplications, products_apart
 from recall_lightning.measuring.predictions import FoundPredictions, Predictions
 from recall_lightning.measuring.view import ModelView, view_of
 
@@ -29,8 +31,8 @@ class FisherDiagonal:
     """The diagonal of the Fisher information of linear maps' matrices.
 
     Attributes:
-        diagonal: Weight name to it, float32 in the shape of the map's matrix: (out, width), of an
-            embedding (rows, dimension).
+        diagonal: Map name to it, float32 in the shape of the map's matrix: (out, width), of an
+            embedding (rows, dimension) and of one that is summed in bags (dimension, rows).
         unknown: Why nothing is known, where the batches told nothing of the predictions.
     """
 
@@ -84,6 +86,7 @@ def fisher_diagonal(
         undisturbed(module),
         no_gradients_left(module),  # of a backward inside the backward
         squares.gathered_from(module),
+        products_apart(),
         torch.enable_grad(),
     ):
         torch.manual_seed(seed)
@@ -110,20 +113,26 @@ class _Squares:
         self.sums: dict[str, Tensor] = {}
         self._computed: list[tuple[LinearMap, nn.Module, Tensor, Tensor]] = []
 
-    def gathered_from(self, module: nn.Module) -> AbstractContextManager[None]:
+    @contextmanager
+    def gathered_from(self, module: nn.Module) -> Iterator[None]:
         def register(child: nn.Module, linear_map: LinearMap) -> RemovableHandle:
             def hook(
                 child: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
             ) -> Tensor | None:
-                given = args[0] if args else next(iter(kwargs.values()))
                 if not (isinstance(output, Tensor) and output.requires_grad):
                     return None
-                self._computed.append((linear_map, child, given.detach(), output))
-                return output.clone()  # what is computed in place must not change the one kept
+                return self._see(linear_map, child, given_to(child, args, kwargs), output)
 
             return child.register_forward_hook(hook, with_kwargs=True)
 
-        return hooked(module, self.maps, register)
+        with hooked(module, self.maps, register), multiplications(module, self.maps, self._see):
+            yield
+
+    def _see(self, linear_map: LinearMap, child: nn.Module, given: Tensor, y: Tensor) -> Tensor:
+        if not y.requires_grad:
+            return y
+        self._computed.append((linear_map, child, given.detach(), y))
+        return y.clone()  # what is computed in place must not change the one kept
 
     def forget(self) -> None:
         self._computed = []
@@ -136,40 +145,45 @@ class _Squares:
         outputs = [output for *_, output in computed]
         gradients = torch.autograd.grad(loss, outputs, allow_unused=True)
         self._computed = []  # what checkpointed layers computed meanwhile
-        calls: dict[str, list[tuple[LinearMap, Tensor, Tensor]]] = {}
+        calls: dict[LinearMap, list[tuple[Tensor, Tensor]]] = {}
         for (linear_map, child, given, _), gradient in zip(computed, gradients, strict=True):
             if gradient is not None:
                 pair = self._by_sample(linear_map, child, given, gradient)
-                calls.setdefault(linear_map.weight, []).append((linear_map, *pair))
-        for name, parts in calls.items():
-            linear_map = parts[0][0]
-            groups = {len(inputs) for _, inputs, _ in parts}
-            if len(groups) > 1:  # a weight of several uses that part samples differently
-                parts = [(m, i.flatten(0, 1)[None], g.flatten(0, 1)[None]) for m, i, g in parts]
-            inputs = torch.cat([part[1] for part in parts], 1)
-            gradients_ = torch.cat([part[2] for part in parts], 1)
-            self._square(name, linear_map, inputs, gradients_)
+                calls.setdefault(linear_map, []).append(pair)
+        for linear_map, parts in calls.items():
+            if len({len(inputs) for inputs, _ in parts}) > 1:
+                # a weight of several uses that part samples differently
+                parts = [(i.flatten(0, 1)[None], g.flatten(0, 1)[None]) for i, g in parts]
+            inputs = torch.cat([part[0] for part in parts], 1)
+            gradients_ = torch.cat([part[1] for part in parts], 1)
+            self._square(linear_map, inputs, gradients_)
 
     def _by_sample(
         self, linear_map: LinearMap, child: nn.Module, given: Tensor, gradient: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Return inputs and gradients as (samples, tokens, …), or of one sample for all."""
-        axis = feature_axis(child)
-        gradient = gradient.movedim(axis, -1).float()
+        if _is_time_first(child, given):
+            given, gradient = given.transpose(0, 1), gradient.transpose(0, 1)
+        gradient = gradient.movedim(feature_axis(child), -1).float()
+        if linear_map.kind == "convolution" and linear_map.rows is not None:  # of its group
+            gradient = gradient[..., slice(*linear_map.rows)]
         samples = len(gradient) if len(gradient) == self.samples and gradient.dim() > 1 else 1
         rows = rows_of(linear_map, child, given)
-        rows = rows if linear_map.kind == "embedding" else rows.float()
-        return (
-            rows.reshape(samples, -1, *rows.shape[1:]),
-            gradient.reshape(samples, -1, gradient.shape[-1]),
-        )
+        gradient = gradient.reshape(samples, -1, gradient.shape[-1])
+        if rows.is_sparse:
+            bags = torch.stack([rows.to_dense()]) if samples == 1 else rows.to_dense()[:, None]
+            return bags, gradient
+        rows = rows if linear_map.kind in ("embedding", "bag") else rows.float()
+        return rows.reshape(samples, -1, *rows.shape[1:]), gradient
 
-    def _square(self, name: str, linear_map: LinearMap, inputs: Tensor, gradients: Tensor) -> None:
+    def _square(self, linear_map: LinearMap, inputs: Tensor, gradients: Tensor) -> None:
         outputs = gradients.shape[-1]
-        embedding = linear_map.kind == "embedding"
-        shape = (linear_map.width, outputs) if embedding else (outputs, linear_map.width)
-        total = self.sums.setdefault(name, gradients.new_zeros(shape))
-        if embedding:
+        shape = (outputs, linear_map.width)
+        rows_first = linear_map.kind == "embedding"
+        shape = shape[::-1] if rows_first else shape
+        total = self.sums.setdefault(linear_map.name, gradients.new_zeros(shape))
+        if inputs.dim() == 2:  # rows that were looked up
+            total = total if rows_first else total.T
             for ids, own in zip(inputs, gradients, strict=True):
                 rows, places = ids.unique(return_inverse=True)
                 summed = own.new_zeros(len(rows), outputs).index_add_(0, places, own)
@@ -179,3 +193,11 @@ class _Squares:
         else:
             for own_inputs, own in zip(inputs, gradients, strict=True):
                 total.add_((own.T @ own_inputs).square_())
+
+
+def _is_time_first(child: nn.Module, given: Tensor) -> bool:
+    """Tell whether what is multiplied inside a module has an axis of steps before its samples."""
+    if given.dim() != 3:
+        return False
+    is_recurrent = isinstance(child, nn.RNNBase)
+    return isinstance(child, nn.MultiheadAttention) or (is_recurrent and not child.batch_first)

@@ -79,7 +79,7 @@ class UpdateConsolidation(MapPenalty):
         self, trainer: Trainer, maps: Sequence[LinearMap], measured: dict[str, MapCurvature]
     ) -> dict[str, MapCurvature]:
         """Return the mean over the processes, where one has measured none that of the others."""
-        names = [one.weight for one in maps]
+        names = [one.name for one in maps]
         root = trainer.strategy.root_device
         own = torch.tensor([float(name in measured) for name in names], device=root)
         everywhere = trainer.strategy.reduce(own, reduce_op="mean")

@@ -91,7 +91,7 @@ class KfacPenalty(MapPenalty):
     ) -> Measured:
         """Measure both factors, in nats a prediction."""
         wide = self._too_wide(named_weights(module))
-        maps = [one for one in maps if one.weight not in wide]
+        maps = [one for one in maps if one.name not in wide]
         factors = kronecker_factors(
             module,
             maps,
@@ -113,7 +113,7 @@ class KfacPenalty(MapPenalty):
     ) -> dict[str, MapCurvature]:
         """Return the products of the factors' means over the processes."""
         device = trainer.strategy.root_device
-        empty = {one.weight: empty_moments(one, device, self.width) for one in maps}
+        empty = {one.name: empty_moments(one, device, self.width) for one in maps}
         own = {n: one for n, one in measured.items() if isinstance(one, KroneckerCurvature)}
         inputs = mean_over_processes(trainer, {n: one.inputs for n, one in own.items()}, empty)
         outputs = {n: o.outputs for n, o in own.items() if isinstance(o.outputs, FullMoments)}
@@ -121,7 +121,7 @@ class KfacPenalty(MapPenalty):
         return {n: KroneckerCurvature(inputs[n], mean) for n, mean in means.items()}
 
     def _too_wide(self, weights: Mapping[str, Tensor]) -> list[str]:
-        present = {name: one for name, one in self._maps.items() if name in weights}
+        present = {name: one for name, one in self._maps.items() if one.weight in weights}
         return [n for n, one in present.items() if self._is_too_wide(one, weights)]
 
     def _is_too_wide(self, linear_map: LinearMap, weights: Mapping[str, Tensor]) -> bool:

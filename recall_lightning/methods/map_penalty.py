@@ -77,7 +77,7 @@ class MapPenalty(QuadraticPenalty):
             weights, or an adapter that is no plain LoRA.
 
     Attributes:
-        curvature: F by the name of a map's weight, or of an adapter's B.
+        curvature: F by a map's name, or that of an adapter's B.
     """
 
     decides_at_start = False
@@ -216,7 +216,8 @@ class MapPenalty(QuadraticPenalty):
         assert self.anchor is not None
         now, then = as_matrix(linear_map, weights), as_matrix(linear_map, self.anchor)
         gradient = curvature.times(now.float() - then.float())
-        return from_matrix(linear_map, gradient, weights)
+        nothing = {name: torch.zeros_like(weight) for name, weight in weights.items()}
+        return from_matrix(linear_map, gradient, nothing)  # of packed weights other maps have parts
 
     def _update_pulls(
         self, curvature: MapCurvature, pair: LoraPair, weights: Mapping[str, Tensor]
@@ -275,7 +276,7 @@ class MapPenalty(QuadraticPenalty):
         weights = named_weights(pl_module)
         modules = {canonical_name(name): child for name, child in pl_module.named_modules()}
         maps, _ = find_linear_maps(pl_module, {pair.a: pair.b for pair in pairs})
-        plain = {one.weight: one for one in maps if one.second_factor is None}
+        plain = {one.name: one for one in maps if one.second_factor is None}
         self._pairs = {pair.b: pair for pair in pairs if _is_linear(pair, modules[pair.module])}
         updates = {
             b: LinearMap(b, None, "linear", (pair.module,), weights[pair.a].shape[1])

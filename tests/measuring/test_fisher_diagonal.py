@@ -1,10 +1,12 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from recall_lightning.measuring.fisher_diagonal import fisher_diagonal
-from recall_lightning.measuring.linear_maps import LinearMap, find_linear_maps
+from recall_lightning.measuring.linear_maps import LinearMap, as_matrix, find_linear_maps
 
 
 class Tagger(nn.Module):
@@ -31,6 +33,30 @@ class Patches(nn.Module):
         return self.head(self.patches(x).tanh().mean((2, 3)))
 
 
+class Bags(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table, self.head = nn.EmbeddingBag(5, 3), nn.Linear(3, 2)
+
+    def forward(self, input_ids):
+        return self.head(self.table(input_ids).tanh())
+
+
+class Sequences(nn.Module):
+    """Attention and a recurrent layer, both with the steps first."""
+
+    def __init__(self):
+        super().__init__()
+        self.attention, self.recurrent = nn.MultiheadAttention(2, 1), nn.RNN(2, 2)
+        self.head = nn.Linear(2, 2)
+
+    def forward(self, x):
+        steps = x.transpose(0, 1)
+        attended, _ = self.attention(steps, steps, steps)
+        outputs, _ = self.recurrent(2 * attended)
+        return self.head(outputs.sum(0))
+
+
 def exact(module, inputs, name):
     """Σ over predictions and classes of p (∂ log p / ∂W)², a mean over predictions."""
     log_p = module(inputs).log_softmax(-1).flatten(0, -2)
@@ -51,16 +77,32 @@ def exact(module, inputs, name):
             ["embedding.weight", "hidden.weight", "head.weight"],
         ),
         (Patches, torch.randn(2, 1, 3, 3), torch.tensor([0, 2]), ["patches.weight", "head.weight"]),
+        (Bags, torch.tensor([[0, 1, 1], [4, 2, 1]]), torch.tensor([0, 1]), ["table.weight"]),
+        (
+            Sequences,
+            torch.randn(2, 3, 2, generator=torch.Generator().manual_seed(0)),
+            torch.tensor([0, 1]),
+            [
+                "attention.in_proj_weight[2:4]",
+                "attention.in_proj_weight[4:6]",
+                "attention.out_proj.weight",
+                "recurrent.weight_ih_l0",
+                "recurrent.weight_hh_l0",
+            ],
+        ),
     ],
 )
 def test_the_diagonal_is_that_of_the_fisher_matrix(module, inputs, labels, names):
     torch.manual_seed(0)
     module = module()
-    batch = {"input_ids": inputs, "labels": labels} if inputs.dtype == torch.long else None
-    batches = [batch or (inputs, labels)] * 3000
-    found = fisher_diagonal(module, find_linear_maps(module)[0], batches).diagonal
+    many = [torch.cat([tensor] * 100) for tensor in (inputs, labels)]
+    batch = dict(zip(("input_ids", "labels"), many, strict=True))
+    batches = [batch if inputs.dtype == torch.long else tuple(many)] * 30
+    maps = {one.name: one for one in find_linear_maps(module)[0]}
+    found = fisher_diagonal(module, list(maps.values()), batches).diagonal
     for name in names:
-        expected = exact(module, inputs, name).flatten(1)
+        one = replace(maps[name], bias=None)
+        expected = as_matrix(one, {one.weight: exact(module, inputs, one.weight)})
         measured = found[name][:, : expected.shape[1]]  # a bias is the last column
         torch.testing.assert_close(measured, expected, rtol=0.15, atol=2e-3)
 

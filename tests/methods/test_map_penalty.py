@@ -34,6 +34,24 @@ class Adapted(Plain):
         return torch.optim.Adam([p for p in self.parameters() if p.requires_grad], lr=self.lr)
 
 
+class Attends(nn.Module):
+    """Has three maps in one weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.attention, self.head = nn.MultiheadAttention(4, 1), nn.Linear(4, 4)
+        nn.init.normal_(self.attention.in_proj_bias)
+
+    def forward(self, x):
+        steps = x.unflatten(1, (2, 4)).transpose(0, 1)
+        return self.head(self.attention(steps, steps, steps)[0].sum(0))
+
+
+class Attending(Plain):
+    def __init__(self):
+        super().__init__(Attends())
+
+
 def dense(curvature):
     """F as a function of a difference: its quadratic form."""
     if isinstance(curvature, KroneckerCurvature):
@@ -51,8 +69,10 @@ def written_out(callback, start):
             if "lora_B" in name:
                 yield name, 2 * weights[name] @ weights[name.replace("lora_B", "lora_A")]
             else:
-                bias = weights[name.removesuffix("weight") + "bias"]
-                yield name, torch.cat([weights[name], bias[:, None]], 1)
+                whole, _, packed = name.partition("[")
+                rows = slice(*map(int, packed[:-1].split(":"))) if packed else slice(None)
+                bias = weights[whole.removesuffix("weight") + "bias"]
+                yield name, torch.cat([weights[whole][rows], bias[rows, None]], 1)
 
     def penalty(weights):
         then = dict(matrices(start))
@@ -67,7 +87,7 @@ def written_out(callback, start):
 
 @BOTH
 @pytest.mark.parametrize("accumulate", [1, 2])
-@pytest.mark.parametrize("model", [Plain, Adapted])
+@pytest.mark.parametrize("model", [Plain, Adapted, Attending])
 def test_what_is_added_is_the_gradient_of_the_written_out_penalty(method, accumulate, model):
     torch.manual_seed(0)
     callback, model = method(30.0, batches=4, from_first_task=False), model()
