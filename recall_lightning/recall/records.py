@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _BY_BLOCK = ("similarity", "coefficient", "drift", "condition", "discarded_energy")
-_SECONDS = ("probe_seconds", "merge_seconds")
+_OF_THE_MODEL = ("keep", "plasticity", "probe_seconds", "merge_seconds")
 
 
 def block_values(
@@ -68,7 +68,8 @@ def record_scalars(record: Mapping[str, Any]) -> dict[str, float]:
         for folder, name, values in groups
         for block, value in values.items()
     }
-    return scalars | {f"recall/{what}": record[what] for what in _SECONDS}
+    whole = {f"recall/{what}": record[what] for what in _OF_THE_MODEL if what in record}
+    return scalars | whole
 
 
 def records_figure(records: Sequence[Mapping[str, Any]]) -> "Figure":

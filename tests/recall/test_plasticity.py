@@ -1,0 +1,138 @@
+import math
+import warnings
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from lightning.pytorch import Trainer
+from torch import nn
+
+from recall_lightning import RecallCallback
+from recall_lightning.merging.rules import KfacSubspace, MergeRule, Uniform
+from recall_lightning.recall.plasticity import TaskGain, largest_allowed
+from recall_lightning.recall.records import record_scalars
+from tests.support.callbacks import same, weights_of
+from tests.support.training import Plain, loader, quiet_trainer
+
+
+def trained(rule, plasticity, kind=Plain):
+    torch.manual_seed(0)
+    model = kind()
+    callback = RecallCallback(
+        every=1.0, rule=rule, end_rule=rule, plasticity=plasticity, merge_first_task=False
+    )
+    for task in range(2):
+        quiet_trainer(callback).fit(model, loader(task))
+    return model, callback
+
+
+class Nothing(MergeRule):
+    def coefficients(self, inputs):
+        return {block.name: 0.0 for block in inputs.blocks}
+
+
+@given(st.floats(-10, 10))
+def test_the_largest_that_is_allowed_is_found_to_a_factor(exponent):
+    bound = math.exp(exponent)
+    keep, found = largest_allowed(lambda keep: keep, lambda keep: keep <= bound)
+    assert keep == found
+    assert bound / 1.31 <= keep <= bound
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_the_search_ends_where_everything_or_nothing_is_allowed(allowed):
+    keep, _ = largest_allowed(lambda keep: keep, lambda keep: allowed)
+    assert keep > 1e5 if allowed else keep < 1e-5
+
+
+@pytest.mark.parametrize("plasticity", [0.95, 0.5])
+def test_the_merge_leaves_that_share_of_the_gain_and_little_more(plasticity):
+    _, callback = trained(KfacSubspace(), plasticity)
+    (record,) = callback.history
+    loss = record["loss"]
+    then, now, merged = (math.exp(-loss[name]) for name in ("snapshot", "live", "merged"))
+    assert record["plasticity"] == pytest.approx((merged - then) / (now - then))
+    assert plasticity <= record["plasticity"] < plasticity + 0.05
+
+
+def test_it_is_the_merge_of_the_balance_that_was_found():
+    found, callback = trained(KfacSubspace(), 0.8)
+    given, _ = trained(KfacSubspace(new_inputs=1 / callback.history[0]["keep"]), None)
+    assert same(weights_of(found), weights_of(given))
+
+
+def test_a_task_without_a_gain_stays_at_what_was_known():
+    class Still(Plain):
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=1e-30)
+
+    model, callback = trained(Uniform(0.5), 0.9, Still)
+    assert same(weights_of(model), dict(callback.snapshots[-1]))
+    assert math.isnan(callback.history[0]["plasticity"])
+
+
+def test_the_step_that_measures_the_loss_leaves_no_trace():
+    class Logs(Plain):
+        def __init__(self):
+            super().__init__()
+            self.dropout = nn.Dropout(0.5)
+            self.steps = 0
+
+        def training_step(self, batch, batch_idx):
+            self.steps += 1
+            inputs, labels = batch
+            loss = nn.functional.cross_entropy(self.net(self.dropout(inputs)), labels.long())
+            self.log("loss", loss, on_step=True, on_epoch=True)
+            return {"loss": loss}
+
+    runs = [trained(Nothing(), plasticity, Logs)[0] for plasticity in (0.9, None)]
+    assert runs[0].steps == runs[1].steps
+    assert same(*map(weights_of, runs))
+
+
+def test_a_loss_that_cannot_be_measured_is_told_once_and_the_rule_decides():
+    class ByHand(Plain):
+        automatic_optimization = False
+
+        def training_step(self, batch, batch_idx):
+            inputs, labels = batch
+            self.optimizers().zero_grad()
+            loss = nn.functional.cross_entropy(self.net(inputs), labels.long())
+            self.manual_backward(loss)
+            self.optimizers().step()
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        by_rule, callback = trained(Uniform(0.3), 0.9, ByHand)
+    messages = [str(each.message) for each in caught]
+    said = [message for message in messages if "cannot measure plasticity" in message]
+    assert len(said) == 1
+    assert "ByHand optimises by hand" in said[0]
+    assert callback.history[0]["keep"] == 1.0
+    assert same(weights_of(by_rule), weights_of(trained(Uniform(0.3), None, ByHand)[0]))
+
+
+def test_a_merge_that_costs_more_than_is_allowed_is_told_with_its_figure():
+    class Everything(MergeRule):
+        def coefficients(self, inputs):
+            return {block.name: 1.0 for block in inputs.blocks}  # which no odds change
+
+    with pytest.warns(UserWarning, match=r"leaves 0 % of what the task has gained"):
+        trained(Everything(), 0.9)
+
+
+def test_a_pretrained_model_is_merged_once_a_task_under_defaults_of_the_trainer(tmp_path):
+    model, callback = Plain(), RecallCallback()
+    trainer = Trainer(max_epochs=2, callbacks=[callback], default_root_dir=tmp_path)
+    trainer.fit(model, loader(0), loader(1))
+    (record,) = callback.history
+    assert record["step"] == trainer.global_step
+    assert record["plasticity"] >= 0.95
+    assert record_scalars(record).keys() >= {"recall/plasticity", "recall/keep"}
+
+
+def test_a_share_of_an_infinite_loss_is_less_than_none():
+    assert TaskGain(snapshot=math.inf, live=0.0, merged=math.inf).share == 0.0
+    assert TaskGain(snapshot=2.0, live=1.0, merged=math.inf).share < 0
+    assert math.isnan(TaskGain(snapshot=2.0, live=math.nan, merged=1.0).share)
