@@ -105,8 +105,10 @@ def test_two_who_watch_are_both_told():
 
 def test_weights_that_are_whole_only_while_their_module_computes_are_known(monkeypatch):
     module = attention()
-    shards = {id(parameter) for parameter in module.parameters()}
-    monkeypatch.setattr(multiplications_module, "is_sharded", lambda t: id(t) in shards)
+    shards = list(module.parameters())  # kept: a later tensor might have the id of one that is gone
+    monkeypatch.setattr(
+        multiplications_module, "is_sharded", lambda tensor: any(tensor is one for one in shards)
+    )
     maps, told = find_linear_maps(module)[0], []
 
     def gather(owner, *_):
