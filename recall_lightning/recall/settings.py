@@ -87,9 +87,9 @@ class MomentSettings:
 
     Attributes:
         batches: On how many of a task's last batches they are measured, per process.
-        labels: Where no embedding is trained, as with most adapters: on no more of those batches
-            than hold this many class labels, which of a language model are its tokens. Rows of an
-            embedding are rare, and need all.
+        labels: Where no embedding or bag is trained, as with most adapters: on no more of those
+            batches than hold this many class labels, which of a language model are its tokens.
+            Rows of an embedding are rare, and need all.
         width: A side of a map, inputs or outputs, of more entries than this has its moments kept as
             a matrix of rank ``rank`` plus a diagonal.
         rank: That rank.
