@@ -21,6 +21,7 @@ _BATCHES = 8  # of the last ones, whose mean loss is compared
 _STEP = 8.0  # between two tries before one is past the bound
 _RANGE = 8.0**6
 _PRECISION = 1.3  # to what factor keep is found
+_NEAR = 0.01  # so little above what is to be left ends the search
 _COSTLY = 0.1  # of the gain, beyond what may be lost
 
 
@@ -59,7 +60,7 @@ class MeasuredPlasticity:
 
     The old counts ``keep`` times against the new, the same number for all weights. The loss of the
     task's last batches grows with it, so that the largest that is allowed is found by a few merges,
-    each tried on those batches and undone: a search by factors, then a bisection of its logarithm.
+    each tried on those batches and undone: see :func:`largest_allowed`.
 
     Args:
         share: Of the gain in likelihood that is left at least, in (0, 1).
@@ -120,17 +121,18 @@ class MeasuredPlasticity:
             return merged, TaskGain(before, now, loss)
 
         try:
-            keep, (merged, gain) = largest_allowed(tried, lambda found: self._allows(found[1]))
+            keep, (merged, gain) = largest_allowed(tried, lambda found: self._left_over(found[1]))
         except BaseException:
             put_back()
             raise
         self._tell(context, keep, gain)
         return merged, {"keep": keep, "plasticity": gain.share, "loss": asdict(gain)}
 
-    def _allows(self, gain: TaskGain) -> bool:
+    def _left_over(self, gain: TaskGain) -> float:
+        """Return by how much more is left than has to be."""
         if gain.snapshot <= gain.live:  # nothing was gained
-            return gain.merged <= gain.live
-        return gain.share >= self.share  # False for NaN
+            return gain.live - gain.merged
+        return gain.share - self.share
 
     def _loss(self, context: TaskContext, batches: Sequence[Any]) -> float | None:
         try:
@@ -169,36 +171,45 @@ class MeasuredPlasticity:
 
 
 def largest_allowed(
-    tried: Callable[[float], Merged], allows: Callable[[Merged], bool]
+    tried: Callable[[float], Merged], left_over: Callable[[Merged], float]
 ) -> tuple[float, Merged]:
-    """Return the largest ``keep`` that is allowed, to a factor of 1.3, and what it gave.
+    """Return the largest ``keep`` that is allowed, and what it gave: it was the last to be tried.
 
-    It was the last that was tried. Where none is allowed it is the smallest.
+    A try is allowed where what is left over is 0 or more; it falls as ``keep`` grows. The search
+    goes by factors of 8 from 1 until a bound is passed, and then by what is left over on both sides
+    of it (the false position of the logarithm). It ends where hardly anything is left over, or
+    ``keep`` is known to a factor of 1.3. Where none is allowed it returns the smallest.
 
     Args:
         tried: Tries one.
-        allows: Tells whether what a try gave is allowed; of smaller ones, it is allowed as well.
+        left_over: Of what a try gave.
 
     Example:
-        >>> keep, _ = largest_allowed(lambda keep: keep, lambda keep: keep <= 100)
+        >>> keep, _ = largest_allowed(lambda keep: keep, lambda keep: 100 - keep)
         >>> 100 / 1.3 <= keep <= 100
         True
     """
     keep, found = 1.0, tried(1.0)
-    grows = allows(found)
-    low, high = (keep, math.inf) if grows else (0.0, keep)
-    while (low if grows else high) not in (_RANGE, 1 / _RANGE):
-        keep = keep * _STEP if grows else keep / _STEP
+    excess = left_over(found)
+    sides = {excess >= 0: (keep, excess)}  # whether it is allowed: the nearest such, what it leaves
+    while len(sides) < 2 and not 0 <= excess <= _NEAR and 1 / _RANGE < keep < _RANGE:
+        keep = keep * _STEP if excess >= 0 else keep / _STEP
         found = tried(keep)
-        low, high = (keep, high) if allows(found) else (low, keep)
-        if (high < math.inf) if grows else (low > 0):
+        excess = left_over(found)
+        sides[excess >= 0] = (keep, excess)
+    while len(sides) == 2 and not 0 <= excess <= _NEAR:
+        (low, more), (high, less) = sides[True], sides[False]
+        if high / low <= _PRECISION:
             break
-    while 0 < low < high < math.inf and high / low > _PRECISION:
-        keep = math.sqrt(low * high)
+        part = more / (more - less) if math.isfinite(less) else 0.5
+        keep = low * (high / low) ** min(max(part, 0.15), 0.85)
         found = tried(keep)
-        low, high = (keep, high) if allows(found) else (low, keep)
-    chosen = low or high
-    return chosen, found if keep == chosen else tried(chosen)
+        excess = left_over(found)
+        sides[excess >= 0] = (keep, excess)
+    if True in sides and sides[True][0] != keep:
+        keep = sides[True][0]
+        found = tried(keep)
+    return keep, found
 
 
 def _share_left(before: float, now: float, after: float) -> float:

@@ -32,18 +32,25 @@ class Nothing(MergeRule):
         return {block.name: 0.0 for block in inputs.blocks}
 
 
-@given(st.floats(-10, 10))
-def test_the_largest_that_is_allowed_is_found_to_a_factor(exponent):
-    bound = math.exp(exponent)
-    keep, found = largest_allowed(lambda keep: keep, lambda keep: keep <= bound)
+@given(st.floats(-10, 10), st.floats(0.1, 3.0))
+def test_the_largest_that_is_allowed_is_found_and_no_larger(exponent, power):
+    bound, tries = math.exp(exponent), []
+
+    def left_over(keep):
+        tries.append(keep)
+        return 1 - (keep / bound) ** power
+
+    keep, found = largest_allowed(lambda keep: keep, left_over)
     assert keep == found
-    assert bound / 1.31 <= keep <= bound
+    assert keep <= bound * (1 + 1e-9)
+    assert bound / keep <= 1.31 or left_over(keep) <= 0.0101
+    assert len(tries) < 30
 
 
-@pytest.mark.parametrize("allowed", [True, False])
-def test_the_search_ends_where_everything_or_nothing_is_allowed(allowed):
-    keep, _ = largest_allowed(lambda keep: keep, lambda keep: allowed)
-    assert keep > 1e5 if allowed else keep < 1e-5
+@pytest.mark.parametrize("left", [0.5, -0.5])
+def test_the_search_ends_where_everything_or_nothing_is_allowed(left):
+    keep, _ = largest_allowed(lambda keep: keep, lambda keep: left)
+    assert keep > 1e5 if left > 0 else keep < 1e-5
 
 
 @pytest.mark.parametrize("plasticity", [0.95, 0.5])
