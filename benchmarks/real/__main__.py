@@ -1,6 +1,6 @@
 """Measure RECALL and its rivals on real models, and write ``benchmarks/results/real_models.md``.
 
-    python -m benchmarks.real [--study NAME] [--methods A,B] [--quick] [--jobs 2] [-- ARGUMENTS]
+    python -m benchmarks.real [--study NAME] [--methods A,B] [--untuned] [--quick] [--jobs 2] [-- ARGUMENTS]
 
 A study is a recipe of ``benchmarks/real/recipes``. Started again it skips the runs that are done,
 and the page shows all studies of which there are some in ``--out``. What follows ``--`` goes to
@@ -38,7 +38,8 @@ def main() -> None:
     file = given.out / PAGE if given.quick or given.methods else RESULTS / PAGE
     command = shlex.join(["python", "-m", "benchmarks.real", *words])
     for name in [] if given.page_only else named:
-        study = Study(name, given.out, given.jobs, chosen, given.quick, tuple(words[split + 1 :]))
+        arguments, tuned = tuple(words[split + 1 :]), not given.untuned
+        study = Study(name, given.out, given.jobs, chosen, given.quick, arguments, tuned)
         made = {"command": command, "machine": _machine()}
         write_whole(study.out / name / MADE_BY, json.dumps(made, indent=1) + "\n")
         study.report(study.tune())
@@ -58,6 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--study", action="append", choices=studies(), help="one of them; may be given again")
     add("--methods", help="some, such as ewc,lwf; fine-tuning and RECALL are always run")
     add("--quick", action="store_true", help="a few batches of few methods, one seed")
+    add("--untuned", action="store_true", help="every method with its defaults, without trials")
     add("--jobs", type=int, default=1, help="runs at the same time (1)")
     add("--out", type=Path, default=Path("runs/real"), help="folder of runs (runs/real)")
     add("--page-only", action="store_true", help="write the page of the runs that are there")

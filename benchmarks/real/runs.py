@@ -23,6 +23,7 @@ class Study:
         methods: What is run.
         quick: Whether to run a few batches of few settings, to see that it works.
         arguments: Of every run.
+        tuned: Whether rivals are tuned to RECALL's plasticity; else all run with their defaults.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Study:
     methods: tuple[str, ...]
     quick: bool = False
     arguments: tuple[str, ...] = ()
+    tuned: bool = True
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -42,7 +44,7 @@ class Study:
 
         Those with trials get the value at which they are as plastic as RECALL with its defaults.
         """
-        tuned = [method for method in self.methods if method in TRIALS]
+        tuned = [method for method in self.methods if method in TRIALS and self.tuned]
         variants = {"recall": "recall:"} | {
             f"{method} {value:g}": _setting(method, value)
             for method in tuned
