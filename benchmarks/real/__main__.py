@@ -1,6 +1,6 @@
 """Measure RECALL and its rivals on real models, and write ``benchmarks/results/real_models.md``.
 
-    python -m benchmarks.real [--study NAME] [--methods A,B] [--untuned] [--quick] [--jobs 2] [-- ARGUMENTS]
+    python -m benchmarks.real [--study NAME] [--methods A,B] [--untuned] [--jobs 2] [-- ARGUMENTS]
 
 A study is a recipe of ``benchmarks/real/recipes``. Started again it skips the runs that are done,
 and the page shows all studies of which there are some in ``--out``. What follows ``--`` goes to

@@ -31,7 +31,8 @@ Models and texts as they lie in packages that anyone can install, trained by `re
 compare` with the recipes of `benchmarks/real/recipes`; nothing here is typed. How settings were
 chosen, on another seed than those reported, is written in [the protocol](../real/PROTOCOL.md):
 `recall` is RecallCallback with its defaults, and each rival runs with the setting at which it
-learned as much of the new tasks as RECALL did on the tuning seed.
+learned as much of the new tasks as RECALL did on the tuning seed; where the study's command says
+`--untuned`, with its own defaults.
 
 Mean ± 95 % interval over seeds (Student's t); differences are paired by seed. **Gain**: the share
 of what fine-tuning gains on each task by training it, in percent. **Forgetting**: how much worse
