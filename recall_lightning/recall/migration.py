@@ -12,15 +12,18 @@ MOVED = {
     "importance_source": ("importance", "source", "auto"),
     "importance_steps": ("importance", "steps", 50),
     "moment_batches": ("moments", "batches", 32),
-    "moment_width": ("moments", "width", 1024),
-    "moment_rank": ("moments", "rank", 128),
+    "moment_width": ("moments", "width", None),
+    "moment_rank": ("moments", "rank", None),
     "moment_source": ("moments", "source", "task"),
     "snapshot_device": ("snapshots", "device", None),
     "snapshot_to": ("snapshots", "to", "checkpoint"),
     "on_missing_snapshot": ("snapshots", "on_missing", "error"),
     "on_failed_write": ("snapshots", "on_failed_write", "keep_in_memory"),
 }
-"""Each old argument to its settings, its name there, and the default that it had."""
+"""Each old argument to its settings, its name there, and the default that it has kept, if any."""
+
+MOMENTS_OF_THEN = {"width": 1024, "rank": 128}
+"""Settings of moments whose defaults are others now."""
 
 OF_RULES = {
     "temperature": ("temperature", ("rbf", "cka", "cosine"), 1.0),
@@ -75,7 +78,9 @@ def migrated_arguments(given: Mapping[str, Any]) -> tuple[dict[str, Any], list[s
         new["view"] = new.get("view") or given["probe_forward"]
         said.append("probe_forward is view")
     said += _migrate_rules(new, given)
-    said += _drop_unneeded(new)
+    needs = _needs(new)
+    said += _drop_unneeded(new, needs)
+    said += _keep_defaults(new, given, needs)
     return {name: value for name, value in new.items() if value != {}}, said
 
 
@@ -203,21 +208,46 @@ def _class_name(rule: Any) -> str:
     return str(path).rpartition(".")[2]
 
 
-def _drop_unneeded(new: dict[str, Any]) -> list[str]:
-    """Leave out settings of statistics that neither rule needs, as far as the rules are known."""
-    needs: set[str] = set()
+def _needs(new: Mapping[str, Any]) -> frozenset[str] | None:
+    """Return what the two rules decide from, or None where one is not known."""
+    needs: frozenset[str] = frozenset()
     for rule in (new["rule"], new.get("end_rule") or _partner(new["rule"])):
         for part in _parts(rule):
             known = RULES.get(part) or next((r for r in RULES.values() if r.__name__ == part), None)
             if known is None and part not in ("auto", "never"):
-                return []
-            needs |= set() if known is None else known.needs
+                return None
+            needs |= frozenset() if known is None else known.needs
+    return needs
+
+
+def _drop_unneeded(new: dict[str, Any], needs: frozenset[str] | None) -> list[str]:
+    """Leave out settings of statistics that neither rule needs, as far as the rules are known."""
+    if needs is None:
+        return []
     if new.get("buffers") == "recalibrate":
-        needs.add("moments")
+        needs |= {"moments"}
     dropped = [group for group, need in _NEEDED_BY.items() if need not in needs and new.get(group)]
     for group in dropped:
         new.pop(group)
     return [f"{group} had no effect and is left out" for group in dropped]
+
+
+def _keep_defaults(
+    new: dict[str, Any], given: Mapping[str, Any], needs: frozenset[str] | None
+) -> list[str]:
+    """Write down the defaults of then that are others now, where they have an effect."""
+    kept: list[str] = []
+    if needs and "moments" in needs and not given.get("moments"):
+        moments = new.get("moments") or {}
+        kept += [f"moments.{own}={n}" for own, n in MOMENTS_OF_THEN.items() if own not in moments]
+        new["moments"] = MOMENTS_OF_THEN | moments
+    by_curvature = _class_name(_as_class(new["rule"])) == RULES["kfac_importance"].__name__
+    if by_curvature and new.get("end_rule", "auto") == "auto" and new.get("merge_first_task", True):
+        for name, value in {"every": 0.05, "plasticity": None}.items():
+            if new.get(name, "auto") == "auto":
+                new[name] = value
+                kept.append(f"{name}={value}")
+    return [f"{' and '.join(kept)}: what the defaults were then is kept"] if kept else []
 
 
 def _parts(rule: Any) -> list[str]:
