@@ -17,7 +17,7 @@ from recall_lightning.recall.task_loss import UnknownLossError, task_loss
 
 Merged = TypeVar("Merged")
 
-_BATCHES = 8  # of the last ones, whose mean loss is compared
+_BATCHES = 4  # of the last ones, whose mean loss is compared
 _STEP = 8.0  # between two tries before one is past the bound
 _RANGE = 8.0**6
 _PRECISION = 1.3  # to what factor keep is found

@@ -214,7 +214,9 @@ def test_what_no_setting_or_rule_has_is_refused(options, parser, capsys):
 
 def test_the_whole_command_reads_them_and_prints_what_it_reads_again(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("sys.argv", ["recall-lightning"])
-    options = ["--recall.end_rule.new_inputs", "4", "--recall.moments.batches", "8"]
+    rules = ["--recall.rule", "KfacImportance", "--recall.rule.scale", "0.05"]
+    rules += ["--recall.end_rule", "KfacSubspace", "--recall.end_rule.new_inputs", "4"]
+    options = [*rules, "--recall.moments.batches", "8"]
     recipe = RECIPES / "five_tasks_tiny.yaml"
     with pytest.raises(SystemExit, match="0"):
         main(["fit", "-c", str(recipe), *options, "--recall.plasticity", "0.8", "--print_config"])
