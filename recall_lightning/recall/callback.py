@@ -114,7 +114,8 @@ class RecallCallback(TaskAwareCallback):
         plasticity: What the merge at a task's end leaves at least of what the task has gained, in
             (0, 1): of the likelihood exp(−loss) of its last batches, by the ``training_step``
             without logs. As much of the old is kept as that allows; where the loss cannot be
-            measured, a warning says so. None takes the balance of old and new from the rule.
+            measured, a warning says so. None takes the balance of old and new from the rule,
+            and a merge that costs half of the gain is warned of.
             ``"auto"`` is 0.95 for the default rules and a model that is pre-trained, see
             ``merge_first_task``; else None.
         rule: How coefficients are made in the loop: ``"rbf"`` is the paper's, by similarity of
@@ -224,7 +225,7 @@ class RecallCallback(TaskAwareCallback):
                 seed=seed,
                 predictions=predictions,
             )
-        measured = None if plasticity is None else MeasuredPlasticity(plasticity, run)
+        measured = MeasuredPlasticity(plasticity, run)
         self._trained = TrainedWeights()
         self._merge = SnapshotMerge(
             self._kept, self._statistics, self._trained, buffers, run, recent, measured

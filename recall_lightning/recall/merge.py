@@ -48,8 +48,7 @@ class SnapshotMerge:
         buffers: What happens to running statistics of normalisation layers.
         run: How the model is run on a batch, to measure those anew.
         recent: The batches for that.
-        plasticity: Decides how much of the old a task's last merge keeps; None for what its rule
-            gives.
+        plasticity: Decides how much of the old a task's last merge keeps.
     """
 
     def __init__(
@@ -60,7 +59,7 @@ class SnapshotMerge:
         buffers: Buffers,
         run: ModelRun,
         recent: RecentBatches,
-        plasticity: MeasuredPlasticity | None,
+        plasticity: MeasuredPlasticity,
     ) -> None:
         self._kept = kept
         self._statistics = statistics
@@ -80,7 +79,7 @@ class SnapshotMerge:
         if self._buffers == "recalibrate" and running_statistics(context.pl_module):
             with undisturbed(context.pl_module), self._run.ready(context) as view:
                 view.forward(context.pl_module, copy.copy(batch))  # it may pop what it takes
-        if self._plasticity is not None and context.snapshots:
+        if context.snapshots:
             self._plasticity.check_batch(context, batch)
 
     def apply(self, context: TaskContext, rule: MergeRule, last: bool) -> dict[str, Any] | None:
@@ -118,7 +117,7 @@ class SnapshotMerge:
             return weights, discarded
 
         try:
-            if last and self._plasticity is not None:
+            if last:
                 live = {name: measured.live[name] for name in newest if name in measured.live}
                 batches = self._recent.batches
                 (weights, discarded), found = self._plasticity.merge(context, live, batches, merge)

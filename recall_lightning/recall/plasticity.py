@@ -23,6 +23,7 @@ _RANGE = 8.0**6
 _PRECISION = 1.3  # to what factor keep is found
 _NEAR = 0.01  # so little above what is to be left ends the search
 _COSTLY = 0.1  # of the gain, beyond what may be lost
+_LITTLE = 0.5  # of the gain, where nothing is said of what may be lost
 
 
 @dataclass(frozen=True)
@@ -63,18 +64,20 @@ class MeasuredPlasticity:
     each tried on those batches and undone: see :func:`largest_allowed`.
 
     Args:
-        share: Of the gain in likelihood that is left at least, in (0, 1).
+        share: Of the gain in likelihood that is left at least, in (0, 1). None merges as the rule
+            has it, and says so where that costs half of the gain or more.
         run: How the model is run.
     """
 
-    def __init__(self, share: float, run: ModelRun) -> None:
+    def __init__(self, share: float | None, run: ModelRun) -> None:
         self.share = share
         self._run = run
         self._told: str | None = None
 
     def check_batch(self, context: TaskContext, batch: Any) -> None:
         """Warn if the training loss cannot be measured, on a task's first batch."""
-        self._loss(context, [batch])
+        if self.share is not None:
+            self._loss(context, [batch])
 
     def merge(
         self,
@@ -102,10 +105,16 @@ class MeasuredPlasticity:
         batches = list(batches)[-_BATCHES:]
         now = self._loss(context, batches)
         if now is None:
-            return merge(1.0), {"keep": 1.0}
+            return merge(1.0), {} if self.share is None else {"keep": 1.0}
         with context.snapshots[-1].applied_to(context.pl_module):
             before = self._loss(context, batches)
         assert before is not None
+        if self.share is None:
+            merged = merge(1.0)
+            loss = self._loss(context, batches)
+            gain = TaskGain(before, now, math.nan if loss is None else loss)
+            self._tell_cost(context, gain)
+            return merged, {"plasticity": gain.share, "loss": asdict(gain)}
         kept = {name: weight.detach().clone() for name, weight in live.items()}
 
         def put_back() -> None:
@@ -132,6 +141,7 @@ class MeasuredPlasticity:
         """Return by how much more is left than has to be."""
         if gain.snapshot <= gain.live:  # nothing was gained
             return gain.live - gain.merged
+        assert self.share is not None
         return gain.share - self.share
 
     def _loss(self, context: TaskContext, batches: Sequence[Any]) -> float | None:
@@ -140,6 +150,8 @@ class MeasuredPlasticity:
                 raise UnknownLossError("none of the task's last batches is at hand")
             return task_loss(context, self._run, batches)
         except UnknownLossError as error:
+            if self.share is None:
+                return None
             said = (
                 f"RecallCallback cannot measure plasticity={self.share}, so the merge at a task's "
                 f"end takes its rule's own balance of old and new: {error}"
@@ -150,24 +162,34 @@ class MeasuredPlasticity:
             return None
 
     def _tell(self, context: TaskContext, keep: float, gain: TaskGain) -> None:
-        task = f"step {context.trainer.global_step}"
+        assert self.share is not None
         if not gain.snapshot > gain.live:
             rank_zero_info(
-                f"the task that ends at {task} has gained nothing on its last batches (loss "
-                f"{gain.snapshot:.4g} before, {gain.live:.4g} after): its merge keeps the old"
+                f"the task that ends at step {context.trainer.global_step} has gained nothing on "
+                f"its last batches (loss {gain.snapshot:.4g} before, {gain.live:.4g} after): its "
+                "merge keeps the old"
             )
-            return
-        said = (
-            f"the merge at {task} leaves {100 * gain.share:.0f} % of what the task has gained "
-            f"(loss {gain.snapshot:.4g} before it, {gain.live:.4g} after, {gain.merged:.4g} merged)"
-        )
-        if gain.share < self.share - _COSTLY:
+        elif gain.share < self.share - _COSTLY:
             rank_zero_warn(
-                f"{said}, though plasticity={self.share}: even the least of the old costs that; "
-                "use another end_rule, or end_rule='never'"
+                f"{_said(context, gain)}, though plasticity={self.share}: even the least of the "
+                "old costs that; use another end_rule, or end_rule='never'"
             )
         else:
-            rank_zero_info(f"{said}; the old counts {keep:.3g} times")
+            rank_zero_info(f"{_said(context, gain)}; the old counts {keep:.3g} times")
+
+    def _tell_cost(self, context: TaskContext, gain: TaskGain) -> None:
+        if gain.share < _LITTLE:
+            rank_zero_warn(
+                f"{_said(context, gain)}: set plasticity, as plasticity=0.9, to have it leave more"
+            )
+
+
+def _said(context: TaskContext, gain: TaskGain) -> str:
+    return (
+        f"the merge at step {context.trainer.global_step} leaves {100 * gain.share:.0f} % of what "
+        f"the task has gained (loss {gain.snapshot:.4g} before it, {gain.live:.4g} after, "
+        f"{gain.merged:.4g} merged)"
+    )
 
 
 def largest_allowed(

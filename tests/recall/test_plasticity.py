@@ -129,6 +129,11 @@ def test_a_merge_that_costs_more_than_is_allowed_is_told_with_its_figure():
         trained(Everything(), 0.9)
 
 
+def test_a_rule_that_costs_half_of_the_gain_is_told_with_what_to_turn():
+    with pytest.warns(UserWarning, match=r"leaves \d+ % of what .* set plasticity"):
+        trained(KfacSubspace(new_inputs=1e-6), None)
+
+
 def test_a_pretrained_model_is_merged_once_a_task_under_defaults_of_the_trainer(tmp_path):
     model, callback = Plain(), RecallCallback()
     trainer = Trainer(max_epochs=2, callbacks=[callback], default_root_dir=tmp_path)
