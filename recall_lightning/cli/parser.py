@@ -27,6 +27,10 @@ _TITLES = {
     "lr_scheduler": "--lr_scheduler.*: the same",
 }
 
+_CHOICES = textwrap.TextWrapper(
+    _WIDTH, subsequent_indent=" " * 4, break_on_hyphens=False, break_long_words=False
+)
+
 
 class PlainParser(LightningArgumentParser):
     """LightningArgumentParser with one-sentence complaints and groups of help in plain text.
@@ -129,7 +133,12 @@ def _lines(action: argparse.Action, text: str) -> str:
         name += f" {_metavar(action)}"
     about = f"{text}{_default(action)}".replace("%%", "%").strip()
     wrapped = textwrap.wrap(about, _WIDTH - _INDENT) or [""]
-    rows = [name] if len(name) >= _INDENT else [f"{name:<{_INDENT}}{wrapped.pop(0)}"]
+    if len(name) < _INDENT:
+        rows = [f"{name:<{_INDENT}}{wrapped.pop(0)}"]
+    elif len(name) < _WIDTH:
+        rows = [name]
+    else:  # of many choices
+        rows = _CHOICES.wrap(name.replace(",", ", "))
     return "\n".join([*rows, *(" " * _INDENT + each for each in wrapped)])
 
 

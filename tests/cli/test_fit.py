@@ -1,5 +1,6 @@
 import functools
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -120,6 +121,14 @@ def test_fine_tuning_merges_nothing(tmp_path):
     assert "recall/" not in columns
 
 
+@pytest.mark.parametrize("name", ["slao", "self_replay"])
+def test_a_method_for_other_models_says_so_and_names_what_is_for_this_one(name, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        fit(tmp_path, "digits_split", f"--method={name}")
+    assert stopped.value.code == 2
+    assert re.search(r"ClassifierModule (trains|holds) none: use ", capsys.readouterr().err)
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_trains_with_its_own_callback_alone(name, tmp_path, monkeypatch):
     fits = []
@@ -127,7 +136,13 @@ def test_every_method_trains_with_its_own_callback_alone(name, tmp_path, monkeyp
     monkeypatch.setattr(Trainer, "fit", lambda own, *a, **k: (fits.append(own), real(own, *a, **k)))
     few = ["--trainer.limit_train_batches=2", "--trainer.limit_val_batches=1"]
     few += ["--trainer.enable_checkpointing=false"]
-    fit(tmp_path, "digits_split", *few, f"--method={name}", "--trainer.logger=false")
+    few += [f"--method={name}", "--trainer.logger=false"]
+    if name in ("slao", "self_replay"):  # which are for adapters and for language models
+        text = ["--data.init_args.tasks=[source,names]", "--data.init_args.epochs_per_task=1"]
+        text += ["--model.init_args.lora={r: 2}", "--trainer.val_check_interval=null"]
+        run("fit", "-c", RECIPES / "stdlib_text.yaml", *text, *SMALL, *few)
+    else:
+        fit(tmp_path, "digits_split", *few)
     (trainer,) = fits
     of_methods = {method.callback for method in METHODS.values()} - {None}
     own = METHODS[name].callback
