@@ -32,7 +32,8 @@ class TaskGain:
 
     A loss is taken for a negative logarithmic likelihood, as that of a classifier or a language
     model is, and what is gained is likelihood, exp(−loss): a loss that was large to begin with then
-    does not hide one that has become too large to be of use.
+    does not hide one that has become too large to be of use. Of a loss that stays far below 1 in
+    other units, such as a squared error, that is the part of the loss itself.
 
     Attributes:
         snapshot: The mean training loss under the snapshot.
@@ -108,11 +109,14 @@ class MeasuredPlasticity:
             return merge(1.0), {} if self.share is None else {"keep": 1.0}
         with context.snapshots[-1].applied_to(context.pl_module):
             before = self._loss(context, batches)
-        assert before is not None
+
+        def gain_left() -> TaskGain:
+            losses = (before, now, self._loss(context, batches))
+            return TaskGain(*(math.inf if loss is None else loss for loss in losses))
+
         if self.share is None:
             merged = merge(1.0)
-            loss = self._loss(context, batches)
-            gain = TaskGain(before, now, math.nan if loss is None else loss)
+            gain = gain_left()
             self._tell_cost(context, gain)
             return merged, {"plasticity": gain.share, "loss": asdict(gain)}
         kept = {name: weight.detach().clone() for name, weight in live.items()}
@@ -124,10 +128,7 @@ class MeasuredPlasticity:
 
         def tried(keep: float) -> tuple[Merged, TaskGain]:
             put_back()
-            merged = merge(keep)
-            loss = self._loss(context, batches)
-            assert loss is not None
-            return merged, TaskGain(before, now, loss)
+            return merge(keep), gain_left()
 
         try:
             keep, (merged, gain) = largest_allowed(tried, lambda found: self._left_over(found[1]))
