@@ -5,6 +5,7 @@ too) and dataclasses of tensors. Lists of other things with one entry a sample (
 like tensors; everything else is carried along as it is.
 """
 
+import copy
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
@@ -167,8 +168,12 @@ def only_tensors(batch: Any) -> list[Tensor] | None:
 
 
 def detached(batch: Any) -> Any:
-    """Copy a batch, so that nobody who changes the original changes it."""
-    return apply_to_collection(batch, Tensor, lambda tensor: tensor.detach().clone())
+    """Copy a batch, so that nobody who changes the original changes it.
+
+    Its containers are copied as well; of an object of another kind, the object without its parts.
+    """
+    copied = apply_to_collection(batch, Tensor, lambda tensor: tensor.detach().clone())
+    return copy.copy(batch) if copied is batch else copied
 
 
 def rebuild(like: Any, tensors: Sequence[Tensor]) -> Any:

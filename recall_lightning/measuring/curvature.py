@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 from torch.utils.hooks import RemovableHandle
 
-from recall_lightning.measuring.batches import entries_of
+from recall_lightning.measuring.batches import detached, entries_of
 from recall_lightning.measuring.forward import ProbeForward
 from recall_lightning.measuring.guarded_parameters import no_gradients_left
 from recall_lightning.measuring.input_moments import (
@@ -135,7 +134,7 @@ def kronecker_factors(
             torch.manual_seed(seed)
             for batch in batches:
                 inputs.batch = batch
-                output = view.forward(module, copy.copy(batch))  # a forward may pop what it takes
+                output = view.forward(module, detached(batch))  # a forward may write into it
                 inputs.batch = None  # checkpointed layers compute once more in backward
                 outputs.add(sampled_loss(view, found, output, batch))
         return inputs

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 from torch.utils.hooks import RemovableHandle
 
-from recall_lightning.measuring.batches import batch_size
+from recall_lightning.measuring.batches import batch_size, detached
 from recall_lightning.measuring.curvature import feature_axis, sampled_loss
 from recall_lightning.measuring.forward import ProbeForward
 from recall_lightning.measuring.guarded_parameters import no_gradients_left
@@ -92,7 +91,7 @@ def fisher_diagonal(
         torch.manual_seed(seed)
         for batch in batches:
             squares.samples = batch_size(batch)
-            output = view.forward(module, copy.copy(batch))  # a forward may pop what it takes
+            output = view.forward(module, detached(batch))  # a forward may write into it
             told = sampled_loss(view, found, output, batch)
             if isinstance(told, str):
                 unknown = unknown or told

@@ -1,6 +1,5 @@
 """Hidden states of a model's blocks on given samples, measured without a trace."""
 
-import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -9,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
-from recall_lightning.measuring.batches import batch_size
+from recall_lightning.measuring.batches import batch_size, detached
 from recall_lightning.measuring.blocks import Block
 from recall_lightning.measuring.forward import ProbeForward
 from recall_lightning.measuring.isolation import undisturbed
@@ -60,7 +59,7 @@ def hidden_states(
     with undisturbed(module), _pooled_outputs(module, blocks, view) as probe:
         for batch in batches:
             probe.start(batch)
-            view.forward(module, copy.copy(batch))  # a forward may pop what it takes
+            view.forward(module, detached(batch))  # a forward may write into it
             for name, state in probe.finish().items():
                 states[name].append(state)
     return {name: torch.cat(parts) for name, parts in states.items()}

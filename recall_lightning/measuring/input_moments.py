@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from recall_lightning.measuring.bags import dense_parts, sequences
+from recall_lightning.measuring.batches import detached
 from recall_lightning.measuring.forward import ProbeForward
 from recall_lightning.measuring.isolation import undisturbed
 from recall_lightning.measuring.linear_maps import LinearMap
@@ -73,7 +73,7 @@ def input_moments(
         with undisturbed(module), sums.gathered_from(module), products_apart():
             for batch in batches:
                 sums.batch = batch
-                view.forward(module, copy.copy(batch))  # a forward may pop what it takes
+                view.forward(module, detached(batch))  # a forward may write into it
         return sums
 
     return sums_where_shared(module, sums_of).means()

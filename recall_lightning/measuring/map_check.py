@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -11,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from recall_lightning.measuring.batches import entries_of
+from recall_lightning.measuring.batches import detached, entries_of
 from recall_lightning.measuring.curvature import feature_axis
 from recall_lightning.measuring.forward import ProbeForward
 from recall_lightning.measuring.input_moments import hooked
@@ -66,7 +65,7 @@ def unlike_linear_maps(
     calls = _Calls()
     with undisturbed(module), calls.of(module, maps), products_apart(), torch.enable_grad():
         torch.manual_seed(0)
-        outputs = _differentiable(view_of(module, view).forward(module, copy.copy(batch)))
+        outputs = _differentiable(view_of(module, view).forward(module, detached(batch)))
         calls.is_over = True  # checkpointed layers compute once more in backward
         if not maps or not outputs:
             return {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import time
 from collections.abc import Iterator, Mapping
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
+from recall_lightning.measuring.batches import detached
 from recall_lightning.measuring.isolation import undisturbed
 from recall_lightning.merging.blockwise import Drift, merge_snapshots_, scaled_by, weights_of_names
 from recall_lightning.merging.coefficients import Coefficient
@@ -78,7 +78,7 @@ class SnapshotMerge:
         """
         if self._buffers == "recalibrate" and running_statistics(context.pl_module):
             with undisturbed(context.pl_module), self._run.ready(context) as view:
-                view.forward(context.pl_module, copy.copy(batch))  # it may pop what it takes
+                view.forward(context.pl_module, detached(batch))  # it may write into it
         if context.snapshots:
             self._plasticity.check_batch(context, batch)
 
@@ -119,8 +119,12 @@ class SnapshotMerge:
         try:
             if last:
                 live = {name: measured.live[name] for name in newest if name in measured.live}
-                batches = self._recent.batches
-                (weights, discarded), found = self._plasticity.merge(context, live, batches, merge)
+                batches, kind = self._recent.batches, self._statistics.predictions
+                if self._buffers == "recalibrate":  # or the merge would be compared with stale ones
+                    recalibrate(context, self._run, batches)
+                (weights, discarded), found = self._plasticity.merge(
+                    context, live, batches, merge, kind
+                )
             else:
                 (weights, discarded), found = merge(1.0), {}
         except RefusedMergeError as error:

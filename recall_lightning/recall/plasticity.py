@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from recall_lightning.recall.context import TaskContext
 from recall_lightning.recall.model_run import ModelRun
-from recall_lightning.recall.task_loss import UnknownLossError, task_loss
+from recall_lightning.recall.task_loss import UnknownLossError, task_losses
 
 Merged = TypeVar("Merged")
 
@@ -30,31 +30,41 @@ _LITTLE = 0.5  # of the gain, where nothing is said of what may be lost
 class TaskGain:
     """What a task has brought on its last batches, and what a merge has left of that.
 
-    A loss is taken for a negative logarithmic likelihood, as that of a classifier or a language
+    A loss is taken for a mean negative logarithmic likelihood, as that of a classifier or language
     model is, and what is gained is likelihood, exp(−loss): a loss that was large to begin with then
-    does not hide one that has become too large to be of use. Of a loss that stays far below 1 in
-    other units, such as a squared error, that is the part of the loss itself.
+    does not hide one that has become too large to be of use. A squared error has a unit; there the
+    likelihood is that of a normal distribution of the error's own variance, 1 / √loss.
 
     Attributes:
         snapshot: The mean training loss under the snapshot.
         live: Under the live weights, before the merge.
         merged: Under the merged weights.
+        is_of_values: Whether the loss is a squared error.
 
     Example:
         >>> round(TaskGain(snapshot=5.0, live=0.1, merged=0.15).share, 3)
         0.951
         >>> TaskGain(snapshot=0.1, live=0.1, merged=0.1).share
         nan
+        >>> round(TaskGain(snapshot=4e8, live=1e8, merged=1.21e8, is_of_values=True).share, 3)
+        0.818
     """
 
     snapshot: float
     live: float
     merged: float
+    is_of_values: bool = False
 
     @property
     def share(self) -> float:
         """The part of the gain that is left, NaN where there was none."""
-        return _share_left(self.snapshot, self.live, self.merged)
+        before, now, after = self.snapshot, self.live, self.merged
+        if not now < before or not math.isfinite(now):
+            return math.nan
+        if self.is_of_values:
+            then, here, left = (1 / math.sqrt(max(loss, 1e-30)) for loss in (before, now, after))
+            return (left - then) / (here - then)
+        return 1.0 + math.expm1(min(now - after, 50.0)) / -math.expm1(now - before)
 
 
 class MeasuredPlasticity:
@@ -76,9 +86,9 @@ class MeasuredPlasticity:
         self._told: str | None = None
 
     def check_batch(self, context: TaskContext, batch: Any) -> None:
-        """Warn if the training loss cannot be measured, on a task's first batch."""
+        """Warn if the training loss cannot be measured on a task's first batch."""
         if self.share is not None:
-            self._loss(context, [batch])
+            self._losses(context, [batch], "on its first batch; if it cannot at its end either")
 
     def merge(
         self,
@@ -86,17 +96,20 @@ class MeasuredPlasticity:
         live: Mapping[str, Tensor],
         batches: Sequence[Any],
         merge: Callable[[float], Merged],
+        predictions: str | None = None,
     ) -> tuple[Merged, dict[str, Any]]:
         """Merge in place, the most of the old that is allowed.
 
         Where the loss cannot be measured, the old counts once, as a rule has it. A task that has
-        brought nothing may not lose by the merge what it had before.
+        brought nothing may not lose by the merge what it had before. Batches that have no loss
+        under the live weights do not count; a merge that has none where these have is not allowed.
 
         Args:
             context: The task, with its snapshots.
             live: The weights that ``merge`` writes.
             batches: The task's last.
             merge: Merges the live weights in place, given ``keep``.
+            predictions: Of which kind the model's are: the loss of ``"values"`` has a unit.
 
         Returns:
             What ``merge`` returned, and what an entry of ``RecallCallback.history`` says of it:
@@ -104,21 +117,28 @@ class MeasuredPlasticity:
             ``loss``.
         """
         batches = list(batches)[-_BATCHES:]
-        now = self._loss(context, batches)
-        if now is None:
+        each = self._losses(context, batches, "at its end")
+        if each is None:
             return merge(1.0), {} if self.share is None else {"keep": 1.0}
+        counted = [number for number, loss in enumerate(each) if math.isfinite(loss)]
+
+        def mean(losses: Sequence[float] | None) -> float:
+            own = [math.inf] if losses is None else [losses[number] for number in counted]
+            known = [math.inf if math.isnan(loss) else loss for loss in own]
+            return _mean(context, math.fsum(known), len(known))
+
+        def measured() -> float:
+            return mean(self._losses(context, batches, "at its end"))
+
+        now = mean(each)
         with context.snapshots[-1].applied_to(context.pl_module):
-            before = self._loss(context, batches)
-
-        def gain_left() -> TaskGain:
-            losses = (before, now, self._loss(context, batches))
-            return TaskGain(*(math.inf if loss is None else loss for loss in losses))
-
+            before = measured()
+        of_values = predictions == "values"
         if self.share is None:
             merged = merge(1.0)
-            gain = gain_left()
+            gain = TaskGain(before, now, measured(), of_values)
             self._tell_cost(context, gain)
-            return merged, {"plasticity": gain.share, "loss": asdict(gain)}
+            return merged, {"plasticity": gain.share, "loss": _losses_of(gain)}
         kept = {name: weight.detach().clone() for name, weight in live.items()}
 
         def put_back() -> None:
@@ -128,7 +148,7 @@ class MeasuredPlasticity:
 
         def tried(keep: float) -> tuple[Merged, TaskGain]:
             put_back()
-            return merge(keep), gain_left()
+            return merge(keep), TaskGain(before, now, measured(), of_values)
 
         try:
             keep, (merged, gain) = largest_allowed(tried, lambda found: self._left_over(found[1]))
@@ -136,7 +156,7 @@ class MeasuredPlasticity:
             put_back()
             raise
         self._tell(context, keep, gain)
-        return merged, {"keep": keep, "plasticity": gain.share, "loss": asdict(gain)}
+        return merged, {"keep": keep, "plasticity": gain.share, "loss": _losses_of(gain)}
 
     def _left_over(self, gain: TaskGain) -> float:
         """Return by how much more is left than has to be."""
@@ -145,22 +165,30 @@ class MeasuredPlasticity:
         assert self.share is not None
         return gain.share - self.share
 
-    def _loss(self, context: TaskContext, batches: Sequence[Any]) -> float | None:
+    def _losses(
+        self, context: TaskContext, batches: Sequence[Any], when: str
+    ) -> list[float] | None:
+        """Return the loss of each batch; None, with a warning, where not all processes know."""
+        why, losses = None, []
         try:
-            if not batches:
-                raise UnknownLossError("none of the task's last batches is at hand")
-            return task_loss(context, self._run, batches)
+            losses = task_losses(context, self._run, batches)
         except UnknownLossError as error:
-            if self.share is None:
-                return None
-            said = (
-                f"RecallCallback cannot measure plasticity={self.share}, so the merge at a task's "
-                f"end takes its rule's own balance of old and new: {error}"
-            )
-            if said != self._told:
-                rank_zero_warn(said)
-            self._told = said
-            return None
+            why = str(error)
+        finite = sum(math.isfinite(loss) for loss in losses)
+        failed, known = _sum(context, float(why is not None)), _sum(context, float(finite))
+        if not failed and known:
+            return losses
+        why = why or (
+            "another process cannot" if failed else "training_step returned no finite loss of any"
+        )
+        said = (
+            f"RecallCallback cannot measure plasticity={self.share} of a task {when}, the merge at "
+            f"its end takes its rule's own balance of old and new: {why}"
+        )
+        if self.share is not None and why != self._told and batches:
+            rank_zero_warn(said)
+            self._told = why
+        return None
 
     def _tell(self, context: TaskContext, keep: float, gain: TaskGain) -> None:
         assert self.share is not None
@@ -235,9 +263,20 @@ def largest_allowed(
     return keep, found
 
 
-def _share_left(before: float, now: float, after: float) -> float:
-    """Return (e^−after − e^−before) / (e^−now − e^−before), NaN where nothing was gained."""
-    if not now < before or not math.isfinite(now):
-        return math.nan
-    gained = -math.expm1(now - before)
-    return 1.0 + math.expm1(min(now - after, 50.0)) / gained
+def _losses_of(gain: TaskGain) -> dict[str, float]:
+    return {"snapshot": gain.snapshot, "live": gain.live, "merged": gain.merged}
+
+
+def _mean(context: TaskContext, total: float, count: int) -> float:
+    """Return the mean over all processes' batches, infinite where one of them is."""
+    infinite = _sum(context, float(math.isinf(total)))
+    total = _sum(context, 0.0 if math.isinf(total) else total)
+    return math.inf if infinite else total / max(_sum(context, float(count)), 1.0)
+
+
+def _sum(context: TaskContext, own: float) -> float:
+    if context.trainer.world_size == 1:
+        return own
+    device = context.trainer.strategy.root_device
+    total = torch.tensor(own, dtype=torch.float32, device=device)
+    return float(context.trainer.strategy.reduce(total, reduce_op="sum"))

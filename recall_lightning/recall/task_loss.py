@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 import math
 from collections.abc import Mapping, Sequence
@@ -10,8 +9,8 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
-from torch import Tensor
 
+from recall_lightning.measuring.batches import detached
 from recall_lightning.measuring.isolation import undisturbed
 from recall_lightning.recall.context import TaskContext
 from recall_lightning.recall.model_run import ModelRun
@@ -21,47 +20,51 @@ class UnknownLossError(ValueError):
     """The training loss cannot be had without training: the message says why."""
 
 
-def task_loss(context: TaskContext, run: ModelRun, batches: Sequence[Any]) -> float:
-    """Return the mean of what ``training_step`` returns on batches, over all processes.
+def task_losses(context: TaskContext, run: ModelRun, batches: Sequence[Any]) -> list[float]:
+    """Return what ``training_step`` returns on each of this process's batches.
 
-    The module is in evaluation mode, logs nothing, and is left as it was.
+    The module is in evaluation mode, logs nothing, and is left as it was; so are the batches.
 
     Args:
         context: The task.
         run: How the model is run.
         batches: On the module's device.
 
+    Returns:
+        A loss for each batch, NaN where the step returned none.
+
     Raises:
         UnknownLossError: If the module optimises by hand, or ``training_step`` fails on a batch or
-            returns no loss of any.
+            returns what is no loss.
     """
     module = context.pl_module
     if not module.automatic_optimization:
         raise UnknownLossError(f"{type(module).__name__} optimises by hand")
-
-    def measure(some: Sequence[Any]) -> list[float]:
-        losses = [_loss_of(module, batch, number) for number, batch in enumerate(some)]
-        return [float(loss) for loss in losses if loss is not None]
-
     with undisturbed(module), run.quietly(context):
-        own = run.evenly(context.trainer, batches, measure)
-    total = torch.tensor([math.fsum(own), len(own)], dtype=torch.float64)
-    if context.trainer.world_size > 1:
-        total = context.trainer.strategy.reduce(total.to(module.device).float(), reduce_op="mean")
-    if not float(total[1]):
-        raise UnknownLossError("training_step returned no loss of any of the task's last batches")
-    return float(total[0] / total[1])
+        return run.evenly(
+            context.trainer,
+            batches,
+            lambda some: [_loss_of(module, batch, number) for number, batch in enumerate(some)],
+        )
 
 
-def _loss_of(module: LightningModule, batch: Any, number: int) -> Tensor | None:
-    try:
-        given = (copy.copy(batch), number)  # a step may pop what it takes
+def _loss_of(module: LightningModule, batch: Any, number: int) -> float:
+    def step() -> float:
+        given = (detached(batch), number)  # a step may write into its batch
         loss = module.training_step(*given[: _accepted(module)])
+        loss = loss.get("loss") if isinstance(loss, Mapping) else loss
+        return math.nan if loss is None else float(loss)
+
+    try:
+        try:
+            return step()
+        except RuntimeError:  # as of a penalty on gradients
+            with torch.enable_grad():
+                return step()
     except Exception as error:
         raise UnknownLossError(
             f"training_step cannot be run beside training: {type(error).__name__}: {error}"
         ) from error
-    return loss.get("loss") if isinstance(loss, Mapping) else loss
 
 
 def _accepted(module: LightningModule) -> int:

@@ -148,3 +148,65 @@ def test_a_share_of_an_infinite_loss_is_less_than_none():
     assert TaskGain(snapshot=math.inf, live=0.0, merged=math.inf).share == 0.0
     assert TaskGain(snapshot=2.0, live=1.0, merged=math.inf).share < 0
     assert math.isnan(TaskGain(snapshot=2.0, live=math.nan, merged=1.0).share)
+
+
+def test_a_step_that_writes_into_its_batch_finds_what_another_finds():
+    class InPlace(Plain):
+        def training_step(self, batch, batch_idx):
+            inputs, labels = batch
+            inputs.mul_(0.5)
+            return nn.functional.cross_entropy(self.net(inputs * 2), labels)
+
+    (one,), (other,) = (trained(Uniform(0.5), 0.9, kind)[1].history for kind in (InPlace, Plain))
+    assert one["keep"] == pytest.approx(other["keep"], rel=1e-3)
+
+
+def test_the_unit_of_a_squared_error_does_not_matter():
+    def gain(unit):
+        return TaskGain(4.0 * unit, 1.0 * unit, 1.2 * unit, is_of_values=True).share
+
+    assert gain(1.0) == pytest.approx(gain(1e6)) == pytest.approx(gain(1e-6))
+    assert 0.8 < gain(1.0) < 0.85
+
+
+def test_a_regression_is_taken_for_one():
+    class Regression(Plain):
+        def training_step(self, batch, batch_idx):
+            outputs = self.net(batch[0])
+            return 1e4 * nn.functional.mse_loss(outputs, batch[0][:, :2])
+
+    _, callback = trained(KfacSubspace(), 0.9, Regression)
+    loss = callback.history[0]["loss"]
+    assert callback.history[0]["plasticity"] == TaskGain(**loss, is_of_values=True).share
+    assert callback.history[0]["keep"] > 1e-3
+
+
+@pytest.mark.parametrize("loss", [None, math.nan])
+def test_batches_without_a_loss_do_not_count(loss):
+    class Skips(Plain):
+        def training_step(self, batch, batch_idx):
+            found = super().training_step(batch, batch_idx)
+            if batch_idx % 4:
+                return found
+            return None if loss is None else found * loss
+
+        def on_after_backward(self):
+            for parameter in self.parameters():
+                parameter.grad.nan_to_num_(0.0)
+
+    _, callback = trained(Uniform(0.5), 0.9, Skips)
+    found = callback.history[0]["loss"]
+    assert all(map(math.isfinite, found.values()))
+    assert callback.history[0]["plasticity"] >= 0.9
+
+
+def test_a_penalty_on_gradients_is_measured_too():
+    class Penalised(Plain):
+        def training_step(self, batch, batch_idx):
+            inputs = batch[0].requires_grad_()
+            loss = nn.functional.cross_entropy(self.net(inputs), batch[1])
+            (slope,) = torch.autograd.grad(loss, inputs, create_graph=True)
+            return loss + 0.01 * slope.square().sum()
+
+    _, callback = trained(Uniform(0.5), 0.9, Penalised)
+    assert callback.history[0]["plasticity"] >= 0.9

@@ -30,6 +30,11 @@ class Statistic:
     form: ClassVar[Any] = dict
     of_earlier_tasks: ClassVar[bool] = False
 
+    @property
+    def predictions(self) -> str | None:
+        """The name of the kind of the model's predictions, if this has found it."""
+        return None
+
     def notes(self, structure: Structure, module: nn.Module) -> Mapping[str, str]:
         """Say of weights that are merged otherwise than their rules have it how and why."""
         return {}

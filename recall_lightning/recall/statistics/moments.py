@@ -118,6 +118,11 @@ class MapMoments(Statistic):
         self._recent = recent
         self._prior = prior
 
+    @property
+    def predictions(self) -> str | None:
+        """The name of the kind of the model's predictions, once it is known."""
+        return _kind(self._predictions)
+
     def notes(self, structure: Structure, module: torch.nn.Module) -> Mapping[str, str]:
         """Say which weights are merged by one number."""
         reasons = structure.others.items()

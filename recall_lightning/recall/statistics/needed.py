@@ -40,6 +40,11 @@ class NeededStatistics:
         needs = {need for rule in rules for need in rule.needs}
         self.active = [s for s in available if s.meets & needs or s.name in others]
 
+    @property
+    def predictions(self) -> str | None:
+        """The kind of the model's predictions; None where it is not known."""
+        return next((s.predictions for s in self.active if s.predictions is not None), None)
+
     def notes(self, structure: Structure, module: nn.Module) -> dict[str, str]:
         """Return what all say of weights that are merged in a way of their own."""
         return {name: how for s in self.active for name, how in s.notes(structure, module).items()}
