@@ -172,7 +172,12 @@ def detached(batch: Any) -> Any:
 
     Its containers are copied as well; of an object of another kind, the object without its parts.
     """
-    copied = apply_to_collection(batch, Tensor, lambda tensor: tensor.detach().clone())
+    clones: dict[int, Tensor] = {}  # a tensor that stands in several places stays one
+
+    def clone(tensor: Tensor) -> Tensor:
+        return clones.setdefault(id(tensor), tensor.detach().clone())
+
+    copied = apply_to_collection(batch, Tensor, clone)
     return copy.copy(batch) if copied is batch else copied
 
 
