@@ -8,11 +8,11 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.utils.hooks import RemovableHandle
 
 from recall_lightning.callbacks._trainer.gradients import loss_scale
 from recall_lightning.methods.method import Method
-from recall_lightning.methods.protecting import ProtectingCallback, ProtectingState
+from recall_lightning.methods.protecting import ProtectingState
+from recall_lightning.methods.step_rates import StepRates
 
 
 class FinchState(ProtectingState):
@@ -22,7 +22,7 @@ class FinchState(ProtectingState):
     step_losses: list[float]
 
 
-class Finch(ProtectingCallback):
+class Finch(StepRates):
     """Multiplies every learning rate by min(limit, factor / √L), L the mean loss of late.
 
     L is an exponential mean of the training loss, L ← 0.9 L + 0.1 L_step, which starts anew in each
@@ -54,7 +54,6 @@ class Finch(ProtectingCallback):
         >>> trainer = Trainer(callbacks=[Finch(factor=0.1)], logger=False)
     """
 
-    decides_at_start = False
     state_form: ClassVar[type] = FinchState
 
     def __init__(
@@ -74,18 +73,11 @@ class Finch(ProtectingCallback):
         self._losses: list[float] = []  # of the batches of a step
         self._multiplier: float | None = None  # of a step that is about to come
         self._stepping: set[int] = set()  # optimizers that compute a loss within their step
-        self._hooks: list[RemovableHandle] = []
-        self._rates: dict[int, list[Any]] = {}
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Hook into the optimizers' steps."""
-        super().on_train_start(trainer, pl_module)
-        self._hook_into(trainer)
 
     def on_task_start(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:
         """Start the mean anew; hook into optimizers that were made anew."""
         self.mean_loss, self._losses = None, []
-        self._hook_into(trainer)
+        super().on_task_start(trainer, pl_module, task)
 
     def on_before_backward(
         self, trainer: Trainer, pl_module: LightningModule, loss: Tensor
@@ -118,11 +110,6 @@ class Finch(ProtectingCallback):
             return self.limit
         return min(self.limit, self.factor / math.sqrt(self.mean_loss))
 
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Leave the optimizers as they were."""
-        super().teardown(trainer, pl_module, stage)
-        self._remove_hooks()
-
     def state_dict(self) -> dict[str, Any]:
         """Return the task, and the losses."""
         own = {"mean_loss": self.mean_loss, "step_losses": list(self._losses)}
@@ -134,34 +121,23 @@ class Finch(ProtectingCallback):
         self.mean_loss = state_dict["mean_loss"]
         self._losses = list(state_dict["step_losses"])
 
-    def _hook_into(self, trainer: Trainer) -> None:
-        self._remove_hooks()
-        for optimizer in trainer.optimizers:
-            self._hooks.append(optimizer.register_step_pre_hook(self._start))
-            self._hooks.append(optimizer.register_step_post_hook(self._restore))
-
-    def _start(self, optimizer: Optimizer, *_: Any) -> None:
+    def _step_starts(self, optimizer: Optimizer, *_: Any) -> None:
         """Where the step's loss is known, lower the rate; else the step computes it first."""
         self._stepping.add(id(optimizer))
         self._lower(optimizer)
 
+    def _step_ends(self, optimizer: Optimizer, *_: Any) -> None:
+        self._stepping.discard(id(optimizer))
+        super()._step_ends(optimizer)
+
     def _lower(self, optimizer: Optimizer) -> None:
         multiplier, self._multiplier = self._multiplier, None
         if multiplier is not None:
-            self._rates[id(optimizer)] = [group["lr"] for group in optimizer.param_groups]
-            for group in optimizer.param_groups:
-                group["lr"] = group["lr"] * multiplier
-
-    def _restore(self, optimizer: Optimizer, *_: Any) -> None:
-        self._stepping.discard(id(optimizer))
-        rates = self._rates.pop(id(optimizer), [])
-        for group, rate in zip(optimizer.param_groups, rates, strict=bool(rates)):
-            group["lr"] = rate
+            self._multiply(optimizer, multiplier)
 
     def _remove_hooks(self) -> None:
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks, self._rates, self._stepping, self._multiplier = [], {}, set(), None
+        super()._remove_hooks()
+        self._stepping, self._multiplier = set(), None
 
 
 _REMEMBERED = 0.9  # of the mean loss, a step

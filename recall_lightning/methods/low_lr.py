@@ -2,16 +2,14 @@
 
 from typing import Any
 
-from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.optim import Optimizer
-from torch.utils.hooks import RemovableHandle
 
 from recall_lightning.methods.method import Method
-from recall_lightning.methods.protecting import ProtectingCallback
+from recall_lightning.methods.step_rates import StepRates
 
 
-class LowLearningRate(ProtectingCallback):
+class LowLearningRate(StepRates):
     """Multiplies every learning rate by ``factor`` in each task that has something to protect.
 
     The rate is lowered for the duration of each optimizer step only and put back right after it, so
@@ -36,8 +34,6 @@ class LowLearningRate(ProtectingCallback):
         >>> trainer = Trainer(callbacks=[LowLearningRate(factor=0.1)], logger=False)
     """
 
-    decides_at_start = False
-
     def __init__(
         self,
         factor: float = 0.1,
@@ -48,44 +44,10 @@ class LowLearningRate(ProtectingCallback):
         if not factor > 0:
             raise MisconfigurationException(f"factor={factor!r} must be a positive number")
         self.factor = factor
-        self._hooks: list[RemovableHandle] = []
-        self._rates: dict[int, list[Any]] = {}
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Hook into the optimizers' steps."""
-        super().on_train_start(trainer, pl_module)
-        self._hook_into(trainer)
-
-    def on_task_start(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:
-        """Hook into optimizers that were made anew, as for a head that has grown."""
-        self._hook_into(trainer)
-
-    def _hook_into(self, trainer: Trainer) -> None:
-        self._remove_hooks()
-        for optimizer in trainer.optimizers:
-            self._hooks.append(optimizer.register_step_pre_hook(self._lower))
-            self._hooks.append(optimizer.register_step_post_hook(self._restore))
-
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Leave the optimizers as they were."""
-        super().teardown(trainer, pl_module, stage)
-        self._remove_hooks()
-
-    def _lower(self, optimizer: Optimizer, *_: Any) -> None:
+    def _step_starts(self, optimizer: Optimizer, *_: Any) -> None:
         if self.protects:
-            self._rates[id(optimizer)] = [group["lr"] for group in optimizer.param_groups]
-            for group in optimizer.param_groups:
-                group["lr"] = group["lr"] * self.factor
-
-    def _restore(self, optimizer: Optimizer, *_: Any) -> None:
-        rates = self._rates.pop(id(optimizer), [])
-        for group, rate in zip(optimizer.param_groups, rates, strict=bool(rates)):
-            group["lr"] = rate
-
-    def _remove_hooks(self) -> None:
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks, self._rates = [], {}
+            self._multiply(optimizer, self.factor)
 
 
 METHOD = Method(
