@@ -175,7 +175,9 @@ def detached(batch: Any) -> Any:
     clones: dict[int, Tensor] = {}  # a tensor that stands in several places stays one
 
     def clone(tensor: Tensor) -> Tensor:
-        return clones.setdefault(id(tensor), tensor.detach().clone())
+        if id(tensor) not in clones:
+            clones[id(tensor)] = tensor.detach().clone()
+        return clones[id(tensor)]
 
     copied = apply_to_collection(batch, Tensor, clone)
     return copy.copy(batch) if copied is batch else copied

@@ -210,8 +210,8 @@ class RecallCallback(TaskAwareCallback):
             run = ModelRun(view)
             moments = moments or MomentSettings()
             generates = moments.source == "generated"
-            reads = buffers == "recalibrate" or plasticity is not None
-            reads = reads or any("new_moments" in each.needs for each in rules)
+            merge_reads = buffers == "recalibrate" or plasticity is not None
+            reads = merge_reads or any("new_moments" in each.needs for each in rules)
             recent = RecentBatches(moments.batches, not generates, reads or not generates)
             self._statistics = statistics_for(
                 rules,
@@ -221,7 +221,7 @@ class RecallCallback(TaskAwareCallback):
                 prior,
                 run,
                 recent,
-                reads_batches=buffers == "recalibrate" or plasticity is not None,
+                reads_batches=merge_reads,
                 seed=seed,
                 predictions=predictions,
             )

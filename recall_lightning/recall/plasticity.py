@@ -56,6 +56,11 @@ class TaskGain:
     is_of_values: bool = False
 
     @property
+    def losses(self) -> dict[str, float]:
+        """The three by name, as ``RecallCallback.history`` has them."""
+        return {"snapshot": self.snapshot, "live": self.live, "merged": self.merged}
+
+    @property
     def share(self) -> float:
         """The part of the gain that is left, NaN where there was none."""
         before, now, after = self.snapshot, self.live, self.merged
@@ -138,7 +143,7 @@ class MeasuredPlasticity:
             merged = merge(1.0)
             gain = TaskGain(before, now, measured(), of_values)
             self._tell_cost(context, gain)
-            return merged, {"plasticity": gain.share, "loss": _losses_of(gain)}
+            return merged, {"plasticity": gain.share, "loss": gain.losses}
         kept = {name: weight.detach().clone() for name, weight in live.items()}
 
         def put_back() -> None:
@@ -156,7 +161,7 @@ class MeasuredPlasticity:
             put_back()
             raise
         self._tell(context, keep, gain)
-        return merged, {"keep": keep, "plasticity": gain.share, "loss": _losses_of(gain)}
+        return merged, {"keep": keep, "plasticity": gain.share, "loss": gain.losses}
 
     def _left_over(self, gain: TaskGain) -> float:
         """Return by how much more is left than has to be."""
@@ -261,10 +266,6 @@ def largest_allowed(
         keep = sides[True][0]
         found = tried(keep)
     return keep, found
-
-
-def _losses_of(gain: TaskGain) -> dict[str, float]:
-    return {"snapshot": gain.snapshot, "live": gain.live, "merged": gain.merged}
 
 
 def _mean(context: TaskContext, total: float, count: int) -> float:
