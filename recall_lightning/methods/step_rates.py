@@ -1,6 +1,5 @@
 """What methods share that change learning rates for the duration of an optimizer step alone."""
 
-from abc import abstractmethod
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
@@ -43,9 +42,9 @@ class StepRates(ProtectingCallback):
         super().teardown(trainer, pl_module, stage)
         self._remove_hooks()
 
-    @abstractmethod
     def _step_starts(self, optimizer: Optimizer, *_: Any) -> None:
         """Multiply the optimizer's rates, if it is time."""
+        raise NotImplementedError
 
     def _step_ends(self, optimizer: Optimizer, *_: Any) -> None:
         """Put the rates back."""
