@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from recall_lightning.measuring.decompositions import eigh
+
 
 class Moments(ABC):
     """A sum over inputs that can be scaled to a mean and added to another.
@@ -112,7 +114,7 @@ class FullMoments(Moments):
         if not bool(self.matrix.isfinite().all()):  # eigh would raise
             nan = torch.full_like(self.matrix, torch.nan)
             return nan[0], nan
-        values, vectors = torch.linalg.eigh(self.matrix.double())
+        values, vectors = eigh(self.matrix.double())
         return values.clamp(min=0).float(), vectors.float()
 
     @property
@@ -365,7 +367,7 @@ def _leading(rows: Tensor, rank: int) -> Tensor:
     products = (rows @ rows.T).double()
     if not bool(products.isfinite().all()):  # eigh would raise; who uses the moments will refuse
         return torch.full_like(rows[:rank], torch.nan)
-    _, vectors = torch.linalg.eigh(products)
+    _, vectors = eigh(products)
     return vectors[:, -rank:].T.to(rows) @ rows
 
 
@@ -398,7 +400,7 @@ def _nystrom(sketch: Tensor, test: Tensor, rank: int) -> Tensor:
     core = test.double().T @ sketch
     if not bool(core.isfinite().all()):  # eigh would raise; who uses the moments will refuse
         return torch.full_like(sketch.T[:rank], torch.nan, dtype=torch.float32)
-    sizes, vectors = torch.linalg.eigh((core + core.T) / 2)
+    sizes, vectors = eigh((core + core.T) / 2)
     # what float32 sums have rounded away is no direction
     noise = torch.finfo(torch.float32).eps * sizes[-1].clamp(min=0)
     found = sizes > noise

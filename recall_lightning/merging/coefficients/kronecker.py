@@ -10,6 +10,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
+from recall_lightning.measuring.decompositions import quickest_device
 from recall_lightning.measuring.linear_maps import LinearMap
 from recall_lightning.measuring.moments import FullMoments, LowRankMoments, Moments, RowCounts
 from recall_lightning.merging.coefficients.linear_maps import MapCoefficient, largest_singular_value
@@ -155,6 +156,8 @@ def _both_diagonal(old: Tensor, new: Tensor) -> tuple[Tensor, Tensor, Tensor, fl
     if not bool((old + new).isfinite().all()):
         nan = torch.full_like(new, torch.nan)
         return nan[0], nan, nan, torch.nan
+    device, quickest = old.device, quickest_device(old)
+    old, new = old.to(quickest), new.to(quickest)
     lower, failed = torch.linalg.cholesky_ex(new)
     half = torch.linalg.solve_triangular(lower, old, upper=False)
     whitened = torch.linalg.solve_triangular(lower, half.T, upper=False)
@@ -165,7 +168,7 @@ def _both_diagonal(old: Tensor, new: Tensor) -> tuple[Tensor, Tensor, Tensor, fl
     back = torch.linalg.solve_triangular(lower.T, vectors, upper=True)
     sizes = torch.linalg.eigvalsh(new)
     condition = math.inf if bool(failed) else float(sizes[-1] / sizes[0])
-    return values.clamp(min=0), into, back, condition
+    return values.clamp(min=0).to(device), into.to(device), back.to(device), condition
 
 
 def _relative(moments: Tensor, ridge: float) -> Tensor:
