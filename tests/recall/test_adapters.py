@@ -56,7 +56,7 @@ def test_one_adapter_learns_ten_tasks_and_its_factors_stay_in_balance(lora):
         fit(model, task, callback)
         assert all(not torch.equal(before[name], now) for name, now in updates(model).items())
     assert [record["task"] for record in callback.history[::2]] == list(range(10))
-    assert statistic(callback, "moments").tasks == 11  # and what came before
+    assert statistic(callback, "moments").known.tasks == 11  # and what came before
     assert all(torch.equal(weight, base[name]) for name, weight in bases(model).items())
     weights = named_weights(model)
     for pair in find_lora_pairs(model):
@@ -83,7 +83,7 @@ def test_adapters_of_ten_tasks_add_up_in_the_base_and_what_was_learned_of_tasks_
     for task in range(10):
         assert not any(update.any() for update in updates(model).values())
         fit(model, task, callback, fresh)
-    assert statistic(callback, "moments").tasks == 11
+    assert statistic(callback, "moments").known.tasks == 11
     for name, weight in bases(model).items():
         torch.testing.assert_close(weight, start[name] + added[name], rtol=1e-4, atol=1e-6)
         assert added[name].abs().max() > 1e-3
@@ -99,8 +99,10 @@ def test_an_adapter_merged_into_its_base_by_peft_is_followed_by_one_of_another_r
         fit(model, task, callback)
         assert {pair.rank for pair in find_lora_pairs(model)} == {rank}
     assert [record["task"] for record in callback.history] == [0, 0, 1, 1, 2, 2]
-    assert statistic(callback, "moments").tasks == 4
-    assert len(statistic(callback, "moments").old) == 4  # inputs are of the layers, not of factors
+    assert statistic(callback, "moments").known.tasks == 4
+    assert (
+        len(statistic(callback, "moments").known.inputs) == 4
+    )  # inputs are of the layers, not of factors
 
 
 def test_of_several_adapters_the_active_one_is_merged_and_the_others_stay():

@@ -30,7 +30,7 @@ for arguments in (similarity, statistics, curvature, low_rank, recalibrated):
         trainer = quiet_trainer(callback, monitor, strategy="ddp", devices=2)
         trainer.fit(model, loader(task), [loader(t, 16, shuffle=False) for t in range(2)])
     moments, samples = statistic(callback, "moments"), statistic(callback, "samples")
-    moments = [*moments.old.values(), *moments.old_outputs.values()] if moments else []
+    moments = [*moments.known.inputs.values(), *moments.known.outputs.values()] if moments else []
     typical = samples._typical if samples else []
     content.append({{
         "coefficients": [record["coefficient"] for record in callback.history],

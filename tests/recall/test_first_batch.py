@@ -108,7 +108,7 @@ def test_inputs_are_found_in_every_kind_of_batch_and_curvature_is_measured(name,
     for _ in range(2):
         trainer = Trainer(callbacks=[callback], max_epochs=1, default_root_dir=tmp_path)
         trainer.fit(model, of(make))
-    assert set(statistic(callback, "moments").old_outputs) == {
+    assert set(statistic(callback, "moments").known.outputs) == {
         "net.first.weight",
         "net.second.weight",
     }
@@ -312,5 +312,5 @@ def test_layers_that_are_no_linear_maps_or_compute_nothing_are_named(rule, tmp_p
         pytest.warns(UserWarning, match=r"net\.spare\.weight had no inputs"),
     ):
         trainer.fit(Plain(Spare()), loader(0))
-    assert set(statistic(callback, "moments").old) == {"net.second.weight"}
+    assert set(statistic(callback, "moments").known.inputs) == {"net.second.weight"}
     assert "net.first.weight" in callback._structure.others

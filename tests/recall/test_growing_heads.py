@@ -129,7 +129,7 @@ def test_a_head_grows_task_after_task_and_what_is_known_grows_along(optimizer):
     callback = RecallCallback(every=2, task_epochs=1, **rules)
     fit(callback, Grows(optimizer))
     assert statistic(callback, "importance").by_name["net.2.weight"].shape == (3 * CLASSES, 16)
-    assert statistic(callback, "moments").old_outputs["net.2.weight"].width == 3 * CLASSES
+    assert statistic(callback, "moments").known.outputs["net.2.weight"].width == 3 * CLASSES
     assert [record["task"] for record in callback.history[-2:]] == [2, 2]
 
 
@@ -137,7 +137,7 @@ def test_what_is_known_at_a_head_that_grows_wide_goes_on_at_a_rank():
     moments = MomentSettings(width=5, rank=4)
     callback = RecallCallback(task_epochs=1, moments=moments, merge_first_task=False)
     fit(callback)  # from two outputs to six
-    outputs = statistic(callback, "moments").old_outputs["net.2.weight"]
+    outputs = statistic(callback, "moments").known.outputs["net.2.weight"]
     assert isinstance(outputs, LowRankMoments)
     assert (outputs.width, outputs.rank, float(outputs.count)) == (6, 4, 3)
 
@@ -148,7 +148,7 @@ def test_nothing_is_known_of_new_rows_while_their_first_task_is_trained():
             super().on_task_start(trainer, pl_module, task)
             if task == 1:
                 known = statistic(self, "importance").by_name["net.2.weight"]
-                outputs = statistic(self, "moments").old_outputs["net.2.weight"].matrix
+                outputs = statistic(self, "moments").known.outputs["net.2.weight"].matrix
                 seen.append((known[:CLASSES].any(), known[CLASSES:].any()))
                 seen.append((outputs[:CLASSES, :CLASSES].any(), outputs[CLASSES:].any()))
 

@@ -84,7 +84,7 @@ def test_steps_that_amp_skips_are_none():
     with pytest.warns(UserWarning, match=SAID):
         trainer.fit(model, loader(0))
     assert trainer.global_step == 8
-    assert statistic(callback, "moments").tasks == 0
+    assert statistic(callback, "moments").known.tasks == 0
 
 
 def test_the_task_that_then_is_the_first_to_learn_counts_as_the_first():
@@ -92,7 +92,7 @@ def test_the_task_that_then_is_the_first_to_learn_counts_as_the_first():
     for task in range(3):
         quiet_trainer(callback).fit(model, loader(task))
     assert {record["task"] for record in callback.history} == {2}
-    assert statistic(callback, "moments").tasks == 2
+    assert statistic(callback, "moments").known.tasks == 2
 
 
 def test_a_resumed_run_knows_that_nothing_was_learned_before(tmp_path):

@@ -104,7 +104,7 @@ def test_the_training_loss_tells_the_kind(name, caplog, tmp_path):
         )
     moments = statistic(callback, "moments")
     assert moments._predictions.kind.name == kind
-    assert set(moments.old_outputs) == {"net.0.weight", "net.2.weight"}
+    assert set(moments.known.outputs) == {"net.0.weight", "net.2.weight"}
     said = [r.message for r in caplog.records if "takes what" in r.message]
     assert len(said) == 1
     assert TOLD.format(kind) in said[0]
@@ -127,7 +127,7 @@ def test_pixels_have_a_class_each():
     callback, _ = fitted(net, ce, [labels], inputs=images)
     moments = statistic(callback, "moments")
     assert moments._predictions.kind.name == "classes"
-    assert set(moments.old_outputs) == {"net.0.weight", "net.2.weight"}
+    assert set(moments.known.outputs) == {"net.0.weight", "net.2.weight"}
 
 
 class PredictsProbabilities(Trained):
@@ -145,7 +145,7 @@ def test_a_forward_of_probabilities_has_the_curvature_of_their_logits():
     for module in (Trained, PredictsProbabilities):
         torch.manual_seed(0)
         callback, model = fitted(mlp(4), ce, [CLASSES], module=module)
-        results.append((weights_of(model), statistic(callback, "moments").old_outputs))
+        results.append((weights_of(model), statistic(callback, "moments").known.outputs))
     for name, outputs in results[0][1].items():
         torch.testing.assert_close(results[1][1][name].matrix, outputs.matrix, rtol=1e-3, atol=1e-3)
     for name, weight in results[0][0].items():
@@ -181,7 +181,7 @@ def test_a_function_says_what_is_predicted():
         return functional.poisson_nll_loss(outputs[:, 0], counts.float())
 
     callback, _ = fitted(mlp(1), loss, [CLASSES], predictions=poisson)
-    assert set(statistic(callback, "moments").old_outputs) == {"net.0.weight", "net.2.weight"}
+    assert set(statistic(callback, "moments").known.outputs) == {"net.0.weight", "net.2.weight"}
     with pytest.raises(MisconfigurationException, match="returned Tensor"):
         fitted(mlp(1), loss, [CLASSES], predictions=torch.exp)
 
@@ -241,7 +241,7 @@ def test_of_heads_whose_outputs_are_not_found_nothing_is_told(caplog):
     ):
         callback, _ = fitted(mlp(8), None, [CLASSES], module=Heads)
     assert "takes what" not in caplog.text
-    assert statistic(callback, "moments").old_outputs == {}
+    assert statistic(callback, "moments").known.outputs == {}
 
 
 def test_of_the_head_that_a_view_runs_its_targets_tell_where_heads_disagree(caplog):
@@ -251,7 +251,7 @@ def test_of_the_head_that_a_view_runs_its_targets_tell_where_heads_disagree(capl
     with caplog.at_level("INFO"):
         callback, _ = fitted(mlp(8), None, [CLASSES], module=Heads, view=run)
     assert "for 'classes', as the batch tells" in caplog.text
-    assert "first.weight" in statistic(callback, "moments").old_outputs
+    assert "first.weight" in statistic(callback, "moments").known.outputs
 
 
 class Decides(Trained):

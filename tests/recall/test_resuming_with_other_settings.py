@@ -132,5 +132,5 @@ def test_another_rank_is_that_of_the_moments_from_now_on(saved):
         return {"rule": "subspace", "moments": MomentSettings(width=4, rank=rank)}
 
     callback, _ = resumed(saved(IN_SECOND, **arguments(3)), **arguments(5))
-    old = statistic(callback, "moments").old["net.0.weight"]
+    old = statistic(callback, "moments").known.inputs["net.0.weight"]
     assert (old.rank, len(old.factor)) == (5, 5)

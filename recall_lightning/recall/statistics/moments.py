@@ -2,11 +2,9 @@
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from typing import Any, NotRequired, TypedDict
+from typing import Any, NotRequired
 
 import torch
-from lightning.fabric.utilities.apply_func import move_data_to_device
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch.distributions import Distribution
 
@@ -19,15 +17,7 @@ from recall_lightning.measuring.curvature import (
     normalised,
 )
 from recall_lightning.measuring.input_moments import empty_moments, input_moments
-from recall_lightning.measuring.linear_maps import LinearMap
 from recall_lightning.measuring.map_check import unlike_linear_maps
-from recall_lightning.measuring.moments import (
-    FullMoments,
-    LowRankMoments,
-    Moments,
-    RowCounts,
-    moments_from,
-)
 from recall_lightning.measuring.predictions import FoundPredictions, Predictions
 from recall_lightning.measuring.view import ModelView, view_of
 from recall_lightning.merging.rules import MergeRule
@@ -42,17 +32,15 @@ from recall_lightning.recall.settings import MomentSettings
 from recall_lightning.recall.statistics.base import Statistic
 from recall_lightning.recall.statistics.prior import Prior
 from recall_lightning.recall.statistics.recent_batches import RecentBatches
+from recall_lightning.recall.statistics.summed_moments import SummedMoments, SumsState
 from recall_lightning.recall.training_loss import TrainingLoss
 from recall_lightning.weights.naming import named_weights
 from recall_lightning.weights.sharding import reshard
 
 
-class MomentsState(TypedDict):
+class MomentsState(SumsState):
     """What a checkpoint holds of them; an older one holds less."""
 
-    old: dict[str, dict[str, torch.Tensor]]
-    old_outputs: NotRequired[dict[str, dict[str, torch.Tensor]]]
-    tasks: int
     predictions: NotRequired[str | None]
     curvature: NotRequired[bool]
     kind: NotRequired[str | None]
@@ -82,9 +70,7 @@ class MapMoments(Statistic):
         ValueError: If there is no such kind.
 
     Attributes:
-        old: Name of a map to its moments, summed over tasks.
-        old_outputs: The same of the gradients at its outputs; the count is the number of tasks.
-        tasks: How many tasks that is.
+        known: The sums over the tasks so far.
     """
 
     name = "moments"
@@ -102,9 +88,7 @@ class MapMoments(Statistic):
         curvature: bool,
         predictions: str | Predictions | Callable[[torch.Tensor], Distribution] = "auto",
     ) -> None:
-        self.old: dict[str, Moments] = {}
-        self.old_outputs: dict[str, Moments] = {}
-        self.tasks = 0
+        self.known = SummedMoments(settings)
         self.settings = settings
         self.seed = seed
         self.curvature = curvature
@@ -139,11 +123,9 @@ class MapMoments(Statistic):
         if context.clock.visit == 0 and context.snapshots:
             self._prior.check(context)
         if context.clock.visit == 0:
-            self.old, self.old_outputs, self.tasks = {}, {}, 0
+            self.known.forget()
         self._loss.stop()
-        self._fit_to_maps(context.structure.maps)
-        self._fit_to_outputs(context.structure.maps, named_weights(module))
-        self._keep_as_now(context.structure.maps)  # what has grown may be wide now
+        self.known.fit_to(context.structure.maps, named_weights(module))
 
     def check_batch(self, context: TaskContext, batch: Any) -> Mapping[str, str]:
         """Try to run the model forward and backward; find what is no linear map after all."""
@@ -205,12 +187,12 @@ class MapMoments(Statistic):
 
         That is the new task's inputs if nothing is known of those, for a rule that uses them.
         """
-        known = self._prior.is_known(context.pl_module)
-        if self.tasks or not (known or "new_moments" in rule.needs):
+        prior_is_known = self._prior.is_known(context.pl_module)
+        if self.known.tasks or not (prior_is_known or "new_moments" in rule.needs):
             return True
         with context.snapshots[-1].applied_to(context.pl_module):
-            if known:
-                self._add(self._measure_prior(context, *self._prior.batches(context)))
+            if prior_is_known:
+                self.known.add(self._measure_prior(context, *self._prior.batches(context)))
             else:
                 rank_zero_warn(
                     "there are no inputs of what the model knew before its first task: "
@@ -218,16 +200,16 @@ class MapMoments(Statistic):
                     "the earlier ones is protected; pass prior= a DataLoader of what it is to "
                     "keep, or merge_first_task=False if the model starts from random weights"
                 )
-                self._add(self.measure(context))
-        self.tasks = 1
+                self.known.add(self.measure(context))
+        self.known.tasks = 1
         return True
 
     def give(self, context: TaskContext, rule: MergeRule) -> Sequence[Mapping[str, Any]]:
         """Return old moments and, measured now, those of the current task."""
         own: dict[str, Any] = {
-            "old_moments": self.old,
-            "old_output_moments": self.old_outputs,
-            "earlier_tasks": max(1, self.tasks),
+            "old_moments": self.known.inputs,
+            "old_output_moments": self.known.outputs,
+            "earlier_tasks": max(1, self.known.tasks),
         }
         if "new_moments" in rule.needs:
             new = self.measure(context)
@@ -237,13 +219,13 @@ class MapMoments(Statistic):
     def end_task(self, context: TaskContext) -> None:
         """Add the inputs of the task that ends, under the merged weights."""
         if self.settings.source == "generated":
-            self._add(self._measure_prior(context, *self._prior.written(context, "of a task")))
+            self.known.add(self._measure_prior(context, *self._prior.written(context, "of a task")))
         elif self._recent.batches:
-            self._add(self.measure(context))
+            self.known.add(self.measure(context))
         else:  # a resume after its last batch
             rank_zero_warn("no batch of the task was seen: later merges know nothing of its inputs")
             return
-        self.tasks += 1
+        self.known.tasks += 1
 
     def measure(self, context: TaskContext) -> KroneckerFactors:
         """Return the mean moments of the live model on the last batches."""
@@ -340,26 +322,6 @@ class MapMoments(Statistic):
             )
         self._told = found
 
-    def _add(self, measured: KroneckerFactors) -> None:
-        finite = {moments: _is_finite(moments) for moments in measured.inputs.values()}
-        unusable = [name for name, moments in measured.inputs.items() if not finite[moments]]
-        sums: dict[tuple[Moments | None, Moments], Moments] = {}  # maps may share theirs
-        for name, moments in measured.inputs.items():
-            if name not in unusable:
-                key = (self.old.get(name), moments)
-                if key not in sums:
-                    sums[key] = moments if key[0] is None else key[0].plus(moments)
-                self.old[name] = sums[key]
-        for name, outputs in measured.outputs.items():
-            if name not in unusable and _is_finite(outputs):
-                old = self.old_outputs.get(name)
-                self.old_outputs[name] = outputs if old is None else old.plus(outputs)
-        if unusable:
-            rank_zero_warn(
-                f"the inputs of {', '.join(unusable[:3])} hold NaN or infinite values: they are "
-                "left out of what later merges keep"
-            )
-
     def _measure_prior(
         self, context: TaskContext, batches: list[Any], view: ModelView | None
     ) -> KroneckerFactors:
@@ -376,47 +338,10 @@ class MapMoments(Statistic):
         """Listen to no loss any more."""
         self._loss.stop()
 
-    def _fit_to_maps(self, maps: Sequence[LinearMap]) -> None:
-        """Before a task, leave out moments of inputs that are no longer what they were."""
-        changed = []
-        for linear_map in maps:
-            old = self.old.get(linear_map.name)
-            if old is None or old.width == linear_map.width:
-                continue
-            is_table = linear_map.kind in ("embedding", "bag")
-            if is_table and old.width < linear_map.width:
-                self.old[linear_map.name] = old.padded(linear_map.width)
-            else:
-                changed.append(linear_map.name)
-                del self.old[linear_map.name]
-                self.old_outputs.pop(linear_map.name, None)
-        if changed:
-            rank_zero_warn(
-                f"the number of inputs of {', '.join(changed[:3])} (with 1 for a trained bias) has "
-                "changed: what was known of their inputs in earlier tasks is dropped, and this "
-                "task merges them by one number"
-            )
-
-    def _fit_to_outputs(
-        self, maps: Sequence[LinearMap], weights: Mapping[str, torch.Tensor]
-    ) -> None:
-        """Before a task, fit moments at outputs to a map that has more of them, or fewer."""
-        for linear_map in maps:
-            old = self.old_outputs.get(linear_map.name)
-            if old is None or old.width == linear_map.outputs(weights):
-                continue
-            width = linear_map.outputs(weights)
-            if width > old.width:  # nothing depended on the new ones
-                self.old_outputs[linear_map.name] = old.padded(width)
-            else:
-                del self.old_outputs[linear_map.name]
-
     def state_dict(self) -> dict[str, Any]:
         """Return the old moments' tensors and the number of tasks."""
         return {
-            "old": {name: moments.state_dict() for name, moments in self.old.items()},
-            "old_outputs": {n: moments.state_dict() for n, moments in self.old_outputs.items()},
-            "tasks": self.tasks,
+            **self.known.state_dict(),
             "predictions": self._predictions.found,
             "curvature": self.curvature,
             "kind": _kind(self._predictions),
@@ -430,14 +355,7 @@ class MapMoments(Statistic):
         """
         if state_dict["tasks"]:
             self._check_measured_alike(state_dict)
-        self.old = _restored(state_dict["old"], "old")
-        outputs = state_dict.get("old_outputs", {})  # older checkpoints have none
-        self.old_outputs = {}
-        for name, moments in _restored(outputs, "old_outputs").items():
-            if isinstance(moments, RowCounts):
-                raise ValueError(f"statistics.moments.old_outputs.{name} lacks 'matrix'")
-            self.old_outputs[name] = moments
-        self.tasks = state_dict["tasks"]
+        self.known.load_state_dict(state_dict)
         self._predictions.restore(state_dict.get("predictions") or state_dict.get("kind"))
 
     def _check_measured_alike(self, state_dict: Mapping[str, Any]) -> None:
@@ -460,84 +378,11 @@ class MapMoments(Statistic):
         Raises:
             ValueError: If moments are kept otherwise now than they were, and can't be summed.
         """
-        device = context.pl_module.device
-        for linear_map in context.structure.maps:
-            self._take_together(linear_map)
-        self._keep_as_now(context.structure.maps)
-        for kept in (self.old, self.old_outputs):
-            moved: dict[Moments, Moments] = {}
-            for name, moments in kept.items():
-                if moments not in moved:
-                    state = move_data_to_device(moments.state_dict(), device)
-                    if "rank" in state:
-                        state["rank"] = torch.tensor(min(self.settings.rank, moments.width))
-                    moved[moments] = moments_from(state)
-                kept[name] = moved[moments]
+        self.known.resume(context.structure.maps, context.pl_module.device)
 
     def check_fits(self, context: TaskContext) -> None:
         """Check the widths of what is known of the model's maps."""
-        weights = named_weights(context.pl_module)
-        for linear_map in context.structure.maps:
-            name = linear_map.name
-            outputs = linear_map.outputs(weights) if name in self.old_outputs else 0
-            for entry, known, wanted in (
-                ("old", self.old.get(name), linear_map.width),
-                ("old_outputs", self.old_outputs.get(name), outputs),
-            ):
-                if known is not None and known.width != wanted:
-                    raise ValueError(
-                        f"statistics.moments.{entry}.{name} is of {known.width} entries, and the "
-                        f"model's map has {wanted}"
-                    )
-
-    def _take_together(self, linear_map: LinearMap) -> None:
-        """Turn lookups of a checkpoint that counted them one by one into moments of their rows."""
-        old = self.old.get(linear_map.name)
-        if linear_map.kind != "bag" or not isinstance(old, RowCounts):
-            return
-        device, width = old.counts.device, self.settings.width
-        wide = replace(linear_map, width=old.width)
-        moments = empty_moments(wide, device, width, self.settings.rank)
-        assert isinstance(moments, FullMoments | LowRankMoments)
-        moments.add_diagonal(old.counts, 0)
-        moments.count = old.count
-        self.old[linear_map.name] = moments
-
-    def _keep_as_now(self, maps: Sequence[LinearMap]) -> None:
-        """Bring matrices that are too wide now to the rank; the other way there is none."""
-        brought: dict[Moments, Moments] = {}
-        for one in maps:
-            for kept, ones in ((self.old, one.width - one.inputs), (self.old_outputs, 0)):
-                old = kept.get(one.name)
-                if old is None:
-                    continue
-                is_wide = old.width - ones > self.settings.width
-                if isinstance(old, LowRankMoments) and not is_wide:
-                    raise ValueError(
-                        f"moments.width={self.settings.width} keeps a matrix of the moments of "
-                        f"{one.name}, of {old.width} entries (with 1 for a trained bias), and the "
-                        f"checkpoint has them of rank {old.rank}: resume with the moments.width "
-                        "that it was written with"
-                    )
-                if isinstance(old, FullMoments) and is_wide:
-                    if old not in brought:
-                        brought[old] = LowRankMoments.of(old, min(self.settings.rank, old.width))
-                    kept[one.name] = brought[old]
-
-
-def _restored(states: Mapping[str, Mapping[str, torch.Tensor]], entry: str) -> dict[str, Moments]:
-    moments: dict[str, Moments] = {}
-    shared: dict[int, Moments] = {}  # as a checkpoint keeps what maps have in common
-    for name, state in states.items():
-        try:
-            where = max((t.data_ptr() for t in state.values() if t.ndim), default=0)
-            if where not in shared or not where:
-                shared[where] = moments_from(state)
-            moments[name] = shared[where]
-        except (KeyError, ValueError, RuntimeError) as error:
-            what = f"lacks {error}" if isinstance(error, KeyError) else str(error)
-            raise ValueError(f"statistics.moments.{entry}.{name} {what}") from error
-    return moments
+        self.known.check_fits(context.structure.maps, named_weights(context.pl_module))
 
 
 def _kind(predictions: FoundPredictions) -> str | None:
@@ -557,10 +402,6 @@ class _LogitsShape:
         logits = self.view.logits(output)
         self.shape = None if logits is None else logits.shape
         return output
-
-
-def _is_finite(moments: Moments) -> bool:
-    return all(bool(tensor.isfinite().all()) for tensor in moments.state_dict().values())
 
 
 def _last_with(batches: Sequence[Any], labels: int, view: ModelView) -> list[Any]:

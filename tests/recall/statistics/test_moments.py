@@ -108,7 +108,7 @@ def test_where_nothing_came_before_the_first_tasks_inputs_stand_in_with_a_warnin
     for name in new:
         best = solved([old[name]], new[name], matrix(then, name), matrix(now, name))
         torch.testing.assert_close(matrix(merged, name), best, rtol=1e-3, atol=1e-4)
-    assert moments_of(spy).tasks == 2
+    assert moments_of(spy).known.tasks == 2
 
 
 def test_only_the_last_batches_are_measured():
@@ -116,7 +116,7 @@ def test_only_the_last_batches_are_measured():
     spy, model = Watches(**SUBSPACE, moments=last_two, merge_first_task=False), Plain()
     fit(spy, model, 0)
     rows = layer_inputs(model.net, torch.cat(spy.batches[0][-2:]))
-    for name, moments in moments_of(spy).old.items():
+    for name, moments in moments_of(spy).known.inputs.items():
         own = rows[name.split(".")[1]]
         torch.testing.assert_close(moments.matrix.double(), own.T @ own / len(own))
 
@@ -127,7 +127,7 @@ def test_a_first_task_that_is_not_merged_is_gathered_without_a_warning():
         warnings.filterwarnings("error", message=UNKNOWN)
         fit(callback, Plain(), 0, 1)
     assert {record["task"] for record in callback.history} == {1}
-    assert moments_of(callback).tasks == 2
+    assert moments_of(callback).known.tasks == 2
 
 
 def test_a_new_run_starts_without_the_last_ones_moments():
@@ -135,7 +135,7 @@ def test_a_new_run_starts_without_the_last_ones_moments():
     fit(callback, Plain(), 0)
     callback.load_state_dict(callback.state_dict() | {"task": None, "task_ended": False})
     fit(callback, Plain(), 0)
-    assert moments_of(callback).tasks == 1
+    assert moments_of(callback).known.tasks == 1
 
 
 def llama(**config):
@@ -166,11 +166,11 @@ def test_a_language_model_writes_what_it_knew_before_its_first_task():
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=UNKNOWN)
         fit(callback, model, 0, data=texts)
-    counts = moments_of(callback).old["model.model.embed_tokens.weight"]
+    counts = moments_of(callback).known.inputs["model.model.embed_tokens.weight"]
     # the task's own tokens are 0 to 3: of the two means one is of all that it can write
     assert float(counts.counts[4:].sum()) > 0.3
     assert float(counts.counts.sum()) == pytest.approx(2)
-    assert moments_of(callback).tasks == 2
+    assert moments_of(callback).known.tasks == 2
 
 
 def test_a_task_can_leave_nothing_but_what_the_model_writes_itself():
@@ -180,7 +180,7 @@ def test_a_task_can_leave_nothing_but_what_the_model_writes_itself():
     callback = subspace(moments=settings, prior=wants, merge_first_task=False)
     fit(callback, model, 0, data=texts)
     ids = write_sequences(model, 5, 6, seed=callback._settings.get("seed", 0)).ids.flatten()
-    counts = moments_of(callback).old["model.model.embed_tokens.weight"].counts
+    counts = moments_of(callback).known.inputs["model.model.embed_tokens.weight"].counts
     torch.testing.assert_close(counts, torch.bincount(ids, minlength=16) / len(ids))
 
 
@@ -189,7 +189,7 @@ def test_rows_that_a_vocabulary_gains_between_tasks_had_no_lookups():
     fit(callback, model, 0, data=texts)
     model.model.resize_token_embeddings(16)
     fit(callback, model, 1, data=texts)
-    counts = moments_of(callback).old["model.model.embed_tokens.weight"]
+    counts = moments_of(callback).known.inputs["model.model.embed_tokens.weight"]
     assert counts.width == 16
     assert {record["task"] for record in callback.history} == {1}
 
@@ -221,11 +221,11 @@ def test_an_older_checkpoint_with_lookups_one_by_one_goes_on(width, tmp_path, mo
         trainer = quiet_trainer(callback)
         trainer.fit(Plain(Texts()), loader(0))
         trainer.save_checkpoint(path)
-    counts = moments_of(callback).old["net.table.weight"].counts
+    counts = moments_of(callback).known.inputs["net.table.weight"].counts
     resumed = subspace(**settings, task_epochs=1)
     quiet_trainer(resumed, max_epochs=2).fit(Plain(Texts()), loader(1), ckpt_path=path)
     assert resumed.history[-1]["task"] == 1
-    diagonal = moments_of(resumed).old["net.table.weight"].diagonal
+    diagonal = moments_of(resumed).known.inputs["net.table.weight"].diagonal
     assert bool((diagonal > counts).all())
 
 
@@ -238,7 +238,7 @@ def test_rows_that_a_bag_gains_between_tasks_were_in_none(width):
     grown.weight.data[:16] = model.net.table.weight.data
     model.net.table = grown
     fit(callback, model, 1)
-    assert not moments_of(callback).old["net.table.weight"].diagonal[16:].any()
+    assert not moments_of(callback).known.inputs["net.table.weight"].diagonal[16:].any()
     assert callback.history[-1]["condition"].keys() >= {"net.table"}
 
 
@@ -250,7 +250,7 @@ def test_moments_of_inputs_that_changed_are_dropped_with_a_warning_before_the_ta
     with pytest.warns(UserWarning, match=r"number of inputs of net\.2\.weight .* has changed"):
         fit(callback, model, 1)
     assert callback.history[-1]["coefficient"]["net.2"] == pytest.approx(1.003 / 5.01)
-    assert moments_of(callback).old["net.2.weight"].width == 21
+    assert moments_of(callback).known.inputs["net.2.weight"].width == 21
 
 
 def test_weights_may_be_frozen_and_trained_again_between_tasks():
@@ -332,7 +332,7 @@ def test_inputs_that_are_not_finite_at_a_tasks_end_are_left_out_with_a_warning()
     callback = subspace(merge_first_task=False)
     with pytest.warns(UserWarning, match=r"inputs of net\.second\.weight hold NaN or infinite"):
         fit(callback, Plain(Divides()), 0)
-    assert set(moments_of(callback).old) == {"net.first.weight"}
+    assert set(moments_of(callback).known.inputs) == {"net.first.weight"}
 
 
 def test_one_bad_batch_of_a_first_task_does_not_spoil_later_tasks():
@@ -401,7 +401,7 @@ def test_moments_are_float32_in_every_precision(precision, width):
     callback = subspace(merge_first_task=False, **settings)
     fit(callback, Plain(), 0, 1, precision=precision)
     assert len(callback.history) == 1
-    for moments in moments_of(callback).old.values():
+    for moments in moments_of(callback).known.inputs.values():
         states = moments.state_dict()
         assert all(t.dtype is torch.float32 for t in states.values() if t.is_floating_point())
 
@@ -445,9 +445,9 @@ def test_moments_come_back_from_a_checkpoint():
     fit(callback, Plain(), 0)
     back = subspace()
     back.load_state_dict(copy.deepcopy(callback.state_dict()))
-    assert moments_of(back).tasks == 1
-    for name, moments in moments_of(callback).old.items():
-        other = moments_of(back).old[name].state_dict()
+    assert moments_of(back).known.tasks == 1
+    for name, moments in moments_of(callback).known.inputs.items():
+        other = moments_of(back).known.inputs[name].state_dict()
         assert all(torch.equal(tensor, other[k]) for k, tensor in moments.state_dict().items())
 
 

@@ -88,7 +88,7 @@ def test_what_no_rule_needs_is_not_active(arguments, active):
 def test_a_plain_subspace_rule_does_not_pay_for_curvature(rule, curvature):
     callback = RecallCallback(every=1.0, rule=rule, moments=MomentSettings(batches=1))
     quiet_trainer(callback).fit(Plain(), loader(0))
-    assert bool(callback._statistics.active[-1].old_outputs) == curvature
+    assert bool(callback._statistics.active[-1].known.outputs) == curvature
 
 
 @pytest.mark.parametrize("event", EVENTS)

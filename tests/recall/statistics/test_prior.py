@@ -62,7 +62,7 @@ def measured(callback, model, data=None):
     The task's own tokens come on top at its end, and are 250 to 253.
     """
     quiet_trainer(callback, limit_train_batches=1).fit(model, data or texts())
-    counts = statistic(callback, "moments").old[EMBEDDED].counts.clone()
+    counts = statistic(callback, "moments").known.inputs[EMBEDDED].counts.clone()
     counts[250:254] = 0
     return counts
 
@@ -127,7 +127,7 @@ def test_a_model_of_another_kind_takes_batches_and_no_warning_that_nothing_is_kn
         with warnings.catch_warnings():
             warnings.filterwarnings("error", message="there are no inputs of what the model knew")
             quiet_trainer(callback).fit(model := Plain(), loader(0))
-        assert statistic(callback, "moments").tasks == 2
+        assert statistic(callback, "moments").known.tasks == 2
         return model.net[0].weight
 
     knew = [(task_data(task)[:32][0], task_data(task)[:32][1]) for task in (1, 2)]
@@ -222,7 +222,7 @@ def test_a_run_that_resumes_before_its_first_merge_knows_the_same(tmp_path):
         callback = subspace(prior=PriorSettings(sequences=6, tokens=8))
         trainer = quiet_trainer(callback, *others, enable_checkpointing=bool(others))
         trainer.fit(Language(), texts(), ckpt_path=checkpoint)
-        counts = statistic(callback, "moments").old[EMBEDDED].counts.clone()
+        counts = statistic(callback, "moments").known.inputs[EMBEDDED].counts.clone()
         counts[250:254] = 0  # the task's own
         return counts
 
