@@ -413,11 +413,12 @@ class RecallCallback(TaskAwareCallback):
 
     def on_task_step(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:
         """Merge, if it is time."""
+        due = not self.task_ended and self.should_merge(self.step_in_task, self.task_steps)
         with _misconfiguration():
             if not self.allow_untested:
-                self._watch.observe_step(trainer.optimizers, pl_module, self)
+                merge_follows = due or self.task_ended
+                self._watch.observe_step(trainer.optimizers, pl_module, self, merge_follows)
             self._statistics.observe_step(self._context(trainer, pl_module))
-        due = not self.task_ended and self.should_merge(self.step_in_task, self.task_steps)
         if due and self.clock.has_learned and self._merge_by(self.rule, trainer, pl_module):
             self._reset_optimizers(trainer, pl_module)
 

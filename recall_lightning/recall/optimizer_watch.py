@@ -37,9 +37,19 @@ class OptimizerWatch:
         refuse_own_weights(optimizers, writer, self._forgets)
 
     def observe_step(
-        self, optimizers: Sequence[Optimizer], pl_module: LightningModule, writer: object
+        self,
+        optimizers: Sequence[Optimizer],
+        pl_module: LightningModule,
+        writer: object,
+        merge_follows: bool,
     ) -> None:
         """Look at what a step has made of the weights, and after the first at what is kept.
+
+        Args:
+            optimizers: The fit's.
+            pl_module: The module.
+            writer: Who merges, for messages.
+            merge_follows: Whether a merge may come after this step.
 
         Raises:
             MisconfigurationException: Naming the optimizer that keeps copies.
@@ -49,7 +59,7 @@ class OptimizerWatch:
             live = named_weights(pl_module)
             refuse_copies_of_weights(optimizers, live, writer, self._forgets)
             self._undone = UndoneMerges(live)
-        self._undone.observe_step()
+        self._undone.observe_step(merge_follows)
 
     def observe_merge(self) -> None:
         """See the weights after a merge."""

@@ -10,6 +10,7 @@ from recall_lightning.weights.sharding import is_sharded
 
 _TENSORS, _VALUES = 16, 256  # of the model that are looked at
 _NEAR = 0.2
+_STEPS = 5  # after a merge that are watched
 _Sample = dict[torch.device, Tensor]
 
 
@@ -17,7 +18,7 @@ class UndoneMerges:
     """Watches a sample of the weights over merges and the steps after them.
 
     A merge is undone if the weights are, a step after it, where they were before it: five times
-    nearer than the merge had moved them, though no step between this merge and the one before has
+    nearer than the merge had moved them, though none of the first steps after the merge before has
     gone a fifth as far. A step that only happens to lead back is as long as the merge's move; of
     merges after every step nothing can be told, as they may take back just what a step adds.
 
@@ -39,16 +40,26 @@ class UndoneMerges:
         largest = sorted(whole, key=lambda name: -whole[name].numel())[:_TENSORS]
         self._watched = {name: whole[name] for name in largest if not is_sharded(whole[name])}
         self._last: _Sample = {}
-        self._steps: list[Tensor] = []  # how far those after the first since the last merge went
+        self._steps: list[
+            Tensor
+        ] = []  # how far the next ones after the first since the last merge went
         self._before: _Sample = {}  # the last merge; empty where none is watched
         self._told = False
+        self._since_merge = 0
 
-    def observe_step(self) -> None:
+    def observe_step(self, merge_follows: bool = True) -> None:
         """See the weights after an optimizer step, before any merge.
+
+        Args:
+            merge_follows: Whether one may come after this step.
 
         Raises:
             ValueError: If a second merge has been undone; of the first a warning tells.
         """
+        self._since_merge += 1
+        if self._since_merge > _STEPS and not merge_follows:
+            self._last = {}
+            return
         now = _sample(self._watched)
         if self._before:
             self._compare(now)
@@ -60,6 +71,7 @@ class UndoneMerges:
     def observe_merge(self) -> None:
         """See the weights after a merge that came after the last step."""
         self._before, self._last = self._before or self._last, _sample(self._watched)
+        self._since_merge = 0
 
     def _compare(self, now: _Sample) -> None:
         if not self._steps:

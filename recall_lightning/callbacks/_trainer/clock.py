@@ -99,6 +99,7 @@ class TaskClock:
         self._fit: Literal["expected", "running", "over"] = "over"
         self._fit_task = 0  # where every fit is a task
         self._in_task = False  # otherwise the next batch begins one
+        self._epoch: int | None = None  # for which the task was looked up last
         self._counted: int | None = None  # the last batch, by its number in the run
         self._has_gradients: bool | None = None  # the step that comes; None where nobody looks
         self._loss_scale: float | None = None  # AMP's, after the last step
@@ -152,7 +153,7 @@ class TaskClock:
         self._fit_task = self._task_of_fit(trainer)
         same_trainer = 0 < trainer.global_step == self._seen_global_step
         goes_on = self._in_task and self._batches > 0 and same_trainer and not self.task_ended
-        self._in_task = self.resumed or goes_on
+        self._in_task, self._epoch = self.resumed or goes_on, None
         if trainer.global_step < self._seen_global_step and not self.resumed:
             self._earlier_steps += self._seen_global_step
         self.resumed = False
@@ -219,10 +220,13 @@ class TaskClock:
         Raises:
             MisconfigurationException: If the task has no batch, at which Lightning ends the fit.
         """
-        if self.left:
+        epoch = trainer.current_epoch
+        unchanged = self._in_task and not self.task_ended and self._shapes is not None
+        if self.left or (unchanged and batch_comes and epoch == self._epoch):
             return
+        self._epoch = epoch
         task_at = self.schedule.task_at(trainer)
-        task = self._fit_task if task_at is None else task_at(trainer.current_epoch)
+        task = self._fit_task if task_at is None else task_at(epoch)
         if not self._in_task or task != self.task or (batch_comes and self.task_ended):
             self._begin(trainer, task, task_at is not None)
         if batch_comes and self._shapes is None:  # a head may grow at the epoch's start
