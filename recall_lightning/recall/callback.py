@@ -201,7 +201,7 @@ class RecallCallback(TaskAwareCallback):
             self.rule, self.end_rule = rules_of(rule, end_rule)
             every, plasticity = chosen(every, plasticity, self.rule, end_rule, merge_first_task)
             rules = [self.rule] if self.end_rule is None else [self.rule, self.end_rule]
-            needed_settings(given, rules, buffers)
+            needed_settings(given, rules, buffers, plasticity is not None)
             if not isinstance(snapshots, SnapshotSettings):
                 snapshots = SnapshotSettings(1 if snapshots is None else snapshots)
             self._kept = KeptSnapshots(snapshots)
@@ -225,7 +225,8 @@ class RecallCallback(TaskAwareCallback):
                 seed=seed,
                 predictions=predictions,
             )
-        measured = MeasuredPlasticity(plasticity, run)
+        named = predictions if isinstance(predictions, str) else getattr(predictions, "name", None)
+        measured = MeasuredPlasticity(plasticity, run, named)
         self._trained = TrainedWeights()
         self._merge = SnapshotMerge(
             self._kept, self._statistics, self._trained, buffers, run, recent, measured
@@ -275,6 +276,8 @@ class RecallCallback(TaskAwareCallback):
             return self.end_rule is not None
         if isinstance(self.every, Integral):
             return step_in_task % int(self.every) == 0
+        if not self._needs_length:  # once, at its end
+            return False
         if task_steps is None:  # checked when the task started; a run that resumes may not know
             self._refuse_unknown_length()
         interval = self.every * task_steps
@@ -333,7 +336,7 @@ class RecallCallback(TaskAwareCallback):
             self._first_visit = 0
         self._kept.make_room(self.visit)
         self.history = [record for record in self.history if record["visit"] < self.visit]
-        if self.task_steps is None and not isinstance(self.every, Integral):
+        if self.task_steps is None and self._needs_length:
             self._refuse_unknown_length()
         first_table = not self._structure.blocks
         with _misconfiguration(), self._trained.all_trainable(pl_module):
@@ -520,6 +523,11 @@ class RecallCallback(TaskAwareCallback):
             "every as a number of optimizer steps, or set Trainer(max_epochs=…, "
             "limit_train_batches=…) or Trainer(max_steps=…)"
         )
+
+    @property
+    def _needs_length(self) -> bool:
+        """Whether it is by a task's length that merges in the loop are due."""
+        return not isinstance(self.every, Integral) and self.every < 1
 
     @property
     def _merges_this_task(self) -> bool:

@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
+from recall_lightning.measuring.predictions import KINDS
 from recall_lightning.recall.context import TaskContext
 from recall_lightning.recall.model_run import ModelRun
 from recall_lightning.recall.task_loss import UnknownLossError, task_losses
@@ -20,10 +21,13 @@ Merged = TypeVar("Merged")
 _BATCHES = 4  # of the last ones, whose mean loss is compared
 _STEP = 8.0  # between two tries before one is past the bound
 _RANGE = 8.0**6
+_ALL = 1e12  # keeps the old, to rounding, however far the new has gone
 _PRECISION = 1.3  # to what factor keep is found
 _NEAR = 0.01  # so little above what is to be left ends the search
 _COSTLY = 0.1  # of the gain, beyond what may be lost
 _LITTLE = 0.5  # of the gain, where nothing is said of what may be lost
+_UNLIKELY = 30.0  # nats a sample, beyond which a loss of no known kind has a unit
+_LEAST = 1e-30  # that a squared error counts
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,8 @@ class TaskGain:
     A loss is taken for a mean negative logarithmic likelihood, as that of a classifier or language
     model is, and what is gained is likelihood, exp(−loss): a loss that was large to begin with then
     does not hide one that has become too large to be of use. A squared error has a unit; there the
-    likelihood is that of a normal distribution of the error's own variance, 1 / √loss.
+    likelihood is that of a normal distribution of the error's own variance, 1 / √loss. What falls
+    below 0 is none.
 
     Attributes:
         snapshot: The mean training loss under the snapshot.
@@ -66,9 +71,9 @@ class TaskGain:
         before, now, after = self.snapshot, self.live, self.merged
         if not now < before or not math.isfinite(now):
             return math.nan
-        if self.is_of_values:
-            then, here, left = (1 / math.sqrt(max(loss, 1e-30)) for loss in (before, now, after))
-            return (left - then) / (here - then)
+        if self.is_of_values and now >= 0:
+            then, here, left = (1 / math.sqrt(max(loss, _LEAST)) for loss in (before, now, after))
+            return (left - then) / (here - then) if here > then else math.nan
         return 1.0 + math.expm1(min(now - after, 50.0)) / -math.expm1(now - before)
 
 
@@ -83,11 +88,13 @@ class MeasuredPlasticity:
         share: Of the gain in likelihood that is left at least, in (0, 1). None merges as the rule
             has it, and says so where that costs half of the gain or more.
         run: How the model is run.
+        predictions: Of which kind the user says that the model's are, if so.
     """
 
-    def __init__(self, share: float | None, run: ModelRun) -> None:
+    def __init__(self, share: float | None, run: ModelRun, predictions: object = None) -> None:
         self.share = share
         self._run = run
+        self._predictions = predictions if predictions in KINDS else None
         self._told: str | None = None
 
     def check_batch(self, context: TaskContext, batch: Any) -> None:
@@ -114,7 +121,8 @@ class MeasuredPlasticity:
             live: The weights that ``merge`` writes.
             batches: The task's last.
             merge: Merges the live weights in place, given ``keep``.
-            predictions: Of which kind the model's are: the loss of ``"values"`` has a unit.
+            predictions: Of which kind the model's are: the loss of ``"values"`` has a unit. Where
+                none is named, a loss of more than 30 under the live weights has one.
 
         Returns:
             What ``merge`` returned, and what an entry of ``RecallCallback.history`` says of it:
@@ -138,7 +146,9 @@ class MeasuredPlasticity:
         now = mean(each)
         with context.snapshots[-1].applied_to(context.pl_module):
             before = measured()
-        of_values = predictions == "values"
+        predictions = self._predictions or predictions
+        named = predictions in KINDS
+        of_values = predictions == "values" or (not named and now > _UNLIKELY)
         if self.share is None:
             merged = merge(1.0)
             gain = TaskGain(before, now, measured(), of_values)
@@ -156,19 +166,31 @@ class MeasuredPlasticity:
             return merge(keep), TaskGain(before, now, measured(), of_values)
 
         try:
-            keep, (merged, gain) = largest_allowed(tried, lambda found: self._left_over(found[1]))
+            gains = not math.isnan(TaskGain(before, now, now, of_values).share)
+            keep, (merged, gain) = self._best(tried, gains)
         except BaseException:
             put_back()
             raise
         self._tell(context, keep, gain)
         return merged, {"keep": keep, "plasticity": gain.share, "loss": gain.losses}
 
-    def _left_over(self, gain: TaskGain) -> float:
-        """Return by how much more is left than has to be."""
-        if gain.snapshot <= gain.live:  # nothing was gained
-            return gain.live - gain.merged
-        assert self.share is not None
-        return gain.share - self.share
+    def _best(
+        self, tried: Callable[[float], tuple[Merged, TaskGain]], gains: bool
+    ) -> tuple[float, tuple[Merged, TaskGain]]:
+        """Return the largest ``keep`` that is allowed, and what it gave.
+
+        Without a gain that is as good as all of the old, unless it leaves more loss than there was.
+        Smaller ones need not do: between a good snapshot and weights that have diverged the loss is
+        higher than at either.
+        """
+        share = self.share
+        assert share is not None
+        if gains:
+            return largest_allowed(tried, lambda found: found[1].share - share)
+        found = tried(_ALL)
+        if found[1].merged <= found[1].live:
+            return _ALL, found
+        return largest_allowed(tried, lambda found: found[1].live - found[1].merged)
 
     def _losses(
         self, context: TaskContext, batches: Sequence[Any], when: str
@@ -198,10 +220,12 @@ class MeasuredPlasticity:
     def _tell(self, context: TaskContext, keep: float, gain: TaskGain) -> None:
         assert self.share is not None
         if not gain.snapshot > gain.live:
-            rank_zero_info(
+            say = rank_zero_info if gain.merged <= gain.live else rank_zero_warn
+            say(
                 f"the task that ends at step {context.trainer.global_step} has gained nothing on "
-                f"its last batches (loss {gain.snapshot:.4g} before, {gain.live:.4g} after): its "
-                "merge keeps the old"
+                f"its last batches (loss {gain.snapshot:.4g} before, {gain.live:.4g} after): the "
+                f"old counts {keep:.3g} times in its merge, which leaves a loss of "
+                f"{gain.merged:.4g}"
             )
         elif gain.share < self.share - _COSTLY:
             rank_zero_warn(

@@ -279,8 +279,16 @@ def _rule_of(argument: str, given: object) -> MergeRule:
     return given
 
 
-def needed_settings(given: Mapping[str, Any], rules: Sequence[MergeRule], buffers: str) -> None:
+def needed_settings(
+    given: Mapping[str, Any], rules: Sequence[MergeRule], buffers: str, measures_loss: bool = False
+) -> None:
     """Refuse settings of statistics that nothing reads.
+
+    Args:
+        given: The callback's arguments.
+        rules: In the loop and at a task's end.
+        buffers: That argument.
+        measures_loss: Whether the loss tells what a merge costs.
 
     Raises:
         ValueError: Naming the first argument, and what would use it.
@@ -298,7 +306,10 @@ def needed_settings(given: Mapping[str, Any], rules: Sequence[MergeRule], buffer
             bool(needs & OF_MAPS) or buffers == "recalibrate",
             "the subspace and kfac rules, and buffers='recalibrate'",
         ),
-        "predictions": ("curvature" in needs, "the kfac rules"),
+        "predictions": (
+            "curvature" in needs or measures_loss,
+            "the kfac rules, and for plasticity",
+        ),
         "prior": (bool(needs & OF_MAPS), "the subspace and kfac rules"),
     }
     names = " and ".join(dict.fromkeys(rule.name or type(rule).__name__ for rule in rules))
@@ -345,6 +356,11 @@ def check_arguments(given: Mapping[str, Any]) -> None:
             f"plasticity={plasticity!r} must be 'auto', None, or a share between 0 and 1 of what a "
             "task has gained"
         )
+    if is_share and given["end_rule"] == "never":
+        raise ValueError(
+            f"plasticity={plasticity!r} has no effect with end_rule='never': it is what a merge at "
+            "a task's end leaves"
+        )
     if every == 1 and not steps and given["end_rule"] == "never":
         raise ValueError(
             f"every={every!r} with end_rule='never' merges nowhere: give a smaller part of the task"
@@ -364,10 +380,11 @@ def _check_prior(prior: Any, merge_first_task: bool, moments: MomentSettings | N
         )
     if isinstance(prior, PriorSettings):
         return
-    if isinstance(prior, str | bytes | Mapping) or not isinstance(prior, Iterable):
+    if _is_one_batch(prior) or not isinstance(prior, Iterable):
+        shown = repr(prior) if isinstance(prior, str | bytes) else type(prior).__name__
         raise ValueError(
-            f"prior={prior!r} must be PriorSettings, a list of texts, or a DataLoader or list of "
-            "batches"
+            f"prior={shown} must be PriorSettings, a list of texts, or a DataLoader or list of "
+            "batches: of a single batch [batch]"
         )
     if isinstance(prior, Iterator):
         raise ValueError(
@@ -376,6 +393,12 @@ def _check_prior(prior: Any, merge_first_task: bool, moments: MomentSettings | N
         )
     if isinstance(prior, Sized) and not len(prior):
         raise ValueError(f"prior={prior!r} is empty: give texts or batches of what the model knew")
+
+
+def _is_one_batch(prior: Any) -> bool:
+    """Tell whether something can only be one batch, or one text, and no collection of those."""
+    of_tensors = isinstance(prior, tuple) and all(isinstance(each, torch.Tensor) for each in prior)
+    return of_tensors or isinstance(prior, str | bytes | Mapping | torch.Tensor)
 
 
 def is_texts(prior: Any) -> bool:

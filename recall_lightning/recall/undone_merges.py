@@ -61,6 +61,8 @@ class UndoneMerges:
             self._last = {}
             return
         now = _sample(self._watched)
+        if not _are_alike(now, self._last):  # a head has grown in place
+            self._before, self._last, self._steps = {}, {}, []
         if self._before:
             self._compare(now)
             self._steps = []
@@ -99,6 +101,11 @@ def _sample(weights: Mapping[str, Tensor]) -> _Sample:
         values = weight.detach().reshape(-1)[:: max(1, weight.numel() // _VALUES)]
         some.setdefault(weight.device, []).append(values)
     return {device: torch.cat(values).float() for device, values in some.items()}
+
+
+def _are_alike(now: _Sample, then: _Sample) -> bool:
+    """Tell whether two samples are of the same values, as far as there is an earlier one."""
+    return all(device in now and now[device].shape == then[device].shape for device in then)
 
 
 def _distance(one: _Sample, other: _Sample) -> Tensor:

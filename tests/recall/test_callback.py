@@ -176,6 +176,16 @@ def test_a_fraction_of_a_task_without_length():
     assert_fails_at_start(Plain(), DataLoader(Endless(), batch_size=8), "every=0.05 is a fraction")
 
 
+def test_a_task_without_length_is_merged_at_its_end():
+    class Unknown(IterableDataset):
+        def __iter__(self):
+            yield from task_data(0)
+
+    callback = RecallCallback()  # of a pre-trained model: once a task
+    quiet_trainer(callback).fit(Plain(), DataLoader(Unknown(), batch_size=8))
+    assert [merge["step"] for merge in callback.history] == [8]
+
+
 def test_a_fraction_of_endless_training_is_refused_before_it_starts():
     with pytest.raises(MisconfigurationException, match=r"every=0\.05 is a fraction"):
         quiet_trainer(recall(), max_epochs=-1).fit(Plain(), loader(0))

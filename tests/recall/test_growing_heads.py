@@ -290,3 +290,19 @@ def test_the_monitor_takes_no_notice_of_a_head_that_grows():
     monitor = ForgettingMonitor("val/acc", task_epochs=1)
     fit(monitor, Validates())
     assert torch.tensor(monitor.matrix).shape == (3, 3)
+
+
+class GrowsInPlace(Grows):
+    def grow_to(self, outputs):
+        weight, bias = self.net[2].weight, self.net[2].bias
+        more = outputs - len(bias)
+        weight.data = torch.cat([weight.data, torch.zeros(more, 16)])
+        bias.data = torch.cat([bias.data, torch.zeros(more)])
+        weight.grad = bias.grad = None
+
+
+def test_a_head_may_grow_within_its_own_tensors():
+    callback = RecallCallback(every=2, task_epochs=1)
+    model = fit(callback, GrowsInPlace(torch.optim.SGD))
+    assert len(model.net[2].bias) == 3 * CLASSES
+    assert {merge["task"] for merge in callback.history} == {0, 1, 2}

@@ -210,3 +210,61 @@ def test_a_penalty_on_gradients_is_measured_too():
 
     _, callback = trained(Uniform(0.5), 0.9, Penalised)
     assert callback.history[0]["plasticity"] >= 0.9
+
+
+def merged_after(train, lr, **options):
+    """Train a task well, then one in which ``train`` is the loss, and return its merge."""
+    torch.manual_seed(0)
+
+    class Trains(Plain):
+        lr = 1e-2
+
+        def training_step(self, batch, batch_idx):
+            return train(self.net(batch[0]), batch[1])
+
+        def configure_optimizers(self):
+            return torch.optim.Adam(self.parameters(), lr=self.lr)
+
+    model, callback = Trains(), RecallCallback(every=1.0, **options)
+    quiet_trainer(max_epochs=10).fit(model, loader(0))
+    model.lr = lr
+    quiet_trainer(callback).fit(model, loader(0))
+    return callback.history[0]
+
+
+@pytest.mark.parametrize("lr", [0.3, 1.0])
+def test_a_task_that_diverged_goes_back_to_what_was_known(lr):
+    merge = merged_after(nn.functional.cross_entropy, lr)
+    assert merge["loss"]["live"] > 2 * merge["loss"]["snapshot"]
+    assert merge["loss"]["merged"] == pytest.approx(merge["loss"]["snapshot"], rel=0.01)
+
+
+def small_error(outputs, labels):
+    return nn.functional.mse_loss(0.01 * outputs, 0.01 * nn.functional.one_hot(labels, 2).float())
+
+
+def test_however_small_a_loss_is_one_without_a_gain_keeps_the_old():
+    merge = merged_after(small_error, 0.3)
+    assert merge["loss"]["live"] > merge["loss"]["snapshot"]
+    assert merge["loss"]["merged"] == pytest.approx(merge["loss"]["snapshot"], rel=0.01)
+
+
+@pytest.mark.parametrize("rule", ["rbf", "importance", "subspace"])
+def test_a_rule_that_asks_for_no_predictions_takes_them_for_plasticity(rule):
+    class Regression(Plain):
+        def training_step(self, batch, batch_idx):
+            targets = nn.functional.one_hot(batch[1], self.net[-1].out_features).float()
+            return nn.functional.mse_loss(1e4 * self.net(batch[0]), 1e4 * targets)
+
+    torch.manual_seed(0)
+    found = []
+    for predictions in ("auto", "values"):
+        callback = RecallCallback(rule=rule, plasticity=0.9, every=1.0, predictions=predictions)
+        quiet_trainer(callback).fit(Regression(), loader(0))
+        found.append(callback.history[0]["plasticity"])
+    assert min(found) > 0.89
+
+
+def test_a_loss_below_zero_is_no_squared_error():
+    assert TaskGain(3.0, -1.5, -0.2, is_of_values=True).share == TaskGain(3.0, -1.5, -0.2).share
+    assert math.isnan(TaskGain(1e-40, 1e-41, 1e-41, is_of_values=True).share)

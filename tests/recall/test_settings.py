@@ -1,6 +1,7 @@
 import math
 
 import pytest
+import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from recall_lightning import MergeRule, RecallCallback
@@ -79,6 +80,12 @@ def test_settings_out_of_their_range_are_refused_where_they_are_made(settings, v
         ({"view": RecallCallback}, "view=.* must be a function"),
         ({"every": 1.0, "end_rule": "never"}, "every=1.0 with end_rule='never' merges nowhere"),
         ({"prior": "a text"}, "prior='a text' must be PriorSettings, a list of texts, or a Data"),
+        ({"prior": (torch.ones(2, 8), torch.ones(2))}, r"prior=tuple must be .* batch \[batch\]"),
+        ({"prior": torch.ones(2, 8)}, "prior=Tensor must be PriorSettings"),
+        (
+            {"plasticity": 0.9, "every": 0.5, "end_rule": "never"},
+            "plasticity=0.9 has no effect with end_rule='never'",
+        ),
         pytest.param({"prior": iter([1])}, "prior=.* can be read only once", id="an iterator"),
         ({"prior": []}, "prior=.* is empty: give texts or batches"),
         ({"prior": PriorSettings(), "rule": "rbf"}, "prior=PriorSettings.* has no effect: rbf do"),

@@ -67,9 +67,9 @@ def merge_lora(
 
     The factors are stacked, both stacks reduced by QR, and the small core between the triangles
     decomposed: its truncated SVD is that of the sum (Eckart and Young 1936), and no (out, in)
-    matrix is formed. Where the stacks are much wider than the rank, their Gram matrices take the
-    place of the QR, which is exact to 1e-6 of the stacks' norms. Computed in float64: the matrices
-    are thin, and updates may be tiny.
+    matrix is formed. Where the stacks are much wider than the rank, and the sum does not nearly
+    cancel, their Gram matrices take the place of the QR, which is exact to 1e-6 of their norms.
+    Computed in float64: the matrices are thin, and updates may be tiny.
 
     ΔW = B A leaves an invertible matrix between B and A free. Without ``like`` the singular values
     are split evenly, with zeros where the sum has fewer ranks than asked for. With ``like`` the
@@ -185,8 +185,9 @@ def _svd_of_sum(
     a = torch.cat([f.a for f, _ in used])
     sizes = [abs(w * f.scale) * torch.linalg.norm(f.a) * torch.linalg.norm(f.b) for f, w in used]
     noise = 8 * torch.finfo(a.dtype).eps * float(sum(sizes))
-    if len(a) > _WIDE * rank:
-        u, s, v, rest = _leading(b, a, rank)
+    found = _leading(b, a, rank) if len(a) > _WIDE * rank else None
+    if found is not None and float(found[1][:1].sum()) > _DROWNED * float(sum(sizes)):
+        u, s, v, rest = found
     else:
         q_b, r_b = torch.linalg.qr(b.cpu())
         q_a, r_a = torch.linalg.qr(a.T.cpu())
@@ -226,6 +227,7 @@ def _halves(gram: Tensor) -> tuple[Tensor, Tensor]:
 
 
 _WIDE = 4  # times the rank: stacks beyond that are reduced by their Gram matrices
+_DROWNED = 1e-4  # of the stacks' norms: a sum that is less has nearly cancelled
 _NOISE = 1e-12  # of the largest eigenvalue of a Gram matrix in float64
 
 

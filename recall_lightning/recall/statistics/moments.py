@@ -325,12 +325,14 @@ class MapMoments(Statistic):
     def _measure_prior(
         self, context: TaskContext, batches: list[Any], view: ModelView | None
     ) -> KroneckerFactors:
-        if view is None:
-            with self._run.ready(context) as own:
-                return self._measure_on(context, batches, own)
         try:
+            if view is None:
+                with self._run.ready(context) as own:
+                    return self._measure_on(context, batches, own)
             with context.trainer.precision_plugin.forward_context():
                 return self._measure_on(context, batches, view)
+        except ValueError as error:
+            raise ValueError(f"prior=: {error}") from error
         finally:
             reshard(context.pl_module)
 

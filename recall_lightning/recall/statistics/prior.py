@@ -67,17 +67,18 @@ class Prior:
             available(self.settings.starts, beginnings(generator, self._tokenizer(context)))
 
     def check_batch(self, context: TaskContext) -> None:
-        """Run the model on the first of the user's own batches.
+        """Run the model on the user's own batches.
 
         Raises:
             ValueError: If there is none, or it cannot be run.
         """
         if self._given is None:
             return
-        module, (batch, *_) = context.pl_module, self._own_batches(context, most=1)
+        module, batches = context.pl_module, self._own_batches(context)
         try:
             with undisturbed(module), self._run.ready(context) as view:
-                (self._own_view(module) or view).forward(module, batch)
+                for batch in batches:
+                    (self._own_view(module) or view).forward(module, batch)
         except ValueError as error:
             raise ValueError(f"prior=: {error}") from error
 
@@ -89,7 +90,7 @@ class Prior:
         """Return this process's batches, and the view for them if it is not the model's own."""
         if self._given is None:
             return self.written(context, "before its first task", _FOR_THE_FIRST)
-        batches = self._own_batches(context, self._most)
+        batches = self._own_batches(context)
         rank_zero_info(f"{len(batches)} batches of prior= are what the model knew before")
         return batches, self._own_view(context.pl_module)
 
@@ -131,14 +132,14 @@ class Prior:
     def _parted(self, written: Written) -> list[Any]:
         return list(written.batches(max(1, _TOKENS_AT_ONCE // written.ids.shape[1])))
 
-    def _own_batches(self, context: TaskContext, most: int) -> list[Any]:
+    def _own_batches(self, context: TaskContext) -> list[Any]:
         """Read batches as the Trainer would, every process others; no random state changes."""
         trainer, given = context.trainer, self._given
         assert given is not None
         rank, world = trainer.global_rank, trainer.world_size
         with isolated_rng():
             source = self._encoded(context, list(given)) if is_texts(given) else given
-            batches = list(islice(source, rank, most * world, world))
+            batches = list(islice(source, rank, self._most * world, world))
             batches = batches or list(islice(source, 1))  # fewer than there are processes
         if not batches:
             raise ValueError("prior= gives no batch: give one of what the model knew before")

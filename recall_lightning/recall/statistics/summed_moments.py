@@ -222,7 +222,7 @@ def _restored(states: Mapping[str, Mapping[str, torch.Tensor]], entry: str) -> d
             if where not in shared or not where:
                 shared[where] = moments_from(state)
             moments[name] = shared[where]
-        except (KeyError, ValueError, RuntimeError) as error:
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
             what = f"lacks {error}" if isinstance(error, KeyError) else str(error)
             raise ValueError(f"statistics.moments.{entry}.{name} {what}") from error
     return moments

@@ -115,6 +115,18 @@ def test_opposite_updates_cancel_to_zero():
     assert merged.discarded_energy == 0
 
 
+@pytest.mark.parametrize("left", [1e-3, 1e-6, 1e-9])
+def test_what_is_left_of_many_that_nearly_cancel_is_the_best_approximation(left):
+    many = [random_factors((2, 50, 40), seed, dtype=torch.float64) for seed in range(3)]
+    noise = [random_factors((2, 50, 40), seed, dtype=torch.float64) for seed in range(3, 6)]
+    opposite = [LoraFactors(m.a, left * n.b - m.b) for m, n in zip(many, noise, strict=True)]
+    total = sum(map(delta, [*many, *opposite]))
+    best, discarded = best_of_rank(total, 2)
+    merged = merge_lora([*many, *opposite], [1.0] * 6, rank=2)
+    assert merged.discarded_energy == pytest.approx(discarded, rel=1e-3)
+    assert_same_delta(merged, best, atol=1e-3 * left)
+
+
 @property_test
 @given(sizes, st.integers(0, 99), st.floats(0.01, 0.99))
 def test_merging_with_itself_changes_no_bit(size, seed, weight):

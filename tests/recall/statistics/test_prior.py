@@ -147,6 +147,7 @@ def test_without_it_the_warning_says_what_to_give():
         (["a text"], "prior= is texts, and there is no tokenizer for them"),
         (PriorSettings(), r"prior=PriorSettings\(…\) needs a causal language model"),
         ([torch.ones(2, 5)], "prior=: Plain could not be run"),
+        ([torch.ones(2, 8), torch.ones(2, 5)], "prior=: Plain could not be run"),
         (DataLoader([], 1), "prior=.* is empty"),
     ],
 )
