@@ -225,8 +225,7 @@ class RecallCallback(TaskAwareCallback):
                 seed=seed,
                 predictions=predictions,
             )
-        named = predictions if isinstance(predictions, str) else getattr(predictions, "name", None)
-        measured = MeasuredPlasticity(plasticity, run, named)
+            measured = MeasuredPlasticity(plasticity, run, predictions)
         self._trained = TrainedWeights()
         self._merge = SnapshotMerge(
             self._kept, self._statistics, self._trained, buffers, run, recent, measured

@@ -10,8 +10,9 @@ from typing import Any, TypeVar
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
+from torch.distributions import Distribution
 
-from recall_lightning.measuring.predictions import KINDS
+from recall_lightning.measuring.predictions import KINDS, FoundPredictions, Predictions
 from recall_lightning.recall.context import TaskContext
 from recall_lightning.recall.model_run import ModelRun
 from recall_lightning.recall.task_loss import UnknownLossError, task_losses
@@ -66,6 +67,11 @@ class TaskGain:
         return {"snapshot": self.snapshot, "live": self.live, "merged": self.merged}
 
     @property
+    def is_positive(self) -> bool:
+        """Whether anything was gained at all."""
+        return not math.isnan(self.share)
+
+    @property
     def share(self) -> float:
         """The part of the gain that is left, NaN where there was none."""
         before, now, after = self.snapshot, self.live, self.merged
@@ -88,13 +94,21 @@ class MeasuredPlasticity:
         share: Of the gain in likelihood that is left at least, in (0, 1). None merges as the rule
             has it, and says so where that costs half of the gain or more.
         run: How the model is run.
-        predictions: Of which kind the user says that the model's are, if so.
+        predictions: Of which kind the model's are, where the user says so.
+
+    Raises:
+        ValueError: If there is no such kind.
     """
 
-    def __init__(self, share: float | None, run: ModelRun, predictions: object = None) -> None:
+    def __init__(
+        self,
+        share: float | None,
+        run: ModelRun,
+        predictions: str | Predictions | Callable[[Tensor], Distribution] = "auto",
+    ) -> None:
         self.share = share
         self._run = run
-        self._predictions = predictions if predictions in KINDS else None
+        self._predictions = FoundPredictions(predictions)
         self._told: str | None = None
 
     def check_batch(self, context: TaskContext, batch: Any) -> None:
@@ -146,9 +160,8 @@ class MeasuredPlasticity:
         now = mean(each)
         with context.snapshots[-1].applied_to(context.pl_module):
             before = measured()
-        predictions = self._predictions or predictions
-        named = predictions in KINDS
-        of_values = predictions == "values" or (not named and now > _UNLIKELY)
+        kind = predictions if self._predictions.kind is None else self._predictions.kind.name
+        of_values = kind == "values" or (kind not in KINDS and now > _UNLIKELY)
         if self.share is None:
             merged = merge(1.0)
             gain = TaskGain(before, now, measured(), of_values)
@@ -166,8 +179,9 @@ class MeasuredPlasticity:
             return merge(keep), TaskGain(before, now, measured(), of_values)
 
         try:
-            gains = not math.isnan(TaskGain(before, now, now, of_values).share)
-            keep, (merged, gain) = self._best(tried, gains)
+            keep, (merged, gain) = self._best(
+                tried, TaskGain(before, now, now, of_values).is_positive
+            )
         except BaseException:
             put_back()
             raise
@@ -219,7 +233,7 @@ class MeasuredPlasticity:
 
     def _tell(self, context: TaskContext, keep: float, gain: TaskGain) -> None:
         assert self.share is not None
-        if not gain.snapshot > gain.live:
+        if not gain.is_positive:
             say = rank_zero_info if gain.merged <= gain.live else rank_zero_warn
             say(
                 f"the task that ends at step {context.trainer.global_step} has gained nothing on "

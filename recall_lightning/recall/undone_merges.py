@@ -40,9 +40,7 @@ class UndoneMerges:
         largest = sorted(whole, key=lambda name: -whole[name].numel())[:_TENSORS]
         self._watched = {name: whole[name] for name in largest if not is_sharded(whole[name])}
         self._last: _Sample = {}
-        self._steps: list[
-            Tensor
-        ] = []  # how far the next ones after the first since the last merge went
+        self._steps: list[Tensor] = []  # how far they went, but for the first after a merge
         self._before: _Sample = {}  # the last merge; empty where none is watched
         self._told = False
         self._since_merge = 0

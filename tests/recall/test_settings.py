@@ -81,6 +81,10 @@ def test_settings_out_of_their_range_are_refused_where_they_are_made(settings, v
         ({"every": 1.0, "end_rule": "never"}, "every=1.0 with end_rule='never' merges nowhere"),
         ({"prior": "a text"}, "prior='a text' must be PriorSettings, a list of texts, or a Data"),
         ({"prior": (torch.ones(2, 8), torch.ones(2))}, r"prior=tuple must be .* batch \[batch\]"),
+        (
+            {"predictions": "numbers", "rule": "rbf", "plasticity": 0.9},
+            "predictions='numbers' is no kind of prediction",
+        ),
         ({"prior": torch.ones(2, 8)}, "prior=Tensor must be PriorSettings"),
         (
             {"plasticity": 0.9, "every": 0.5, "end_rule": "never"},

@@ -192,7 +192,12 @@ class MapMoments(Statistic):
             return True
         with context.snapshots[-1].applied_to(context.pl_module):
             if prior_is_known:
-                self.known.add(self._measure_prior(context, *self._prior.batches(context)))
+                batches, view = self._prior.batches(context)
+                try:
+                    measured = self._measure_prior(context, batches, view)
+                except ValueError as error:
+                    raise ValueError(f"prior=: {error}") from error
+                self.known.add(measured)
             else:
                 rank_zero_warn(
                     "there are no inputs of what the model knew before its first task: "
@@ -201,7 +206,6 @@ class MapMoments(Statistic):
                     "keep, or merge_first_task=False if the model starts from random weights"
                 )
                 self.known.add(self.measure(context))
-        self.known.tasks = 1
         return True
 
     def give(self, context: TaskContext, rule: MergeRule) -> Sequence[Mapping[str, Any]]:
@@ -224,8 +228,6 @@ class MapMoments(Statistic):
             self.known.add(self.measure(context))
         else:  # a resume after its last batch
             rank_zero_warn("no batch of the task was seen: later merges know nothing of its inputs")
-            return
-        self.known.tasks += 1
 
     def measure(self, context: TaskContext) -> KroneckerFactors:
         """Return the mean moments of the live model on the last batches."""
@@ -325,14 +327,12 @@ class MapMoments(Statistic):
     def _measure_prior(
         self, context: TaskContext, batches: list[Any], view: ModelView | None
     ) -> KroneckerFactors:
+        if view is None:
+            with self._run.ready(context) as own:
+                return self._measure_on(context, batches, own)
         try:
-            if view is None:
-                with self._run.ready(context) as own:
-                    return self._measure_on(context, batches, own)
             with context.trainer.precision_plugin.forward_context():
                 return self._measure_on(context, batches, view)
-        except ValueError as error:
-            raise ValueError(f"prior=: {error}") from error
         finally:
             reshard(context.pl_module)
 

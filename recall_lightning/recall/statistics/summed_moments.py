@@ -52,7 +52,8 @@ class SummedMoments:
         self.tasks = 0
 
     def add(self, measured: KroneckerFactors) -> None:
-        """Add what was measured of a task; what is not finite is left out, with a warning."""
+        """Add what was measured of a task, and count it; leave out what is not finite, and warn."""
+        self.tasks += 1
         finite = {moments: _is_finite(moments) for moments in measured.inputs.values()}
         unusable = [name for name, moments in measured.inputs.items() if not finite[moments]]
         sums: dict[tuple[Moments | None, Moments], Moments] = {}  # maps may share theirs
