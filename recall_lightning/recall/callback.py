@@ -91,7 +91,11 @@ class RecallCallback(TaskAwareCallback):
     :class:`~recall_lightning.callbacks.task_aware.TaskAwareCallback`), ``step`` (optimizer steps so
     far, over all fits), ``similarity``, ``coefficient`` and ``drift`` (block name to float; a
     coefficient is the mean over the block's weights, drift is ‖θ − θ_snapshot‖ / ‖θ_snapshot‖
-    before the merge), ``probe_seconds`` and ``merge_seconds``; with the subspace rule also
+    before the merge), ``probe_seconds`` and ``merge_seconds``; at a task's end with ``plasticity``
+    also ``keep`` (how many times the old counted), ``plasticity`` (the share that is left),
+    ``loss`` (under the snapshot's, the live and the merged weights), ``divergence`` (of the latter
+    two from the snapshot, in nats a prediction) and ``front`` (a list of the merges that were
+    tried, see :class:`~recall_lightning.recall.front.FrontPoint`); with the subspace rule also
     ``condition`` (block name to the worst condition number of the systems it solved); with LoRA
     also ``discarded_energy`` (block name to the fraction of ‖ΔW‖² that merged factors lost on their
     way back to their rank), with several snapshots ``earlier`` (a list of dicts with the ``task``,
@@ -111,10 +115,11 @@ class RecallCallback(TaskAwareCallback):
         every: Interval between merges. A float in (0, 1] is a fraction of the task, an int a number
             of optimizer steps. ``"auto"`` is 1.0, the task's end alone, for the default rules and a
             model that is pre-trained, see ``merge_first_task``; else 0.05.
-        plasticity: What the merge at a task's end leaves at least of what the task has gained, in
-            (0, 1): of the likelihood exp(−loss) of its last batches, by the ``training_step``
-            without logs. As much of the old is kept as that allows; where the loss cannot be
-            measured, a warning says so. None takes the balance of old and new from the rule,
+        plasticity: What the merge at a task's end leaves of what the task has gained, in (0, 1): of
+            the likelihood exp(−loss) of its last batches, by the ``training_step`` without logs.
+            As much of the old is kept as that allows, found to about a hundredth by trying some
+            seven merges, which ``history`` then holds; where the loss cannot be measured, a warning
+            says so. None takes the balance of old and new from the rule,
             and a merge that costs half of the gain is warned of.
             ``"auto"`` is 0.95 for the default rules and a model that is pre-trained, see
             ``merge_first_task``; else None.

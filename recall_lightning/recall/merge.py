@@ -119,11 +119,11 @@ class SnapshotMerge:
         try:
             if last:
                 live = {name: measured.live[name] for name in newest if name in measured.live}
-                batches, kind = self._recent.batches, self._statistics.predictions
+                batches, predictions = self._recent.batches, self._statistics.predictions
                 if self._buffers == "recalibrate":  # or the merge would be compared with stale ones
                     recalibrate(context, self._run, batches)
                 (weights, discarded), found = self._plasticity.merge(
-                    context, live, batches, merge, kind
+                    context, live, batches, merge, predictions
                 )
             else:
                 (weights, discarded), found = merge(1.0), {}

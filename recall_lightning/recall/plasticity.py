@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
@@ -14,17 +14,16 @@ from torch.distributions import Distribution
 
 from recall_lightning.measuring.predictions import KINDS, FoundPredictions, Predictions
 from recall_lightning.recall.context import TaskContext
+from recall_lightning.recall.divergence import SnapshotDivergence
+from recall_lightning.recall.front import FrontPoint, keep_of, measured_front
 from recall_lightning.recall.model_run import ModelRun
+from recall_lightning.recall.process_means import sum_over_processes
 from recall_lightning.recall.task_loss import UnknownLossError, task_losses
 
 Merged = TypeVar("Merged")
 
 _BATCHES = 4  # of the last ones, whose mean loss is compared
-_STEP = 8.0  # between two tries before one is past the bound
-_RANGE = 8.0**6
-_ALL = 1e12  # keeps the old, to rounding, however far the new has gone
-_PRECISION = 1.3  # to what factor keep is found
-_NEAR = 0.01  # so little above what is to be left ends the search
+_WITHOUT_GAIN = (1e12, 1.0, 1e-2, 1e-4, 1e-6)  # keep; the first is all of the old, to rounding
 _COSTLY = 0.1  # of the gain, beyond what may be lost
 _LITTLE = 0.5  # of the gain, where nothing is said of what may be lost
 _UNLIKELY = 30.0  # nats a sample, beyond which a loss of no known kind has a unit
@@ -83,16 +82,31 @@ class TaskGain:
         return 1.0 + math.expm1(min(now - after, 50.0)) / -math.expm1(now - before)
 
 
+@dataclass(frozen=True)
+class _Try(Generic[Merged]):
+    """A merge that stands, for now."""
+
+    merged: Merged
+    gain: TaskGain
+    keep: float
+    divergence: float | None
+
+    @property
+    def point(self) -> FrontPoint:
+        return FrontPoint(self.keep, self.gain.share, self.gain.merged, self.divergence)
+
+
 class MeasuredPlasticity:
     """Finds the merge that keeps most of the old and leaves a share of what a task has brought.
 
     The old counts ``keep`` times against the new, the same number for all weights. The loss of the
-    task's last batches grows with it, so that the largest that is allowed is found by a few merges,
-    each tried on those batches and undone: see :func:`largest_allowed`.
+    task's last batches grows with it. Some merges are tried on those batches and undone, the
+    front, and the one that is made lies between two of them: see
+    :func:`~recall_lightning.recall.front.measured_front`.
 
     Args:
-        share: Of the gain in likelihood that is left at least, in (0, 1). None merges as the rule
-            has it, and says so where that costs half of the gain or more.
+        share: Of the gain in likelihood that is left, in (0, 1). None merges as the rule has it,
+            and says so where that costs half of the gain or more.
         run: How the model is run.
         predictions: Of which kind the model's are, where the user says so.
 
@@ -122,7 +136,7 @@ class MeasuredPlasticity:
         live: Mapping[str, Tensor],
         batches: Sequence[Any],
         merge: Callable[[float], Merged],
-        predictions: str | None = None,
+        found: FoundPredictions | None = None,
     ) -> tuple[Merged, dict[str, Any]]:
         """Merge in place, the most of the old that is allowed.
 
@@ -135,18 +149,19 @@ class MeasuredPlasticity:
             live: The weights that ``merge`` writes.
             batches: The task's last.
             merge: Merges the live weights in place, given ``keep``.
-            predictions: Of which kind the model's are: the loss of ``"values"`` has a unit. Where
-                none is named, a loss of more than 30 under the live weights has one.
+            found: What is known of the model's predictions: the loss of ``"values"`` has a unit.
+                Where no kind is known, a loss of more than 30 under the live weights has one.
 
         Returns:
             What ``merge`` returned, and what an entry of ``RecallCallback.history`` says of it:
-            ``keep``, and where the loss is known ``plasticity``, the share that is left, and
-            ``loss``.
+            ``keep``, and where the loss is known ``plasticity``, the share that is left, ``loss``,
+            ``divergence`` and ``front``.
         """
         batches = list(batches)[-_BATCHES:]
         each = self._losses(context, batches, "at its end")
         if each is None:
             return merge(1.0), {} if self.share is None else {"keep": 1.0}
+        predictions = found or self._predictions
         counted = [number for number, loss in enumerate(each) if math.isfinite(loss)]
 
         def mean(losses: Sequence[float] | None) -> float:
@@ -158,53 +173,52 @@ class MeasuredPlasticity:
             return mean(self._losses(context, batches, "at its end"))
 
         now = mean(each)
+        kind = None if predictions.kind is None else predictions.kind.name
+        of_values = kind == "values" or (kind not in KINDS and now > _UNLIKELY)
         with context.snapshots[-1].applied_to(context.pl_module):
             before = measured()
-        kind = predictions if self._predictions.kind is None else self._predictions.kind.name
-        of_values = kind == "values" or (kind not in KINDS and now > _UNLIKELY)
+            if self.share is not None:
+                divergence = SnapshotDivergence(context, self._run, predictions, batches)
         if self.share is None:
             merged = merge(1.0)
             gain = TaskGain(before, now, measured(), of_values)
             self._tell_cost(context, gain)
             return merged, {"plasticity": gain.share, "loss": gain.losses}
         kept = {name: weight.detach().clone() for name, weight in live.items()}
+        of_live = divergence.measured(context)
 
         def put_back() -> None:
             with torch.no_grad():
                 for name, weight in kept.items():
                     live[name].copy_(weight)
 
-        def tried(keep: float) -> tuple[Merged, TaskGain]:
+        def tried(keep: float) -> _Try[Merged]:
             put_back()
-            return merge(keep), TaskGain(before, now, measured(), of_values)
+            merged = merge(keep)
+            gain = TaskGain(before, now, measured(), of_values)
+            return _Try(merged, gain, keep, divergence.measured(context))
 
         try:
-            keep, (merged, gain) = self._best(
-                tried, TaskGain(before, now, now, of_values).is_positive
-            )
+            if TaskGain(before, now, now, of_values).is_positive:
+                front = measured_front(lambda keep: tried(keep).point)
+                made = tried(keep_of(front, self.share))
+            else:
+                front = []
+                for keep in _WITHOUT_GAIN:
+                    made = tried(keep)
+                    if made.gain.merged <= made.gain.live:
+                        break
         except BaseException:
             put_back()
             raise
-        self._tell(context, keep, gain)
-        return merged, {"keep": keep, "plasticity": gain.share, "loss": gain.losses}
-
-    def _best(
-        self, tried: Callable[[float], tuple[Merged, TaskGain]], gains: bool
-    ) -> tuple[float, tuple[Merged, TaskGain]]:
-        """Return the largest ``keep`` that is allowed, and what it gave.
-
-        Without a gain that is as good as all of the old, unless it leaves more loss than there was.
-        Smaller ones need not do: between a good snapshot and weights that have diverged the loss is
-        higher than at either.
-        """
-        share = self.share
-        assert share is not None
-        if gains:
-            return largest_allowed(tried, lambda found: found[1].share - share)
-        found = tried(_ALL)
-        if found[1].merged <= found[1].live:
-            return _ALL, found
-        return largest_allowed(tried, lambda found: found[1].live - found[1].merged)
+        self._tell(context, made.keep, made.gain)
+        return made.merged, {
+            "keep": made.keep,
+            "plasticity": made.gain.share,
+            "loss": made.gain.losses,
+            **_divergences(of_live, made.divergence),
+            "front": [vars(point) for point in front],
+        }
 
     def _losses(
         self, context: TaskContext, batches: Sequence[Any], when: str
@@ -216,7 +230,10 @@ class MeasuredPlasticity:
         except UnknownLossError as error:
             why = str(error)
         finite = sum(math.isfinite(loss) for loss in losses)
-        failed, known = _sum(context, float(why is not None)), _sum(context, float(finite))
+        failed, known = (
+            sum_over_processes(context.trainer, float(why is not None)),
+            sum_over_processes(context.trainer, float(finite)),
+        )
         if not failed and known:
             return losses
         why = why or (
@@ -264,58 +281,18 @@ def _said(context: TaskContext, gain: TaskGain) -> str:
     )
 
 
-def largest_allowed(
-    tried: Callable[[float], Merged], left_over: Callable[[Merged], float]
-) -> tuple[float, Merged]:
-    """Return the largest ``keep`` that is allowed, and what it gave: it was the last to be tried.
-
-    A try is allowed where what is left over is 0 or more; it falls as ``keep`` grows. The search
-    goes by factors of 8 from 1 until a bound is passed, and then by what is left over on both sides
-    of it (the false position of the logarithm). It ends where hardly anything is left over, or
-    ``keep`` is known to a factor of 1.3. Where none is allowed it returns the smallest.
-
-    Args:
-        tried: Tries one.
-        left_over: Of what a try gave.
-
-    Example:
-        >>> keep, _ = largest_allowed(lambda keep: keep, lambda keep: 100 - keep)
-        >>> 100 / 1.3 <= keep <= 100
-        True
-    """
-    keep, found = 1.0, tried(1.0)
-    excess = left_over(found)
-    sides = {excess >= 0: (keep, excess)}  # whether it is allowed: the nearest such, what it leaves
-    while len(sides) < 2 and not 0 <= excess <= _NEAR and 1 / _RANGE < keep < _RANGE:
-        keep = keep * _STEP if excess >= 0 else keep / _STEP
-        found = tried(keep)
-        excess = left_over(found)
-        sides[excess >= 0] = (keep, excess)
-    while len(sides) == 2 and not 0 <= excess <= _NEAR:
-        (low, more), (high, less) = sides[True], sides[False]
-        if high / low <= _PRECISION:
-            break
-        part = more / (more - less) if math.isfinite(less) else 0.5
-        keep = low * (high / low) ** min(max(part, 0.15), 0.85)
-        found = tried(keep)
-        excess = left_over(found)
-        sides[excess >= 0] = (keep, excess)
-    if True in sides and sides[True][0] != keep:
-        keep = sides[True][0]
-        found = tried(keep)
-    return keep, found
+def _divergences(live: float | None, merged: float | None) -> dict[str, dict[str, float]]:
+    return (
+        {} if live is None or merged is None else {"divergence": {"live": live, "merged": merged}}
+    )
 
 
 def _mean(context: TaskContext, total: float, count: int) -> float:
     """Return the mean over all processes' batches, infinite where one of them is."""
-    infinite = _sum(context, float(math.isinf(total)))
-    total = _sum(context, 0.0 if math.isinf(total) else total)
-    return math.inf if infinite else total / max(_sum(context, float(count)), 1.0)
-
-
-def _sum(context: TaskContext, own: float) -> float:
-    if context.trainer.world_size == 1:
-        return own
-    device = context.trainer.strategy.root_device
-    total = torch.tensor(own, dtype=torch.float32, device=device)
-    return float(context.trainer.strategy.reduce(total, reduce_op="sum"))
+    infinite = sum_over_processes(context.trainer, float(math.isinf(total)))
+    total = sum_over_processes(context.trainer, 0.0 if math.isinf(total) else total)
+    return (
+        math.inf
+        if infinite
+        else total / max(sum_over_processes(context.trainer, float(count)), 1.0)
+    )

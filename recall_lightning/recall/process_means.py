@@ -1,4 +1,4 @@
-"""Moments that several processes have measured, as one."""
+"""What several processes have measured, as one."""
 
 from collections.abc import Mapping, Sequence
 
@@ -6,6 +6,14 @@ import torch
 from lightning.pytorch import Trainer
 
 from recall_lightning.measuring.moments import FullMoments, LowRankMoments, Moments, RowCounts
+
+
+def sum_over_processes(trainer: Trainer, own: float) -> float:
+    """Add a number of each process."""
+    if trainer.world_size == 1:
+        return own
+    total = torch.tensor(own, dtype=torch.float32, device=trainer.strategy.root_device)
+    return float(trainer.strategy.reduce(total, reduce_op="sum"))
 
 
 def mean_over_processes(

@@ -68,6 +68,8 @@ def record_scalars(record: Mapping[str, Any]) -> dict[str, float]:
         for folder, name, values in groups
         for block, value in values.items()
     }
+    for name, value in record.get("divergence", {}).items():
+        scalars[f"recall/divergence/{name}"] = value
     whole = {f"recall/{what}": record[what] for what in _OF_THE_MODEL if what in record}
     return scalars | whole
 

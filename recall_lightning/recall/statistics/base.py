@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from recall_lightning.measuring.predictions import FoundPredictions
 from recall_lightning.merging.rules import MergeRule
 from recall_lightning.merging.structure import Structure
 from recall_lightning.recall.context import TaskContext
@@ -31,8 +32,8 @@ class Statistic:
     of_earlier_tasks: ClassVar[bool] = False
 
     @property
-    def predictions(self) -> str | None:
-        """The name of the kind of the model's predictions, if this has found it."""
+    def predictions(self) -> FoundPredictions | None:
+        """What is known of the model's predictions, if this looks at them."""
         return None
 
     def notes(self, structure: Structure, module: nn.Module) -> Mapping[str, str]:

@@ -31,7 +31,7 @@ from recall_lightning.recall.process_means import (
 from recall_lightning.recall.settings import MomentSettings
 from recall_lightning.recall.statistics.base import Statistic
 from recall_lightning.recall.statistics.prior import Prior
-from recall_lightning.recall.statistics.recent_batches import RecentBatches
+from recall_lightning.recall.statistics.recent_batches import RecentBatches, last_with
 from recall_lightning.recall.statistics.summed_moments import SummedMoments, SumsState
 from recall_lightning.recall.training_loss import TrainingLoss
 from recall_lightning.weights.naming import named_weights
@@ -103,9 +103,9 @@ class MapMoments(Statistic):
         self._prior = prior
 
     @property
-    def predictions(self) -> str | None:
-        """The name of the kind of the model's predictions, once it is known."""
-        return _kind(self._predictions)
+    def predictions(self) -> FoundPredictions | None:
+        """What is known of the model's predictions, if they are looked at."""
+        return self._predictions if self.curvature else None
 
     def notes(self, structure: Structure, module: torch.nn.Module) -> Mapping[str, str]:
         """Say which weights are merged by one number."""
@@ -239,7 +239,7 @@ class MapMoments(Statistic):
     ) -> KroneckerFactors:
         trainer, module, maps = context.trainer, context.pl_module, context.structure.maps
         if all(each.kind not in ("embedding", "bag") for each in maps):
-            batches = _last_with(batches, self.settings.labels, view)
+            batches = last_with(batches, self.settings.labels, view)
         width, rank = self.settings.width, self.settings.rank
 
         def measure(some: Sequence[Any]) -> KroneckerFactors:
@@ -404,19 +404,3 @@ class _LogitsShape:
         logits = self.view.logits(output)
         self.shape = None if logits is None else logits.shape
         return output
-
-
-def _last_with(batches: Sequence[Any], labels: int, view: ModelView) -> list[Any]:
-    """Return as many of the last batches as hold so many labels, or all."""
-    chosen: list[Any] = []
-    seen = 0
-    for batch in reversed(batches):
-        if seen >= labels:
-            break
-        chosen.insert(0, batch)
-        targets = view.targets(batch)
-        if not targets and isinstance(batch, Mapping) and "input_ids" in batch:
-            targets = [batch["input_ids"]]
-        classes = [each.numel() for each in targets if not each.is_floating_point()]
-        seen += max(classes, default=0)
-    return chosen

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from recall_lightning.checks import check_form
+from recall_lightning.measuring.predictions import FoundPredictions
 from recall_lightning.merging.rules import MergeRule
 from recall_lightning.merging.structure import Structure
 from recall_lightning.recall.context import TaskContext
@@ -41,8 +42,8 @@ class NeededStatistics:
         self.active = [s for s in available if s.meets & needs or s.name in others]
 
     @property
-    def predictions(self) -> str | None:
-        """The kind of the model's predictions; None where it is not known."""
+    def predictions(self) -> FoundPredictions | None:
+        """What is known of the model's predictions; None where no statistic looks at them."""
         return next((s.predictions for s in self.active if s.predictions is not None), None)
 
     def notes(self, structure: Structure, module: nn.Module) -> dict[str, str]:

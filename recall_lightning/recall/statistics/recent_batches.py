@@ -1,6 +1,7 @@
 """The last batches that were trained."""
 
 from collections import deque
+from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 
 import torch
@@ -8,6 +9,7 @@ from lightning.fabric.utilities.apply_func import move_data_to_device
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from recall_lightning.measuring.batches import detached, only_tensors, rebuild
+from recall_lightning.measuring.view import ModelView
 from recall_lightning.recall.context import TaskContext
 from recall_lightning.recall.statistics.base import Statistic
 from recall_lightning.weights.sharding import of_all_processes, of_this_process
@@ -103,3 +105,25 @@ class RecentBatches(Statistic):
         """Restore what :meth:`state_dict` returned, which the next batch makes usable."""
         self._kept.clear()
         self._restored = of_this_process(state_dict["processes"]) if self.in_checkpoints else []
+
+
+def last_with(batches: Sequence[Any], labels: int, view: ModelView) -> list[Any]:
+    """Return as many of the last batches as hold so many labels, or all.
+
+    Example:
+        >>> batches = [(torch.zeros(8, 3), torch.zeros(8, dtype=torch.long)) for _ in range(4)]
+        >>> len(last_with(batches, 10, ModelView()))
+        2
+    """
+    chosen: list[Any] = []
+    seen = 0
+    for batch in reversed(batches):
+        if seen >= labels:
+            break
+        chosen.insert(0, batch)
+        targets = view.targets(batch)
+        if not targets and isinstance(batch, Mapping) and "input_ids" in batch:
+            targets = [batch["input_ids"]]
+        classes = [each.numel() for each in targets if not each.is_floating_point()]
+        seen += max(classes, default=0)
+    return chosen
