@@ -34,6 +34,9 @@ _COMMANDS = {
         takes_classes=True,
     ),
     "merge": _Command("recall_lightning.cli.merge", "merge models on disk, file to file"),
+    "retune": _Command(
+        "recall_lightning.cli.retune", "a checkpoint's last merge again, with another balance"
+    ),
     "export": _Command(
         "recall_lightning.export.command",
         "a checkpoint of a language model as a folder of Hugging Face",

@@ -6,18 +6,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 
 from recall_lightning.models import CausalLMModule
 from recall_lightning.models.lora import LoraSettings
+from recall_lightning.weights.lightning_checkpoint import read_checkpoint
 from recall_lightning.weights.snapshot import frozen_digest
 
 _NEEDED = ("model", "lora", "tokenizer", "tasks", "dtype", "reads_old_data")
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
+def read_language_model(path: Path) -> dict[str, Any]:
     """Read a checkpoint without running code that it may hold.
 
     Raises:
@@ -26,18 +26,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """
     if (path / "config.json").is_file():
         raise ValueError(f"{path} is a folder of Hugging Face already: give a Lightning checkpoint")
-    if path.is_dir():
-        raise ValueError(
-            f"{path} is a folder: of a sharded checkpoint make a file first, by python -m "
-            "lightning.pytorch.utilities.consolidate_checkpoint"
-        )
-    if not path.is_file():
-        raise ValueError(f"there is no file {path}")
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # of as many kinds as there are ways to damage a file
-        raise ValueError(f"{path} cannot be read as a checkpoint ({error})") from error
-    if not isinstance(checkpoint, Mapping) or not isinstance(checkpoint.get("causal_lm"), Mapping):
+    checkpoint = read_checkpoint(path)
+    if not isinstance(checkpoint.get("causal_lm"), Mapping):
         raise ValueError(
             f"{path} holds no CausalLMModule of recall_lightning, and only such a model is "
             "exported; models of other kinds save themselves by their own save_pretrained"
@@ -49,7 +39,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             f"{path} does not say how its model is built ({', '.join(lacking) or 'lora'}): save it "
             "again by the Trainer that trains it"
         )
-    return dict(checkpoint)
+    return checkpoint
 
 
 def build_model(
@@ -58,7 +48,7 @@ def build_model(
     """Build the module that a checkpoint holds, with its weights in the precision they have there.
 
     Args:
-        checkpoint: What :func:`read_checkpoint` returned.
+        checkpoint: What :func:`read_language_model` returned.
         model: Where the pre-trained model is now, if not where it was.
         trust_remote_code: Whether it may run code of its own.
 

@@ -13,7 +13,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from recall_lightning.data.tokenizers import tokenizer_on_disk
 from recall_lightning.export.card import Training, model_card
-from recall_lightning.export.checkpoint import build_model, read_checkpoint
+from recall_lightning.export.checkpoint import build_model, read_language_model
 from recall_lightning.export.comparison import Comparison, refuse_infinite_weights
 from recall_lightning.export.merging import merged_into_base
 from recall_lightning.weights.atomic import atomic_folder, refuse_existing
@@ -58,7 +58,7 @@ def export(
     """
     checkpoint, out = Path(checkpoint), Path(out)
     refuse_existing(out)
-    read = read_checkpoint(checkpoint)
+    read = read_language_model(checkpoint)
     lora = read["causal_lm"]["lora"]
     if merge_adapter and lora is None:
         raise ValueError("--merge-adapter: the checkpoint holds no adapter, but a whole model")

@@ -5,6 +5,7 @@ from functools import partial
 from numbers import Integral
 from typing import Any, ClassVar, Literal, NoReturn
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only, rank_zero_warn
@@ -30,6 +31,7 @@ from recall_lightning.measuring.predictions import Predictions
 from recall_lightning.measuring.view import ModelView
 from recall_lightning.merging.rules import MergeRule
 from recall_lightning.merging.rules.base import OF_MAPS
+from recall_lightning.merging.rules.stored import rule_as_plain
 from recall_lightning.merging.structure import Structure
 from recall_lightning.recall.context import TaskContext
 from recall_lightning.recall.merge import SnapshotMerge
@@ -39,6 +41,7 @@ from recall_lightning.recall.model_run import ModelRun
 from recall_lightning.recall.optimizer_watch import OptimizerWatch
 from recall_lightning.recall.plasticity import MeasuredPlasticity
 from recall_lightning.recall.records import record_scalars, records_figure
+from recall_lightning.recall.retuning import NOTHING_KEPT, merged_again
 from recall_lightning.recall.settings import (
     Buffers,
     ImportanceSettings,
@@ -48,6 +51,8 @@ from recall_lightning.recall.settings import (
     SnapshotSettings,
     check_arguments,
     check_decides_about,
+    check_keep_live,
+    check_share,
     chosen,
     described,
     needed_settings,
@@ -55,12 +60,17 @@ from recall_lightning.recall.settings import (
     rules_of,
 )
 from recall_lightning.recall.snapshots import KeptSnapshots
-from recall_lightning.recall.state import RecallState, check_same_blocks, check_same_first_task
+from recall_lightning.recall.state import (
+    LastMergeState,
+    RecallState,
+    check_same_blocks,
+    check_same_first_task,
+)
 from recall_lightning.recall.statistics.available import statistics_for
 from recall_lightning.recall.statistics.recent_batches import RecentBatches
 from recall_lightning.recall.trained_weights import TrainedWeights
 from recall_lightning.weights.naming import find_weights
-from recall_lightning.weights.sharding import gathered, reshard
+from recall_lightning.weights.sharding import gathered, is_sharded, reshard
 from recall_lightning.weights.snapshot import Snapshot
 
 
@@ -143,6 +153,10 @@ class RecallCallback(TaskAwareCallback):
             images), of which ``moments.batches`` are read. By default a causal language model
             writes it down itself, as :class:`~recall_lightning.PriorSettings` say, and of any other
             model the first task's inputs stand in. None of it is kept.
+        keep_live: Whether the live weights of before a task's last merge, and what was measured for
+            it, stay until the next task, in memory and in checkpoints, for :meth:`retune` and the
+            command of that name. It takes one more copy of the trainable weights, and two of the
+            moments; ``"auto"`` does so where an adapter is trained and ``plasticity`` is set.
         snapshots: How many tasks' snapshots are kept and merged at once, or all settings of them.
         buffers: What a merge does to running means and variances, such as BatchNorm's: ``"merge"``
             merges them as weights, with their block's coefficient; ``"keep"`` leaves the live ones,
@@ -188,6 +202,7 @@ class RecallCallback(TaskAwareCallback):
         importance: ImportanceSettings | None = None,
         moments: MomentSettings | None = None,
         prior: PriorSettings | list[str] | Iterable[Any] | None = None,
+        keep_live: bool | Literal["auto"] = "auto",
         snapshots: SnapshotSettings | int | Literal["all"] | None = None,
         buffers: Buffers = "merge",
         optimizer_state: Literal["keep", "reset"] = "keep",
@@ -231,9 +246,10 @@ class RecallCallback(TaskAwareCallback):
                 predictions=predictions,
             )
             measured = MeasuredPlasticity(plasticity, run, predictions)
+            keep_live = check_keep_live(keep_live, plasticity, buffers)
         self._trained = TrainedWeights()
         self._merge = SnapshotMerge(
-            self._kept, self._statistics, self._trained, buffers, run, recent, measured
+            self._kept, self._statistics, self._trained, buffers, run, recent, measured, keep_live
         )
         given["prior"] = described(prior)
         self._settings = plain_settings(given, RecallCallback.__init__)
@@ -250,6 +266,7 @@ class RecallCallback(TaskAwareCallback):
         self._is_merge_saved = True  # in a checkpoint
         self._watch = OptimizerWatch(forgets=optimizer_state == "reset")
         self._resumed: list[str] | None = None  # the blocks of a checkpoint that was just loaded
+        self._last_merge: LastMergeState | None = None
 
     @property
     def blocks(self) -> list[Block]:
@@ -260,6 +277,45 @@ class RecallCallback(TaskAwareCallback):
     def snapshots(self) -> list[Snapshot]:
         """The snapshots that are merged, oldest first."""
         return self._kept.snapshots
+
+    def retune(self, pl_module: LightningModule, plasticity: float) -> None:
+        """Make the last task's last merge again, with another share of the task's gain left.
+
+        It takes seconds and no data, and may be done as often as one likes until the next task
+        starts: always from the weights of before the merge. ``history`` tells of the last time.
+
+        Args:
+            pl_module: The model, whose weights are written.
+            plasticity: The share, in (0, 1).
+
+        Raises:
+            MisconfigurationException: If what the merge was made from is not known, see
+                ``keep_live``, or the model is sharded: there use ``recall-lightning retune`` on a
+                checkpoint.
+        """
+        with _misconfiguration():
+            check_share(plasticity)
+            if self._last_merge is None or self.end_rule is None:
+                raise ValueError(NOTHING_KEPT)
+            made_from = self._last_merge["made_from"]
+            weights = find_weights(pl_module, made_from["live"])
+            if any(map(is_sharded, weights.values())):
+                raise ValueError(
+                    "a sharded model is merged again on disk: use recall-lightning retune on a "
+                    "checkpoint"
+                )
+            merged, record = merged_again(
+                made_from,
+                self.end_rule,
+                self.snapshots,
+                self.history[-1],
+                plasticity,
+                next(iter(weights.values())).device,
+            )
+            with torch.no_grad():
+                for name, weight in merged.items():
+                    weights[name].copy_(weight)
+        self.history[-1] = record
 
     def should_merge(self, step_in_task: int, task_steps: int | None) -> bool:
         """Decide whether to merge after an optimizer step; override it for a policy of your own.
@@ -335,6 +391,7 @@ class RecallCallback(TaskAwareCallback):
         """Take the snapshot, and let the task's statistics start."""
         assert self.visit is not None
         self._trained.start_task()
+        self._last_merge = None
         self._first_batch_is_checked = False
         if self.visit == 0:
             self._first_visit = 0
@@ -443,6 +500,8 @@ class RecallCallback(TaskAwareCallback):
             return
         rule, due = self.end_rule, self.should_merge(self.step_in_task, self.step_in_task)
         merged = due and rule is not None and self._merge_by(rule, trainer, pl_module)
+        if merged and rule is not None and self._merge.last is not None:
+            self._last_merge = {"rule": rule_as_plain(rule), "made_from": self._merge.last}
         with _misconfiguration():
             self._statistics.end_task(self._context(trainer, pl_module))
         if merged:
@@ -487,6 +546,7 @@ class RecallCallback(TaskAwareCallback):
             "settings": self._settings,
             "snapshots": self._kept.state_dict(),
             "statistics": self._statistics.state_dict(),
+            "last_merge": self._last_merge,
         }
         state["tensors"] = count_tensors(state)
         # Lightning would save one process's shards, and load them without a word
@@ -516,6 +576,7 @@ class RecallCallback(TaskAwareCallback):
             self._statistics.check_forms(state_dict["statistics"])
         with _misconfiguration():
             self._statistics.load_state_dict(state_dict["statistics"], ended)
+        self._last_merge = state_dict.get("last_merge")  # older checkpoints have none
         if state_dict["task_ended"]:  # earlier versions kept its samples until the next one
             self._statistics.forget_samples()
 

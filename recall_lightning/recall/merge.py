@@ -4,35 +4,37 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Literal, TypeVar
 
-import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from recall_lightning.measuring.batches import detached
 from recall_lightning.measuring.isolation import undisturbed
-from recall_lightning.merging.blockwise import Drift, merge_snapshots_, scaled_by, weights_of_names
+from recall_lightning.merging.blockwise import Drift
 from recall_lightning.merging.coefficients import Coefficient
-from recall_lightning.merging.lora.pairs import LoraPair
-from recall_lightning.merging.odds import with_kept_odds
 from recall_lightning.merging.rules import MergeInputs, MergeRule
 from recall_lightning.recall.buffers import recalibrate
 from recall_lightning.recall.context import TaskContext
 from recall_lightning.recall.model_run import ModelRun
 from recall_lightning.recall.plasticity import MeasuredPlasticity
+from recall_lightning.recall.prepared_merge import (
+    PreparedMerge,
+    PreparedState,
+    RefusedMergeError,
+)
 from recall_lightning.recall.records import block_values
 from recall_lightning.recall.settings import Buffers
 from recall_lightning.recall.snapshots import KeptSnapshots
 from recall_lightning.recall.statistics.needed import NeededStatistics
 from recall_lightning.recall.statistics.recent_batches import RecentBatches
 from recall_lightning.recall.trained_weights import TrainedWeights
-from recall_lightning.weights.growth import is_new, new_since
+from recall_lightning.weights.growth import new_since
 from recall_lightning.weights.naming import find_weights, running_statistics
 from recall_lightning.weights.sharding import reshard
 from recall_lightning.weights.snapshot import Snapshot
+
+_Merged = TypeVar("_Merged")
 
 
 class SnapshotMerge:
@@ -49,6 +51,11 @@ class SnapshotMerge:
         run: How the model is run on a batch, to measure those anew.
         recent: The batches for that.
         plasticity: Decides how much of the old a task's last merge keeps.
+        keep_live: Whether a task's last merge stays known, so that it can be made anew; ``"auto"``
+            where an adapter is merged.
+
+    Attributes:
+        last: What such a merge was made from; None where it is not known, or the task goes on.
     """
 
     def __init__(
@@ -60,6 +67,7 @@ class SnapshotMerge:
         run: ModelRun,
         recent: RecentBatches,
         plasticity: MeasuredPlasticity,
+        keep_live: bool | Literal["auto"] = "auto",
     ) -> None:
         self._kept = kept
         self._statistics = statistics
@@ -68,7 +76,9 @@ class SnapshotMerge:
         self._run = run
         self._recent = recent
         self._plasticity = plasticity
+        self._keep_live = keep_live
         self._drift: Drift | None = None
+        self.last: PreparedState | None = None
 
     def check_batch(self, context: TaskContext, batch: Any) -> None:
         """Try to run the model on a batch, where running statistics will be measured anew.
@@ -98,35 +108,30 @@ class SnapshotMerge:
             ValueError: If something cannot be measured, or the rule's coefficients don't fit.
         """
         started = time.perf_counter()
-        measured = self._measured(context, rule, last)
-        if measured is None:
+        self.last = None
+        prepared = self._prepared(context, rule, last)
+        if prepared is None:
             return None
         probed = time.perf_counter()
-        newest = measured.snapshots[-1]
+        newest = prepared.inputs[-1].snapshot
+        assert isinstance(newest, Snapshot)
         if self._drift is None or self._drift.snapshot is not newest:
             self._drift = Drift(newest)
-        drift = self._drift.by_block(measured.live, context.structure.blocks)
+        drift = self._drift.by_block(prepared.live, context.structure.blocks)
         # the drift has read every weight: where it is finite, they all are
         finite = all(map(math.isfinite, drift.values()))
 
         def merge(keep: float) -> tuple[list[dict[str, Coefficient]], dict[str, float]]:
-            weights = self._weights(context, rule, measured, keep)
-            discarded = _write(measured, weights, check_finite=not finite)
+            weights = prepared.weights(keep)
+            discarded = prepared.write(weights, check_finite=not finite)
             if self._buffers == "recalibrate":
                 recalibrate(context, self._run, self._recent.batches)
             return weights, discarded
 
         try:
-            if last:
-                live = {name: measured.live[name] for name in newest if name in measured.live}
-                batches, predictions = self._recent.batches, self._statistics.predictions
-                if self._buffers == "recalibrate":  # or the merge would be compared with stale ones
-                    recalibrate(context, self._run, batches)
-                (weights, discarded), found = self._plasticity.merge(
-                    context, live, batches, merge, predictions
-                )
-            else:
-                (weights, discarded), found = merge(1.0), {}
+            (weights, discarded), found = (
+                self._merge_last(context, prepared, merge) if last else (merge(1.0), {})
+            )
         except RefusedMergeError as error:
             step = context.trainer.global_step
             rank_zero_warn(f"merge refused at step {step}, weights kept: {error}")
@@ -134,14 +139,30 @@ class SnapshotMerge:
         visits = {visit: context.clock.visits[visit] for visit in self._kept.visits}
         self._trained.merged()
         return {
-            **block_values(visits, measured.inputs, weights, measured.merged_pairs, discarded),
+            **block_values(visits, prepared.inputs, weights, prepared.merged_pairs, discarded),
             "drift": drift,
             **found,
             "probe_seconds": probed - started,
             "merge_seconds": time.perf_counter() - probed,
         }
 
-    def _measured(self, context: TaskContext, rule: MergeRule, last: bool) -> _Measured | None:
+    def _merge_last(
+        self, context: TaskContext, prepared: PreparedMerge, merge: Callable[[float], _Merged]
+    ) -> tuple[_Merged, dict[str, Any]]:
+        """Make a task's last merge, with the balance that plasticity asks for."""
+        batches, predictions = self._recent.batches, self._statistics.predictions
+        if self._buffers == "recalibrate":  # or the merge would be compared with stale ones
+            recalibrate(context, self._run, batches)
+        before = None if self._plasticity.share is None else prepared.copied()
+        made = self._plasticity.merge(
+            context, prepared.live, before.live if before else None, batches, merge, predictions
+        )
+        keeps = bool(context.structure.lora_pairs) if self._keep_live == "auto" else self._keep_live
+        if before is not None and keeps and made[1].get("front"):
+            self.last = before.state_dict()
+        return made
+
+    def _prepared(self, context: TaskContext, rule: MergeRule, last: bool) -> PreparedMerge | None:
         """Gather what the merge reads; None where there is nothing to merge, or not yet."""
         reshard(context.pl_module)
         live = find_weights(context.pl_module, context.snapshots[-1])
@@ -162,76 +183,7 @@ class SnapshotMerge:
             MergeInputs(context.structure, live, snapshot, **given)
             for snapshot, given in zip(snapshots, self._statistics.give(context, rule), strict=True)
         ]
-        return _Measured(snapshots, live, inputs, pairs, new)
-
-    def _weights(
-        self, context: TaskContext, rule: MergeRule, measured: _Measured, keep: float
-    ) -> list[dict[str, Coefficient]]:
-        """Return what of each snapshot every weight takes."""
-        snapshots, pairs, blocks = measured.snapshots, measured.pairs, context.structure.blocks
-        given = rule.joint_coefficients([replace(own, keep=keep) for own in measured.inputs])
-        if len(given) != len(snapshots):
-            raise ValueError(
-                f"the rule gave coefficients of {len(given)} models for {len(snapshots)} "
-                "snapshot(s): give each one's; the live model has the rest"
-            )
-        weights = [weights_of_names(c, blocks, snapshots[-1], pairs) for c in given]
-        weights = with_kept_odds(weights, keep)
-        weights = [scaled_by(own, rule.strength, blocks, pairs) for own in weights]
-        left = {name for name, shape in measured.new.items() if shape is None}
+        left = set()
         if self._buffers != "merge":
-            left |= set(running_statistics(context.pl_module))
-        return [{n: w for n, w in own.items() if n not in left} for own in weights]
-
-
-class RefusedMergeError(ValueError):
-    """A merge would not have been finite; nothing was written."""
-
-
-@dataclass(frozen=True)
-class _Measured:
-    """What a merge reads, however often it is tried.
-
-    Attributes:
-        snapshots: What is merged of each.
-        live: Name to live weight.
-        inputs: What the rule is given for each snapshot.
-        pairs: The LoRA updates among the weights.
-        new: What has come or grown in this task: its name to the shape that it had, or None.
-    """
-
-    snapshots: list[Snapshot]
-    live: Mapping[str, torch.Tensor]
-    inputs: list[MergeInputs]
-    pairs: list[LoraPair]
-    new: Mapping[str, list[int] | None]
-
-    @property
-    def merged_pairs(self) -> list[LoraPair]:
-        """Those that the snapshot knows."""
-        return [pair for pair in self.pairs if pair.a not in self.new]
-
-
-def _write(
-    measured: _Measured, weights: list[dict[str, Coefficient]], check_finite: bool
-) -> dict[str, float]:
-    """Merge in place; return what LoRA updates have lost on their way back to their rank."""
-    snapshots, pairs = measured.snapshots, measured.merged_pairs
-    with _new_parts_kept(measured.live, measured.new):
-        try:
-            return merge_snapshots_(measured.live, snapshots, weights, pairs, check_finite, False)
-        except ValueError as error:
-            raise RefusedMergeError(str(error)) from error
-
-
-@contextmanager
-def _new_parts_kept(
-    live: Mapping[str, torch.Tensor], new: Mapping[str, list[int] | None]
-) -> Iterator[None]:
-    """Leave what is new of grown weights as it was, whatever is written inside."""
-    grown = {name: shape for name, shape in new.items() if shape is not None}
-    kept = {name: live[name].detach().clone() for name in grown}
-    yield
-    with torch.no_grad():
-        for name, shape in grown.items():
-            live[name].copy_(torch.where(is_new(live[name], shape), kept[name], live[name]))
+            left = set(running_statistics(context.pl_module))
+        return PreparedMerge(rule, inputs, new, frozenset(left))

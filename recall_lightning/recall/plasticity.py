@@ -134,6 +134,7 @@ class MeasuredPlasticity:
         self,
         context: TaskContext,
         live: Mapping[str, Tensor],
+        before: Mapping[str, Tensor] | None,
         batches: Sequence[Any],
         merge: Callable[[float], Merged],
         found: FoundPredictions | None = None,
@@ -147,6 +148,7 @@ class MeasuredPlasticity:
         Args:
             context: The task, with its snapshots.
             live: The weights that ``merge`` writes.
+            before: Copies of them; only needed where a share is to be left.
             batches: The task's last.
             merge: Merges the live weights in place, given ``keep``.
             found: What is known of the model's predictions: the loss of ``"values"`` has a unit.
@@ -176,30 +178,30 @@ class MeasuredPlasticity:
         kind = None if predictions.kind is None else predictions.kind.name
         of_values = kind == "values" or (kind not in KINDS and now > _UNLIKELY)
         with context.snapshots[-1].applied_to(context.pl_module):
-            before = measured()
+            then = measured()
             if self.share is not None:
                 divergence = SnapshotDivergence(context, self._run, predictions, batches)
         if self.share is None:
             merged = merge(1.0)
-            gain = TaskGain(before, now, measured(), of_values)
+            gain = TaskGain(then, now, measured(), of_values)
             self._tell_cost(context, gain)
             return merged, {"plasticity": gain.share, "loss": gain.losses}
-        kept = {name: weight.detach().clone() for name, weight in live.items()}
+        assert before is not None
         of_live = divergence.measured(context)
 
         def put_back() -> None:
             with torch.no_grad():
-                for name, weight in kept.items():
+                for name, weight in before.items():
                     live[name].copy_(weight)
 
         def tried(keep: float) -> _Try[Merged]:
             put_back()
             merged = merge(keep)
-            gain = TaskGain(before, now, measured(), of_values)
+            gain = TaskGain(then, now, measured(), of_values)
             return _Try(merged, gain, keep, divergence.measured(context))
 
         try:
-            if TaskGain(before, now, now, of_values).is_positive:
+            if TaskGain(then, now, now, of_values).is_positive:
                 front = measured_front(lambda keep: tried(keep).point)
                 made = tried(keep_of(front, self.share))
             else:

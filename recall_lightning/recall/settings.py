@@ -350,7 +350,7 @@ def check_arguments(given: Mapping[str, Any]) -> None:
             f"every={every!r} must be a fraction of the task in (0, 1] (float) or a positive "
             "number of optimizer steps (int)"
         )
-    is_share = isinstance(plasticity, Real) and 0 < float(plasticity) < 1
+    is_share = _is_share(plasticity)
     if plasticity not in ("auto", None) and not is_share:
         raise ValueError(
             f"plasticity={plasticity!r} must be 'auto', None, or a share between 0 and 1 of what a "
@@ -367,6 +367,50 @@ def check_arguments(given: Mapping[str, Any]) -> None:
         )
     check_choice("buffers", given["buffers"], *get_args(Buffers))
     check_choice("optimizer_state", given["optimizer_state"], "keep", "reset")
+
+
+def check_share(plasticity: object) -> None:
+    """Refuse a share of a task's gain that lies outside of (0, 1).
+
+    >>> check_share(95)
+    Traceback (most recent call last):
+    ValueError: plasticity=95 must be a share between 0 and 1 of what a task has gained
+    """
+    if not _is_share(plasticity):
+        raise ValueError(
+            f"plasticity={plasticity!r} must be a share between 0 and 1 of what a task has gained"
+        )
+
+
+def _is_share(plasticity: object) -> bool:
+    return isinstance(plasticity, Real) and 0 < float(plasticity) < 1
+
+
+def check_keep_live(
+    keep_live: bool | Literal["auto"], plasticity: float | None, buffers: Buffers
+) -> bool | Literal["auto"]:
+    """Return what ``keep_live`` comes to; a merge that is made again needs no batches.
+
+    Raises:
+        ValueError: If it is to be kept what nothing could be made of.
+
+    Example:
+        >>> check_keep_live("auto", None, "merge"), check_keep_live("auto", 0.9, "merge")
+        (False, 'auto')
+    """
+    if keep_live not in (True, False, "auto"):
+        raise ValueError(f"keep_live={keep_live!r} must be True, False or 'auto'")
+    if keep_live is True and plasticity is None:
+        raise ValueError(
+            "keep_live=True has no effect without plasticity: it is by plasticity that a merge is "
+            "made again"
+        )
+    if keep_live is True and buffers == "recalibrate":
+        raise ValueError(
+            "keep_live=True has no effect with buffers='recalibrate': they are measured on "
+            "batches, which are not kept"
+        )
+    return False if plasticity is None or buffers == "recalibrate" else keep_live
 
 
 def _check_prior(prior: Any, merge_first_task: bool, moments: MomentSettings | None) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Collection, Sequence
 from typing import Any, NotRequired, TypedDict
 
 from recall_lightning.callbacks._trainer.clock import CallbackState
+from recall_lightning.recall.prepared_merge import PreparedState
 from recall_lightning.recall.snapshots import SnapshotsState
 
 _ADVICE = "resume with what the checkpoint was written with, or from one at a task's end"
@@ -20,6 +21,13 @@ class MergeRecord(TypedDict):
     drift: NotRequired[dict[str, float]]
 
 
+class LastMergeState(TypedDict):
+    """What a checkpoint from a task's end holds of its merge, to make it again."""
+
+    rule: dict[str, Any] | None
+    made_from: PreparedState
+
+
 class RecallState(CallbackState):
     """What a checkpoint holds of it; an older one holds less."""
 
@@ -29,6 +37,7 @@ class RecallState(CallbackState):
     settings: NotRequired[dict[str, Any]]
     snapshots: SnapshotsState
     statistics: dict[str, dict[str, Any]]
+    last_merge: NotRequired[LastMergeState | None]
 
 
 def check_same_blocks(now: Sequence[str], then: Sequence[str]) -> None:

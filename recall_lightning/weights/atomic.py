@@ -33,6 +33,9 @@ class AtomicFile:
         """Append bytes."""
         write_all(self._descriptor, memoryview(content))
 
+    def flush(self) -> None:
+        """Nothing: no bytes are held back."""
+
 
 @contextmanager
 def atomic_file(target: Path, nbytes: int = 0) -> Iterator[AtomicFile]:

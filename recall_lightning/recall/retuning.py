@@ -1,0 +1,149 @@
+"""A task's last merge made again with another balance of old and new, without training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypedDict
+
+from lightning.fabric.utilities.apply_func import move_data_to_device
+from torch import Tensor, device
+
+from recall_lightning.checks import check_form
+from recall_lightning.merging.blockwise import mean_by_block
+from recall_lightning.merging.rules import MergeRule
+from recall_lightning.merging.rules.stored import rule_from_plain
+from recall_lightning.recall.front import FrontPoint, keep_of
+from recall_lightning.recall.prepared_merge import PreparedMerge, PreparedState
+from recall_lightning.recall.state import LastMergeState
+from recall_lightning.weights.lightning_checkpoint import with_weights
+from recall_lightning.weights.snapshot_file import FileReference, FileSnapshot
+
+NOTHING_KEPT = (
+    "what the last merge was made from is not known: it is kept from a task's end until the next "
+    "task, with a plasticity, of a task that has gained something, and where keep_live=True says "
+    "so or an adapter is trained"
+)
+"""Why a merge cannot be made again."""
+
+
+class _Held(TypedDict):
+    """What a checkpoint must hold of RecallCallback to be merged again."""
+
+    history: list[dict[str, Any]]
+    snapshots: dict[str, Any]
+    last_merge: LastMergeState
+
+
+def front_in(record: Mapping[str, Any]) -> list[FrontPoint]:
+    """Return the merges that were tried, of an entry of ``RecallCallback.history``."""
+    return [FrontPoint(**point) for point in record["front"]]
+
+
+def merged_again(
+    state: PreparedState,
+    rule: MergeRule,
+    snapshots: Sequence[Mapping[str, Tensor]],
+    record: Mapping[str, Any],
+    plasticity: float,
+    on: device | str = "cpu",
+) -> tuple[Mapping[str, Tensor], dict[str, Any]]:
+    """Make a task's last merge again.
+
+    Args:
+        state: What it was made from, which is left as it is.
+        rule: Of the task's end.
+        snapshots: The snapshots, oldest first.
+        record: The merge's entry in ``RecallCallback.history``.
+        plasticity: The share of the task's gain that is left, in (0, 1).
+        on: Where it is computed.
+
+    Returns:
+        The merged weights by canonical name, and the entry for them: the share is the one that was
+        asked for, and what the merge before had measured is left out.
+
+    Raises:
+        ValueError: If the state is damaged, or the merge would not be finite.
+    """
+    state = move_data_to_device(state, on)
+    there = [{name: snapshot[name].to(on) for name in state["live"]} for snapshot in snapshots]
+    prepared = PreparedMerge.from_state(state, rule, there).copied()
+    keep = keep_of(front_in(record), plasticity)
+    weights = prepared.weights(keep)
+    prepared.write(weights)
+    measured = {"loss", "divergence", "discarded_energy", "condition"}
+    coefficient = mean_by_block(weights[-1], prepared.inputs[-1].blocks, prepared.live)
+    kept = {name: value for name, value in record.items() if name not in measured}
+    again = {"keep": keep, "plasticity": plasticity, "coefficient": coefficient, "retuned": True}
+    return prepared.live, kept | again
+
+
+def state_in(checkpoint: Mapping[str, Any]) -> str:
+    """Return the key of RecallCallback's state among a checkpoint's callbacks.
+
+    Raises:
+        ValueError: If there is none, or it does not hold what the last merge was made from.
+    """
+    states = checkpoint.get("callbacks", {})
+    keys = [k for k, state in states.items() if "history" in state and "snapshots" in state]
+    if not keys:
+        raise ValueError("the checkpoint holds no state of RecallCallback")
+    if states[keys[0]].get("last_merge") is None:
+        raise ValueError(NOTHING_KEPT)
+    check_form(states[keys[0]], _Held)
+    return str(keys[0])
+
+
+def retuned(checkpoint: Mapping[str, Any], plasticity: float, folder: Path) -> dict[str, Any]:
+    """Return a checkpoint whose last merge leaves another share of the task's gain.
+
+    Statistics of the task that has ended are as they were measured; so is what the optimizer holds.
+
+    Args:
+        checkpoint: One from a task's end; left as it is.
+        plasticity: The share, in (0, 1).
+        folder: Where the checkpoint lies, beside whose files snapshots may lie.
+
+    Raises:
+        ValueError: If it does not hold what the merge was made from, or not whole.
+    """
+    key = state_in(checkpoint)
+    state = checkpoint["callbacks"][key]
+    stored = state["last_merge"]["rule"]
+    if stored is None:
+        raise ValueError(
+            "the rule of the last merge is of a class of your own without a name: load the "
+            "checkpoint into your Trainer and use RecallCallback.retune"
+        )
+    snapshots = _snapshots(state["snapshots"], folder)
+    made_from, records = state["last_merge"]["made_from"], state["history"]
+    merged, record = merged_again(
+        made_from, rule_from_plain(stored), snapshots, records[-1], plasticity
+    )
+    changed = {**state, "history": [*records[:-1], record]}
+    return {
+        **checkpoint,
+        "state_dict": with_weights(checkpoint["state_dict"], merged),
+        "callbacks": {**checkpoint["callbacks"], key: changed},
+    }
+
+
+def _snapshots(state: Mapping[str, Any], folder: Path) -> list[Mapping[str, Tensor]]:
+    files = state.get("files", [None] * len(state["tensors"]))
+    found: list[Mapping[str, Tensor]] = []
+    for tensors, file in zip(state["tensors"], files, strict=True):
+        found.append(tensors if file is None else _from_file(FileReference(**file), folder))
+    return found
+
+
+def _from_file(reference: FileReference, folder: Path) -> FileSnapshot:
+    places = [folder / "snapshots", folder.parent / "snapshots", Path(reference.folder)]
+    for place in places:
+        try:
+            return FileSnapshot.open(reference, place)
+        except ValueError as error:
+            failure = error
+    raise ValueError(
+        f"the snapshot's file {reference.name} is in none of {', '.join(map(str, places))}: "
+        f"{failure}"
+    )

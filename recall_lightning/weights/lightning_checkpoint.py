@@ -1,0 +1,75 @@
+"""Checkpoints of Lightning, read without running code that they may hold, and written whole."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any, cast
+
+import torch
+from torch import Tensor
+
+from recall_lightning.weights.atomic import atomic_file
+from recall_lightning.weights.naming import canonical_name
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint, onto the CPU; its tensors stay in the file until they are looked at.
+
+    Raises:
+        ValueError: If it is no file, or cannot be read.
+    """
+    if path.is_dir():
+        raise ValueError(
+            f"{path} is a folder: of a sharded checkpoint make a file first, by python -m "
+            "lightning.pytorch.utilities.consolidate_checkpoint"
+        )
+    if not path.is_file():
+        raise ValueError(f"there is no file {path}")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # of as many kinds as there are ways to damage a file
+        raise ValueError(f"{path} cannot be read as a checkpoint ({error})") from error
+    if not isinstance(checkpoint, Mapping):
+        raise ValueError(f"{path} is no checkpoint of Lightning: it holds no names")
+    return dict(checkpoint)
+
+
+def write_checkpoint(checkpoint: Mapping[str, Any], path: Path) -> None:
+    """Write a checkpoint, which appears under its name whole or not at all.
+
+    Raises:
+        OSError: If it cannot be written.
+    """
+    with atomic_file(path) as file:
+        torch.save(dict(checkpoint), cast(IO[bytes], file))
+
+
+def with_weights(
+    state_dict: Mapping[str, Tensor], weights: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Return a module's state with other weights in it; tied ones stay tied.
+
+    Args:
+        state_dict: By the module's own names, such as those of a compiled one.
+        weights: By canonical name.
+
+    Raises:
+        ValueError: If a weight is not among the state, or has another shape there.
+
+    Example:
+        >>> state = {"net._orig_mod.w": torch.zeros(2), "b": torch.zeros(1)}
+        >>> with_weights(state, {"net.w": torch.ones(2)})
+        {'net._orig_mod.w': tensor([1., 1.]), 'b': tensor([0.])}
+    """
+    names = {canonical_name(name): name for name in state_dict}
+    replaced: dict[tuple[int, torch.Size], Tensor] = {}
+    for name, weight in weights.items():
+        if name not in names or state_dict[names[name]].shape != weight.shape:
+            raise ValueError(f"the checkpoint's model has no weight {name!r} of that shape")
+        replaced[_place(state_dict[names[name]])] = weight
+    return {name: replaced.get(_place(tensor), tensor) for name, tensor in state_dict.items()}
+
+
+def _place(tensor: Tensor) -> tuple[int, torch.Size]:
+    return tensor.data_ptr(), tensor.shape

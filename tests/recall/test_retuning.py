@@ -1,0 +1,190 @@
+"""A task's last merge made again is the merge of a run that had asked for it."""
+
+import pytest
+import torch
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from recall_lightning import RecallCallback
+from recall_lightning.merging.rules import KfacSubspace, MergeRule, Uniform
+from recall_lightning.recall.retuning import retuned
+from recall_lightning.recall.settings import SnapshotSettings
+from recall_lightning.weights.lightning_checkpoint import read_checkpoint
+from tests.support.adapter_runs import KNEW, Adapted, sequences
+from tests.support.callbacks import same, weights_of
+from tests.support.training import Plain, loader, quiet_trainer
+
+SHARES = (0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.99)
+
+
+def trained(folder=None, plasticity=0.8, tasks=2, **kwargs):
+    torch.manual_seed(0)
+    model = Plain()
+    given = {"every": 1.0, "keep_live": True, "merge_first_task": False} | kwargs
+    callback = RecallCallback(plasticity=plasticity, **given)
+    for task in range(tasks):
+        trainer = quiet_trainer(callback)
+        trainer.fit(model, loader(task))
+    if folder is not None:
+        trainer.save_checkpoint(folder / "end.ckpt")
+    return model, callback
+
+
+def in_file(folder, share):
+    path = folder / "end.ckpt"
+    return retuned(read_checkpoint(path), share, folder)
+
+
+def test_seven_shares_are_the_merges_of_seven_runs_bit_for_bit(tmp_path):
+    model, callback = trained(tmp_path)
+    for share in SHARES:
+        other, own = trained(plasticity=share)
+        callback.retune(model, share)
+        assert same(weights_of(other), weights_of(model))
+        assert same(weights_of(other), in_file(tmp_path, share)["state_dict"])
+        assert callback.history[-1]["keep"] == own.history[-1]["keep"]
+        assert callback.history[-1]["coefficient"] == own.history[-1]["coefficient"]
+
+
+@pytest.mark.parametrize(
+    "rule", [KfacSubspace(new_inputs=2.0), "rbf*importance", "subspace", "importance", "uniform"]
+)
+def test_every_rule_can_be_made_again_from_a_file(rule, tmp_path):
+    rule = Uniform(0.4) if rule == "uniform" else rule
+    model, _ = trained(tmp_path, rule=rule, end_rule=None)
+    asked, _ = trained(plasticity=0.5, rule=rule, end_rule=None)
+    assert same(weights_of(asked), in_file(tmp_path, 0.5)["state_dict"])
+    assert not same(weights_of(asked), weights_of(model))
+
+
+def test_several_snapshots_are_merged_again(tmp_path):
+    several = {"rule": "rbf", "snapshots": "all", "merge_first_task": True}
+    trained(tmp_path, **several)
+    torch.manual_seed(0)
+    asked, callback = Plain(), RecallCallback(every=1.0, plasticity=0.8, **several)
+    for task, share in enumerate((0.8, 0.5)):
+        callback._merge._plasticity.share = share
+        quiet_trainer(callback).fit(asked, loader(task))
+    assert same(weights_of(asked), in_file(tmp_path, 0.5)["state_dict"])
+
+
+def test_an_adapter_is_kept_by_default_and_merged_again(tmp_path):
+    def run(plasticity, folder=None):
+        torch.manual_seed(0)
+        model, callback = Adapted(), RecallCallback(prior=KNEW, plasticity=plasticity)
+        trainer = quiet_trainer(callback)
+        trainer.fit(model, torch.utils.data.DataLoader(sequences(0, 16), batch_size=4))
+        if folder is not None:
+            trainer.save_checkpoint(folder / "end.ckpt")
+        return weights_of(model)
+
+    run(0.9, tmp_path)
+    assert same(run(0.4), in_file(tmp_path, 0.4)["state_dict"])
+
+
+def test_snapshots_in_files_are_found_beside_the_checkpoint(tmp_path):
+    torch.manual_seed(0)
+    model, callback = (
+        Plain(),
+        RecallCallback(plasticity=0.8, keep_live=True, snapshots=SnapshotSettings(to="file")),
+    )
+    trainer = Trainer(
+        max_epochs=1, callbacks=[callback], default_root_dir=tmp_path, accelerator="cpu"
+    )
+    trainer.fit(model, loader(0))
+    path = next(tmp_path.rglob("*.ckpt"))
+    made = retuned(read_checkpoint(path), 0.5, path.parent)
+    callback.retune(model, 0.5)
+    assert same(weights_of(model), made["state_dict"])
+    moved = tmp_path / "elsewhere"
+    (path.parent / "snapshots").rename(moved)
+    with pytest.raises(ValueError, match=r"is in none of .*snapshots"):
+        retuned(read_checkpoint(path), 0.5, path.parent)
+
+
+def test_a_checkpoint_that_was_loaded_can_be_merged_again_and_goes_on(tmp_path):
+    trained(tmp_path)
+    asked, _ = trained(plasticity=0.5)
+    model, callback = Plain(), RecallCallback(every=1.0, plasticity=0.8, merge_first_task=False)
+    checkpoint = torch.load(tmp_path / "end.ckpt", weights_only=True)
+    model.load_state_dict(checkpoint["state_dict"])
+    callback.load_state_dict(checkpoint["callbacks"]["RecallCallback"])
+    callback.retune(model, 0.5)
+    assert same(weights_of(asked), weights_of(model))
+    torch.save(in_file(tmp_path, 0.5), tmp_path / "other.ckpt")
+    resumed = quiet_trainer(callback, max_epochs=2)
+    callback.begin_task(2)
+    resumed.fit(model, loader(2), ckpt_path=tmp_path / "other.ckpt")
+    assert [record["task"] for record in callback.history] == [1, 2]
+
+
+def test_what_was_kept_is_gone_when_the_next_task_starts():
+    class Retunes(Callback):
+        def on_train_batch_end(self, trainer, pl_module, *_):
+            callback.retune(pl_module, 0.5)
+
+    model, callback = trained()
+    callback.retune(model, 0.5)
+    with pytest.raises(MisconfigurationException, match="is not known: it is kept from a task's"):
+        quiet_trainer(callback, Retunes()).fit(model, loader(2))
+
+
+def test_a_checkpoint_is_left_as_it_was_and_tied_weights_stay_tied(tmp_path):
+    trained(tmp_path)
+    checkpoint = read_checkpoint(tmp_path / "end.ckpt")
+    before = {name: weight.clone() for name, weight in checkpoint["state_dict"].items()}
+    checkpoint["state_dict"]["again"] = checkpoint["state_dict"]["net.0.weight"]
+    made = retuned(checkpoint, 0.5, tmp_path)["state_dict"]
+    assert made["again"] is made["net.0.weight"]
+    assert same(before, checkpoint["state_dict"])
+    assert not same(before, made)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"keep_live": False}, "is not known"),
+        ({"keep_live": "auto"}, "is not known"),
+    ],
+)
+def test_what_was_not_kept_is_told(kwargs, message, tmp_path):
+    model, callback = trained(tmp_path, **kwargs)
+    with pytest.raises(MisconfigurationException, match=message):
+        callback.retune(model, 0.5)
+    with pytest.raises(ValueError, match=message):
+        in_file(tmp_path, 0.5)
+
+
+def test_a_rule_of_ones_own_is_merged_again_by_the_callback_alone(tmp_path):
+    class Own(MergeRule):
+        def coefficients(self, inputs):
+            return {block.name: 0.5 for block in inputs.blocks}
+
+    model, callback = trained(tmp_path, rule=Own())
+    callback.retune(model, 0.5)
+    asked, _ = trained(plasticity=0.5, rule=Own())
+    assert same(weights_of(asked), weights_of(model))
+    with pytest.raises(ValueError, match="class of your own without a name"):
+        in_file(tmp_path, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"plasticity": None, "keep_live": True}, "no effect without plasticity"),
+        ({"plasticity": 0.9, "keep_live": True, "buffers": "recalibrate"}, "measured on batches"),
+        ({"keep_live": "yes"}, "must be True, False or 'auto'"),
+    ],
+)
+def test_settings_of_no_effect_are_refused(kwargs, message):
+    with pytest.raises(MisconfigurationException, match=message):
+        RecallCallback(**kwargs)
+
+
+@pytest.mark.parametrize("share", [0, 1, 95, "0.9"])
+def test_a_share_that_is_none_is_refused(share):
+    model, callback = trained()
+    before = weights_of(model)
+    with pytest.raises(MisconfigurationException, match="must be a share between 0 and 1"):
+        callback.retune(model, share)
+    assert same(before, weights_of(model))
