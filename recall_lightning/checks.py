@@ -37,8 +37,17 @@ def check_count(name: str, value: object) -> None:
         Traceback (most recent call last):
         ValueError: steps=0 must be an integer of 1 or more
     """
-    if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
+    if not is_integer(value) or value < 1:  # type: ignore[operator]
         raise ValueError(f"{name}={value!r} must be an integer of 1 or more")
+
+
+def is_integer(value: object) -> bool:
+    """Tell whether a value is a whole number, which a truth value is not.
+
+    >>> is_integer(1), is_integer(True), is_integer(1.0)
+    (True, False, False)
+    """
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def one_of(choices: tuple[str, ...]) -> str:

@@ -28,9 +28,10 @@ MAY_IMPORT = {
     ],
     "cli": ["merging", "weights"],
     "cli.merge": ["cli", "merging", "measuring", "weights"],
+    "cli.retune": ["cli", "recall", "weights"],
     "cli.fit": ["cli", "methods", "recall", "models", "callbacks", "data", "metrics", "weights"],
     "compare": ["cli", "cli.fit", "methods", "models", "data", "metrics", "weights"],
-    "cli.main": ["cli", "cli.merge", "cli.fit", "compare", "export"],
+    "cli.main": ["cli", "cli.merge", "cli.retune", "cli.fit", "compare", "export"],
     "__main__": ["cli.main"],
 }
 PLAIN_TORCH = ("", "weights", "measuring", "merging")

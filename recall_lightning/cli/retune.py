@@ -61,8 +61,8 @@ def main(args: Sequence[str]) -> None:
 
 
 def _run(path: Path, shares: Sequence[float], out: str | None) -> None:
+    from recall_lightning.recall.arguments import check_share
     from recall_lightning.recall.retuning import retuned, state_in  # slow to import
-    from recall_lightning.recall.settings import check_share
     from recall_lightning.weights.atomic import refuse_existing
     from recall_lightning.weights.lightning_checkpoint import read_checkpoint, write_checkpoint
 

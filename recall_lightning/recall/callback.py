@@ -33,6 +33,17 @@ from recall_lightning.merging.rules import MergeRule
 from recall_lightning.merging.rules.base import OF_MAPS
 from recall_lightning.merging.rules.stored import rule_as_plain
 from recall_lightning.merging.structure import Structure
+from recall_lightning.recall.arguments import (
+    check_arguments,
+    check_decides_about,
+    check_keep_live,
+    check_share,
+    chosen,
+    described,
+    needed_settings,
+    plain_settings,
+    rules_of,
+)
 from recall_lightning.recall.context import TaskContext
 from recall_lightning.recall.merge import SnapshotMerge
 from recall_lightning.recall.migration import migrated_state
@@ -49,15 +60,6 @@ from recall_lightning.recall.settings import (
     PriorSettings,
     SampleSettings,
     SnapshotSettings,
-    check_arguments,
-    check_decides_about,
-    check_keep_live,
-    check_share,
-    chosen,
-    described,
-    needed_settings,
-    plain_settings,
-    rules_of,
 )
 from recall_lightning.recall.snapshots import KeptSnapshots
 from recall_lightning.recall.state import (
