@@ -14,7 +14,7 @@ from torch.distributions import Distribution
 from torch.optim import Optimizer
 
 from recall_lightning.callbacks._trainer.left_out import tell_what_is_left_out
-from recall_lightning.callbacks._trainer.loggers import log_figure, log_scalars
+from recall_lightning.callbacks._trainer.loggers import log_figure, log_scalars, log_table
 from recall_lightning.callbacks._trainer.optimizer_state import forget
 from recall_lightning.callbacks._trainer.other_callbacks import refuse_weight_averaging
 from recall_lightning.callbacks._trainer.stored_state import (
@@ -51,7 +51,13 @@ from recall_lightning.recall.misconfiguration import misconfiguration
 from recall_lightning.recall.model_run import ModelRun
 from recall_lightning.recall.optimizer_watch import OptimizerWatch
 from recall_lightning.recall.plasticity import MeasuredPlasticity
-from recall_lightning.recall.records import record_scalars, records_figure
+from recall_lightning.recall.records import (
+    FRONT_COLUMNS,
+    front_figure,
+    front_rows,
+    record_scalars,
+    records_figure,
+)
 from recall_lightning.recall.retuning import NOTHING_KEPT, merged_again
 from recall_lightning.recall.settings import (
     Buffers,
@@ -509,9 +515,13 @@ class RecallCallback(TaskAwareCallback):
         if merged:
             self._reset_optimizers(trainer, pl_module)  # importance has been read from them
         records = [record for record in self.history if record["visit"] == self.visit]
+        name = self.visit_name(trainer)
         if records:
-            key = f"recall/coefficients/{self.visit_name(trainer)}"
-            log_figure(trainer, key, partial(records_figure, records))
+            log_figure(trainer, f"recall/coefficients/{name}", partial(records_figure, records))
+        if merged and records[-1].get("front"):
+            log_figure(trainer, f"recall/front/{name}", partial(front_figure, records[-1], name))
+            table = front_rows(records[-1])
+            log_table(trainer, f"recall/front_table/{name}", FRONT_COLUMNS, table)
 
     def on_task_left(
         self, trainer: Trainer, pl_module: LightningModule, task: int, batch: Any

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _BY_BLOCK = ("similarity", "coefficient", "drift", "condition", "discarded_energy")
+FRONT_COLUMNS = ("keep", "plasticity", "loss", "divergence", "merged")
 _OF_THE_MODEL = ("keep", "plasticity", "probe_seconds", "merge_seconds")
 
 
@@ -83,3 +84,29 @@ def records_figure(records: Sequence[Mapping[str, Any]]) -> "Figure":
     values = [[record["coefficient"].get(name, 0.0) for record in records] for name in names]
     steps = [record["step"] for record in records]
     return coefficients_figure(torch.tensor(values), names, steps, "merge coefficient")
+
+
+def front_figure(record: Mapping[str, Any], name: str) -> "Figure":
+    """Draw the front of a task's last merge, with what was merged marked.
+
+    Args:
+        record: The merge's entry of ``history``.
+        name: The task's.
+    """
+    from recall_lightning.metrics import figures
+
+    far = record.get("divergence", {})
+    chosen = {**{n: record[n] for n in ("keep", "plasticity")}, "divergence": far.get("merged")}
+    return figures.front_figure(record["front"], chosen, far.get("live"), f"merges after {name}")
+
+
+def front_rows(record: Mapping[str, Any]) -> list[list[Any]]:
+    """Return the merges that were tried, and the one that was made, as rows of a table.
+
+    The columns are those of :data:`FRONT_COLUMNS`.
+    """
+    far, loss = record.get("divergence", {}), record["loss"]
+    merged = {"keep": record["keep"], "plasticity": record["plasticity"], "loss": loss["merged"]}
+    rows = [(point, False) for point in record["front"]]
+    rows.append((merged | {"divergence": far.get("merged")}, True))
+    return [[*(point[n] for n in FRONT_COLUMNS[:-1]), chosen] for point, chosen in rows]

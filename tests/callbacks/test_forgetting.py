@@ -146,6 +146,8 @@ def test_wandb_gets_scalars_the_matrix_as_table_and_image_and_the_heatmaps(tmp_p
     written = " ".join(map(str, tmp_path.rglob("media/**/*")))
     assert "matrix_image" in written
     assert "coefficients" in written
+    assert written.count("recall/front/") >= 3
+    assert written.count("recall/front_table/") >= 3
     assert any(path.suffix == ".json" for path in tmp_path.rglob("media/table/**/*")), media
     assert list(tmp_path.rglob("task_matrix.json"))
 

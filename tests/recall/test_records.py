@@ -2,6 +2,7 @@ from lightning.pytorch.loggers import CSVLogger
 
 from recall_lightning import RecallCallback
 from recall_lightning.merging.rules import Uniform
+from recall_lightning.recall.records import FRONT_COLUMNS, front_figure, front_rows
 from tests.support.callbacks import recall
 from tests.support.training import Plain, loader, quiet_trainer
 
@@ -34,3 +35,16 @@ def test_what_is_merged_is_logged(tmp_path):
     header = (tmp_path / "lightning_logs/version_0/metrics.csv").read_text().split("\n")[0]
     for key in ("similarity/net.0", "coefficient/net.2", "drift/net.4", "probe_seconds"):
         assert f"recall/{key}" in header
+
+
+def test_the_rows_of_a_front_are_the_merges_tried_and_then_the_one_made():
+    callback = RecallCallback()
+    quiet_trainer(callback).fit(Plain(), loader(0))
+    (record,) = callback.history
+    *tried, made = front_rows(record)
+    assert [dict(zip(FRONT_COLUMNS, row, strict=True)) for row in tried] == [
+        point | {"merged": False} for point in record["front"]
+    ]
+    loss, far = record["loss"]["merged"], record["divergence"]["merged"]
+    assert made == [record["keep"], record["plasticity"], loss, far, True]
+    assert "merges after a" in front_figure(record, "a").axes[0].get_title()
