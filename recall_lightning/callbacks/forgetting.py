@@ -4,14 +4,17 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NotRequired
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
+from torch import Tensor
 
+from recall_lightning.callbacks._limits import Limits, OnLimit
 from recall_lightning.callbacks._task_scores import TaskScoreCallback
 from recall_lightning.callbacks._trainer.clock import CallbackState
 from recall_lightning.callbacks._trainer.loggers import (
@@ -22,8 +25,11 @@ from recall_lightning.callbacks._trainer.loggers import (
     plot_against,
     run_folder,
 )
+from recall_lightning.callbacks._trainer.misconfiguration import misconfiguration
 from recall_lightning.callbacks.task_aware import TaskAwareCallback
 from recall_lightning.metrics.record import RecordState, TaskRecord
+from recall_lightning.weights.sharding import gathered
+from recall_lightning.weights.snapshot import Snapshot
 
 # What is logged under continual/ besides the tasks.
 _RESERVED = {"task", "matrix", "matrix_image", "average", "backward_transfer", "forward_transfer"}
@@ -34,6 +40,8 @@ class MonitorState(CallbackState):
     """What a checkpoint holds of it."""
 
     record: RecordState
+    exceeded: NotRequired[list[dict[str, Any]]]
+    start: NotRequired[dict[str, Tensor] | None]
 
 
 class ForgettingMonitor(TaskScoreCallback):
@@ -62,6 +70,17 @@ class ForgettingMonitor(TaskScoreCallback):
         mode: ``"max"`` if higher is better, ``"min"`` if lower; ``"auto"`` tells it from the name.
         folder: Where the files go; by default into the first logger's folder, and nowhere without
             a logger.
+        limits: How much may be lost after a task, by name: of ``"forgetting"``, of the name of a
+            task or held-out set (by how much its score is worse than since its own training, or
+            than before any), or of ``"estimated_forgetting"``, which RecallCallback measures with
+            ``plasticity``: how far predictions on the task's last batches have gone from the
+            snapshot's, in nats.
+        on_limit: What happens where one is not kept: ``"warn"``; ``"stop"`` ends the fit, and
+            refuses the next; ``"rollback"`` puts back the weights of the task's start, says so in
+            matrix and curves, and goes on with the next task, which takes a copy of the trainable
+            weights; or a function that is called with the Trainer, the module and a list of what
+            was not kept. It is told on the terminal and as an alert of Weights & Biases in any
+            case, and ``recall-lightning fit`` ends with exit code 3.
         task_epochs: See :class:`~recall_lightning.callbacks.task_aware.TaskAwareCallback`; what
             another callback of the Trainer was given counts here too.
 
@@ -69,8 +88,9 @@ class ForgettingMonitor(TaskScoreCallback):
         record: All that was measured, a :class:`~recall_lightning.metrics.record.TaskRecord`.
 
     Raises:
-        MisconfigurationException: If ``monitor`` is never logged or is no score of each dataloader,
-            the dataloaders do not fit the tasks, or no validation falls on a task's end.
+        MisconfigurationException: For a limit of what is not measured; if ``monitor`` is never
+            logged or is no score of each dataloader, the dataloaders do not fit the tasks, or no
+            validation falls on a task's end.
 
     Example:
         >>> ForgettingMonitor(monitor="val/acc").higher_is_better
@@ -78,19 +98,29 @@ class ForgettingMonitor(TaskScoreCallback):
     """
 
     state_form: ClassVar[type] = MonitorState
+    can_roll_back: ClassVar[bool] = True
 
     def __init__(
         self,
         monitor: str,
         mode: Literal["auto", "max", "min"] = "auto",
         folder: str | None = None,
+        limits: dict[str, float] | None = None,
+        on_limit: OnLimit = "warn",
         task_epochs: int | list[int] | None = None,
     ) -> None:
         super().__init__(monitor, mode, task_epochs)
         self.folder = folder
+        with _misconfiguration():
+            self._limits = Limits(limits or {}, on_limit)
         self.record = TaskRecord(monitor, self.higher_is_better)
         self._started = 0.0
         self._resumed = False
+
+    @property
+    def exceeded(self) -> list[dict[str, Any]]:
+        """The limits that were not kept, each with ``task``, ``step``, ``value`` and ``limit``."""
+        return list(self._limits.exceeded)
 
     @property
     def matrix(self) -> list[list[float]]:
@@ -110,6 +140,9 @@ class ForgettingMonitor(TaskScoreCallback):
                 f"ForgettingMonitor writes files to a local disk, and would to {folder}: pass "
                 "folder='…', a local one"
             )
+        if stage == "fit":
+            with _misconfiguration():
+                self._limits.check_callbacks(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock; say so if there will be nothing to read.
@@ -129,6 +162,8 @@ class ForgettingMonitor(TaskScoreCallback):
                 "ForgettingMonitor: this fit never validates (limit_val_batches=0, no validation "
                 "dataloader, or no validation_step), so there is nothing to read"
             )
+        with _misconfiguration():
+            self._limits.check_goes_on()
         self._started = time.perf_counter()
 
     def on_task_start(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:
@@ -145,6 +180,8 @@ class ForgettingMonitor(TaskScoreCallback):
         came_before = names[len(boundaries) : self.visit]  # this callback
         boundaries += [(0, name) for name in came_before]
         boundaries.append((self.steps_trained(trainer), names[-1]))
+        with _misconfiguration():
+            self._limits.start_task(pl_module)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Read the scores; after a task's end they are its row."""
@@ -170,6 +207,9 @@ class ForgettingMonitor(TaskScoreCallback):
         if self.visit is not None and self.task_ended and len(self.matrix) <= self.visit:
             self._fill_missing_rows(self.visit)
             self.record.finish(measured, self.clock.visits[self.visit])
+            name, step = self.visit_name(trainer), self.steps_trained(trainer)
+            with _misconfiguration():
+                self._limits.look(trainer, pl_module, self.record, name, step)
             self._report(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -202,19 +242,24 @@ class ForgettingMonitor(TaskScoreCallback):
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything measured so far, in plain Python."""
-        return {
+        state = {
             **super().state_dict(),
             "record": self.record.state_dict(),
+            "exceeded": self.exceeded,
+            "start": None if self._limits.start is None else dict(self._limits.start),
         }
+        return gathered(state, keep=rank_zero_only.rank == 0)  # type: ignore[attr-defined]
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned."""
         super().load_state_dict(state_dict)
         self._resumed = True
-        try:
+        # older checkpoints have neither
+        self._limits.exceeded = list(state_dict.get("exceeded", []))
+        start = state_dict.get("start")
+        self._limits.start = None if start is None else Snapshot(start)
+        with _misconfiguration():
             self.record.load_state_dict(state_dict["record"])
-        except ValueError as error:
-            raise MisconfigurationException(f"ForgettingMonitor: {error}") from error
 
     def _name_tasks(self, trainer: Trainer, loaders: int) -> None:
         probes = self.probes(trainer)
@@ -222,10 +267,10 @@ class ForgettingMonitor(TaskScoreCallback):
         self._name(names, probes)
 
     def _name(self, names: list[str], probes: list[str]) -> None:
-        try:
+        with _misconfiguration():
             self.record.name(names, probes)
-        except ValueError as error:
-            raise MisconfigurationException(f"ForgettingMonitor: {error}") from error
+        with _misconfiguration():
+            self._limits.check_names([*names, *probes])
         reserved = _RESERVED.intersection([*names, *probes])
         if reserved:
             raise MisconfigurationException(
@@ -317,3 +362,6 @@ def _failure_is_said(folder: Path) -> Iterator[None]:
             f"ForgettingMonitor: {folder} could not be written to ({error.strerror or error}); the "
             "task matrix is in the callback's record and in checkpoints"
         )
+
+
+_misconfiguration = partial(misconfiguration, "ForgettingMonitor")

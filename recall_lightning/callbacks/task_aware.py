@@ -123,6 +123,17 @@ class TaskAwareCallback(Callback):
         """Called where a resume leaves a task in its midst, with the next task's first batch."""
         self.on_task_end(trainer, pl_module, task)
 
+    can_roll_back: ClassVar[bool] = False
+    """Whether :meth:`on_rollback` leaves the callback as if the task had not been trained."""
+
+    def on_rollback(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Called after a task's end where the weights of its start have been put back."""
+
+    @property
+    def estimates(self) -> dict[str, float]:
+        """What is estimated of the last task, by name: ``estimated_forgetting``."""
+        return {}
+
     @property
     def marked_steps(self) -> dict[str, list[int]]:
         """Steps worth marking on a plot over training, by label; see :meth:`steps_trained`."""

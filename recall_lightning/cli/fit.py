@@ -61,6 +61,9 @@ class SaveRunConfig(SaveConfigCallback):
         self.already_saved = True
 
 
+_LIMIT_NOT_KEPT = 3
+
+
 class RecallCLI(LightningCLI):
     """LightningCLI that adds ``--method``, arguments of each method, and ``--forgetting.*``.
 
@@ -239,6 +242,9 @@ def _follow_stream(config: dict[str, Any], datamodule: LightningDataModule | Non
 def main(args: Sequence[str] | None = None) -> None:
     """Run ``fit`` or ``validate``; a misconfiguration is one line on stderr and exit code 2.
 
+    A fit after which a limit of :class:`~recall_lightning.ForgettingMonitor` was not kept ends with
+    exit code 3.
+
     Args:
         args: The command line without the program's name; by default ``sys.argv``'s.
     """
@@ -249,7 +255,7 @@ def main(args: Sequence[str] | None = None) -> None:
     kind = _for_one(given[0]) if given[:1] and given[0] in RecallCLI.subcommands() else _RunCLI
     try:
         check_recipes(given)
-        kind(
+        cli = kind(
             args=None if args is None else given,
             save_config_callback=SaveRunConfig,
             seed_everything_default=0,
@@ -260,6 +266,9 @@ def main(args: Sequence[str] | None = None) -> None:
         if said is None:
             raise
         refuse("recall-lightning", said)
+    monitors = [each for each in cli.trainer.callbacks if isinstance(each, ForgettingMonitor)]
+    if any(monitor.exceeded for monitor in monitors):
+        raise SystemExit(_LIMIT_NOT_KEPT)
 
 
 class _RunCLI(RecallCLI):

@@ -10,6 +10,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 
+from recall_lightning.callbacks._trainer.misconfiguration import misconfiguration
 from recall_lightning.callbacks._trainer.stored_state import (
     check_tensors,
     count_tensors,
@@ -18,7 +19,6 @@ from recall_lightning.callbacks._trainer.stored_state import (
 from recall_lightning.checks import check_count
 from recall_lightning.methods.method import Method
 from recall_lightning.methods.penalty import PenaltyState, QuadraticPenalty
-from recall_lightning.recall.misconfiguration import misconfiguration
 from recall_lightning.recall.squared_gradients import SquaredGradients, SquaredGradientsState
 from recall_lightning.weights.growth import has_grown, padded
 from recall_lightning.weights.naming import named_weights

@@ -9,6 +9,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
+from recall_lightning.callbacks._trainer.misconfiguration import misconfiguration
 from recall_lightning.checks import check_count, first_of
 from recall_lightning.measuring.curvature import kronecker_factors
 from recall_lightning.measuring.input_moments import empty_moments
@@ -19,7 +20,6 @@ from recall_lightning.measuring.view import ModelView
 from recall_lightning.methods.map_curvature import KroneckerCurvature, MapCurvature
 from recall_lightning.methods.map_penalty import MapPenalty, Measured
 from recall_lightning.methods.method import Method
-from recall_lightning.recall.misconfiguration import misconfiguration
 from recall_lightning.recall.process_means import mean_over_processes, mean_where_all_have
 from recall_lightning.weights.naming import named_weights
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 from torch.optim import Optimizer
 
+from recall_lightning.callbacks._trainer.misconfiguration import misconfiguration
 from recall_lightning.callbacks._trainer.stored_state import count_tensors, damage_is_said
 from recall_lightning.checks import check_count, first_of
 from recall_lightning.measuring.architecture import find_generator
@@ -30,7 +31,6 @@ from recall_lightning.merging.structure import Structure
 from recall_lightning.methods.map_curvature import MapCurvature, curvature_from
 from recall_lightning.methods.penalty import PenaltyState, QuadraticPenalty
 from recall_lightning.recall.context import TaskContext
-from recall_lightning.recall.misconfiguration import misconfiguration
 from recall_lightning.recall.model_run import ModelRun
 from recall_lightning.recall.statistics.recent_batches import RecentBatches, RecentBatchesState
 from recall_lightning.weights.naming import canonical_name, named_weights

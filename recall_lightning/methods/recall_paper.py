@@ -4,11 +4,11 @@ from typing import Any, Literal
 
 from lightning.pytorch import LightningModule, Trainer
 
+from recall_lightning.callbacks._trainer.misconfiguration import misconfiguration
 from recall_lightning.merging.rules import Rbf
 from recall_lightning.methods.method import Method
 from recall_lightning.recall.callback import RecallCallback
 from recall_lightning.recall.migration import rename_states
-from recall_lightning.recall.misconfiguration import misconfiguration
 from recall_lightning.recall.settings import SampleSettings
 
 

@@ -12,6 +12,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 from torch.nn import functional
 
+from recall_lightning.callbacks._trainer.misconfiguration import misconfiguration
 from recall_lightning.callbacks._trainer.stored_state import check_tensors, count_tensors
 from recall_lightning.callbacks._trainer.strategies import check_strategy
 from recall_lightning.checks import check_choice, check_count
@@ -23,7 +24,6 @@ from recall_lightning.measuring.isolation import undisturbed
 from recall_lightning.measuring.predictions import Categorical
 from recall_lightning.methods.method import Method
 from recall_lightning.methods.protecting import ProtectingCallback, ProtectingState
-from recall_lightning.recall.misconfiguration import misconfiguration
 from recall_lightning.weights.naming import named_weights
 from recall_lightning.weights.snapshot import Snapshot
 

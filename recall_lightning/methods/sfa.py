@@ -1,9 +1,9 @@
 """SFA: sequential fine-tuning averaging."""
 
+from recall_lightning.callbacks._trainer.misconfiguration import misconfiguration
 from recall_lightning.merging.rules import Uniform
 from recall_lightning.methods.method import Method
 from recall_lightning.recall.callback import RecallCallback
-from recall_lightning.recall.misconfiguration import misconfiguration
 
 
 class SequentialFinetuningAveraging(RecallCallback):

@@ -10,6 +10,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
+from recall_lightning.callbacks._trainer.misconfiguration import misconfiguration
 from recall_lightning.callbacks._trainer.optimizer_state import forget
 from recall_lightning.callbacks._trainer.own_weights import refuse_own_weights
 from recall_lightning.callbacks._trainer.stored_state import check_tensors, count_tensors
@@ -20,7 +21,6 @@ from recall_lightning.merging.lora.low_rank import LoraFactors
 from recall_lightning.merging.lora.pairs import LoraPair, find_lora_pairs
 from recall_lightning.methods.method import Method
 from recall_lightning.methods.protecting import ProtectingCallback, ProtectingState
-from recall_lightning.recall.misconfiguration import misconfiguration
 from recall_lightning.weights.naming import named_weights
 
 

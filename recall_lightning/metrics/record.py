@@ -44,6 +44,7 @@ class RecordState(TypedDict):
     measurements: list[Measurement]
     boundaries: list[Any]
     seconds: float
+    rolled_back: NotRequired[list[int]]
 
 
 @dataclass
@@ -65,6 +66,8 @@ class TaskRecord:
         boundaries: The step at which each task started, and its name.
         seconds: Wall time of training, validation included.
         trained: The task of each row, counted from 0; by default row i is of task i.
+        rolled_back: The rows of tasks after which earlier weights were put back; a row has the
+            scores of those.
 
     Example:
         >>> record = TaskRecord("val/loss", False, ["a", "b"], [[1.0, 4.0], [1.5, 1.25]])
@@ -88,6 +91,7 @@ class TaskRecord:
     boundaries: list[tuple[int, str]] = field(default_factory=list)
     seconds: float = 0.0
     trained: list[int] = field(default_factory=list)
+    rolled_back: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.trained = self.trained or list(range(len(self.matrix)))
@@ -115,11 +119,45 @@ class TaskRecord:
             with suppress(ValueError):  # it reads a score that was not measured
                 direction = {"higher_is_better": self.higher_is_better}
                 values[name] = float(function(matrix, trained=self.trained, **direction))
-        if self.probes_before is not None and self.probes:
-            sign = 1 if self.higher_is_better else -1
-            pairs = zip(self.probe_names, self.probes_before, self.probes[-1], strict=True)
-            values |= {f"{name}_lost": sign * (old - new) for name, old, new in pairs}
+        lost = self.lost() if self.probe_names else {}
+        values |= {f"{name}_lost": lost[name] for name in self.probe_names if name in lost}
         return {name: value for name, value in values.items() if not math.isnan(value)}
+
+    def lost(self) -> dict[str, float]:
+        """Return by how much worse each score is now than it was, by the task's or probe's name.
+
+        That is since a task's own training at its best, as in ``forgetting``, and of a probe since
+        before any training. What was not measured is left out.
+
+        Example:
+            >>> record = TaskRecord("val/acc", True, ["a", "b"], [[0.9, 0.1], [0.5, 0.8]])
+            >>> record.lost()
+            {'a': 0.4, 'b': 0.0}
+        """
+        sign = 1 if self.higher_is_better else -1
+        found = {}
+        for task in dict.fromkeys(self.trained):
+            first = self.trained.index(task)
+            scores = [sign * row[task] for row in self.matrix[first:] if task < len(row)]
+            found[self.task_names[task]] = max(scores) - scores[-1]
+        if self.probes_before is not None and self.probes:
+            pairs = zip(self.probe_names, self.probes_before, self.probes[-1], strict=True)
+            found |= {name: sign * (old - new) for name, old, new in pairs}
+        return {name: value for name, value in found.items() if not math.isnan(value)}
+
+    def roll_back(self, step: int) -> None:
+        """Give the last row the scores of the one before it, whose weights were put back.
+
+        Args:
+            step: At which optimizer step that was.
+        """
+        row = len(self.matrix) - 1
+        earlier = self.matrix[row - 1] if row else self.before
+        probes = self.probes[row - 1] if row else self.probes_before
+        self.matrix[row] = list(earlier or [math.nan] * len(self.matrix[row]))
+        self.probes[row] = list(probes or [math.nan] * len(self.probes[row]))
+        self.rolled_back.append(row)
+        self.measured(step, [*self.matrix[row], *self.probes[row]])
 
     def name(self, tasks: Sequence[str], probes: Sequence[str] = ()) -> None:
         """Say of which tasks and probes the scores are; there may be more tasks than before.
@@ -166,6 +204,7 @@ class TaskRecord:
     def restart_from(self, row: int) -> None:
         """Forget a row and later ones: its task starts, perhaps after an interruption."""
         del self.matrix[row:], self.trained[row:], self.probes[row:], self.boundaries[row:]
+        self.rolled_back = [each for each in self.rolled_back if each < row]
         if row == 0:
             self.measurements = []
             if self.before is not None:
@@ -228,6 +267,7 @@ class TaskRecord:
             "before": _for_json(self.before),
             "matrix": [_for_json(row) for row in self.matrix],
             "trained": self.trained,
+            "rolled_back": self.rolled_back,
             "metrics": self.summary(),
             "forgetting_variant": FORGETTING_VARIANT,
             "seconds": self.seconds,
@@ -263,6 +303,7 @@ class TaskRecord:
         for name, value in state_dict.items():
             if name not in ("score_name", "higher_is_better"):
                 setattr(self, name, list(value) if isinstance(value, list) else value)
+        self.rolled_back = list(state_dict.get("rolled_back", []))  # older ones have none
         if "trained" not in state_dict:  # of a time when a task was trained once
             self.trained = list(range(len(self.matrix)))
 
@@ -277,7 +318,8 @@ class TaskRecord:
         if self.before is not None:
             shown[first] = [*self.before, *(self.probes_before or [])]
         for row, (scores, others) in enumerate(zip(self.matrix, probes, strict=False)):
-            shown[f"after {self._visit_name(row)}"] = [*scores, *others]
+            undone = ", rolled back" if row in self.rolled_back else ""
+            shown[f"after {self._visit_name(row)}{undone}"] = [*scores, *others]
         return shown
 
     def _visit_name(self, row: int) -> str:

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from recall_lightning.callbacks._trainer.left_out import tell_what_is_left_out
 from recall_lightning.callbacks._trainer.loggers import log_figure, log_scalars, log_table
+from recall_lightning.callbacks._trainer.misconfiguration import misconfiguration
 from recall_lightning.callbacks._trainer.optimizer_state import forget
 from recall_lightning.callbacks._trainer.other_callbacks import refuse_weight_averaging
 from recall_lightning.callbacks._trainer.stored_state import (
@@ -47,7 +48,6 @@ from recall_lightning.recall.arguments import (
 from recall_lightning.recall.context import TaskContext
 from recall_lightning.recall.merge import SnapshotMerge
 from recall_lightning.recall.migration import migrated_state
-from recall_lightning.recall.misconfiguration import misconfiguration
 from recall_lightning.recall.model_run import ModelRun
 from recall_lightning.recall.optimizer_watch import OptimizerWatch
 from recall_lightning.recall.plasticity import MeasuredPlasticity
@@ -199,6 +199,7 @@ class RecallCallback(TaskAwareCallback):
     """
 
     state_form: ClassVar[type] = RecallState
+    can_roll_back: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -275,6 +276,7 @@ class RecallCallback(TaskAwareCallback):
         self._watch = OptimizerWatch(forgets=optimizer_state == "reset")
         self._resumed: list[str] | None = None  # the blocks of a checkpoint that was just loaded
         self._last_merge: LastMergeState | None = None
+        self._sums: list[Any] | None = None  # of before the last task's end, until the next starts
 
     @property
     def blocks(self) -> list[Block]:
@@ -399,7 +401,7 @@ class RecallCallback(TaskAwareCallback):
         """Take the snapshot, and let the task's statistics start."""
         assert self.visit is not None
         self._trained.start_task()
-        self._last_merge = None
+        self._last_merge = self._sums = None
         self._first_batch_is_checked = False
         if self.visit == 0:
             self._first_visit = 0
@@ -510,6 +512,7 @@ class RecallCallback(TaskAwareCallback):
         merged = due and rule is not None and self._merge_by(rule, trainer, pl_module)
         if merged and rule is not None and self._merge.last is not None:
             self._last_merge = {"rule": rule_as_plain(rule), "made_from": self._merge.last}
+        self._sums = self._statistics.sums()
         with _misconfiguration():
             self._statistics.end_task(self._context(trainer, pl_module))
         if merged:
@@ -523,6 +526,15 @@ class RecallCallback(TaskAwareCallback):
             table = front_rows(records[-1])
             log_table(trainer, f"recall/front_table/{name}", FRONT_COLUMNS, table)
 
+    def on_rollback(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forget what was measured of the task that has ended."""
+        if self._sums is not None:  # a run that resumes here knows what it had measured, too
+            self._statistics.put_back(self._sums)
+        self._last_merge = None
+        for record in self.history:
+            if record["visit"] == self.visit:
+                record["rolled_back"] = True
+
     def on_task_left(
         self, trainer: Trainer, pl_module: LightningModule, task: int, batch: Any
     ) -> None:
@@ -534,6 +546,14 @@ class RecallCallback(TaskAwareCallback):
     def progress_bar_items(self, trainer: Trainer) -> dict[str, int | str]:
         """Show the task's name and the number of merges so far."""
         return {**super().progress_bar_items(trainer), "merges": str(len(self.history))}
+
+    @property
+    def estimates(self) -> dict[str, float]:
+        """How far predictions went from the snapshot's in the task that has ended, merged."""
+        last = self.history[-1] if self.history else {}
+        if last.get("visit") != self.visit or "divergence" not in last:
+            return {}
+        return {"estimated_forgetting": last["divergence"]["merged"]}
 
     @property
     def marked_steps(self) -> dict[str, list[int]]:

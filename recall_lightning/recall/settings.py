@@ -5,9 +5,9 @@ from typing import Any, Literal, get_args
 
 import torch
 
+from recall_lightning.callbacks._trainer.misconfiguration import misconfiguration
 from recall_lightning.checks import check_choice, check_count, is_integer
 from recall_lightning.measuring.beginnings import Start
-from recall_lightning.recall.misconfiguration import misconfiguration
 
 Buffers = Literal["keep", "merge", "recalibrate"]
 

@@ -52,6 +52,17 @@ def test_every_recipe_is_an_overlay_on_the_defaults(recipe, capsys):
     assert config["recall"]["merge_first_task"] is starts_trained
 
 
+@pytest.mark.parametrize(("limit", "code"), [(0.0, 3), (1.0, None)])
+def test_a_fit_that_forgot_more_than_its_limits_ends_with_exit_code_3(limit, code, tmp_path):
+    ended, limits = None, ["--forgetting.limits", f"{{permuted_0: {limit}}}"]
+    try:
+        fit(tmp_path, "digits_permuted", "--method=finetune", *limits)
+    except SystemExit as stopped:
+        ended = stopped.code
+    assert ended == code
+    assert (tmp_path / "digits_permuted" / "version_0" / "task_matrix.json").exists()
+
+
 def test_options_override_the_recipe(capsys):
     config = printed_config(
         capsys, "-c", RECIPES / "digits_rotated.yaml", "--recall.every", "0.1",

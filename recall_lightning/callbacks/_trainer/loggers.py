@@ -40,6 +40,13 @@ def log_table(
             logger.log_table(key, columns=list(columns), data=[list(row) for row in rows])
 
 
+def alert(trainer: Trainer, title: str, text: str) -> None:
+    """Send an alert to the loggers that have such: W&B."""
+    for logger in trainer.loggers:
+        if isinstance(logger, WandbLogger) and trainer.is_global_zero:
+            logger.experiment.alert(title=title, text=text, level="WARN")
+
+
 def plot_against(trainer: Trainer, pattern: str, step_metric: str) -> None:
     """Let W&B draw the metrics of ``pattern`` over another metric than the step."""
     for logger in trainer.loggers:

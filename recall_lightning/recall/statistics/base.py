@@ -86,6 +86,12 @@ class Statistic:
     def end_task(self, context: TaskContext) -> None:
         """Add what the task that ends depends on, under its last weights."""
 
+    def sums(self) -> Any:
+        """Return what is summed up of tasks so far, which no hook changes."""
+
+    def put_back(self, sums: Any) -> None:
+        """Go back to what :meth:`sums` returned, as if no task had ended since."""
+
     def forget_samples(self) -> None:
         """Forget the samples of a task that has ended, after all that measure on them."""
 

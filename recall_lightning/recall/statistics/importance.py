@@ -130,6 +130,14 @@ class ParameterImportance(Statistic):
             self.by_name[name] = own
         self.tasks += 1
 
+    def sums(self) -> tuple[dict[str, Tensor], int]:
+        """Return the importance so far, and of how many tasks it is."""
+        return dict(self.by_name), self.tasks
+
+    def put_back(self, sums: tuple[dict[str, Tensor], int]) -> None:
+        """Go back to it."""
+        self.by_name, self.tasks = dict(sums[0]), sums[1]
+
     def resume(self, context: TaskContext) -> None:
         """After a resume, move the tensors to the device, and shard them as the weights are."""
         weights = named_weights(context.pl_module)

@@ -32,7 +32,7 @@ from recall_lightning.recall.settings import MomentSettings
 from recall_lightning.recall.statistics.base import Statistic
 from recall_lightning.recall.statistics.prior import Prior
 from recall_lightning.recall.statistics.recent_batches import RecentBatches, last_with
-from recall_lightning.recall.statistics.summed_moments import SummedMoments, SumsState
+from recall_lightning.recall.statistics.summed_moments import SummedMoments, Sums, SumsState
 from recall_lightning.recall.training_loss import TrainingLoss
 from recall_lightning.weights.naming import named_weights
 from recall_lightning.weights.sharding import reshard
@@ -228,6 +228,14 @@ class MapMoments(Statistic):
             self.known.add(self.measure(context))
         else:  # a resume after its last batch
             rank_zero_warn("no batch of the task was seen: later merges know nothing of its inputs")
+
+    def sums(self) -> Sums:
+        """Return the moments so far."""
+        return self.known.sums()
+
+    def put_back(self, sums: Sums) -> None:
+        """Go back to them."""
+        self.known.put_back(sums)
 
     def measure(self, context: TaskContext) -> KroneckerFactors:
         """Return the mean moments of the live model on the last batches."""

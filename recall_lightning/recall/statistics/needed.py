@@ -105,6 +105,15 @@ class NeededStatistics:
             statistic.end_task(context)
         self.forget_samples()
 
+    def sums(self) -> list[Any]:
+        """Return what each has summed up of tasks so far."""
+        return [statistic.sums() for statistic in self.active]
+
+    def put_back(self, sums: Sequence[Any]) -> None:
+        """Go back to what :meth:`sums` returned."""
+        for statistic, own in zip(self.active, sums, strict=True):
+            statistic.put_back(own)
+
     def forget_samples(self) -> None:
         """Forget the samples of a task that has ended."""
         for statistic in self.active:

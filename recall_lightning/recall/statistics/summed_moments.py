@@ -29,6 +29,9 @@ class SumsState(TypedDict):
     tasks: int
 
 
+Sums = tuple[dict[str, Moments], dict[str, Moments], int]
+
+
 class SummedMoments:
     """What the tasks so far gave to each linear map, and what depended on it.
 
@@ -72,6 +75,14 @@ class SummedMoments:
                 f"the inputs of {', '.join(unusable[:3])} hold NaN or infinite values: they are "
                 "left out of what later merges keep"
             )
+
+    def sums(self) -> Sums:
+        """Return inputs, outputs and the number of tasks, which no later sum changes."""
+        return dict(self.inputs), dict(self.outputs), self.tasks
+
+    def put_back(self, sums: Sums) -> None:
+        """Go back to what :meth:`sums` returned."""
+        self.inputs, self.outputs, self.tasks = dict(sums[0]), dict(sums[1]), sums[2]
 
     def fit_to(self, maps: Sequence[LinearMap], weights: Mapping[str, torch.Tensor]) -> None:
         """Before a task, fit what is known to maps that have grown, and drop what fits no more.

@@ -1,0 +1,194 @@
+"""Limits of what may be forgotten, and what happens where one is not kept."""
+
+import warnings
+
+import pytest
+import torch
+from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from recall_lightning import ForgettingMonitor, RecallCallback, TaskStream
+from recall_lightning.methods.ewc import ElasticWeightConsolidation
+from tests.support.callbacks import same, statistic, weights_of
+from tests.support.training import Plain, quiet_trainer, task_data
+
+NONE_AT_ALL = {"forgetting": 0.0}
+EASY = {"forgetting": 1.0}
+
+
+def stream(tasks=3):
+    pairs = [(task_data(task), task_data(task, 16)) for task in range(tasks)]
+    return TaskStream.from_datasets(pairs, names=["a", "b", "c"][:tasks], batch_size=8)
+
+
+def fit(*callbacks, data=None, **kwargs):
+    torch.manual_seed(0)
+    data, model = data or stream(), Plain(lr=0.03)
+    trainer = quiet_trainer(
+        *callbacks, max_epochs=data.total_epochs, reload_dataloaders_every_n_epochs=1, **kwargs
+    )
+    trainer.validate(model, data, verbose=False)
+    trainer.fit(model, data)
+    return model, trainer
+
+
+class Weights(Callback):
+    """What the weights are at each epoch's start, where an epoch is a task."""
+
+    def __init__(self):
+        self.seen = []
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        self.seen.append(weights_of(pl_module))
+
+
+def test_what_keeps_its_limits_is_left_alone():
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="ForgettingMonitor: after")
+        model, _ = fit(ForgettingMonitor("val/acc", limits=EASY, on_limit="rollback"))
+    assert same(weights_of(model), weights_of(fit(ForgettingMonitor("val/acc"))[0]))
+
+
+def test_a_limit_that_is_not_kept_is_told_with_its_figures():
+    monitor = ForgettingMonitor("val/acc", limits={"continual/forgetting": 0.0})
+    with pytest.warns(UserWarning, match=r"after 'b' forgetting is 0\.\d+, and its limit 0"):
+        fit(monitor)
+    first = monitor.exceeded[0]
+    assert (first["task"], first["name"], first["limit"]) == ("b", "forgetting", 0.0)
+    assert first["value"] == pytest.approx(monitor.matrix[0][0] - monitor.matrix[1][0])
+
+
+def test_a_limit_may_be_of_a_task():
+    monitor = ForgettingMonitor("val/acc", limits={"a": 0.0})
+    fit(monitor)
+    assert {each["name"] for each in monitor.exceeded} == {"a"}
+
+
+def test_stop_ends_the_fit_and_refuses_the_next():
+    monitor = ForgettingMonitor("val/acc", limits=NONE_AT_ALL, on_limit="stop")
+    model, _ = fit(monitor)
+    assert len(monitor.matrix) == 2
+    with pytest.raises(MisconfigurationException, match=r"after 'b' forgetting is .* on_limit='st"):
+        quiet_trainer(monitor, max_epochs=3, reload_dataloaders_every_n_epochs=1).fit(
+            model, stream()
+        )
+
+
+def test_a_function_is_called_with_what_was_not_kept():
+    called = []
+
+    def act(trainer, pl_module, exceeded):
+        called.append((trainer.global_step, type(pl_module), str(exceeded[0])))
+
+    monitor = ForgettingMonitor("val/acc", limits=NONE_AT_ALL, on_limit=act)
+    fit(monitor)
+    assert len(called) == len(monitor.exceeded)
+    assert called[0][:2] == (16, Plain)
+    assert called[0][2].startswith("forgetting is")
+
+
+@pytest.mark.parametrize("recall", [False, True])
+def test_rollback_puts_back_the_weights_of_the_tasks_start_and_goes_on(recall):
+    monitor = ForgettingMonitor("val/acc", limits=NONE_AT_ALL, on_limit="rollback")
+    weights = Weights()
+    callbacks = [RecallCallback(every=1.0, plasticity=0.99)] if recall else []
+    fit(monitor, *callbacks, weights)
+    assert monitor.record.rolled_back == [1, 2] or monitor.record.rolled_back == [1]
+    assert same(weights.seen[1], weights.seen[2])
+    assert monitor.matrix[1] == monitor.matrix[0]
+    assert "after b, rolled back" in monitor.record.table()
+
+
+def test_recall_forgets_what_it_measured_of_a_task_that_is_rolled_back():
+    monitor = ForgettingMonitor("val/acc", limits=NONE_AT_ALL, on_limit="rollback")
+    recall = RecallCallback(every=1.0, plasticity=0.99, merge_first_task=False)
+    fit(monitor, recall, data=stream(2))
+    assert monitor.record.rolled_back == [1]
+    alone = RecallCallback(every=1.0, plasticity=0.99, merge_first_task=False)
+    fit(alone, data=stream(1))
+    known, of_one = (statistic(each, "moments").known for each in (recall, alone))
+    assert known.tasks == of_one.tasks == 1
+    for name, moments in of_one.inputs.items():
+        assert torch.equal(moments.matrix, known.inputs[name].matrix)
+    assert [record["rolled_back"] for record in recall.history] == [True]
+
+
+def test_a_first_task_may_be_rolled_back_to_the_model_before_it():
+    limits = {"estimated_forgetting": 0.0}
+    monitor = ForgettingMonitor("val/acc", limits=limits, on_limit="rollback")
+    weights = Weights()
+    fit(monitor, RecallCallback(), weights)
+    assert same(weights.seen[0], weights.seen[1])
+    assert monitor.matrix[0] == monitor.record.before
+
+
+@pytest.mark.parametrize("on_limit", ["warn", "stop", "rollback"])
+def test_a_run_that_was_killed_ends_as_one_that_was_not(on_limit, tmp_path):
+    def callbacks():
+        monitor = ForgettingMonitor("val/acc", limits=NONE_AT_ALL, on_limit=on_limit)
+        return monitor, RecallCallback(every=1.0, plasticity=0.99)
+
+    class Killed(Exception):
+        pass
+
+    class Kill(Callback):
+        def on_train_batch_end(self, trainer, *_):
+            if trainer.global_step == 14:  # in the second task, which will be too much
+                raise Killed
+
+    monitor, recall = callbacks()
+    whole, _ = fit(monitor, recall)
+    save = ModelCheckpoint(tmp_path, every_n_train_steps=12, save_top_k=-1)
+    with pytest.raises(Killed):
+        fit(*callbacks(), save, Kill(), enable_checkpointing=True)
+    (path,) = tmp_path.glob("*.ckpt")
+    again, other = callbacks()
+    model, data = Plain(lr=0.03), stream()
+    trainer = quiet_trainer(
+        again, other, max_epochs=data.total_epochs, reload_dataloaders_every_n_epochs=1
+    )
+    trainer.fit(model, data, ckpt_path=path)
+    assert same(weights_of(whole), weights_of(model))
+    assert again.exceeded == monitor.exceeded
+    assert again.record.rolled_back == monitor.record.rolled_back
+    assert again.matrix == monitor.matrix
+
+
+def test_rollback_is_refused_beside_what_cannot_go_back():
+    monitor = ForgettingMonitor("val/acc", limits=EASY, on_limit="rollback")
+    with pytest.raises(MisconfigurationException, match="beside ElasticWeightConsolidation"):
+        fit(monitor, ElasticWeightConsolidation())
+
+
+def test_weights_and_biases_gets_an_alert(monkeypatch, tmp_path):
+    sent = []
+    monkeypatch.setattr(
+        "wandb.sdk.wandb_run.Run.alert", lambda self, title, text, level: sent.append((title, text))
+    )
+    logger = WandbLogger(save_dir=tmp_path, offline=True)
+    fit(ForgettingMonitor("val/acc", limits=NONE_AT_ALL), logger=logger)
+    logger.experiment.finish()
+    assert sent[0][0] == "more forgotten than allowed"
+    assert sent[0][1].startswith("after 'b' forgetting is")
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"limits": {"forgetting": -0.1}}, "must be a number from 0 on"),
+        ({"limits": {"forgetting": "0.1"}}, "must be a number from 0 on"),
+        ({"limits": EASY, "on_limit": "halt"}, "on_limit='halt' is unknown"),
+    ],
+)
+def test_what_is_no_limit_is_refused(kwargs, message):
+    with pytest.raises(MisconfigurationException, match=message):
+        ForgettingMonitor("val/acc", **kwargs)
+
+
+def test_a_limit_of_what_nobody_measures_is_refused_before_training():
+    monitor = ForgettingMonitor("val/acc", limits={"continual/d": 0.1})
+    with pytest.raises(MisconfigurationException, match="limits has 'd', and there are forgetting"):
+        fit(monitor)
+    assert monitor.matrix == []
