@@ -29,14 +29,34 @@ MAY_IMPORT = {
     "cli": ["merging", "weights"],
     "cli.merge": ["cli", "merging", "measuring", "weights"],
     "cli.retune": ["cli", "recall", "weights"],
-    "cli.fit": ["cli", "methods", "recall", "models", "callbacks", "data", "metrics", "weights"],
-    "compare": ["cli", "cli.fit", "methods", "models", "data", "metrics", "weights"],
+    "cli.run_config": ["cli", "methods", "callbacks", "data", "weights"],
+    "cli.fit": [
+        "cli",
+        "cli.run_config",
+        "methods",
+        "recall",
+        "models",
+        "callbacks",
+        "data",
+        "metrics",
+        "weights",
+    ],
+    "compare": [
+        "cli",
+        "cli.run_config",
+        "cli.fit",
+        "methods",
+        "models",
+        "data",
+        "metrics",
+        "weights",
+    ],
     "cli.main": ["cli", "cli.merge", "cli.retune", "cli.fit", "compare", "export"],
     "__main__": ["cli.main"],
 }
 PLAIN_TORCH = ("", "weights", "measuring", "merging")
 MAY_USE_PRIVATE = {  # a callback outside of callbacks/ asks the same of the Trainer
-    "callbacks._trainer": ["recall", "methods", "models", "cli.fit"],
+    "callbacks._trainer": ["recall", "methods", "models", "cli.fit", "cli.run_config"],
 }
 
 

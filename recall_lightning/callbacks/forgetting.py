@@ -19,6 +19,8 @@ from recall_lightning.callbacks._task_scores import TaskScoreCallback
 from recall_lightning.callbacks._trainer.clock import CallbackState
 from recall_lightning.callbacks._trainer.loggers import (
     is_remote,
+    keep_file,
+    log_curves,
     log_figure,
     log_scalars,
     log_table,
@@ -33,7 +35,8 @@ from recall_lightning.weights.snapshot import Snapshot
 
 # What is logged under continual/ besides the tasks.
 _RESERVED = {"task", "matrix", "matrix_image", "average", "backward_transfer", "forward_transfer"}
-_RESERVED |= {"forgetting", "plasticity"}
+_RESERVED |= {"forgetting", "plasticity", "scores_by_task"}
+_FILES = ("config.yaml", "task_matrix.json", "task_matrix.png", "curves.png")
 
 
 class MonitorState(CallbackState):
@@ -239,6 +242,8 @@ class ForgettingMonitor(TaskScoreCallback):
             with _failure_is_said(folder):
                 self.record.write(folder)
                 self._write_figures(trainer, folder)
+                for name in _FILES:
+                    keep_file(trainer, folder / name)
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything measured so far, in plain Python."""
@@ -327,6 +332,13 @@ class ForgettingMonitor(TaskScoreCallback):
         rows = [[label, *scores] for label, scores in shown.items()]
         log_table(trainer, "continual/matrix", ["when", *columns], rows)
         log_figure(trainer, "continual/matrix_image", self.record.matrix_figure)
+        first = len(self.matrix) + 1 - len(shown)  # 0 with the untrained model's row
+        scores = {
+            name: [own[column] if column < len(own) else math.nan for own in shown.values()]
+            for column, name in enumerate(columns)
+        }
+        tasks = range(first, first + len(shown))
+        log_curves(trainer, "continual/scores_by_task", tasks, scores, "tasks trained")
         if folder is not None:
             with _failure_is_said(folder):
                 self.record.write(folder)

@@ -8,32 +8,31 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, Trainer
 from lightning.pytorch.cli import (
     ArgsType,
     LightningArgumentParser,
     LightningCLI,
-    SaveConfigCallback,
 )
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
 import recall_lightning.models  # noqa: F401  # lets recipes name the modules without their path
-from recall_lightning.callbacks._trainer.loggers import run_folder
 from recall_lightning.callbacks.forgetting import ForgettingMonitor
 from recall_lightning.cli.arguments import refuse
 from recall_lightning.cli.parser import PlainParser
+from recall_lightning.cli.run_config import SaveRunConfig
 from recall_lightning.data import TaskStream
 from recall_lightning.methods.method import Method
 from recall_lightning.methods.table import METHODS
 from recall_lightning.recall.migration import OLD_ARGUMENTS, migrated_arguments
-from recall_lightning.weights.atomic import write_whole
 
 _EPILOG = (
     "Methods are compared by: recall-lightning compare -c RECIPE --methods finetune,recall --out "
     "FOLDER. Models on disk are merged by: recall-lightning merge MODEL MODEL… --out FOLDER. A "
     "checkpoint of a language model becomes a folder of Hugging Face by: recall-lightning export "
-    "CKPT --out FOLDER"
+    "CKPT --out FOLDER. A task's last merge is made again with another balance by: "
+    "recall-lightning retune CKPT --plasticity 0.9 --out CKPT"
 )
 _TITLES = {
     method.name: f"--{method.name}.*: {method.summary}"
@@ -44,21 +43,6 @@ _METHOD_HELP = "How to train; each method has arguments of its own, --METHOD.*. 
     f"{method.name}: {method.summary}{' (needs old data)' if method.needs_old_data else ''}"
     for method in METHODS.values()
 )
-
-
-class SaveRunConfig(SaveConfigCallback):
-    """Save ``config.yaml`` beside the run's other files, and nowhere if the run has no folder."""
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Write the file, once."""
-        folder = run_folder(trainer)
-        if folder is None or self.already_saved or not trainer.is_global_zero:
-            return
-        folder.mkdir(parents=True, exist_ok=True)
-        # dump, as save writes models from a mapping in a form that cannot be read back
-        content = self.parser.dump(self.config, skip_none=False)
-        write_whole(folder / "config.yaml", content)
-        self.already_saved = True
 
 
 _LIMIT_NOT_KEPT = 3
@@ -255,7 +239,7 @@ def main(args: Sequence[str] | None = None) -> None:
     kind = _for_one(given[0]) if given[:1] and given[0] in RecallCLI.subcommands() else _RunCLI
     try:
         check_recipes(given)
-        cli = kind(
+        kind(
             args=None if args is None else given,
             save_config_callback=SaveRunConfig,
             seed_everything_default=0,
@@ -266,13 +250,16 @@ def main(args: Sequence[str] | None = None) -> None:
         if said is None:
             raise
         refuse("recall-lightning", said)
-    monitors = [each for each in cli.trainer.callbacks if isinstance(each, ForgettingMonitor)]
-    if any(monitor.exceeded for monitor in monitors):
-        raise SystemExit(_LIMIT_NOT_KEPT)
 
 
 class _RunCLI(RecallCLI):
     """A run of one method: arguments of others would be without effect."""
+
+    def after_fit(self) -> None:
+        """Tell a pipeline by the exit code where more was forgotten than allowed."""
+        callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
+        if any(isinstance(each, ForgettingMonitor) and each.exceeded for each in callbacks):
+            raise SystemExit(_LIMIT_NOT_KEPT)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse, and refuse arguments of other methods; a recipe may hold those of several."""

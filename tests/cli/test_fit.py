@@ -12,6 +12,7 @@ from recall_lightning.cli.fit import RecallCLI, defaults_beside
 from recall_lightning.cli.main import main
 from recall_lightning.methods.table import METHODS
 from tests.support.processes import run_python
+from tests.support.wandb_records import config_of, files_of, history_of
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 SMALL = ["--trainer.enable_progress_bar=false", "--trainer.accelerator=cpu"]
@@ -61,6 +62,30 @@ def test_a_fit_that_forgot_more_than_its_limits_ends_with_exit_code_3(limit, cod
         ended = stopped.code
     assert ended == code
     assert (tmp_path / "digits_permuted" / "version_0" / "task_matrix.json").exists()
+
+
+@pytest.mark.processes
+def test_weights_and_biases_holds_what_the_run_was_of_and_its_files(tmp_path):
+    arguments = (
+        *("fit", "-c", RECIPES / "digits_permuted.yaml", *SMALL, "--data.num_tasks=2"),
+        *("--data.epochs_per_task=1", "--trainer.check_val_every_n_epoch=1"),
+        *("--trainer.logger=WandbLogger", "--trainer.logger.offline=true"),
+        *("--trainer.limit_train_batches=4", "--recall.every=0.5"),
+    )
+    run_python("-m", "recall_lightning", *arguments, folder=tmp_path)
+    config = config_of(tmp_path)
+    assert config["method"] == "recall"
+    assert config["recall"]["every"] == 0.5
+    assert config["tasks"] == ["permuted_0", "permuted_1"]
+    assert [Path(file).name for file in config["recipe"]] == ["digits_permuted.yaml"]
+    assert not {"ewc", "_instantiator", "lr"} & config.keys()
+    kept = {name for name in files_of(tmp_path) if name.startswith("recall_lightning/")}
+    assert kept == {
+        f"recall_lightning/{name}"
+        for name in ("config.yaml", "task_matrix.json", "task_matrix.png", "curves.png")
+    }
+    averages = [point for point in history_of(tmp_path) if "continual/average" in point]
+    assert [point["continual/task"] for point in averages] == [1, 2]
 
 
 def test_options_override_the_recipe(capsys):

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 
+from recall_lightning.weights.atomic import write_whole
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -38,6 +40,52 @@ def log_table(
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger):
             logger.log_table(key, columns=list(columns), data=[list(row) for row in rows])
+
+
+def log_config(trainer: Trainer, settings: Mapping[str, object]) -> None:
+    """Put settings into the config of runs by which loggers find and group them: W&B's."""
+    for logger in trainer.loggers:
+        if isinstance(logger, WandbLogger) and trainer.is_global_zero:
+            logger.experiment.config.update(dict(settings), allow_val_change=True)
+
+
+def log_curves(
+    trainer: Trainer,
+    key: str,
+    steps: Sequence[float],
+    curves: Mapping[str, Sequence[float]],
+    x: str,
+) -> None:
+    """Log a chart with a line a name to the loggers that draw such: W&B.
+
+    Args:
+        trainer: The Trainer.
+        key: What the chart is called.
+        steps: Where the lines' points are.
+        curves: Name to the values at those; NaN is a gap.
+        x: What the steps are.
+    """
+    for logger in trainer.loggers:
+        if isinstance(logger, WandbLogger) and trainer.is_global_zero:
+            import wandb
+
+            chart = wandb.plot.line_series(
+                list(steps), [list(each) for each in curves.values()], list(curves), key, x
+            )
+            logger.experiment.log({key: chart})
+
+
+def keep_file(trainer: Trainer, file: Path) -> None:
+    """Copy a file of the run's folder among those that a logger keeps of a run: W&B's.
+
+    They lie there in the folder ``recall_lightning``.
+    """
+    for logger in trainer.loggers:
+        if isinstance(logger, WandbLogger) and trainer.is_global_zero and file.is_file():
+            place = Path(logger.experiment.dir) / "recall_lightning" / file.name
+            place.parent.mkdir(exist_ok=True)
+            write_whole(place, file.read_bytes())
+            logger.experiment.save(str(place), base_path=logger.experiment.dir, policy="now")
 
 
 def alert(trainer: Trainer, title: str, text: str) -> None:
