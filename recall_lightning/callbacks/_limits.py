@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, Literal
 
 import torch
@@ -10,10 +11,10 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from recall_lightning.callbacks._trainer.loggers import alert
-from recall_lightning.callbacks.task_aware import TaskAwareCallback
+from recall_lightning.callbacks.task_aware import task_aware_callbacks
 from recall_lightning.checks import check_choice, first_of
-from recall_lightning.metrics.record import TaskRecord
-from recall_lightning.weights.naming import find_weights
+from recall_lightning.weights.naming import find_weights, named_weights
+from recall_lightning.weights.sharding import reshard, sharded_like
 from recall_lightning.weights.snapshot import Snapshot
 
 OnLimit = Literal["warn", "stop", "rollback"] | Callable[..., None]
@@ -68,8 +69,10 @@ class Limits:
     """
 
     def __init__(self, by_name: Mapping[str, float], on_limit: OnLimit = "warn") -> None:
+        if not isinstance(by_name, Mapping):
+            raise ValueError(f"limits={by_name!r} must be a mapping of names to numbers")
         for name, limit in by_name.items():
-            number = isinstance(limit, int | float) and not isinstance(limit, bool)
+            number = isinstance(limit, Real) and not isinstance(limit, bool)
             if not (number and 0 <= limit < math.inf):
                 raise ValueError(f"limits[{name!r}]={limit!r} must be a number from 0 on")
         if not callable(on_limit):
@@ -102,34 +105,49 @@ class Limits:
                 )
 
     def check_callbacks(self, trainer: Trainer) -> None:
-        """Check that a Trainer's callbacks can forget a task, if that may happen.
+        """Check that a Trainer's callbacks measure what is limited, and can forget a task.
 
         Raises:
-            ValueError: Naming one that cannot.
+            ValueError: Naming what they don't or can't.
         """
-        for callback in _task_aware(trainer) if self.rolls_back else []:
+        others = task_aware_callbacks(trainer)
+        if "estimated_forgetting" in self.by_name and not any(o.can_estimate for o in others):
+            raise ValueError(
+                "limits has 'estimated_forgetting', and nothing estimates it: RecallCallback does, "
+                "under its kfac rules"
+            )
+        for callback in others if self.rolls_back else []:
             if not callback.can_roll_back:
                 raise ValueError(
                     f"on_limit='rollback' beside {type(callback).__name__}, which would go on as "
                     "if the task had been kept: use 'stop' or 'warn'"
                 )
 
-    def check_goes_on(self) -> None:
-        """Check that training was not to stop.
+    def check_goes_on(self, in_midst: bool) -> None:
+        """Check that training was not to stop, and can be undone if need be.
+
+        Args:
+            in_midst: Whether a checkpoint's task goes on.
 
         Raises:
-            ValueError: If it was.
+            ValueError: If not.
         """
         if self.on_limit == "stop" and self.exceeded:
-            last = dict(self.exceeded[-1])
-            task, _ = last.pop("task"), last.pop("step")
+            last = self.exceeded[-1]
+            found = Exceeded(last["name"], last["value"], last["limit"])
             raise ValueError(
-                f"after {task!r} {Exceeded(**last)}, and on_limit='stop': take another model, or a "
-                "monitor with other limits"
+                f"after {last['task']!r} {found}, and on_limit='stop': go on with a new monitor, "
+                "or one with other limits"
+            )
+        if self.rolls_back and in_midst and self.start is None:
+            raise ValueError(
+                "on_limit='rollback', and the checkpoint is from the midst of a task and holds no "
+                "weights of its start: resume with 'stop' or 'warn', or from one at a task's end"
             )
 
     def start_task(self, pl_module: LightningModule) -> None:
         """Copy the weights, if they may be put back."""
+        reshard(pl_module)
         self.start = Snapshot.take(pl_module) if self.rolls_back else None
 
     def not_kept(self, values: Mapping[str, float]) -> list[Exceeded]:
@@ -137,52 +155,64 @@ class Limits:
         found = [Exceeded(n, values[n], limit) for n, limit in self.by_name.items() if n in values]
         return [one for one in found if one.value > one.limit]
 
-    def look(
-        self, trainer: Trainer, pl_module: LightningModule, record: TaskRecord, task: str, step: int
-    ) -> None:
-        """Look whether a record's last row keeps the limits, and do what is to be done.
+    def look(self, values: Mapping[str, float], task: str, visit: int, step: int) -> list[Exceeded]:
+        """Look whether limits are kept, and note what is not.
 
         Args:
-            trainer: The Trainer.
-            pl_module: The model.
-            record: What was measured.
+            values: What is lost, by name.
             task: The name of the task that has ended.
+            visit: The number of its visit.
             step: The optimizer steps so far.
+        """
+        found, when = self.not_kept(values), {"task": task, "visit": visit, "step": step}
+        self.exceeded += [when | vars(one) for one in found]
+        return found
+
+    def act(self, trainer: Trainer, pl_module: LightningModule) -> bool:
+        """Stop, or put back the weights, as on_limit says; tell whether it did the latter.
 
         Raises:
             ValueError: If weights are to be put back that no longer fit the model.
         """
-        values = record.lost() if self.by_name else {}
-        values |= {n: v for n, v in record.summary().items() if n == "forgetting"}
-        for callback in _task_aware(trainer):
-            values |= callback.estimates
-        found = self.not_kept(values)
-        if not found:
-            return
-        self.exceeded += [{"task": task, "step": step, **vars(one)} for one in found]
-        said = f"after {task!r} {' and '.join(map(str, found))}"
-        said += "" if callable(self.on_limit) else _DONE.get(self.on_limit, "")
-        rank_zero_warn(f"ForgettingMonitor: {said}")
-        alert(trainer, "more forgotten than allowed", said)
-        if callable(self.on_limit):
-            self.on_limit(trainer, pl_module, found)
-        elif self.on_limit == "stop":
+        if self.on_limit == "stop":
             trainer.should_stop = True
         elif self.on_limit == "rollback":
             self._roll_back(trainer, pl_module)
-            record.roll_back(step)
+        return self.on_limit == "rollback"
 
     def _roll_back(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert self.start is not None
+        reshard(pl_module)
         live = find_weights(pl_module, self.start)
         self.start.check_shapes(live)
+        late = [name for name in named_weights(pl_module) if name not in self.start]
+        if late:
+            rank_zero_warn(
+                f"ForgettingMonitor: {first_of(late)} became trainable within the task, so there "
+                "is no copy of before it: they stay as they are"
+            )
         with torch.no_grad():
             for name, weight in live.items():
-                weight.copy_(self.start[name])
-        for callback in _task_aware(trainer):
+                weight.copy_(sharded_like(self.start[name], weight))
+        for callback in task_aware_callbacks(trainer):
             callback.on_rollback(trainer, pl_module)
 
 
-def _task_aware(trainer: Trainer) -> list[TaskAwareCallback]:
-    callbacks = trainer.callbacks  # type: ignore[attr-defined]
-    return [each for each in callbacks if isinstance(each, TaskAwareCallback)]
+def tell(
+    trainer: Trainer, task: str, found: list[Exceeded], on_limit: OnLimit, undone: bool
+) -> None:
+    """Tell on the terminal and by an alert what was not kept, and what is done.
+
+    Args:
+        trainer: The Trainer.
+        task: The name of the task that has ended.
+        found: What was not kept.
+        on_limit: What is done.
+        undone: Whether it still can be.
+    """
+    done = "" if callable(on_limit) else _DONE.get(on_limit, "")
+    if on_limit == "rollback" and not undone:
+        done = ": no validation came at its end, so that it cannot be rolled back any more"
+    said = f"after {task!r} {' and '.join(map(str, found))}{done}"
+    rank_zero_warn(f"ForgettingMonitor: {said}")
+    alert(trainer, "more forgotten than allowed", said)

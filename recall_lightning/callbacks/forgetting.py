@@ -14,7 +14,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
 from torch import Tensor
 
-from recall_lightning.callbacks._limits import Limits, OnLimit
+from recall_lightning.callbacks._limits import Limits, OnLimit, tell
 from recall_lightning.callbacks._task_scores import TaskScoreCallback
 from recall_lightning.callbacks._trainer.clock import CallbackState
 from recall_lightning.callbacks._trainer.loggers import (
@@ -28,14 +28,15 @@ from recall_lightning.callbacks._trainer.loggers import (
     run_folder,
 )
 from recall_lightning.callbacks._trainer.misconfiguration import misconfiguration
-from recall_lightning.callbacks.task_aware import TaskAwareCallback
+from recall_lightning.callbacks.task_aware import task_aware_callbacks
+from recall_lightning.checks import first_of
 from recall_lightning.metrics.record import RecordState, TaskRecord
 from recall_lightning.weights.sharding import gathered
 from recall_lightning.weights.snapshot import Snapshot
 
 # What is logged under continual/ besides the tasks.
 _RESERVED = {"task", "matrix", "matrix_image", "average", "backward_transfer", "forward_transfer"}
-_RESERVED |= {"forgetting", "plasticity", "scores_by_task"}
+_RESERVED |= {"forgetting", "plasticity", "scores_by_task", "estimated_forgetting"}
 _FILES = ("config.yaml", "task_matrix.json", "task_matrix.png", "curves.png")
 
 
@@ -75,9 +76,9 @@ class ForgettingMonitor(TaskScoreCallback):
             a logger.
         limits: How much may be lost after a task, by name: of ``"forgetting"``, of the name of a
             task or held-out set (by how much its score is worse than since its own training, or
-            than before any), or of ``"estimated_forgetting"``, which RecallCallback measures with
-            ``plasticity``: how far predictions on the task's last batches have gone from the
-            snapshot's, in nats.
+            than before any), or of ``"estimated_forgetting"``, which RecallCallback estimates under
+            its kfac rules, the default, without old data: how far predictions on earlier tasks'
+            inputs have gone in the last task, in nats each.
         on_limit: What happens where one is not kept: ``"warn"``; ``"stop"`` ends the fit, and
             refuses the next; ``"rollback"`` puts back the weights of the task's start, says so in
             matrix and curves, and goes on with the next task, which takes a copy of the trainable
@@ -122,8 +123,13 @@ class ForgettingMonitor(TaskScoreCallback):
 
     @property
     def exceeded(self) -> list[dict[str, Any]]:
-        """The limits that were not kept, each with ``task``, ``step``, ``value`` and ``limit``."""
+        """What was not kept: ``name``, ``value`` and ``limit``, and when."""
         return list(self._limits.exceeded)
+
+    @property
+    def may_roll_back(self) -> bool:
+        """Whether limits are set after which the weights of a task's start are put back."""
+        return self._limits.rolls_back
 
     @property
     def matrix(self) -> list[list[float]]:
@@ -166,7 +172,17 @@ class ForgettingMonitor(TaskScoreCallback):
                 "dataloader, or no validation_step), so there is nothing to read"
             )
         with _misconfiguration():
-            self._limits.check_goes_on()
+            going_on = self.visit is not None and not self.task_ended
+            self._limits.check_goes_on(in_midst=resumed and going_on)
+            if tasks is not None:
+                known = [self.task_name(trainer, task) for task in range(tasks)]
+                self._limits.check_names([*known, *self.probes(trainer)])
+        unread = set(self._limits.by_name) & set(self.probes(trainer))
+        if unread and self.record.probes_before is None:
+            rank_zero_warn(
+                f"ForgettingMonitor: the limit of {first_of(sorted(unread))} is of what was known "
+                "before any training, which nobody measured: call trainer.validate(…) before fit"
+            )
         self._started = time.perf_counter()
 
     def on_task_start(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:
@@ -174,7 +190,7 @@ class ForgettingMonitor(TaskScoreCallback):
         assert self.visit is not None
         visits = self.clock.visits
         self.record.restart_from(self.visit)
-        self._fill_missing_rows(self.visit)
+        self._fill_missing_rows(trainer, self.visit)
         self._check_validation_falls_on_task_end(trainer, task)
         if trainer.num_val_batches:  # empty until the first epoch that validates
             self.check_loaders(trainer, len(trainer.num_val_batches))
@@ -184,6 +200,7 @@ class ForgettingMonitor(TaskScoreCallback):
         boundaries += [(0, name) for name in came_before]
         boundaries.append((self.steps_trained(trainer), names[-1]))
         with _misconfiguration():
+            self._limits.exceeded = [e for e in self.exceeded if e["visit"] < self.visit]
             self._limits.start_task(pl_module)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -208,11 +225,9 @@ class ForgettingMonitor(TaskScoreCallback):
             return
         measured = self.record.measured(self.steps_trained(trainer), scores)
         if self.visit is not None and self.task_ended and len(self.matrix) <= self.visit:
-            self._fill_missing_rows(self.visit)
+            self._fill_missing_rows(trainer, self.visit)
             self.record.finish(measured, self.clock.visits[self.visit])
-            name, step = self.visit_name(trainer), self.steps_trained(trainer)
-            with _misconfiguration():
-                self._limits.look(trainer, pl_module, self.record, name, step)
+            self._keep_limits(trainer, pl_module)
             self._report(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -229,7 +244,7 @@ class ForgettingMonitor(TaskScoreCallback):
 
     def _conclude(self, trainer: Trainer) -> None:
         if self.visit is not None and self.task_ended:
-            self._fill_missing_rows(self.visit + 1)
+            self._fill_missing_rows(trainer, self.visit + 1)
         if not self.matrix or not self.record.task_names:
             if trainer.enable_validation:
                 rank_zero_warn("ForgettingMonitor: no task was validated at its end")
@@ -266,6 +281,38 @@ class ForgettingMonitor(TaskScoreCallback):
         with _misconfiguration():
             self.record.load_state_dict(state_dict["record"])
 
+    def _keep_limits(self, trainer: Trainer, pl_module: LightningModule | None) -> None:
+        """Look whether the last row keeps the limits, and do what is to be done.
+
+        Args:
+            trainer: The Trainer.
+            pl_module: The model, which still has the weights of the row; None where it has not.
+        """
+        if not self._limits.by_name:
+            return
+        lost, summary = self.record.lost(), self.summary()
+        old = [value for name, value in lost.items() if name in self.record.task_names]
+        values = lost | {"forgetting": summary.get("forgetting", max(old, default=0.0))}
+        if math.inf in old:
+            values["forgetting"] = math.inf
+        if pl_module is not None:
+            for callback in task_aware_callbacks(trainer):
+                values |= callback.estimates
+        row = len(self.matrix) - 1
+        name = self.record.visit_name(row)
+        found = self._limits.look(values, name, row, self.steps_trained(trainer))
+        on_limit = self._limits.on_limit
+        if found:
+            tell(trainer, name, found, on_limit, undone=pl_module is not None)
+        if found and pl_module is not None:
+            if callable(on_limit):
+                on_limit(trainer, pl_module, found)
+            else:
+                with _misconfiguration():
+                    if self._limits.act(trainer, pl_module):
+                        self.record.roll_back(self.steps_trained(trainer))
+        self._limits.start = None
+
     def _name_tasks(self, trainer: Trainer, loaders: int) -> None:
         probes = self.probes(trainer)
         names = [self.task_name(trainer, task) for task in range(loaders - len(probes))]
@@ -283,7 +330,7 @@ class ForgettingMonitor(TaskScoreCallback):
                 "metric in the log: call it something else"
             )
 
-    def _fill_missing_rows(self, rows: int) -> None:
+    def _fill_missing_rows(self, trainer: Trainer, rows: int) -> None:
         """Take a task's last measurement for its row where no validation fell on its end."""
         if not self.record.measurements:
             return
@@ -293,6 +340,8 @@ class ForgettingMonitor(TaskScoreCallback):
             missing = {"scores": [math.nan] * max(1, len(self.record.task_names))}
             missing["probes"] = [math.nan] * len(self.record.probe_names)
             self.record.finish(row or missing, task)
+            if row:
+                self._keep_limits(trainer, None)
             rank_zero_warn(
                 f"ForgettingMonitor: no validation came after the end of task {task}; its row of "
                 f"the matrix is {'the last one before it' if row else 'empty'}"
@@ -325,6 +374,8 @@ class ForgettingMonitor(TaskScoreCallback):
         plot_against(trainer, "continual/*", "continual/task")
         scalars = {f"continual/{name}": value for name, value in summary.items()}
         scalars |= {f"continual/{name}": v for name, v in zip(columns, row, strict=True)}
+        for callback in task_aware_callbacks(trainer):
+            scalars |= {f"continual/{name}": value for name, value in callback.estimates.items()}
         log_scalars(trainer, scalars | {"continual/task": float(len(self.matrix))})
         folder = self._resolve_folder(trainer)
         if not trainer.is_global_zero:
@@ -357,9 +408,8 @@ class ForgettingMonitor(TaskScoreCallback):
         from recall_lightning.metrics.figures import save
 
         marks: dict[str, list[int]] = {}
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, TaskAwareCallback):
-                marks |= callback.marked_steps
+        for callback in task_aware_callbacks(trainer):
+            marks |= callback.marked_steps
         save(self.record.matrix_figure(), folder / "task_matrix.png")
         save(self.record.curves_figure(marks), folder / "curves.png")
 

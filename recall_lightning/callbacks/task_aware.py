@@ -126,8 +126,18 @@ class TaskAwareCallback(Callback):
     can_roll_back: ClassVar[bool] = False
     """Whether :meth:`on_rollback` leaves the callback as if the task had not been trained."""
 
+    @property
+    def may_roll_back(self) -> bool:
+        """Whether this callback may put back the weights of a task's start."""
+        return False
+
     def on_rollback(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Called after a task's end where the weights of its start have been put back."""
+
+    @property
+    def can_estimate(self) -> bool:
+        """Whether :attr:`estimates` will tell of tasks to come."""
+        return False
 
     @property
     def estimates(self) -> dict[str, float]:
@@ -204,10 +214,10 @@ class TaskAwareCallback(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Share a clock with the Trainer's other callbacks; show the task's name."""
-        _share_clock(trainer, _sharing(trainer) or [self])
+        _share_clock(trainer, task_aware_callbacks(trainer) or [self])
         if stage == "fit":  # a fit's own checkpoint is loaded after this; the tuner's was before
             self.clock.expect_fit()
-            self.clock.asked = _asked(_sharing(trainer) or [self])
+            self.clock.asked = _asked(task_aware_callbacks(trainer) or [self])
             show_items(trainer.progress_bar_callback, _progress_bar_items)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -219,7 +229,7 @@ class TaskAwareCallback(Callback):
         self.clock.stored_position.check(trainer)
         self.clock.start_fit(trainer)
         self._asked = None
-        if self is _sharing(trainer)[-1]:  # the others may draw at random in this hook
+        if self is task_aware_callbacks(trainer)[-1]:  # the others may draw at random in this hook
             self.clock.exact_resume.restore(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -285,7 +295,7 @@ class TaskAwareCallback(Callback):
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Add what an exact resume needs and Lightning leaves out."""
-        if self is _sharing(trainer)[-1]:
+        if self is task_aware_callbacks(trainer)[-1]:
             self.clock.exact_resume.save(trainer, pl_module, checkpoint)
             self.clock.stored_position.save(trainer, self.clock.schedule, checkpoint)
 
@@ -295,7 +305,7 @@ class TaskAwareCallback(Callback):
         """Take what :meth:`on_save_checkpoint` added; say so where it holds no state of this."""
         if trainer.state.fn == TrainerFn.FITTING:
             say_missing_state(self, checkpoint)
-        if trainer.state.fn == TrainerFn.FITTING and self is _sharing(trainer)[-1]:
+        if trainer.state.fn == TrainerFn.FITTING and self is task_aware_callbacks(trainer)[-1]:
             check_checkpoint(checkpoint, pl_module)
             self.clock.stored_position.load(trainer, self.clock.schedule, checkpoint)
             self.clock.exact_resume.load(trainer, checkpoint)
@@ -319,7 +329,9 @@ class TaskAwareCallback(Callback):
         self, trainer: Trainer, pl_module: LightningModule, batch: Any
     ) -> None:
         assert self.task is not None
-        for callback in _sharing(trainer):  # all of them, before any enters the next one
+        for callback in task_aware_callbacks(
+            trainer
+        ):  # all of them, before any enters the next one
             callback.on_task_left(trainer, pl_module, self.task, batch)
         self.clock.left = False
 
@@ -332,7 +344,8 @@ class TaskAwareCallback(Callback):
         self._entry = self.clock.entry
 
 
-def _sharing(trainer: Trainer) -> list[TaskAwareCallback]:
+def task_aware_callbacks(trainer: Trainer) -> list[TaskAwareCallback]:
+    """Return a Trainer's callbacks that know of tasks."""
     callbacks = trainer.callbacks  # type: ignore[attr-defined]
     return [callback for callback in callbacks if isinstance(callback, TaskAwareCallback)]
 
@@ -364,6 +377,6 @@ def _share_clock(trainer: Trainer, sharing: Sequence[TaskAwareCallback]) -> None
 def _progress_bar_items(trainer: Trainer) -> dict[str, int | str]:
     """Return the items of all callbacks; of two with one label, the first callback's."""
     items: dict[str, int | str] = {}
-    for callback in reversed(_sharing(trainer)):
+    for callback in reversed(task_aware_callbacks(trainer)):
         items |= callback.progress_bar_items(trainer)
     return items

@@ -62,7 +62,7 @@ def main(args: Sequence[str]) -> None:
 
 def _run(path: Path, shares: Sequence[float], out: str | None) -> None:
     from recall_lightning.recall.arguments import check_share
-    from recall_lightning.recall.retuning import retuned, state_in  # slow to import
+    from recall_lightning.recall.retuning import last_front, retuned, state_in  # slow to import
     from recall_lightning.weights.atomic import refuse_existing
     from recall_lightning.weights.lightning_checkpoint import read_checkpoint, write_checkpoint
 
@@ -74,13 +74,13 @@ def _run(path: Path, shares: Sequence[float], out: str | None) -> None:
     for target in [] if out is None else {Path(out), *targets}:
         refuse_existing(target)
     checkpoint = read_checkpoint(path)
-    state = checkpoint.get("callbacks", {}).get(state_in(checkpoint))
+    key = state_in(checkpoint)
     if not shares:
-        _show(state["history"][-1])
+        _show(last_front(checkpoint["callbacks"][key]))
     for share, target in zip(shares, targets, strict=True):
         made = retuned(checkpoint, share, path.parent)
         write_checkpoint(made, target)
-        record = made["callbacks"][state_in(made)]["history"][-1]
+        record = made["callbacks"][key]["history"][-1]
         print(f"{target}: {100 * share:.4g} % left, the old counts {record['keep']:.3g} times")
 
 

@@ -50,12 +50,15 @@ class KroneckerFactors:
             predictions are known.
         unknown: Why there are no moments at outputs, though there are maps that could have them.
         predictions: The kind of prediction that outputs were taken for, where labels were drawn.
+        mean: The mean of the curvature's diagonal, in nats a prediction for a squared weight, by
+            which :func:`normalised` has divided; None where that was not done.
     """
 
     inputs: Mapping[str, Moments] = field(default_factory=dict)
     outputs: Mapping[str, Moments] = field(default_factory=dict)
     unknown: str | None = None
     predictions: Predictions | None = None
+    mean: float | None = None
 
 
 def kronecker_factors(
@@ -195,7 +198,7 @@ def normalised(factors: KroneckerFactors) -> KroneckerFactors:
     scaled = {name: outputs.scaled(1 / mean) for name, outputs in factors.outputs.items()}
     for name, outputs in factors.outputs.items():
         scaled[name].count = outputs.count  # of tasks
-    return replace(factors, outputs=scaled)
+    return replace(factors, outputs=scaled, mean=mean)
 
 
 class _OutputSums:

@@ -42,6 +42,10 @@ class Moments(ABC):
         """Return these moments and their count times ``factor`` ≥ 0."""
 
     @abstractmethod
+    def times(self, columns: Tensor) -> Tensor:
+        """Return the moments' matrix times others of (width, any), in their shape."""
+
+    @abstractmethod
     def plus(self, other: Moments) -> Moments:
         """Return the sum with moments of the same kind and width."""
 
@@ -135,6 +139,10 @@ class FullMoments(Moments):
     def scaled(self, factor: float) -> FullMoments:
         """Return these moments times ``factor``."""
         return FullMoments(self.matrix * factor, self.count * factor)
+
+    def times(self, columns: Tensor) -> Tensor:
+        """Return Σ xxᵀ · columns."""
+        return self.matrix @ columns
 
     def plus(self, other: Moments) -> FullMoments:
         """Return the sum."""
@@ -246,6 +254,10 @@ class LowRankMoments(Moments):
             self.factor * factor**0.5, self.diagonal * factor, self.count * factor, self.rank
         )
 
+    def times(self, columns: Tensor) -> Tensor:
+        """Return the sum of both parts times the columns."""
+        return self.factor.T @ (self.factor @ columns) + self.rest[:, None] * columns
+
     def plus(self, other: Moments) -> LowRankMoments:
         """Return the sum, brought back to the rank."""
         assert isinstance(other, LowRankMoments)
@@ -314,6 +326,10 @@ class RowCounts(Moments):
     def scaled(self, factor: float) -> RowCounts:
         """Return these counts times ``factor``."""
         return RowCounts(self.counts * factor, self.count * factor)
+
+    def times(self, columns: Tensor) -> Tensor:
+        """Return each row as often as it was looked up."""
+        return self.counts[:, None] * columns
 
     def plus(self, other: Moments) -> RowCounts:
         """Return the sum."""

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from recall_lightning.measuring.moments import (
     FullMoments,
-    LowRankMoments,
     Moments,
     RowCounts,
     moments_from,
@@ -137,17 +136,17 @@ class KroneckerCurvature(MapCurvature):
     def times(self, difference: Tensor) -> Tensor:
         """Return E[ggᵀ] · difference · E[xxᵀ]."""
         if isinstance(self.inputs, RowCounts):
-            product = self.inputs.counts[:, None] * _times(self.outputs, difference.T).T
+            product = self.inputs.times(self.outputs.times(difference.T).T)
         else:
-            product = _times(self.inputs, _times(self.outputs, difference).T).T
+            product = self.inputs.times(self.outputs.times(difference).T).T
         return product / self.tasks
 
     def of_factors(
         self, left: Tensor, right: Tensor, b: Tensor, a: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Return the same without a matrix of the map's size."""
-        left = _times(self.outputs, left) / self.tasks
-        right = _times(self.inputs, right.T).T
+        left = self.outputs.times(left) / self.tasks
+        right = self.inputs.times(right.T).T
         return left @ (right @ a.T), (b.T @ left) @ right
 
     def plus(self, task: MapCurvature, decay: float) -> KroneckerCurvature:
@@ -200,13 +199,3 @@ def curvature_from(state: Mapping[str, Any]) -> MapCurvature:
         for side in ("inputs.", "outputs.")
     )
     return KroneckerCurvature(inputs, outputs, float(state["tasks"]))
-
-
-def _times(moments: Moments, columns: Tensor) -> Tensor:
-    """Return moments · columns, (width, any)."""
-    if isinstance(moments, FullMoments):
-        return moments.matrix @ columns
-    if isinstance(moments, LowRankMoments):
-        return moments.factor.T @ (moments.factor @ columns) + moments.rest[:, None] * columns
-    assert isinstance(moments, RowCounts)
-    return moments.counts[:, None] * columns

@@ -127,7 +127,8 @@ class TaskRecord:
         """Return by how much worse each score is now than it was, by the task's or probe's name.
 
         That is since a task's own training at its best, as in ``forgetting``, and of a probe since
-        before any training. What was not measured is left out.
+        before any training. What was not measured before is left out; where it was and is NaN now,
+        all is lost, and the value infinite.
 
         Example:
             >>> record = TaskRecord("val/acc", True, ["a", "b"], [[0.9, 0.1], [0.5, 0.8]])
@@ -139,10 +140,14 @@ class TaskRecord:
         for task in dict.fromkeys(self.trained):
             first = self.trained.index(task)
             scores = [sign * row[task] for row in self.matrix[first:] if task < len(row)]
-            found[self.task_names[task]] = max(scores) - scores[-1]
+            if scores and task < len(self.task_names):
+                own = scores[:-1] or ([scores[0]] if math.isfinite(scores[0]) else [])
+                found[self.task_names[task]] = _lost(own, scores[-1])
         if self.probes_before is not None and self.probes:
             pairs = zip(self.probe_names, self.probes_before, self.probes[-1], strict=True)
-            found |= {name: sign * (old - new) for name, old, new in pairs}
+            for name, old, new in pairs:
+                if math.isfinite(old):
+                    found[name] = sign * (old - new) if math.isfinite(new) else math.inf
         return {name: value for name, value in found.items() if not math.isnan(value)}
 
     def roll_back(self, step: int) -> None:
@@ -319,10 +324,11 @@ class TaskRecord:
             shown[first] = [*self.before, *(self.probes_before or [])]
         for row, (scores, others) in enumerate(zip(self.matrix, probes, strict=False)):
             undone = ", rolled back" if row in self.rolled_back else ""
-            shown[f"after {self._visit_name(row)}{undone}"] = [*scores, *others]
+            shown[f"after {self.visit_name(row)}{undone}"] = [*scores, *others]
         return shown
 
-    def _visit_name(self, row: int) -> str:
+    def visit_name(self, row: int) -> str:
+        """Return the name of a row's task, with the number of its visit from the second on."""
         task = self.trained[row]
         times = self.trained[: row + 1].count(task)
         return self.task_names[task] if times == 1 else f"{self.task_names[task]} ({times})"
@@ -330,6 +336,14 @@ class TaskRecord:
     @property
     def _columns(self) -> list[str]:
         return [*self.task_names, *self.probe_names]
+
+
+def _lost(earlier: Sequence[float], now: float) -> float:
+    """Return by how much a score is below the best of earlier ones; NaN without such."""
+    if not earlier:
+        return math.nan
+    known = [score for score in [*earlier, now] if math.isfinite(score)]
+    return max(known) - now if math.isfinite(now) else math.inf
 
 
 def _check_scores(state: Mapping[str, Any]) -> None:

@@ -20,11 +20,12 @@ from recall_lightning.callbacks._trainer.optimizer_state import forget
 from recall_lightning.callbacks._trainer.other_callbacks import refuse_weight_averaging
 from recall_lightning.callbacks._trainer.stored_state import (
     check_state,
+    check_tensors,
     count_tensors,
     damage_is_said,
 )
 from recall_lightning.callbacks._trainer.strategies import check_strategy
-from recall_lightning.callbacks.task_aware import TaskAwareCallback
+from recall_lightning.callbacks.task_aware import TaskAwareCallback, task_aware_callbacks
 from recall_lightning.measuring.batches import detached
 from recall_lightning.measuring.blocks import Block, format_blocks
 from recall_lightning.measuring.forward import ProbeForward
@@ -109,11 +110,14 @@ class RecallCallback(TaskAwareCallback):
     :class:`~recall_lightning.callbacks.task_aware.TaskAwareCallback`), ``step`` (optimizer steps so
     far, over all fits), ``similarity``, ``coefficient`` and ``drift`` (block name to float; a
     coefficient is the mean over the block's weights, drift is ‖θ − θ_snapshot‖ / ‖θ_snapshot‖
-    before the merge), ``probe_seconds`` and ``merge_seconds``; at a task's end with ``plasticity``
-    also ``keep`` (how many times the old counted), ``plasticity`` (the share that is left),
-    ``loss`` (under the snapshot's, the live and the merged weights), ``divergence`` (of the latter
-    two from the snapshot, in nats a prediction) and ``front`` (a list of the merges that were
-    tried, see :class:`~recall_lightning.recall.front.FrontPoint`); with the subspace rule also
+    before the merge), ``probe_seconds`` and ``merge_seconds``; with the kfac rules
+    ``estimated_forgetting``, of the live and the merged weights, in nats a prediction (see
+    :func:`~recall_lightning.merging.estimated_forgetting.estimated_forgetting`); at a task's end
+    with ``plasticity`` also ``keep`` (how many times the old counted), ``plasticity`` (the share
+    that is left), ``loss`` (under the snapshot's, the live and the merged weights), ``divergence``
+    (of the latter two from the snapshot, in nats a prediction) and ``front`` (a list of the merges
+    that were tried, see :class:`~recall_lightning.recall.front.FrontPoint`); with the subspace rule
+    also
     ``condition`` (block name to the worst condition number of the systems it solved); with LoRA
     also ``discarded_energy`` (block name to the fraction of ‖ΔW‖² that merged factors lost on their
     way back to their rank), with several snapshots ``earlier`` (a list of dicts with the ``task``,
@@ -309,10 +313,16 @@ class RecallCallback(TaskAwareCallback):
                 raise ValueError(NOTHING_KEPT)
             made_from = self._last_merge["made_from"]
             weights = find_weights(pl_module, made_from["live"])
+            check_tensors(made_from["live"], weights, "the model that was merged:")
             if any(map(is_sharded, weights.values())):
                 raise ValueError(
                     "a sharded model is merged again on disk: use recall-lightning retune on a "
                     "checkpoint"
+                )
+            if not all(made_from["live"].keys() <= each.keys() for each in self.snapshots):
+                raise ValueError(
+                    "the snapshots lie in files, which only a fit finds again: use "
+                    "recall-lightning retune on the checkpoint"
                 )
             merged, record = merged_again(
                 made_from,
@@ -510,9 +520,12 @@ class RecallCallback(TaskAwareCallback):
             return
         rule, due = self.end_rule, self.should_merge(self.step_in_task, self.step_in_task)
         merged = due and rule is not None and self._merge_by(rule, trainer, pl_module)
-        if merged and rule is not None and self._merge.last is not None:
-            self._last_merge = {"rule": rule_as_plain(rule), "made_from": self._merge.last}
-        self._sums = self._statistics.sums()
+        if merged and rule is not None:
+            made_from = self._merge.take_last()
+            if made_from is not None:
+                self._last_merge = {"rule": rule_as_plain(rule), "made_from": made_from}
+        if any(each.may_roll_back for each in task_aware_callbacks(trainer)):
+            self._sums = self._statistics.sums()
         with _misconfiguration():
             self._statistics.end_task(self._context(trainer, pl_module))
         if merged:
@@ -526,11 +539,18 @@ class RecallCallback(TaskAwareCallback):
             table = front_rows(records[-1])
             log_table(trainer, f"recall/front_table/{name}", FRONT_COLUMNS, table)
 
+    @property
+    def can_estimate(self) -> bool:
+        """Whether curvature is measured, from which forgetting is estimated."""
+        return "curvature" in self._needs
+
     def on_rollback(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget what was measured of the task that has ended."""
-        if self._sums is not None:  # a run that resumes here knows what it had measured, too
+        if self._sums is not None:  # not of a run that was resumed between the end and here
             self._statistics.put_back(self._sums)
-        self._last_merge = None
+        self._last_merge = self._sums = None
+        if self.visit == self._first_visit:
+            self._first_visit += 1
         for record in self.history:
             if record["visit"] == self.visit:
                 record["rolled_back"] = True
@@ -549,11 +569,11 @@ class RecallCallback(TaskAwareCallback):
 
     @property
     def estimates(self) -> dict[str, float]:
-        """How far predictions went from the snapshot's in the task that has ended, merged."""
+        """What the last merge of the task has left forgotten, in nats a prediction."""
         last = self.history[-1] if self.history else {}
-        if last.get("visit") != self.visit or "divergence" not in last:
+        if last.get("visit") != self.visit or "estimated_forgetting" not in last:
             return {}
-        return {"estimated_forgetting": last["divergence"]["merged"]}
+        return {"estimated_forgetting": last["estimated_forgetting"]["merged"]}
 
     @property
     def marked_steps(self) -> dict[str, list[int]]:

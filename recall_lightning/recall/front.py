@@ -93,6 +93,8 @@ def keep_of(front: Sequence[FrontPoint], plasticity: float) -> float:
     for low, high in pairwise(front):
         if high.plasticity < plasticity:
             above, below = _log_odds(low.plasticity), _log_odds(high.plasticity)
+            if above == below:  # both all but nothing, or all but all
+                return low.keep
             return low.keep * (high.keep / low.keep) ** ((above - wanted) / (above - below))
     return last.keep * math.exp(_log_odds(last.plasticity) - wanted)
 

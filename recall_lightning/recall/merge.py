@@ -13,6 +13,7 @@ from recall_lightning.measuring.batches import detached
 from recall_lightning.measuring.isolation import undisturbed
 from recall_lightning.merging.blockwise import Drift
 from recall_lightning.merging.coefficients import Coefficient
+from recall_lightning.merging.estimated_forgetting import estimated_forgetting
 from recall_lightning.merging.rules import MergeInputs, MergeRule
 from recall_lightning.recall.buffers import recalibrate
 from recall_lightning.recall.context import TaskContext
@@ -53,9 +54,6 @@ class SnapshotMerge:
         plasticity: Decides how much of the old a task's last merge keeps.
         keep_live: Whether a task's last merge stays known, so that it can be made anew; ``"auto"``
             where an adapter is merged.
-
-    Attributes:
-        last: What such a merge was made from; None where it is not known, or the task goes on.
     """
 
     def __init__(
@@ -78,7 +76,12 @@ class SnapshotMerge:
         self._plasticity = plasticity
         self._keep_live = keep_live
         self._drift: Drift | None = None
-        self.last: PreparedState | None = None
+        self._last: PreparedState | None = None
+
+    def take_last(self) -> PreparedState | None:
+        """Hand over what the task's last merge was made from; None where it is not to be known."""
+        last, self._last = self._last, None
+        return last
 
     def check_batch(self, context: TaskContext, batch: Any) -> None:
         """Try to run the model on a batch, where running statistics will be measured anew.
@@ -108,7 +111,7 @@ class SnapshotMerge:
             ValueError: If something cannot be measured, or the rule's coefficients don't fit.
         """
         started = time.perf_counter()
-        self.last = None
+        self._last = None
         prepared = self._prepared(context, rule, last)
         if prepared is None:
             return None
@@ -118,6 +121,7 @@ class SnapshotMerge:
         if self._drift is None or self._drift.snapshot is not newest:
             self._drift = Drift(newest)
         drift = self._drift.by_block(prepared.live, context.structure.blocks)
+        forgotten = estimated_forgetting(prepared.inputs[-1])
         # the drift has read every weight: where it is finite, they all are
         finite = all(map(math.isfinite, drift.values()))
 
@@ -141,6 +145,7 @@ class SnapshotMerge:
         return {
             **block_values(visits, prepared.inputs, weights, prepared.merged_pairs, discarded),
             "drift": drift,
+            **_estimates(forgotten, estimated_forgetting(prepared.inputs[-1])),
             **found,
             "probe_seconds": probed - started,
             "merge_seconds": time.perf_counter() - probed,
@@ -159,7 +164,7 @@ class SnapshotMerge:
         )
         keeps = bool(context.structure.lora_pairs) if self._keep_live == "auto" else self._keep_live
         if before is not None and keeps and made[1].get("front"):
-            self.last = before.state_dict()
+            self._last = before.state_dict()
         return made
 
     def _prepared(self, context: TaskContext, rule: MergeRule, last: bool) -> PreparedMerge | None:
@@ -187,3 +192,9 @@ class SnapshotMerge:
         if self._buffers != "merge":
             left = set(running_statistics(context.pl_module))
         return PreparedMerge(rule, inputs, new, frozenset(left))
+
+
+def _estimates(live: float | None, merged: float | None) -> dict[str, dict[str, float]]:
+    if live is None or merged is None:
+        return {}
+    return {"estimated_forgetting": {"live": live, "merged": merged}}

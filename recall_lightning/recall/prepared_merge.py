@@ -21,7 +21,7 @@ from recall_lightning.merging.rules import MergeInputs, MergeRule
 from recall_lightning.merging.structure import Structure
 from recall_lightning.weights.growth import is_new
 
-_MEASURED = ("similarity", "importance", "earlier_tasks")
+_MEASURED = ("similarity", "importance", "earlier_tasks", "curvature_mean")
 _MOMENTS = ("old_moments", "old_output_moments", "new_moments", "new_output_moments")
 
 

@@ -69,8 +69,9 @@ def record_scalars(record: Mapping[str, Any]) -> dict[str, float]:
         for folder, name, values in groups
         for block, value in values.items()
     }
-    for name, value in record.get("divergence", {}).items():
-        scalars[f"recall/divergence/{name}"] = value
+    for what in ("divergence", "estimated_forgetting"):
+        for name, value in record.get(what, {}).items():
+            scalars[f"recall/{what}/{name}"] = value
     whole = {f"recall/{what}": record[what] for what in _OF_THE_MODEL if what in record}
     return scalars | whole
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypedDict
 
 from lightning.fabric.utilities.apply_func import move_data_to_device
 from torch import Tensor, device
 
+from recall_lightning.callbacks._trainer.stored_state import count_tensors
 from recall_lightning.checks import check_form
 from recall_lightning.merging.blockwise import mean_by_block
 from recall_lightning.merging.rules import MergeRule
@@ -82,16 +84,48 @@ def state_in(checkpoint: Mapping[str, Any]) -> str:
     """Return the key of RecallCallback's state among a checkpoint's callbacks.
 
     Raises:
-        ValueError: If there is none, or it does not hold what the last merge was made from.
+        ValueError: If there is none, or it is damaged.
     """
-    states = checkpoint.get("callbacks", {})
-    keys = [k for k, state in states.items() if "history" in state and "snapshots" in state]
-    if not keys:
-        raise ValueError("the checkpoint holds no state of RecallCallback")
-    if states[keys[0]].get("last_merge") is None:
-        raise ValueError(NOTHING_KEPT)
-    check_form(states[keys[0]], _Held)
+    with _damage_is_said():
+        states = checkpoint.get("callbacks", {})
+        keys = [k for k, own in states.items() if {"history", "snapshots"} <= set(own)]
+        if not keys:
+            raise ValueError("the checkpoint holds no state of RecallCallback")
+        state = states[keys[0]]
+        wanted, found = state.get("tensors"), count_tensors(state)
+        if wanted is not None and found != wanted:
+            raise ValueError(f"the checkpoint's state is damaged: {found} of {wanted} tensors")
     return str(keys[0])
+
+
+def last_front(state: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the entry of the last merge in ``history``, which has a front.
+
+    Args:
+        state: That of RecallCallback.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    record = state["history"][-1] if state["history"] else {}
+    if not record.get("front"):
+        raise ValueError(
+            "the checkpoint's last merge has no front: merges are tried at a task's end, with a "
+            "plasticity, where the task has gained something"
+        )
+    return dict(record)
+
+
+@contextmanager
+def _damage_is_said() -> Iterator[None]:
+    """Raise whatever comes of a state of another form as a ValueError."""
+    try:
+        yield
+    except (KeyError, IndexError, TypeError, AttributeError, ZeroDivisionError) as error:
+        raise ValueError(
+            f"the checkpoint's state is damaged, or of another version ({type(error).__name__}: "
+            f"{error})"
+        ) from error
 
 
 def retuned(checkpoint: Mapping[str, Any], plasticity: float, folder: Path) -> dict[str, Any]:
@@ -108,6 +142,17 @@ def retuned(checkpoint: Mapping[str, Any], plasticity: float, folder: Path) -> d
         ValueError: If it does not hold what the merge was made from, or not whole.
     """
     key = state_in(checkpoint)
+    state = checkpoint["callbacks"][key]
+    if state.get("last_merge") is None:
+        raise ValueError(NOTHING_KEPT)
+    check_form(state, _Held)
+    with _damage_is_said():
+        return _retuned(checkpoint, key, plasticity, folder)
+
+
+def _retuned(
+    checkpoint: Mapping[str, Any], key: str, plasticity: float, folder: Path
+) -> dict[str, Any]:
     state = checkpoint["callbacks"][key]
     stored = state["last_merge"]["rule"]
     if stored is None:

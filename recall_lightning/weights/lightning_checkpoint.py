@@ -63,13 +63,26 @@ def with_weights(
         {'net._orig_mod.w': tensor([1., 1.]), 'b': tensor([0.])}
     """
     names = {canonical_name(name): name for name in state_dict}
-    replaced: dict[tuple[int, torch.Size], Tensor] = {}
     for name, weight in weights.items():
         if name not in names or state_dict[names[name]].shape != weight.shape:
             raise ValueError(f"the checkpoint's model has no weight {name!r} of that shape")
-        replaced[_place(state_dict[names[name]])] = weight
-    return {name: replaced.get(_place(tensor), tensor) for name, tensor in state_dict.items()}
+    written = {_storage(state_dict[names[name]]) for name in weights}
+    copies: dict[int, torch.UntypedStorage] = {}  # with all views of it that the state has
+    changed = {}
+    for name, tensor in state_dict.items():
+        where = _storage(tensor)
+        if where in written and where not in copies:
+            copies[where] = tensor.untyped_storage().clone()
+        changed[name] = _in_storage(tensor, copies[where]) if where in copies else tensor
+    for name, weight in weights.items():
+        changed[names[name]].copy_(weight)
+    return changed
 
 
-def _place(tensor: Tensor) -> tuple[int, torch.Size]:
-    return tensor.data_ptr(), tensor.shape
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
+
+
+def _in_storage(tensor: Tensor, storage: torch.UntypedStorage) -> Tensor:
+    view = torch.empty(0, dtype=tensor.dtype)
+    return view.set_(storage, tensor.storage_offset(), tensor.shape, tensor.stride())

@@ -5,14 +5,14 @@ import warnings
 import pytest
 import torch
 from lightning.pytorch import Callback
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from recall_lightning import ForgettingMonitor, RecallCallback, TaskStream
 from recall_lightning.methods.ewc import ElasticWeightConsolidation
 from tests.support.callbacks import same, statistic, weights_of
-from tests.support.training import Plain, quiet_trainer, task_data
+from tests.support.training import Plain, loader, quiet_trainer, task_data
 
 NONE_AT_ALL = {"forgetting": 0.0}
 EASY = {"forgetting": 1.0}
@@ -192,3 +192,95 @@ def test_a_limit_of_what_nobody_measures_is_refused_before_training():
     with pytest.raises(MisconfigurationException, match="limits has 'd', and there are forgetting"):
         fit(monitor)
     assert monitor.matrix == []
+
+
+def test_where_a_score_is_no_number_any_more_all_is_lost():
+    class Ruins(Callback):
+        def on_train_batch_end(self, trainer, pl_module, *_):
+            if trainer.global_step == 16:
+                torch.nn.init.constant_(pl_module.net[4].bias, torch.nan)
+
+    class Loss(Plain):
+        def validation_step(self, batch, batch_idx, dataloader_idx=0):
+            loss = torch.nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+            self.log("val/loss", loss, batch_size=len(batch[1]))
+
+    limits = {"forgetting": 1.0, "a": 1.0}
+    monitor, data = ForgettingMonitor("val/loss", limits=limits, on_limit="stop"), stream()
+    quiet_trainer(
+        monitor, Ruins(), max_epochs=data.total_epochs, reload_dataloaders_every_n_epochs=1
+    ).fit(Loss(), data)
+    assert {each["name"]: each["value"] for each in monitor.exceeded} == {
+        "forgetting": torch.inf,
+        "a": torch.inf,
+    }
+    assert len(monitor.matrix) == 2
+
+
+def test_a_row_that_no_validation_at_its_tasks_end_filled_is_looked_at_too():
+    monitor, model = ForgettingMonitor("val/acc", limits=NONE_AT_ALL, on_limit="rollback"), Plain()
+    validation = [loader(task, 16, shuffle=False) for task in range(2)]
+    quiet_trainer(monitor).fit(model, loader(0), validation)
+    stops = EarlyStopping("val/acc/dataloader_idx_1", mode="max", patience=0)
+    with pytest.warns(UserWarning, match=r"cannot be rolled back any more"):
+        quiet_trainer(monitor, stops, max_epochs=50).fit(model, loader(1), validation)
+    assert monitor.exceeded[0]["task"] == "task 1"
+
+
+@pytest.mark.parametrize(
+    ("limits", "message"),
+    [({"estimated_forgetting": 0.1}, "nothing estimates it"), ({"d": 0.1}, "limits has 'd'")],
+)
+def test_what_nobody_measures_is_refused_before_a_step(limits, message):
+    model, data = Plain(), stream()
+    trainer = quiet_trainer(
+        ForgettingMonitor("val/acc", limits=limits),
+        max_epochs=data.total_epochs,
+        reload_dataloaders_every_n_epochs=1,
+    )
+    with pytest.raises(MisconfigurationException, match=message):
+        trainer.fit(model, data)
+    assert trainer.global_step == 0
+
+
+def test_a_task_whose_start_is_not_known_is_not_gone_on_with_under_rollback(tmp_path):
+    save = ModelCheckpoint(tmp_path, every_n_train_steps=12, save_top_k=-1)
+    fit(ForgettingMonitor("val/acc", limits=NONE_AT_ALL), save, enable_checkpointing=True)
+    path, data = tmp_path / "epoch=1-step=12.ckpt", stream()
+    trainer = quiet_trainer(
+        ForgettingMonitor("val/acc", limits=NONE_AT_ALL, on_limit="rollback"),
+        max_epochs=data.total_epochs,
+        reload_dataloaders_every_n_epochs=1,
+    )
+    with pytest.raises(MisconfigurationException, match="holds no weights of its start"):
+        trainer.fit(Plain(), data, ckpt_path=path)
+
+
+def test_after_a_first_task_that_is_rolled_back_the_next_is_the_first():
+    limits = {"a": 0.0}
+    monitor = ForgettingMonitor("val/acc", limits=limits, on_limit="rollback")
+    monitor.record.lost = lambda: {"a": 1.0} if len(monitor.matrix) == 1 else {}
+    recall = RecallCallback(every=1.0, merge_first_task=False)
+    fit(monitor, recall)
+    assert monitor.record.rolled_back == [0]
+    assert [record["task"] for record in recall.history] == [2]
+
+
+def test_what_a_function_raises_comes_through():
+    class Gate(ValueError):
+        pass
+
+    def act(trainer, pl_module, exceeded):
+        raise Gate
+
+    with pytest.raises(Gate):
+        fit(ForgettingMonitor("val/acc", limits=NONE_AT_ALL, on_limit=act))
+
+
+def test_nothing_is_kept_longer_than_until_the_verdict():
+    monitor = ForgettingMonitor("val/acc", limits=EASY, on_limit="rollback")
+    fit(monitor)
+    assert monitor.state_dict()["start"] is None
+    alone = RecallCallback()
+    fit(alone)
+    assert alone._sums is None

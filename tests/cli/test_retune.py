@@ -76,6 +76,36 @@ def test_what_is_wrong_is_one_line_and_nothing_is_written(checkpoint, tmp_path, 
     assert out.read_text() == "something else"
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda state: state["history"][-1].update(front=[{"keep": 1.0}]),
+        lambda state: state["history"][-1].pop("front"),
+        lambda state: state["history"].clear(),
+        lambda state: state["snapshots"].clear(),
+        lambda state: state["last_merge"]["made_from"]["measured"].clear(),
+        lambda state: state["last_merge"]["made_from"]["measured"][0].pop("old_moments"),
+        lambda state: state["last_merge"]["made_from"]["measured"][0]["old_moments"].clear(),
+        lambda state: state["last_merge"].update(rule={"name": ["uniform"]}),
+        lambda state: state["last_merge"]["made_from"]["new"].update(other=[1]),
+    ],
+)
+def test_whatever_is_damaged_is_told_in_one_line(damage, checkpoint, tmp_path, capsys):
+    broken = read_checkpoint(checkpoint)
+    damage(broken["callbacks"]["RecallCallback"])
+    torch.save(broken, tmp_path / "broken.ckpt")
+    refused(capsys, tmp_path / "broken.ckpt", "--plasticity", "0.5", "--out", tmp_path / "o")
+    assert not (tmp_path / "o").exists()
+
+
+def test_what_was_tried_is_shown_of_a_run_that_kept_nothing(tmp_path, capsys):
+    trainer = quiet_trainer(RecallCallback(keep_live=False))
+    trainer.fit(Plain(), loader(0))
+    trainer.save_checkpoint(tmp_path / "end.ckpt")
+    main(["retune", str(tmp_path / "end.ckpt")])
+    assert "the last line was merged" in capsys.readouterr().out
+
+
 def test_a_damaged_state_is_named(checkpoint, tmp_path, capsys):
     broken = read_checkpoint(checkpoint)
     del broken["callbacks"]["RecallCallback"]["last_merge"]["made_from"]["maps"]

@@ -118,6 +118,15 @@ def test_a_checkpoint_that_was_loaded_can_be_merged_again_and_goes_on(tmp_path):
     assert [record["task"] for record in callback.history] == [1, 2]
 
 
+def test_a_model_that_does_not_fit_is_refused_before_anything_is_written():
+    _, callback = trained()
+    other = Plain(torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Linear(16, 2)))
+    before = weights_of(other)
+    with pytest.raises(MisconfigurationException, match=r"net\.\d"):
+        callback.retune(other, 0.5)
+    assert same(before, weights_of(other))
+
+
 def test_what_was_kept_is_gone_when_the_next_task_starts():
     class Retunes(Callback):
         def on_train_batch_end(self, trainer, pl_module, *_):
@@ -134,8 +143,11 @@ def test_a_checkpoint_is_left_as_it_was_and_tied_weights_stay_tied(tmp_path):
     checkpoint = read_checkpoint(tmp_path / "end.ckpt")
     before = {name: weight.clone() for name, weight in checkpoint["state_dict"].items()}
     checkpoint["state_dict"]["again"] = checkpoint["state_dict"]["net.0.weight"]
+    checkpoint["state_dict"]["turned"] = checkpoint["state_dict"]["net.0.weight"].T
     made = retuned(checkpoint, 0.5, tmp_path)["state_dict"]
-    assert made["again"] is made["net.0.weight"]
+    assert torch.equal(made["again"], made["net.0.weight"])
+    assert torch.equal(made["turned"].T, made["net.0.weight"])
+    assert made["turned"].data_ptr() == made["net.0.weight"].data_ptr()
     assert same(before, checkpoint["state_dict"])
     assert not same(before, made)
 

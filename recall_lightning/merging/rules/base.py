@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -52,6 +53,8 @@ class MergeInputs:
         new_output_moments: Output moments of the current task; for ``"new_moments"`` with
             ``"curvature"``.
         earlier_tasks: How many tasks the old moments and the importance sum up.
+        curvature_mean: The means of those tasks' curvatures, summed, in nats a prediction for a
+            squared weight, by which their moments at outputs were divided; NaN where not known.
     """
 
     structure: Structure
@@ -65,6 +68,7 @@ class MergeInputs:
     new_moments: Mapping[str, Moments] = field(default_factory=dict)
     new_output_moments: Mapping[str, Moments] = field(default_factory=dict)
     earlier_tasks: int = 1
+    curvature_mean: float = math.nan
 
     @property
     def blocks(self) -> Sequence[Block]:

@@ -214,6 +214,7 @@ class MapMoments(Statistic):
             "old_moments": self.known.inputs,
             "old_output_moments": self.known.outputs,
             "earlier_tasks": max(1, self.known.tasks),
+            "curvature_mean": self.known.mean,
         }
         if "new_moments" in rule.needs:
             new = self.measure(context)

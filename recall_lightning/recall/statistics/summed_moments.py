@@ -1,5 +1,6 @@
 """Moments of linear maps, summed over the tasks so far."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NotRequired, TypedDict
@@ -27,9 +28,10 @@ class SumsState(TypedDict):
     old: dict[str, dict[str, torch.Tensor]]
     old_outputs: NotRequired[dict[str, dict[str, torch.Tensor]]]
     tasks: int
+    mean: NotRequired[float]
 
 
-Sums = tuple[dict[str, Moments], dict[str, Moments], int]
+Sums = tuple[dict[str, Moments], dict[str, Moments], int, float]
 
 
 class SummedMoments:
@@ -42,6 +44,8 @@ class SummedMoments:
         inputs: Name of a map to the moments of its inputs, summed over tasks.
         outputs: The same of the gradients at its outputs; the count is the number of tasks.
         tasks: How many tasks that is.
+        mean: The means of their curvatures' diagonals, summed, by which those were divided; NaN
+            where one is not known, as of checkpoints of earlier versions.
     """
 
     def __init__(self, settings: MomentSettings) -> None:
@@ -53,10 +57,12 @@ class SummedMoments:
         self.inputs: dict[str, Moments] = {}
         self.outputs: dict[str, Moments] = {}
         self.tasks = 0
+        self.mean = 0.0
 
     def add(self, measured: KroneckerFactors) -> None:
         """Add what was measured of a task, and count it; leave out what is not finite, and warn."""
         self.tasks += 1
+        self.mean += math.nan if measured.mean is None else measured.mean
         finite = {moments: _is_finite(moments) for moments in measured.inputs.values()}
         unusable = [name for name, moments in measured.inputs.items() if not finite[moments]]
         sums: dict[tuple[Moments | None, Moments], Moments] = {}  # maps may share theirs
@@ -77,12 +83,13 @@ class SummedMoments:
             )
 
     def sums(self) -> Sums:
-        """Return inputs, outputs and the number of tasks, which no later sum changes."""
-        return dict(self.inputs), dict(self.outputs), self.tasks
+        """Return all of it, which no later sum changes."""
+        return dict(self.inputs), dict(self.outputs), self.tasks, self.mean
 
     def put_back(self, sums: Sums) -> None:
         """Go back to what :meth:`sums` returned."""
-        self.inputs, self.outputs, self.tasks = dict(sums[0]), dict(sums[1]), sums[2]
+        self.inputs, self.outputs = dict(sums[0]), dict(sums[1])
+        self.tasks, self.mean = sums[2:]
 
     def fit_to(self, maps: Sequence[LinearMap], weights: Mapping[str, torch.Tensor]) -> None:
         """Before a task, fit what is known to maps that have grown, and drop what fits no more.
@@ -137,6 +144,7 @@ class SummedMoments:
             "old": {name: moments.state_dict() for name, moments in self.inputs.items()},
             "old_outputs": {name: moments.state_dict() for name, moments in self.outputs.items()},
             "tasks": self.tasks,
+            "mean": self.mean,
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -151,6 +159,7 @@ class SummedMoments:
             if isinstance(moments, RowCounts):
                 raise ValueError(f"statistics.moments.old_outputs.{name} lacks 'matrix'")
         self.inputs, self.outputs, self.tasks = inputs, outputs, state_dict["tasks"]
+        self.mean = state_dict.get("mean", math.nan)
 
     def resume(self, maps: Sequence[LinearMap], device: torch.device) -> None:
         """After a resume, move the tensors to the module's device, and keep the rank of now.
