@@ -2,10 +2,10 @@
 
     python -m benchmarks.estimated_forgetting [--seeds 0,1] [--jobs 2]
 
-Runs RECALL with five settings, from keeping much to keeping next to nothing, on the recipes' streams.
-At each task's end what is estimated, by the curvature, by the divergence on the task's own last
-batches and by the weights' distance, is laid beside what was forgotten of the tasks before: the mean
-fall of their validation scores in this task. Writes ``benchmarks/results/estimated_forgetting.md``.
+Runs RECALL with five settings, from keeping much to keeping next to nothing, on four recipes'
+streams. At each task's end what is estimated, by the curvature, by the divergence on the task's own
+last batches and by the weights' distance, is laid beside what was forgotten of the tasks before:
+the mean fall of their validation scores. Writes ``benchmarks/results/estimated_forgetting.md``.
 """
 
 import argparse
@@ -117,7 +117,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/estimated_forgetting"))
     given = parser.parse_args()
     seeds = [int(seed) for seed in given.seeds.split(",")]
-    watch = [f"--trainer.callbacks+={__spec__.name if __spec__ else ''}.Watch"]
+    watch = ["--trainer.callbacks+=benchmarks.estimated_forgetting.Watch"]
     rows = []
     for recipe in RECIPES:
         folder = given.out / recipe

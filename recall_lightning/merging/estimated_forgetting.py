@@ -54,7 +54,8 @@ def estimated_forgetting(
     if not forms or not math.isfinite(inputs.curvature_mean):
         return None
     # of sums over tasks, and each task's curvature was divided by its own mean
-    return 0.5 * float(torch.stack(forms).sum()) * inputs.curvature_mean / tasks**3
+    together = torch.stack([form.to(forms[0].device) for form in forms]).sum()
+    return 0.5 * float(together) * inputs.curvature_mean / tasks**3
 
 
 def _is_there(one: LinearMap, *models: Mapping[str, Tensor]) -> bool:
@@ -71,7 +72,7 @@ def _quadratic_form(
     now: Mapping[str, Tensor],
     then: Mapping[str, Tensor],
 ) -> Tensor:
-    """Return tr(G D X Dᵀ), () on the CPU; of an update without a matrix of its layer's size."""
+    """Return tr(G D X Dᵀ), (); of an update without a matrix of its layer's size."""
     device = inputs.trace.device
     if pair is not None:
         new, old = (
@@ -80,8 +81,8 @@ def _quadratic_form(
         left = torch.cat([new.scale * new.b, -old.scale * old.b], dim=1).float()
         right = torch.cat([new.a, old.a]).float()
         sides = left.T @ outputs.times(left), right @ inputs.times(right.T)
-        return (sides[0] * sides[1]).sum().cpu()
+        return (sides[0] * sides[1]).sum()
     difference = (as_matrix(one, now).to(device) - as_matrix(one, then).to(device)).float()
     if isinstance(inputs, RowCounts):  # (rows, dimension)
         difference = difference.T
-    return (outputs.times(difference) * inputs.times(difference.T).T).sum().cpu()
+    return (outputs.times(difference) * inputs.times(difference.T).T).sum()

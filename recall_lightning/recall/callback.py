@@ -5,7 +5,6 @@ from functools import partial
 from numbers import Integral
 from typing import Any, ClassVar, Literal, NoReturn
 
-import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only, rank_zero_warn
@@ -14,13 +13,12 @@ from torch.distributions import Distribution
 from torch.optim import Optimizer
 
 from recall_lightning.callbacks._trainer.left_out import tell_what_is_left_out
-from recall_lightning.callbacks._trainer.loggers import log_figure, log_scalars, log_table
+from recall_lightning.callbacks._trainer.loggers import log_scalars
 from recall_lightning.callbacks._trainer.misconfiguration import misconfiguration
 from recall_lightning.callbacks._trainer.optimizer_state import forget
 from recall_lightning.callbacks._trainer.other_callbacks import refuse_weight_averaging
 from recall_lightning.callbacks._trainer.stored_state import (
     check_state,
-    check_tensors,
     count_tensors,
     damage_is_said,
 )
@@ -52,14 +50,8 @@ from recall_lightning.recall.migration import migrated_state
 from recall_lightning.recall.model_run import ModelRun
 from recall_lightning.recall.optimizer_watch import OptimizerWatch
 from recall_lightning.recall.plasticity import MeasuredPlasticity
-from recall_lightning.recall.records import (
-    FRONT_COLUMNS,
-    front_figure,
-    front_rows,
-    record_scalars,
-    records_figure,
-)
-from recall_lightning.recall.retuning import NOTHING_KEPT, merged_again
+from recall_lightning.recall.records import log_task, record_scalars
+from recall_lightning.recall.retuning import NOTHING_KEPT, merge_again_
 from recall_lightning.recall.settings import (
     Buffers,
     ImportanceSettings,
@@ -79,7 +71,7 @@ from recall_lightning.recall.statistics.available import statistics_for
 from recall_lightning.recall.statistics.recent_batches import RecentBatches
 from recall_lightning.recall.trained_weights import TrainedWeights
 from recall_lightning.weights.naming import find_weights
-from recall_lightning.weights.sharding import gathered, is_sharded, reshard
+from recall_lightning.weights.sharding import gathered, reshard
 from recall_lightning.weights.snapshot import Snapshot
 
 
@@ -311,30 +303,14 @@ class RecallCallback(TaskAwareCallback):
             check_share(plasticity)
             if self._last_merge is None or self.end_rule is None:
                 raise ValueError(NOTHING_KEPT)
-            made_from = self._last_merge["made_from"]
-            weights = find_weights(pl_module, made_from["live"])
-            check_tensors(made_from["live"], weights, "the model that was merged:")
-            if any(map(is_sharded, weights.values())):
-                raise ValueError(
-                    "a sharded model is merged again on disk: use recall-lightning retune on a "
-                    "checkpoint"
-                )
-            if not all(made_from["live"].keys() <= each.keys() for each in self.snapshots):
-                raise ValueError(
-                    "the snapshots lie in files, which only a fit finds again: use "
-                    "recall-lightning retune on the checkpoint"
-                )
-            merged, record = merged_again(
-                made_from,
+            record = merge_again_(
+                pl_module,
+                self._last_merge["made_from"],
                 self.end_rule,
                 self.snapshots,
                 self.history[-1],
                 plasticity,
-                next(iter(weights.values())).device,
             )
-            with torch.no_grad():
-                for name, weight in merged.items():
-                    weights[name].copy_(weight)
         self.history[-1] = record
 
     def should_merge(self, step_in_task: int, task_steps: int | None) -> bool:
@@ -532,12 +508,7 @@ class RecallCallback(TaskAwareCallback):
             self._reset_optimizers(trainer, pl_module)  # importance has been read from them
         records = [record for record in self.history if record["visit"] == self.visit]
         name = self.visit_name(trainer)
-        if records:
-            log_figure(trainer, f"recall/coefficients/{name}", partial(records_figure, records))
-        if merged and records[-1].get("front"):
-            log_figure(trainer, f"recall/front/{name}", partial(front_figure, records[-1], name))
-            table = front_rows(records[-1])
-            log_table(trainer, f"recall/front_table/{name}", FRONT_COLUMNS, table)
+        log_task(trainer, name, records, with_front=merged)
 
     @property
     def can_estimate(self) -> bool:

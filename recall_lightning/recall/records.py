@@ -1,10 +1,13 @@
 """What a merge was, as loggers take it."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
+from lightning.pytorch import Trainer
 
+from recall_lightning.callbacks._trainer.loggers import log_figure, log_table
 from recall_lightning.merging.blockwise import mean_by_block, worst_condition
 from recall_lightning.merging.coefficients import Coefficient
 from recall_lightning.merging.lora.pairs import LoraPair
@@ -74,6 +77,25 @@ def record_scalars(record: Mapping[str, Any]) -> dict[str, float]:
             scalars[f"recall/{what}/{name}"] = value
     whole = {f"recall/{what}": record[what] for what in _OF_THE_MODEL if what in record}
     return scalars | whole
+
+
+def log_task(
+    trainer: Trainer, name: str, records: Sequence[Mapping[str, Any]], with_front: bool
+) -> None:
+    """Log what a task's merges were: coefficients over them, and the front of the last.
+
+    Args:
+        trainer: The Trainer.
+        name: The task's.
+        records: The merges' entries of ``history``.
+        with_front: Whether there was a merge at the task's end, which may have a front.
+    """
+    if records:
+        log_figure(trainer, f"recall/coefficients/{name}", partial(records_figure, records))
+    if with_front and records[-1].get("front"):
+        log_figure(trainer, f"recall/front/{name}", partial(front_figure, records[-1], name))
+        rows = front_rows(records[-1])
+        log_table(trainer, f"recall/front_table/{name}", FRONT_COLUMNS, rows)
 
 
 def records_figure(records: Sequence[Mapping[str, Any]]) -> "Figure":

@@ -7,10 +7,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypedDict
 
+import torch
 from lightning.fabric.utilities.apply_func import move_data_to_device
-from torch import Tensor, device
+from torch import Tensor, device, nn
 
-from recall_lightning.callbacks._trainer.stored_state import count_tensors
+from recall_lightning.callbacks._trainer.stored_state import check_tensors, count_tensors
 from recall_lightning.checks import check_form
 from recall_lightning.merging.blockwise import mean_by_block
 from recall_lightning.merging.rules import MergeRule
@@ -19,6 +20,9 @@ from recall_lightning.recall.front import FrontPoint, keep_of
 from recall_lightning.recall.prepared_merge import PreparedMerge, PreparedState
 from recall_lightning.recall.state import LastMergeState
 from recall_lightning.weights.lightning_checkpoint import with_weights
+from recall_lightning.weights.naming import find_weights
+from recall_lightning.weights.sharding import is_sharded
+from recall_lightning.weights.snapshot import Snapshot
 from recall_lightning.weights.snapshot_file import FileReference, FileSnapshot
 
 NOTHING_KEPT = (
@@ -78,6 +82,50 @@ def merged_again(
     kept = {name: value for name, value in record.items() if name not in measured}
     again = {"keep": keep, "plasticity": plasticity, "coefficient": coefficient, "retuned": True}
     return prepared.live, kept | again
+
+
+def merge_again_(
+    module: nn.Module,
+    state: PreparedState,
+    rule: MergeRule,
+    snapshots: Sequence[Snapshot],
+    record: Mapping[str, Any],
+    plasticity: float,
+) -> dict[str, Any]:
+    """Make a task's last merge again, into the weights of a module.
+
+    Args:
+        module: The model.
+        state: What the merge was made from.
+        rule: Of the task's end.
+        snapshots: The snapshots, oldest first.
+        record: The merge's entry in ``RecallCallback.history``.
+        plasticity: The share of the task's gain that is left.
+
+    Returns:
+        The entry for the new merge.
+
+    Raises:
+        ValueError: If the model is another or sharded, or snapshots are not at hand. Nothing has
+            been written then.
+    """
+    weights = find_weights(module, state["live"])
+    check_tensors(state["live"], weights, "the model that was merged:")
+    if any(map(is_sharded, weights.values())):
+        raise ValueError(
+            "a sharded model is merged again on disk: use recall-lightning retune on a checkpoint"
+        )
+    if not all(state["live"].keys() <= each.keys() for each in snapshots):
+        raise ValueError(
+            "the snapshots lie in files, which only a fit finds again: use recall-lightning retune "
+            "on the checkpoint"
+        )
+    on = next(iter(weights.values())).device
+    merged, entry = merged_again(state, rule, snapshots, record, plasticity, on)
+    with torch.no_grad():
+        for name, weight in merged.items():
+            weights[name].copy_(weight)
+    return entry
 
 
 def state_in(checkpoint: Mapping[str, Any]) -> str:
