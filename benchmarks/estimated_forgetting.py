@@ -39,7 +39,7 @@ SETTINGS = {
     "0.5": "recall:--recall.every 1.0 --recall.plasticity 0.5",
     "0.8": "recall:--recall.every 1.0 --recall.plasticity 0.8",
     "0.95": "recall:--recall.every 1.0 --recall.plasticity 0.95",
-    "next to nothing": "recall:--recall.every 1.0 --recall.plasticity 0.9999",
+    "0.9999": "recall:--recall.every 1.0 --recall.plasticity 0.9999",
     "default": "recall:",
 }
 ESTIMATES = {
