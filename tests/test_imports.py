@@ -30,9 +30,12 @@ MAY_IMPORT = {
     "cli.merge": ["cli", "merging", "measuring", "weights"],
     "cli.retune": ["cli", "recall", "weights"],
     "cli.run_config": ["cli", "methods", "callbacks", "data", "weights"],
+    "report": ["cli.run_config", "recall", "metrics", "weights"],
+    "cli.report": ["cli", "report"],
     "cli.fit": [
         "cli",
         "cli.run_config",
+        "report",
         "methods",
         "recall",
         "models",
@@ -51,7 +54,7 @@ MAY_IMPORT = {
         "metrics",
         "weights",
     ],
-    "cli.main": ["cli", "cli.merge", "cli.retune", "cli.fit", "compare", "export"],
+    "cli.main": ["cli", "cli.merge", "cli.retune", "cli.report", "cli.fit", "compare", "export"],
     "__main__": ["cli.main"],
 }
 PLAIN_TORCH = ("", "weights", "measuring", "merging")

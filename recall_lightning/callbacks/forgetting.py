@@ -255,7 +255,7 @@ class ForgettingMonitor(TaskScoreCallback):
         trainer.print(self.record.table())
         if folder is not None:
             with _failure_is_said(folder):
-                self.record.write(folder)
+                self.record.write(folder, self.exceeded)
                 self._write_figures(trainer, folder)
                 for name in _FILES:
                     keep_file(trainer, folder / name)
@@ -392,7 +392,7 @@ class ForgettingMonitor(TaskScoreCallback):
         log_curves(trainer, "continual/scores_by_task", tasks, scores, "tasks trained")
         if folder is not None:
             with _failure_is_said(folder):
-                self.record.write(folder)
+                self.record.write(folder, self.exceeded)
         values = "  ".join(f"{name} {value:.3f}" for name, value in summary.items())
         trainer.print(f"after {self.visit_name(trainer)!r}: {values}")
 

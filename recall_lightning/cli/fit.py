@@ -18,6 +18,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
 import recall_lightning.models  # noqa: F401  # lets recipes name the modules without their path
+from recall_lightning.callbacks._trainer.loggers import run_folder
 from recall_lightning.callbacks.forgetting import ForgettingMonitor
 from recall_lightning.cli.arguments import refuse
 from recall_lightning.cli.parser import PlainParser
@@ -26,13 +27,16 @@ from recall_lightning.data import TaskStream
 from recall_lightning.methods.method import Method
 from recall_lightning.methods.table import METHODS
 from recall_lightning.recall.migration import OLD_ARGUMENTS, migrated_arguments
+from recall_lightning.report.environment import write_environment
+from recall_lightning.report.page import FILE_NAME, write_report
 
 _EPILOG = (
     "Methods are compared by: recall-lightning compare -c RECIPE --methods finetune,recall --out "
     "FOLDER. Models on disk are merged by: recall-lightning merge MODEL MODEL… --out FOLDER. A "
     "checkpoint of a language model becomes a folder of Hugging Face by: recall-lightning export "
     "CKPT --out FOLDER. A task's last merge is made again with another balance by: "
-    "recall-lightning retune CKPT --plasticity 0.9 --out CKPT"
+    "recall-lightning retune CKPT --plasticity 0.9 --out CKPT. What runs learned and forgot "
+    "is put on one page by: recall-lightning report RUN… --out report.html"
 )
 _TITLES = {
     method.name: f"--{method.name}.*: {method.summary}"
@@ -256,9 +260,11 @@ class _RunCLI(RecallCLI):
     """A run of one method: arguments of others would be without effect."""
 
     def after_fit(self) -> None:
-        """Tell a pipeline by the exit code where more was forgotten than allowed."""
+        """Write the report; tell a pipeline by the exit code what was forgotten beyond limits."""
         callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
-        if any(isinstance(each, ForgettingMonitor) and each.exceeded for each in callbacks):
+        monitors = [each for each in callbacks if isinstance(each, ForgettingMonitor)]
+        _report(self.trainer, monitors)
+        if any(each.exceeded for each in monitors):
             raise SystemExit(_LIMIT_NOT_KEPT)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
@@ -275,6 +281,20 @@ class _RunCLI(RecallCLI):
                     f"{given[0]} has no effect with --method {method}: leave it "
                     f"out, or give --method {other}"
                 )
+
+
+def _report(trainer: Trainer, monitors: Sequence[ForgettingMonitor]) -> None:
+    """Write ``report.html`` beside each monitor's files; the run goes on where that fails."""
+    beside = run_folder(trainer)
+    for monitor in monitors:
+        folder = beside if monitor.folder is None else Path(monitor.folder)
+        if folder is None or not monitor.matrix or not trainer.is_global_zero:
+            continue
+        try:
+            write_environment(folder, trainer.strategy.root_device)
+            write_report([folder], folder / FILE_NAME, beside)
+        except (OSError, ValueError) as error:
+            rank_zero_warn(f"{folder / FILE_NAME} could not be written: {error}")
 
 
 def _for_one(subcommand: str) -> type[RecallCLI]:

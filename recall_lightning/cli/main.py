@@ -37,6 +37,9 @@ _COMMANDS = {
     "retune": _Command(
         "recall_lightning.cli.retune", "a checkpoint's last merge again, with another balance"
     ),
+    "report": _Command(
+        "recall_lightning.cli.report", "what runs learned, lost and cost, as one HTML file"
+    ),
     "export": _Command(
         "recall_lightning.export.command",
         "a checkpoint of a language model as a folder of Hugging Face",

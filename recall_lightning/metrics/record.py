@@ -259,8 +259,12 @@ class TaskRecord:
             steps, _padded(scores), self._columns, self.score_name, self.boundaries, marks
         )
 
-    def write(self, folder: Path) -> None:
+    def write(self, folder: Path, exceeded: Sequence[Mapping[str, Any]] = ()) -> None:
         """Write ``task_matrix.json`` into a folder, whole or not at all.
+
+        Args:
+            folder: Which.
+            exceeded: The limits that were not kept, as ``ForgettingMonitor.exceeded`` has them.
 
         Raises:
             OSError: If it cannot be written.
@@ -269,25 +273,70 @@ class TaskRecord:
             "monitor": self.score_name,
             "mode": "max" if self.higher_is_better else "min",
             "tasks": self.task_names,
-            "before": _for_json(self.before),
-            "matrix": [_for_json(row) for row in self.matrix],
+            "before": plain_json(self.before),
+            "matrix": [plain_json(row) for row in self.matrix],
             "trained": self.trained,
             "rolled_back": self.rolled_back,
+            "boundaries": [list(boundary) for boundary in self.boundaries],
+            "exceeded": [plain_json(each) for each in exceeded],
             "metrics": self.summary(),
             "forgetting_variant": FORGETTING_VARIANT,
             "seconds": self.seconds,
             "measurements": [
-                {k: v if k == "step" else _for_json(v) for k, v in measured.items()}
+                {k: v if k == "step" else plain_json(v) for k, v in measured.items()}
                 for measured in self.measurements
             ],
         }
         if self.probe_names:
             content["probes"] = {
                 "names": self.probe_names,
-                "before": _for_json(self.probes_before),
-                "matrix": [_for_json(row) for row in self.probes],
+                "before": plain_json(self.probes_before),
+                "matrix": [plain_json(row) for row in self.probes],
             }
         write_whole(folder / "task_matrix.json", json.dumps(content, indent=1))
+
+    @classmethod
+    def read(cls, content: Mapping[str, Any]) -> "TaskRecord":
+        """Return the record of which :meth:`write` wrote this, read as JSON.
+
+        Raises:
+            ValueError: If it is not of that form.
+
+        Example:
+            >>> content = {"monitor": "val/acc", "mode": "max", "tasks": ["a"], "matrix": [[0.5]]}
+            >>> TaskRecord.read(content).summary()["plasticity"]
+            0.5
+        """
+        probes = content.get("probes") or {}
+        try:
+            before = [
+                own and _from_json(own) for own in (content.get("before"), probes.get("before"))
+            ]
+            record = cls(
+                content["monitor"],
+                content["mode"] == "max",
+                list(content["tasks"]),
+                [_from_json(row) for row in content["matrix"]],
+                before[0],
+                list(probes.get("names", [])),
+                [_from_json(row) for row in probes.get("matrix", [])],
+                before[1],
+                [
+                    {name: v if name == "step" else _from_json(v) for name, v in measured.items()}
+                    for measured in content.get("measurements", [])
+                ],
+                [(step, name) for step, name in content.get("boundaries", [])],
+                float(content.get("seconds", 0.0)),
+                list(content.get("trained", [])),
+                list(content.get("rolled_back", [])),
+            )
+            _check_scores(vars(record))
+            named = all(0 <= task < len(record.task_names) for task in record.trained)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"it is no task matrix: {error!r}") from error
+        if not record.matrix or len(record.trained) != len(record.matrix) or not named:
+            raise ValueError("it is no task matrix: its rows are not of its tasks")
+        return record
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything in plain Python."""
@@ -360,9 +409,23 @@ def _check_scores(state: Mapping[str, Any]) -> None:
             raise ValueError(f"record.boundaries.{number} is no step and a name")
 
 
-def _for_json(scores: Sequence[float] | None) -> list[float | None] | None:
-    """Replace NaN and infinities, which JSON does not know, by None."""
-    return None if scores is None else [s if math.isfinite(s) else None for s in scores]
+def plain_json(value: Any) -> Any:
+    """Replace NaN and infinities, which JSON does not know, by None, however deep they are.
+
+    Example:
+        >>> plain_json({"loss": [0.5, math.nan], "step": 3})
+        {'loss': [0.5, None], 'step': 3}
+    """
+    if isinstance(value, Mapping):
+        return {name: plain_json(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain_json(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _from_json(row: Sequence[float | None] | None) -> list[float]:
+    """Return a row of scores as it was, but for infinities."""
+    return [math.nan if score is None else float(score) for score in row or []]
 
 
 def _padded(rows: Sequence[list[float]]) -> Tensor:

@@ -50,7 +50,7 @@ from recall_lightning.recall.migration import migrated_state
 from recall_lightning.recall.model_run import ModelRun
 from recall_lightning.recall.optimizer_watch import OptimizerWatch
 from recall_lightning.recall.plasticity import MeasuredPlasticity
-from recall_lightning.recall.records import log_task, record_scalars
+from recall_lightning.recall.records import log_task, record_scalars, write_merges
 from recall_lightning.recall.retuning import NOTHING_KEPT, merge_again_
 from recall_lightning.recall.settings import (
     Buffers,
@@ -442,6 +442,7 @@ class RecallCallback(TaskAwareCallback):
         super().on_train_end(trainer, pl_module)
         self._statistics.release(self._context(trainer, pl_module))
         self._kept.storage.remove_unused(trainer, self.snapshots)
+        write_merges(trainer, self.history)
         if self.clock.stopped_early and len(self.history) > merges:
             rank_zero_warn(
                 "the fit stopped early, so the merge at its task's end came after the last "

@@ -1,17 +1,26 @@
-"""What a merge was, as loggers take it."""
+"""What a merge was, as loggers take it, and as a file of the run."""
 
+import json
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
-from recall_lightning.callbacks._trainer.loggers import log_figure, log_table
+from recall_lightning.callbacks._trainer.loggers import (
+    is_remote,
+    log_figure,
+    log_table,
+    run_folder,
+)
 from recall_lightning.merging.blockwise import mean_by_block, worst_condition
 from recall_lightning.merging.coefficients import Coefficient
 from recall_lightning.merging.lora.pairs import LoraPair
 from recall_lightning.merging.rules import MergeInputs
+from recall_lightning.metrics.record import plain_json
+from recall_lightning.weights.atomic import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -96,6 +105,26 @@ def log_task(
         log_figure(trainer, f"recall/front/{name}", partial(front_figure, records[-1], name))
         rows = front_rows(records[-1])
         log_table(trainer, f"recall/front_table/{name}", FRONT_COLUMNS, rows)
+
+
+def write_merges(trainer: Trainer, history: Sequence[Mapping[str, Any]]) -> None:
+    """Write ``merges.json`` into the run's folder, if there is one on a local disk.
+
+    Args:
+        trainer: The Trainer; all processes call this.
+        history: Of the callback.
+    """
+    folder = run_folder(trainer)
+    local = folder is not None and not is_remote(trainer.loggers[0].save_dir)
+    if folder is None or not (local and history and trainer.is_global_zero):
+        return
+    try:
+        write_whole(folder / "merges.json", json.dumps(plain_json(list(history)), indent=1))
+    except OSError as error:
+        rank_zero_warn(
+            f"RecallCallback: {folder / 'merges.json'} could not be written "
+            f"({error.strerror or error}); the merges are in the callback's history"
+        )
 
 
 def records_figure(records: Sequence[Mapping[str, Any]]) -> "Figure":

@@ -110,6 +110,9 @@ def test_a_run_leaves_its_files_and_resumes_and_validates(tmp_path):
     folder = fit(tmp_path)
     for name in ("config.yaml", "metrics.csv", "task_matrix.json", "task_matrix.png", "curves.png"):
         assert (folder / name).exists(), name
+    page = (folder / "report.html").read_text()
+    assert "merges (" in page
+    assert "beside its settings" in page
     checkpoint = next((folder / "checkpoints").glob("*.ckpt"))
     before = json.loads((folder / "task_matrix.json").read_text())["before"]
     assert len(before) == 2

@@ -40,7 +40,7 @@ def command(tmp_path):
 
 
 @pytest.mark.processes
-@pytest.mark.parametrize("words", [[], ["merge"], ["compare"], ["retune"], ["export"]])
+@pytest.mark.parametrize("words", [[], ["merge"], ["compare"], ["retune"], ["report"], ["export"]])
 def test_help_imports_nothing_heavy(words, tmp_path):
     code = (
         "import sys\nfrom recall_lightning.cli.main import main\n"
@@ -74,7 +74,7 @@ def test_without_a_word_it_says_what_there_is(capsys):
     with pytest.raises(SystemExit) as stopped:
         main([])
     assert stopped.value.code == 2
-    assert "{fit,validate,compare,merge,retune,export}" in capsys.readouterr().err
+    assert "{fit,validate,compare,merge,retune,report,export}" in capsys.readouterr().err
 
 
 def test_an_unknown_word_is_refused(capsys):

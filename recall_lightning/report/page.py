@@ -1,0 +1,276 @@
+"""The page: one HTML file that needs nothing beside it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from recall_lightning.report import figures
+from recall_lightning.report.environment import environment
+from recall_lightning.report.numbers import decimals_for, duration, shown
+from recall_lightning.report.run import Run, distinct_names, read_run
+from recall_lightning.report.words import cost, learned, lost, merge_seconds, score_decimals
+from recall_lightning.weights.atomic import write_whole
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+FILE_NAME = "report.html"
+_METRICS = ("average", "forgetting", "plasticity")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A score in a table.
+
+    Attributes:
+        text: How it is written.
+        own: Whether it was measured right after the task's own training.
+    """
+
+    text: str
+    own: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table with a header a column and a header a row.
+
+    Attributes:
+        caption: What it shows.
+        columns: The headers of columns, that of the rows' headers first.
+        rows: Headers of rows and the cells behind each.
+        foot: A last row of another kind, or None.
+        note: What is to be known for reading it.
+    """
+
+    caption: str
+    columns: Sequence[str]
+    rows: Sequence[tuple[str, Sequence[Cell]]]
+    foot: tuple[str, Sequence[Cell]] | None = None
+    note: str = ""
+
+
+def write_report(folders: Sequence[Path], out: Path, beside: Path | None = None) -> None:
+    """Write a report of one or several runs' folders, whole or not at all.
+
+    Args:
+        folders: Each with a ``task_matrix.json``.
+        out: The file to write.
+        beside: Another folder with a run's other files; see :func:`read_run`.
+
+    Raises:
+        ValueError: If a folder, or a file in it, is not what it should be.
+        OSError: If something cannot be read or written.
+    """
+    names = distinct_names(folders)
+    runs = [read_run(folder, name, beside) for folder, name in zip(folders, names, strict=True)]
+    write_whole(out, report_page(runs))
+
+
+def report_page(runs: Sequence[Run]) -> str:
+    """Return the page as text.
+
+    Args:
+        runs: What it is of, at least one.
+
+    Example:
+        >>> from recall_lightning.metrics.record import TaskRecord
+        >>> record = TaskRecord("val/acc", True, ["a", "b"], [[0.9, 0.1], [0.5, 0.8]])
+        >>> page = report_page([Run("mine", record)])
+        >>> page[:15], "it fell from 0.900 to 0.500" in page
+        ('<!doctype html>', True)
+    """
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    # all text is escaped: names of tasks and settings are the user's
+    pages = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    drawn = figures.curves(runs)
+    parts = [
+        _run(run, f"run-{n}", own) for n, (run, own) in enumerate(zip(runs, drawn, strict=True))
+    ]
+    title = f"{runs[0].name}: what was learned and lost" if len(runs) == 1 else f"{len(runs)} runs"
+    template = pages.get_template("template.html")
+    return template.render(title=title, runs=parts, summary=_summary(runs), now=environment())
+
+
+def _run(run: Run, key: str, curves: Figure | None) -> dict[str, Any]:
+    said = [
+        ("Learned", learned(run.record)),
+        ("Lost", lost(run.record, run.exceeded)),
+        ("Cost", cost(run.record, run.merges)),
+    ]
+    label = f"Line chart: {run.record.score_name} on each task over all optimizer steps."
+    return {
+        "key": key,
+        "name": run.name,
+        "method": run.method,
+        "said": said,
+        "matrix": _matrix(run),
+        "curves": _figure(curves, f"{key}-curves", label),
+        "fronts": _fronts(run, key),
+        "merge_figures": _merge_figures(run, key),
+        "merge_table": _last_merges(run),
+        "has_merges": bool(run.merges),
+        "settings": None if run.settings is None else _yaml(run.settings),
+        "environment": run.environment,
+    }
+
+
+def _matrix(run: Run) -> Table:
+    record, digits = run.record, score_decimals(run.record)
+    names = [*record.task_names, *record.probe_names]
+    rows, offset = [], 0 if record.before is None else 1
+    for number, (label, scores) in enumerate(record.rows("before training").items()):
+        row = number - offset
+        own = record.trained[row] if row >= 0 else None
+        padded = [*scores, *[math.nan] * (len(names) - len(scores))]
+        cells = [Cell(shown(v, digits), column == own) for column, v in enumerate(padded)]
+        rows.append((label, cells))
+    falls = record.lost()
+    foot = [Cell(shown(falls.get(name, math.nan), digits)) for name in names]
+    better = "higher" if record.higher_is_better else "lower"
+    return Table(
+        f"{record.score_name} on every task after training each; {better} is better",
+        ["", *names],
+        rows,
+        ("lost", foot),
+        "Bold: right after the task's own training. Lost: by how much the last score is worse than "
+        "the best since that"
+        + (", and of held-out sets than before training" if record.probe_names else "")
+        + ". –: not measured.",
+    )
+
+
+def _fronts(run: Run, key: str) -> list[dict[str, Any]]:
+    found = []
+    for number, (name, merge) in enumerate(run.last_merges.items()):
+        if not merge.get("front"):
+            continue
+        label = (
+            f"The {len(merge['front'])} merges that were tried at the end of {name}: how far "
+            "predictions went from the snapshot's over the share of the gain that is left; the "
+            "one that was made is ringed."
+        )
+        drawn = _figure(figures.front(merge, name), f"{key}-front-{number}", label)
+        found.append({"name": name, "figure": drawn, "table": _front_table(merge, name)})
+    return found
+
+
+def _front_table(merge: Mapping[str, Any], name: str) -> Table:
+    made = {what: merge.get(what) for what in ("keep", "plasticity")}
+    made |= {what: merge.get(what, {}).get("merged") for what in ("loss", "divergence")}
+    rows = []
+    for number, point in enumerate([*merge["front"], made]):
+        share, keep = point.get("plasticity"), point.get("keep")
+        cells = [
+            "–" if keep is None else f"{keep:.3g}",
+            "–" if share is None else shown(100 * share, 1),
+            *(shown(point.get(what), 4) for what in ("loss", "divergence")),
+        ]
+        label = "made" if number == len(merge["front"]) else f"tried {number + 1}"
+        rows.append((label, [Cell(cell, label == "made") for cell in cells]))
+    columns = ["merge", "the old counts (times)", "of the gain left (%)", "loss"]
+    return Table(f"Merges at the end of {name}", [*columns, "nats from the snapshot"], rows)
+
+
+def _merge_figures(run: Run, key: str) -> list[dict[str, Any]]:
+    kinds = {
+        "Coefficients": (
+            figures.coefficients(run),
+            "Heatmap: the weight that the snapshot got in each merge, block by block.",
+        ),
+        "Drift": (
+            figures.drift(run),
+            "Heatmap: how far each block's weights had gone from the snapshot before each merge, "
+            "relative to the snapshot's norm.",
+        ),
+        "Estimated forgetting": (
+            figures.estimated_forgetting(run),
+            "Line chart: forgetting as estimated from curvature, before and after each merge, in "
+            "nats a prediction.",
+        ),
+    }
+    return [
+        {
+            "name": name,
+            "figure": _figure(drawn, f"{key}-{name.split()[0].lower()}", label),
+            "says": label,
+        }
+        for name, (drawn, label) in kinds.items()
+        if drawn is not None
+    ]
+
+
+def _last_merges(run: Run) -> Table | None:
+    """Coefficient and drift of each block at each task's last merge."""
+    last = {name: merge for name, merge in run.last_merges.items() if merge.get("coefficient")}
+    if not last:
+        return None
+    blocks = dict.fromkeys(block for merge in last.values() for block in merge["coefficient"])
+    columns = [f"{name}: {what}" for name in last for what in ("coefficient", "drift")]
+    rows = [
+        (
+            block,
+            [
+                Cell(shown(merge.get(what, {}).get(block, math.nan), 3))
+                for merge in last.values()
+                for what in ("coefficient", "drift")
+            ],
+        )
+        for block in blocks
+    ]
+    return Table("The last merge of each task, by block", ["block", *columns], rows)
+
+
+def _summary(runs: Sequence[Run]) -> Table:
+    """All runs side by side."""
+    values = [run.record.summary() for run in runs]
+    metrics = {run.record.score_name for run in runs}
+    digits = decimals_for(each.get(name, math.nan) for each in values for name in _METRICS)
+    rows = []
+    for run, each in zip(runs, values, strict=True):
+        scores = [shown(each.get(name), digits) for name in _METRICS]
+        seconds = duration(run.record.seconds)
+        merging = duration(merge_seconds(run.merges)) if run.merges else "–"
+        better = "higher" if run.record.higher_is_better else "lower"
+        metric = [f"{run.record.score_name} ({better} is better)"]
+        cells = [run.method, *metric, *scores, seconds, merging]
+        rows.append((run.name, [Cell(cell) for cell in cells]))
+    note = (
+        "Average: score on all tasks at the end. Forgetting: how much worse earlier tasks are then "
+        "than at their best since their training. Plasticity: score on each task right after its "
+        "training."
+    )
+    if len(metrics) > 1:
+        note += " These runs were measured in different metrics, which cannot be compared."
+    columns = ["run", "method", "metric", *_METRICS, "time", "of it merging"]
+    return Table("What was left at the end, and what it took", columns, rows, note=note)
+
+
+def _figure(drawn: Figure | None, name: str, label: str) -> dict[str, Any] | None:
+    if drawn is None:
+        return None
+    width = round(drawn.get_size_inches()[0] * 96)  # in CSS pixels
+    least = min(width, max(512, round(0.7 * width)))  # below that its text cannot be read
+    return {
+        "svg": figures.inline_svg(drawn, name, label),
+        "label": label,
+        "width": width,
+        "least": least,
+    }
+
+
+def _yaml(settings: Mapping[str, Any]) -> str:
+    return yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True)
