@@ -77,8 +77,8 @@ def inline_svg(draw: Figure, name: str, label: str) -> str:
     Example:
         >>> from recall_lightning.metrics.figures import task_matrix_figure
         >>> drawn = task_matrix_figure([[0.9]], ["cats"], "accuracy", True)
-        >>> inline_svg(drawn, "matrix", 'the matrix of "cats"')[:66]
-        '<svg role="img" aria-label="the matrix of &quot;cats&quot;" width="3'
+        >>> inline_svg(drawn, "matrix", 'the matrix of "cats"')[:59]
+        '<svg role="img" aria-label="the matrix of &quot;cats&quot;"'
     """
     from matplotlib import rc_context
 

@@ -118,7 +118,7 @@ def _run(run: Run, key: str, curves: Figure | None) -> dict[str, Any]:
         "method": run.method,
         "said": said,
         "matrix": _matrix(run),
-        "curves": _figure(curves, f"{key}-curves", label),
+        "curves": _figure(curves, f"{key}-curves", "Scores", label),
         "fronts": _fronts(run, key),
         "merge_figures": _merge_figures(run, key),
         "merge_table": _last_merges(run),
@@ -158,12 +158,16 @@ def _fronts(run: Run, key: str) -> list[dict[str, Any]]:
     for number, (name, merge) in enumerate(run.last_merges.items()):
         if not merge.get("front"):
             continue
-        label = (
-            f"The {len(merge['front'])} merges that were tried at the end of {name}: how far "
-            "predictions went from the snapshot's over the share of the gain that is left; the "
-            "one that was made is ringed."
+        known = any(point.get("divergence") is not None for point in merge["front"])
+        label = f"The {len(merge['front'])} merges that were tried at the end of {name}: " + (
+            "how far predictions went from the snapshot's over the share of the gain that is left"
+            if known
+            else "the share of the gain that is left over how many times the old counts"
         )
-        drawn = _figure(figures.front(merge, name), f"{key}-front-{number}", label)
+        label += "; the one that was made is ringed."
+        drawn = _figure(
+            figures.front(merge, name), f"{key}-front-{number}", f"Merges tried after {name}", label
+        )
         found.append({"name": name, "figure": drawn, "table": _front_table(merge, name)})
     return found
 
@@ -175,7 +179,7 @@ def _front_table(merge: Mapping[str, Any], name: str) -> Table:
     for number, point in enumerate([*merge["front"], made]):
         share, keep = point.get("plasticity"), point.get("keep")
         cells = [
-            "–" if keep is None else f"{keep:.3g}",
+            "–" if keep is None else f"{keep:.3g}" if keep < 1000 else f"{keep:.0f}",
             "–" if share is None else shown(100 * share, 1),
             *(shown(point.get(what), 4) for what in ("loss", "divergence")),
         ]
@@ -205,8 +209,7 @@ def _merge_figures(run: Run, key: str) -> list[dict[str, Any]]:
     return [
         {
             "name": name,
-            "figure": _figure(drawn, f"{key}-{name.split()[0].lower()}", label),
-            "says": label,
+            "figure": _figure(drawn, f"{key}-{name.split()[0].lower()}", name, label),
         }
         for name, (drawn, label) in kinds.items()
         if drawn is not None
@@ -259,13 +262,14 @@ def _summary(runs: Sequence[Run]) -> Table:
     return Table("What was left at the end, and what it took", columns, rows, note=note)
 
 
-def _figure(drawn: Figure | None, name: str, label: str) -> dict[str, Any] | None:
+def _figure(drawn: Figure | None, key: str, name: str, label: str) -> dict[str, Any] | None:
     if drawn is None:
         return None
     width = round(drawn.get_size_inches()[0] * 96)  # in CSS pixels
     least = min(width, max(512, round(0.7 * width)))  # below that its text cannot be read
     return {
-        "svg": figures.inline_svg(drawn, name, label),
+        "svg": figures.inline_svg(drawn, key, label),
+        "name": name,
         "label": label,
         "width": width,
         "least": least,
@@ -273,4 +277,11 @@ def _figure(drawn: Figure | None, name: str, label: str) -> dict[str, Any] | Non
 
 
 def _yaml(settings: Mapping[str, Any]) -> str:
-    return yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True)
+    return yaml.safe_dump(_given(settings), sort_keys=False, allow_unicode=True)
+
+
+def _given(settings: Any) -> Any:
+    """Leave out what was left open: most of what a Trainer can be told."""
+    if isinstance(settings, Mapping):
+        return {name: _given(value) for name, value in settings.items() if value is not None}
+    return settings

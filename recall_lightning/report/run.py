@@ -97,7 +97,7 @@ def read_run(folder: Path, name: str, beside: Path | None = None) -> Run:
 
 
 def distinct_names(folders: Sequence[Path]) -> list[str]:
-    """Return the shortest ends of folders' paths by which all can be told apart.
+    """Return the shortest ends of folders' paths, of two parts or more, that are all different.
 
     Raises:
         ValueError: If a folder is there twice.
@@ -109,7 +109,7 @@ def distinct_names(folders: Sequence[Path]) -> list[str]:
     paths = [folder.resolve() for folder in folders]
     if len(set(paths)) < len(paths):
         raise ValueError("a run is named twice: name each once")
-    for length in range(1, max(len(path.parts) for path in paths) + 1):
+    for length in range(2, max(len(path.parts) for path in paths) + 2):  # all are "version_0"
         names = ["/".join(path.parts[-length:]) for path in paths]
         if len(set(names)) == len(names):
             break

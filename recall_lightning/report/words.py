@@ -73,14 +73,8 @@ def lost(record: TaskRecord, exceeded: Sequence[Mapping[str, Any]] | None = None
             "weights of before were put back and what was learned of it was given up."
         )
     if exceeded:
-        digits = score_decimals(record)
-        each = [
-            f"after {quoted(one['task'])} {quoted(one['name'])} by {_amount(one['value'], digits)} "
-            f"(allowed: {shown(one['limit'], digits)})"
-            for one in exceeded
-        ]
-        was = "limit was" if len(each) == 1 else "limits were"
-        said.append(f"{len(each)} {was} not kept: {'; '.join(each)}.")
+        was = "limit was" if len(exceeded) == 1 else "limits were"
+        said.append(f"{len(exceeded)} {was} not kept: {'; '.join(map(_not_kept, exceeded))}.")
     return " ".join(said)
 
 
@@ -220,6 +214,15 @@ def _lost_of_probes(record: TaskRecord) -> list[str]:
         else:
             said.append(f"The held-out {quoted(name)} scores no worse than before training.")
     return said
+
+
+def _not_kept(one: Mapping[str, Any]) -> str:
+    name, value, limit = one["name"], one["value"], one["limit"]
+    digits = decimals_for([value or 0.0, limit])
+    whole = name in ("forgetting", "estimated_forgetting")
+    what = f"{name.replace('_', ' ')} was" if whole else f"{quoted(name)} lost"
+    allowed = f"after {quoted(one['task'])}, where {shown(limit, digits)} was allowed"
+    return f"{what} {_amount(value, digits)} {allowed}"
 
 
 def _amount(value: float | None, digits: int) -> str:

@@ -92,7 +92,7 @@ def test_merges_are_written_at_the_end_of_training_and_shown(tmp_path):
 def test_a_folder_that_cannot_be_written_to_ends_no_training(tmp_path):
     from lightning.pytorch.loggers import CSVLogger
 
-    logger = CSVLogger(tmp_path, "run")
+    logger = CSVLogger(tmp_path, "run", version=0)
     (tmp_path / "run" / "version_0" / "merges.json").mkdir(parents=True)
     with pytest.warns(UserWarning, match=r"merges\.json could not be written"):
         quiet_trainer(RecallCallback(), logger=logger).fit(Plain(), loader(0))

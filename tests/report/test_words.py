@@ -72,7 +72,10 @@ def test_a_task_that_was_rolled_back_is_named():
 def test_limits_that_were_not_kept_are_told():
     exceeded = [{"task": "b", "name": "a", "value": 0.4, "limit": 0.1}]
     said = lost(of([[0.9, 0.1], [0.5, 0.8]]), exceeded)
-    assert said.endswith("1 limit was not kept: after “b” “a” by 0.400 (allowed: 0.100).")
+    assert said.endswith("1 limit was not kept: “a” lost 0.400 after “b”, where 0.100 was allowed.")
+    whole = [exceeded[0] | {"name": "estimated_forgetting", "value": 0.021, "limit": 0.01}]
+    said = lost(of([[0.9, 0.1], [0.5, 0.8]]), whole)
+    assert "estimated forgetting was 0.0210 after “b”, where 0.0100 was allowed" in said
     infinite = [exceeded[0] | {"value": None}]
     assert "more than any number" in lost(of([[0.9, 0.1], [0.5, 0.8]]), infinite)
 
