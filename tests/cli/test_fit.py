@@ -64,6 +64,13 @@ def test_a_fit_that_forgot_more_than_its_limits_ends_with_exit_code_3(limit, cod
     assert (tmp_path / "digits_permuted" / "version_0" / "task_matrix.json").exists()
 
 
+def test_a_report_that_cannot_be_written_ends_no_run(tmp_path):
+    (tmp_path / "own" / "report.html").mkdir(parents=True)
+    with pytest.warns(UserWarning, match=r"report\.html could not be written"):
+        fit(tmp_path, "digits_permuted", f"--forgetting.folder={tmp_path / 'own'}")
+    assert (tmp_path / "own" / "task_matrix.json").exists()
+
+
 @pytest.mark.processes
 def test_weights_and_biases_holds_what_the_run_was_of_and_its_files(tmp_path):
     arguments = (
