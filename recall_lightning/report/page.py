@@ -248,17 +248,16 @@ def _summary(runs: Sequence[Run]) -> Table:
         seconds = duration(run.record.seconds)
         merging = duration(merge_seconds(run.merges)) if run.merges else "–"
         better = "higher" if run.record.higher_is_better else "lower"
-        metric = [f"{run.record.score_name} ({better} is better)"]
-        cells = [run.method, *metric, *scores, seconds, merging]
+        cells = [run.method, run.record.score_name, better, *scores, seconds, merging]
         rows.append((run.name, [Cell(cell) for cell in cells]))
     note = (
         "Average: score on all tasks at the end. Forgetting: how much worse earlier tasks are then "
         "than at their best since their training. Plasticity: score on each task right after its "
-        "training."
+        "training. Merging: what of the time merges took."
     )
     if len(metrics) > 1:
         note += " These runs were measured in different metrics, which cannot be compared."
-    columns = ["run", "method", "metric", *_METRICS, "time", "of it merging"]
+    columns = ["run", "method", "metric", "better", *_METRICS, "time", "merging"]
     return Table("What was left at the end, and what it took", columns, rows, note=note)
 
 
