@@ -12,6 +12,7 @@ from benchmarks.real.packages import file_of
 from recall_lightning.data import TaskStream
 
 _STEM, _FEATURES = 32, 1280
+_SIDE = 28  # of most of the pictures
 
 
 class Stage(NamedTuple):
@@ -184,5 +185,7 @@ def pictures(
 
 
 def _scaled(chosen: Pictures) -> TensorDataset:
+    """Bring pictures to 0 to 1 and to one size, as replay joins those of several tasks."""
     images, labels = chosen
-    return TensorDataset(images.unsqueeze(1) / 255, labels)
+    as_large = functional.interpolate(images.unsqueeze(1) / 255, (_SIDE, _SIDE), mode="bilinear")
+    return TensorDataset(as_large, labels)

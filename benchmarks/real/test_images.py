@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from benchmarks.real.efficientnet import EfficientNetLite0, same_padded
+from benchmarks.real.efficientnet import EfficientNetLite0, _scaled, same_padded
 from benchmarks.real.fashion import Permuted
 from benchmarks.real.images import read_idx, read_table, split
 
@@ -67,3 +67,9 @@ def test_the_network_has_the_published_number_of_weights():
     network = EfficientNetLite0()
     assert sum(parameter.numel() for parameter in network.parameters()) == 4_652_008
     assert network(torch.zeros(2, 3, 40, 33)).shape == (2, 1000)
+
+
+def test_pictures_of_all_tasks_fit_into_one_batch():
+    wide, small = (torch.zeros(2, side, side, dtype=torch.uint8) for side in (28, 8))
+    sizes = {_scaled((images, torch.zeros(2))).tensors[0].shape for images in (wide, small)}
+    assert sizes == {(2, 1, 28, 28)}
