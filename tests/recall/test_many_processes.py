@@ -1,8 +1,9 @@
 import pytest
 import torch
 
+from recall_lightning.weights.naming import named_weights
 from tests.support.processes import run_python
-from tests.support.sharded_runs import RESUMED, RULES
+from tests.support.sharded_runs import RESUMED, RULES, Uneven
 
 SCRIPT = "tests.support.sharded_runs"
 pytestmark = pytest.mark.processes
@@ -66,6 +67,16 @@ def test_sharded_weights_merge_as_whole_ones(rule, run):
     whole, shards = run("ddp", launcher=TORCHRUN), run("fsdp")
     for rank in range(2):
         assert_alike(whole[rank][rule], shards[rank][rule], 1e-6)
+
+
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+def test_a_task_that_is_rolled_back_leaves_the_weights_it_started_from(kind, run):
+    torch.manual_seed(0)
+    before = named_weights(Uneven())
+    launcher = TORCHRUN if kind == "ddp" else ()
+    for rank in run(kind, launcher=launcher):
+        for name, weight in rank["rolled back"]["weights"].items():
+            torch.testing.assert_close(weight, before[name], rtol=0, atol=0)
 
 
 def test_a_process_copies_its_own_shard_only(run):

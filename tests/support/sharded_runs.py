@@ -22,6 +22,7 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from recall_lightning import ForgettingMonitor, RecallCallback, TaskStream
+from recall_lightning.callbacks._limits import Exceeded
 from recall_lightning.merging.rules import Uniform
 from recall_lightning.recall.settings import (
     ImportanceSettings,
@@ -47,8 +48,9 @@ RULES = {
     },
     "paper": {"rule": "rbf", "samples": SampleSettings(typical=8, pool=16)},
     "default": {},
+    "rolled back": {"limits": True},
 }
-RESUMED = ("two", "gradients", "default")
+RESUMED = ("two", "gradients", "default", "rolled back")
 
 
 class Scale(nn.Module):
@@ -118,8 +120,11 @@ def train_unequally(strategy):
 def train(strategy, processes, arguments, save=None, resume=None, **options):
     torch.manual_seed(0)
     model = Uneven()
+    limits = {"forgetting": 0.5} if arguments.pop("limits", False) else None
     recall = RecallCallback(every=3, **arguments)
-    monitor = ForgettingMonitor("val/acc")
+    monitor = ForgettingMonitor("val/acc", limits=limits, on_limit="rollback")
+    if limits:
+        monitor._limits.not_kept = lambda values: [Exceeded("forgetting", 1.0, 0.5)]
     pairs = [(task_data(task), task_data(task + 2, 16)) for task in range(2)]
     stream = TaskStream.from_datasets(pairs, batch_size=8 // processes, epochs_per_task=1)
     trainer = quiet_trainer(
