@@ -74,6 +74,8 @@ class ForgettingMonitor(TaskScoreCallback):
         mode: ``"max"`` if higher is better, ``"min"`` if lower; ``"auto"`` tells it from the name.
         folder: Where the files go; by default into the first logger's folder, and nowhere without
             a logger.
+        task_epochs: See :class:`~recall_lightning.callbacks.task_aware.TaskAwareCallback`; what
+            another callback of the Trainer was given counts here too.
         limits: How much may be lost after a task, by name: of ``"forgetting"``, of the name of a
             task or held-out set (by how much its score is worse than since its own training, or
             than before any), or of ``"estimated_forgetting"``, which RecallCallback estimates under
@@ -85,8 +87,6 @@ class ForgettingMonitor(TaskScoreCallback):
             weights; or a function that is called with the Trainer, the module and a list of what
             was not kept. It is told on the terminal and as an alert of Weights & Biases in any
             case, and ``recall-lightning fit`` ends with exit code 3.
-        task_epochs: See :class:`~recall_lightning.callbacks.task_aware.TaskAwareCallback`; what
-            another callback of the Trainer was given counts here too.
 
     Attributes:
         record: All that was measured, a :class:`~recall_lightning.metrics.record.TaskRecord`.
@@ -109,9 +109,9 @@ class ForgettingMonitor(TaskScoreCallback):
         monitor: str,
         mode: Literal["auto", "max", "min"] = "auto",
         folder: str | None = None,
+        task_epochs: int | list[int] | None = None,
         limits: dict[str, float] | None = None,
         on_limit: OnLimit = "warn",
-        task_epochs: int | list[int] | None = None,
     ) -> None:
         super().__init__(monitor, mode, task_epochs)
         self.folder = folder

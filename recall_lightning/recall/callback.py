@@ -157,10 +157,6 @@ class RecallCallback(TaskAwareCallback):
             images), of which ``moments.batches`` are read. By default a causal language model
             writes it down itself, as :class:`~recall_lightning.PriorSettings` say, and of any other
             model the first task's inputs stand in. None of it is kept.
-        keep_live: Whether the live weights of before a task's last merge, and what was measured for
-            it, stay until the next task, in memory and in checkpoints, for :meth:`retune` and the
-            command of that name. It takes one more copy of the trainable weights, and two of the
-            moments; ``"auto"`` does so where an adapter is trained and ``plasticity`` is set.
         snapshots: How many tasks' snapshots are kept and merged at once, or all settings of them.
         buffers: What a merge does to running means and variances, such as BatchNorm's: ``"merge"``
             merges them as weights, with their block's coefficient; ``"keep"`` leaves the live ones,
@@ -188,6 +184,10 @@ class RecallCallback(TaskAwareCallback):
         allow_untested: Whether to run under a Trainer's strategy with which this was never tried,
             or with an optimizer that was found to keep weights of its own, which undo merges.
         seed: Seed of whatever is drawn to measure: typical samples, sequences, labels.
+        keep_live: Whether the live weights of before a task's last merge, and what was measured for
+            it, stay until the next task, in memory and in checkpoints, for :meth:`retune` and the
+            command of that name. It takes one more copy of the trainable weights, and two of the
+            moments; ``"auto"`` does so where an adapter is trained and ``plasticity`` is set.
 
     Raises:
         MisconfigurationException: For an argument out of its range or without an effect, a strategy
@@ -207,7 +207,6 @@ class RecallCallback(TaskAwareCallback):
         importance: ImportanceSettings | None = None,
         moments: MomentSettings | None = None,
         prior: PriorSettings | list[str] | Iterable[Any] | None = None,
-        keep_live: bool | Literal["auto"] = "auto",
         snapshots: SnapshotSettings | int | Literal["all"] | None = None,
         buffers: Buffers = "merge",
         optimizer_state: Literal["keep", "reset"] = "keep",
@@ -218,6 +217,7 @@ class RecallCallback(TaskAwareCallback):
         task_epochs: int | list[int] | None = None,
         allow_untested: bool = False,
         seed: int = 0,
+        keep_live: bool | Literal["auto"] = "auto",
     ) -> None:
         given = dict(locals())
         super().__init__(task_epochs)

@@ -72,7 +72,8 @@ def test_a_report_that_cannot_be_written_ends_no_run(tmp_path):
 
 
 @pytest.mark.processes
-def test_weights_and_biases_holds_what_the_run_was_of_and_its_files(tmp_path):
+def test_weights_and_biases_holds_what_the_run_was_of_and_its_files(tmp_path, monkeypatch):
+    monkeypatch.delenv("WANDB_SERVICE", raising=False)  # of a logger that this process had
     arguments = (
         *("fit", "-c", RECIPES / "digits_permuted.yaml", *SMALL, "--data.num_tasks=2"),
         *("--data.epochs_per_task=1", "--trainer.check_val_every_n_epoch=1"),

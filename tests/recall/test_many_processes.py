@@ -47,7 +47,8 @@ def assert_alike(first, second, rounding=0.0):
         assert len(first[what]) == len(second[what]) > 0
         for own, other in zip(first[what], second[what], strict=True):
             assert other == pytest.approx(own, rel=1e-5)
-    assert first["matrix"] == second["matrix"]
+    for own, other in zip(first["matrix"], second["matrix"], strict=True):
+        assert own == pytest.approx(other, rel=0, abs=0, nan_ok=True)
 
 
 @pytest.mark.parametrize("rule", RULES)

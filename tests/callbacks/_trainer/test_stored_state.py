@@ -56,6 +56,11 @@ OPTIONAL |= {
     "earlier_shapes",
     "marks",
     "outputs",
+    "last_merge",
+    "mean",
+    "rolled_back",
+    "exceeded",
+    "start",
 }  # an older one has none
 FREE = {"settings", "merge_seconds", "probe_seconds", "condition"}
 FREE |= {"earlier_shapes", "shapes", "marks", "outputs"}  # any names may be there
