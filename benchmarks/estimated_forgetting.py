@@ -32,7 +32,6 @@ from recall_lightning.recall.context import TaskContext
 from recall_lightning.recall.divergence import SnapshotDivergence
 from recall_lightning.recall.model_run import ModelRun
 from recall_lightning.weights.naming import find_weights
-from recall_lightning.weights.snapshot import Snapshot
 
 RECIPES = ("digits_permuted", "digits_split", "digits_rotated", "stdlib_text")
 SETTINGS = {
@@ -55,7 +54,6 @@ class Watch(Callback):
 
     def __init__(self) -> None:
         self.batches: list[Any] = []
-        self.snapshot: Snapshot | None = None
         self.estimates: list[dict[str, Any]] = []
 
     def on_train_batch_start(

@@ -329,9 +329,8 @@ class TaskAwareCallback(Callback):
         self, trainer: Trainer, pl_module: LightningModule, batch: Any
     ) -> None:
         assert self.task is not None
-        for callback in task_aware_callbacks(
-            trainer
-        ):  # all of them, before any enters the next one
+        # all of them, before any enters the next one
+        for callback in task_aware_callbacks(trainer):
             callback.on_task_left(trainer, pl_module, self.task, batch)
         self.clock.left = False
 

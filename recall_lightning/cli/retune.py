@@ -97,6 +97,8 @@ def _show(record: Mapping[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from recall_lightning.recall.records import front_rows
+
     table = Table(
         "the old counts",
         "of the gain left, %",
@@ -106,25 +108,21 @@ def _show(record: Mapping[str, Any]) -> None:
     )
     for column in table.columns:
         column.justify = "right"
-    for point in record["front"]:
-        table.add_row(*_cells(point))
-    merged = {name: record[name] for name in ("keep", "plasticity")}
-    if "loss" in record:
-        merged["loss"] = record["loss"]["merged"]
-    if "divergence" in record:
-        merged["divergence"] = record["divergence"]["merged"]
+    *tried, merged = front_rows(record)
+    for row in tried:
+        table.add_row(*_cells(*row[:-1]))
     table.add_section()
-    table.add_row(*_cells(merged))
+    table.add_row(*_cells(*merged[:-1]))
     table.caption = "the last line was merged"
     Console().print(table)
 
 
-def _cells(point: Mapping[str, float | None]) -> list[str]:
-    share = point["plasticity"]
-    loss, divergence = point.get("loss"), point.get("divergence")
+def _cells(
+    keep: float, plasticity: float | None, loss: float | None, divergence: float | None
+) -> list[str]:
     return [
-        f"{point['keep']:.3g} times",
-        "–" if share is None else f"{100 * share:.1f}",
+        f"{keep:.3g} times",
+        "–" if plasticity is None else f"{100 * plasticity:.1f}",
         "–" if loss is None else f"{loss:.4f}",
         "–" if divergence is None else f"{divergence:.4f}",
     ]

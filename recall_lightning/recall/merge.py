@@ -24,7 +24,7 @@ from recall_lightning.recall.prepared_merge import (
     PreparedState,
     RefusedMergeError,
 )
-from recall_lightning.recall.records import block_values
+from recall_lightning.recall.records import block_values, of_both
 from recall_lightning.recall.settings import Buffers
 from recall_lightning.recall.snapshots import KeptSnapshots
 from recall_lightning.recall.statistics.needed import NeededStatistics
@@ -145,7 +145,7 @@ class SnapshotMerge:
         return {
             **block_values(visits, prepared.inputs, weights, prepared.merged_pairs, discarded),
             "drift": drift,
-            **_estimates(forgotten, estimated_forgetting(prepared.inputs[-1])),
+            **of_both("estimated_forgetting", forgotten, estimated_forgetting(prepared.inputs[-1])),
             **found,
             "probe_seconds": probed - started,
             "merge_seconds": time.perf_counter() - probed,
@@ -192,9 +192,3 @@ class SnapshotMerge:
         if self._buffers != "merge":
             left = set(running_statistics(context.pl_module))
         return PreparedMerge(rule, inputs, new, frozenset(left))
-
-
-def _estimates(live: float | None, merged: float | None) -> dict[str, dict[str, float]]:
-    if live is None or merged is None:
-        return {}
-    return {"estimated_forgetting": {"live": live, "merged": merged}}

@@ -18,6 +18,7 @@ from recall_lightning.recall.divergence import SnapshotDivergence
 from recall_lightning.recall.front import FrontPoint, keep_of, measured_front
 from recall_lightning.recall.model_run import ModelRun
 from recall_lightning.recall.process_means import sum_over_processes
+from recall_lightning.recall.records import of_both
 from recall_lightning.recall.task_loss import UnknownLossError, task_losses
 
 Merged = TypeVar("Merged")
@@ -218,7 +219,7 @@ class MeasuredPlasticity:
             "keep": made.keep,
             "plasticity": made.gain.share,
             "loss": made.gain.losses,
-            **_divergences(of_live, made.divergence),
+            **of_both("divergence", of_live, made.divergence),
             "front": [vars(point) for point in front],
         }
 
@@ -280,12 +281,6 @@ def _said(context: TaskContext, gain: TaskGain) -> str:
         f"the merge at step {context.trainer.global_step} leaves {100 * gain.share:.0f} % of what "
         f"the task has gained (loss {gain.snapshot:.4g} before it, {gain.live:.4g} after, "
         f"{gain.merged:.4g} merged)"
-    )
-
-
-def _divergences(live: float | None, merged: float | None) -> dict[str, dict[str, float]]:
-    return (
-        {} if live is None or merged is None else {"divergence": {"live": live, "merged": merged}}
     )
 
 

@@ -88,6 +88,16 @@ def record_scalars(record: Mapping[str, Any]) -> dict[str, float]:
     return scalars | whole
 
 
+def of_both(what: str, live: float | None, merged: float | None) -> dict[str, dict[str, float]]:
+    """Return what an entry of ``history`` says of the weights before a merge and after it.
+
+    Example:
+        >>> of_both("divergence", 0.5, 0.1), of_both("divergence", None, None)
+        ({'divergence': {'live': 0.5, 'merged': 0.1}}, {})
+    """
+    return {} if live is None or merged is None else {what: {"live": live, "merged": merged}}
+
+
 def log_task(
     trainer: Trainer, name: str, records: Sequence[Mapping[str, Any]], with_front: bool
 ) -> None:
@@ -155,10 +165,10 @@ def front_figure(record: Mapping[str, Any], name: str) -> "Figure":
 def front_rows(record: Mapping[str, Any]) -> list[list[Any]]:
     """Return the merges that were tried, and the one that was made, as rows of a table.
 
-    The columns are those of :data:`FRONT_COLUMNS`.
+    The columns are those of :data:`FRONT_COLUMNS`. None is what was not measured, as of a merge
+    that was made again.
     """
-    far, loss = record.get("divergence", {}), record["loss"]
-    merged = {"keep": record["keep"], "plasticity": record["plasticity"], "loss": loss["merged"]}
-    rows = [(point, False) for point in record["front"]]
-    rows.append((merged | {"divergence": far.get("merged")}, True))
-    return [[*(point[n] for n in FRONT_COLUMNS[:-1]), chosen] for point, chosen in rows]
+    merged = {what: record.get(what) for what in ("keep", "plasticity")}
+    merged |= {what: record.get(what, {}).get("merged") for what in ("loss", "divergence")}
+    rows = [*((point, False) for point in record["front"]), (merged, True)]
+    return [[*(point.get(n) for n in FRONT_COLUMNS[:-1]), made] for point, made in rows]

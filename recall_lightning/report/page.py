@@ -173,18 +173,16 @@ def _fronts(run: Run, key: str) -> list[dict[str, Any]]:
 
 
 def _front_table(merge: Mapping[str, Any], name: str) -> Table:
-    made = {what: merge.get(what) for what in ("keep", "plasticity")}
-    made |= {what: merge.get(what, {}).get("merged") for what in ("loss", "divergence")}
+    from recall_lightning.recall.records import front_rows
+
     rows = []
-    for number, point in enumerate([*merge["front"], made]):
-        share, keep = point.get("plasticity"), point.get("keep")
+    for number, (keep, share, loss, divergence, made) in enumerate(front_rows(merge), start=1):
         cells = [
             "–" if keep is None else f"{keep:.3g}" if keep < 1000 else f"{keep:.0f}",
             "–" if share is None else shown(100 * share, 1),
-            *(shown(point.get(what), 4) for what in ("loss", "divergence")),
+            *(shown(value, 4) for value in (loss, divergence)),
         ]
-        label = "made" if number == len(merge["front"]) else f"tried {number + 1}"
-        rows.append((label, [Cell(cell, label == "made") for cell in cells]))
+        rows.append(("made" if made else f"tried {number}", [Cell(cell, made) for cell in cells]))
     columns = ["merge", "the old counts (times)", "of the gain left (%)", "loss"]
     return Table(f"Merges at the end of {name}", [*columns, "nats from the snapshot"], rows)
 
