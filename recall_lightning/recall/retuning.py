@@ -72,7 +72,7 @@ def merged_again(
         ValueError: If the state is damaged, or the merge would not be finite.
     """
     state = move_data_to_device(state, on)
-    there = [{name: snapshot[name].to(on) for name in state["live"]} for snapshot in snapshots]
+    there = [{name: copy.to(on) for name, copy in snapshot.items()} for snapshot in snapshots]
     prepared = PreparedMerge.from_state(state, rule, there).copied()
     keep = keep_of(front_in(record), plasticity)
     weights = prepared.weights(keep)
