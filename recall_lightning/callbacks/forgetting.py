@@ -18,12 +18,15 @@ from recall_lightning.callbacks._limits import Limits, OnLimit, tell
 from recall_lightning.callbacks._task_scores import TaskScoreCallback
 from recall_lightning.callbacks._trainer.clock import CallbackState
 from recall_lightning.callbacks._trainer.loggers import (
+    Point,
     is_remote,
     keep_file,
     log_curves,
     log_figure,
     log_scalars,
+    log_summary,
     log_table,
+    logged,
     plot_against,
     run_folder,
 )
@@ -37,6 +40,7 @@ from recall_lightning.weights.snapshot import Snapshot
 # What is logged under continual/ besides the tasks.
 _RESERVED = {"task", "matrix", "matrix_image", "average", "backward_transfer", "forward_transfer"}
 _RESERVED |= {"forgetting", "plasticity", "scores_by_task", "estimated_forgetting"}
+_AXIS = "continual/task"
 _FILES = ("config.yaml", "task_matrix.json", "task_matrix.png", "curves.png")
 
 
@@ -253,6 +257,7 @@ class ForgettingMonitor(TaskScoreCallback):
         if not trainer.is_global_zero:
             return
         trainer.print(self.record.table())
+        log_summary(trainer, {f"continual/{n}": value for n, value in self.summary().items()})
         if folder is not None:
             with _failure_is_said(folder):
                 self.record.write(folder, self.exceeded)
@@ -371,25 +376,28 @@ class ForgettingMonitor(TaskScoreCallback):
         names, summary, shown = self.record.task_names, self.summary(), self.record.rows("before")
         columns = [*names, *self.record.probe_names]
         row = [*self.matrix[-1], *self.record.probes[-1]]
-        plot_against(trainer, "continual/*", "continual/task")
+        best = "last,max" if self.higher_is_better else "last,min"
+        plot_against(trainer, "continual/*", _AXIS, {f"continual/{name}": best for name in columns})
+        point = Point(_AXIS, float(len(self.matrix)))
         scalars = {f"continual/{name}": value for name, value in summary.items()}
         scalars |= {f"continual/{name}": v for name, v in zip(columns, row, strict=True)}
         for callback in task_aware_callbacks(trainer):
             scalars |= {f"continual/{name}": value for name, value in callback.estimates.items()}
-        log_scalars(trainer, scalars | {"continual/task": float(len(self.matrix))})
+        log_scalars(trainer, scalars, point)
         folder = self._resolve_folder(trainer)
         if not trainer.is_global_zero:
             return
         rows = [[label, *scores] for label, scores in shown.items()]
-        log_table(trainer, "continual/matrix", ["when", *columns], rows)
-        log_figure(trainer, "continual/matrix_image", self.record.matrix_figure)
+        log_table(trainer, "continual/matrix", ["when", *columns], rows, point)
+        log_figure(trainer, "continual/matrix_image", self.record.matrix_figure, point)
         first = len(self.matrix) + 1 - len(shown)  # 0 with the untrained model's row
         scores = {
             name: [own[column] if column < len(own) else math.nan for own in shown.values()]
             for column, name in enumerate(columns)
         }
         tasks = range(first, first + len(shown))
-        log_curves(trainer, "continual/scores_by_task", tasks, scores, "tasks trained")
+        log_curves(trainer, "continual/scores_by_task", tasks, scores, "tasks trained", point)
+        logged(trainer, point)
         if folder is not None:
             with _failure_is_said(folder):
                 self.record.write(folder, self.exceeded)

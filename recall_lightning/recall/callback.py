@@ -13,7 +13,6 @@ from torch.distributions import Distribution
 from torch.optim import Optimizer
 
 from recall_lightning.callbacks._trainer.left_out import tell_what_is_left_out
-from recall_lightning.callbacks._trainer.loggers import log_scalars
 from recall_lightning.callbacks._trainer.misconfiguration import misconfiguration
 from recall_lightning.callbacks._trainer.optimizer_state import forget
 from recall_lightning.callbacks._trainer.other_callbacks import refuse_weight_averaging
@@ -50,7 +49,7 @@ from recall_lightning.recall.migration import migrated_state
 from recall_lightning.recall.model_run import ModelRun
 from recall_lightning.recall.optimizer_watch import OptimizerWatch
 from recall_lightning.recall.plasticity import MeasuredPlasticity
-from recall_lightning.recall.records import log_task, record_scalars, write_merges
+from recall_lightning.recall.records import define_axis, log_merge, log_task, write_merges
 from recall_lightning.recall.retuning import NOTHING_KEPT, merge_again_
 from recall_lightning.recall.settings import (
     Buffers,
@@ -359,6 +358,7 @@ class RecallCallback(TaskAwareCallback):
         """After a resume, bring what the checkpoint held to the device."""
         super().on_train_start(trainer, pl_module)
         resumed, self._resumed = self._resumed, None
+        define_axis(trainer)
         self._first_batch_is_checked = False
         if not self.allow_untested:
             self._watch.start_fit(trainer.optimizers, self)
@@ -654,7 +654,7 @@ class RecallCallback(TaskAwareCallback):
         when = {"task": self.task, "visit": self.visit, "step": self.steps_trained(trainer)}
         record = {**when, **merged}
         self.history.append(record)
-        log_scalars(trainer, record_scalars(record))
+        log_merge(trainer, record)
         return True
 
 

@@ -1,11 +1,15 @@
 """What Lightning's loggers take, each in its own way: scalars, figures, tables, a folder."""
 
+import json
+import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from recall_lightning.weights.atomic import write_whole
 
@@ -13,16 +17,39 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def log_scalars(trainer: Trainer, scalars: Mapping[str, float]) -> None:
-    """Log numbers against the optimizer step, whatever ``log_every_n_steps`` says."""
-    for logger in trainer.loggers:
-        logger.log_metrics(dict(scalars), step=trainer.global_step)
+@dataclass(frozen=True)
+class Point:
+    """Where something is logged, on an axis that only grows over a run.
+
+    Attributes:
+        axis: The axis, a metric's name.
+        at: The place on it.
+    """
+
+    axis: str
+    at: float
+
+
+def log_scalars(trainer: Trainer, scalars: Mapping[str, float], point: Point | None = None) -> None:
+    """Log numbers against the optimizer step, whatever ``log_every_n_steps`` says.
+
+    Args:
+        trainer: The Trainer.
+        scalars: The numbers by name.
+        point: Where on an axis of their own they are logged, if they have one; in W&B once.
+    """
+    own = {} if point is None else {point.axis: point.at}
+    for logger in _takers(trainer, point):
+        logger.log_metrics({**scalars, **own}, step=trainer.global_step)
         logger.save()
 
 
-def log_figure(trainer: Trainer, key: str, draw: Callable[[], "Figure"]) -> None:
-    """Draw a figure and log it, if a logger shows images: W&B and TensorBoard do."""
-    shows = [each for each in trainer.loggers if isinstance(each, (WandbLogger, TensorBoardLogger))]
+def log_figure(
+    trainer: Trainer, key: str, draw: Callable[[], "Figure"], point: Point | None = None
+) -> None:
+    """Draw a figure and log it, if a logger shows images: W&B, there once, and TensorBoard do."""
+    takers = _takers(trainer, point)
+    shows = [each for each in takers if isinstance(each, (WandbLogger, TensorBoardLogger))]
     if not shows or not trainer.is_global_zero:
         return
     image = _as_image(draw())
@@ -34,19 +61,27 @@ def log_figure(trainer: Trainer, key: str, draw: Callable[[], "Figure"]) -> None
 
 
 def log_table(
-    trainer: Trainer, key: str, columns: Sequence[str], rows: Sequence[Sequence[object]]
+    trainer: Trainer,
+    key: str,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[object]],
+    point: Point | None = None,
 ) -> None:
-    """Log a table to the loggers that show tables: W&B."""
-    for logger in trainer.loggers:
-        if isinstance(logger, WandbLogger):
-            logger.log_table(key, columns=list(columns), data=[list(row) for row in rows])
+    """Log a table to the loggers that show tables: W&B, once."""
+    for logger in _wandb_loggers(trainer, point):
+        logger.log_table(key, columns=list(columns), data=[list(row) for row in rows])
 
 
 def log_config(trainer: Trainer, settings: Mapping[str, object]) -> None:
     """Put settings into the config of runs by which loggers find and group them: W&B's."""
-    for logger in trainer.loggers:
-        if isinstance(logger, WandbLogger) and trainer.is_global_zero:
-            logger.experiment.config.update(dict(settings), allow_val_change=True)
+    for logger in _wandb_loggers(trainer):
+        logger.experiment.config.update(dict(settings), allow_val_change=True)
+
+
+def log_summary(trainer: Trainer, values: Mapping[str, float]) -> None:
+    """Put final values into the summary of runs by which loggers sort and compare them: W&B's."""
+    for logger in _wandb_loggers(trainer):
+        logger.experiment.summary.update(dict(values))
 
 
 def log_curves(
@@ -55,8 +90,9 @@ def log_curves(
     steps: Sequence[float],
     curves: Mapping[str, Sequence[float]],
     x: str,
+    point: Point | None = None,
 ) -> None:
-    """Log a chart with a line a name to the loggers that draw such: W&B.
+    """Log a chart with a line a name to the loggers that draw such: W&B, once.
 
     Args:
         trainer: The Trainer.
@@ -64,15 +100,62 @@ def log_curves(
         steps: Where the lines' points are.
         curves: Name to the values at those; NaN is a gap.
         x: What the steps are.
+        point: Where it is logged.
     """
-    for logger in trainer.loggers:
-        if isinstance(logger, WandbLogger) and trainer.is_global_zero:
-            import wandb
+    for logger in _wandb_loggers(trainer, point):
+        import wandb
 
-            chart = wandb.plot.line_series(
-                list(steps), [list(each) for each in curves.values()], list(curves), key, x
-            )
-            logger.experiment.log({key: chart})
+        chart = wandb.plot.line_series(
+            list(steps), [list(each) for each in curves.values()], list(curves), key, x
+        )
+        logger.experiment.log({key: chart})
+
+
+def log_page(trainer: Trainer, key: str, file: Path) -> None:
+    """Log a whole HTML page, as it is, to the loggers that show such: W&B."""
+    for logger in _wandb_loggers(trainer):
+        import wandb
+
+        logger.experiment.log({key: wandb.Html(file.read_text(encoding="utf-8"), inject=False)})
+
+
+def log_artifact(
+    trainer: Trainer,
+    path: Path,
+    name: str,
+    kind: str,
+    metadata: Mapping[str, object],
+    aliases: Sequence[str],
+    point: Point,
+) -> None:
+    """Hand a file or folder to the loggers that keep versions of such, as artifacts: W&B, once.
+
+    It is copied, so that it may change or go afterwards.
+
+    Args:
+        trainer: The Trainer.
+        path: The file or folder.
+        name: What it is called; the run's id is put before it.
+        kind: The artifact's type, such as ``"model"``.
+        metadata: What is known of it, in plain Python.
+        aliases: By which this version is found, besides ``latest``.
+        point: Where it is logged.
+    """
+    for logger in _wandb_loggers(trainer, point):
+        import wandb
+
+        run = logger.experiment
+        artifact = wandb.Artifact(f"{run.id}-{name}", kind, metadata=dict(metadata))
+        if path.is_dir():
+            artifact.add_dir(str(path))
+        else:
+            artifact.add_file(str(path), name=path.name)
+        run.log_artifact(artifact, aliases=["latest", *aliases])
+
+
+def keeps_artifacts(trainer: Trainer) -> bool:
+    """Tell whether any logger takes artifacts: W&B's does."""
+    return any(isinstance(logger, WandbLogger) for logger in trainer.loggers)
 
 
 def keep_file(trainer: Trainer, file: Path) -> None:
@@ -80,27 +163,87 @@ def keep_file(trainer: Trainer, file: Path) -> None:
 
     They lie there in the folder ``recall_lightning``.
     """
-    for logger in trainer.loggers:
-        if isinstance(logger, WandbLogger) and trainer.is_global_zero and file.is_file():
-            place = Path(logger.experiment.dir) / "recall_lightning" / file.name
-            place.parent.mkdir(exist_ok=True)
-            write_whole(place, file.read_bytes())
-            logger.experiment.save(str(place), base_path=logger.experiment.dir, policy="now")
+    for logger in _wandb_loggers(trainer) if file.is_file() else []:
+        place = Path(logger.experiment.dir) / "recall_lightning" / file.name
+        place.parent.mkdir(exist_ok=True)
+        write_whole(place, file.read_bytes())
+        logger.experiment.save(str(place), base_path=logger.experiment.dir, policy="now")
 
 
 def alert(trainer: Trainer, title: str, text: str) -> None:
     """Send an alert to the loggers that have such: W&B."""
-    for logger in trainer.loggers:
-        if isinstance(logger, WandbLogger) and trainer.is_global_zero:
-            logger.experiment.alert(title=title, text=text, level="WARN")
+    for logger in _wandb_loggers(trainer):
+        logger.experiment.alert(title=title, text=text, level="WARN")
 
 
-def plot_against(trainer: Trainer, pattern: str, step_metric: str) -> None:
-    """Let W&B draw the metrics of ``pattern`` over another metric than the step."""
-    for logger in trainer.loggers:
-        if isinstance(logger, WandbLogger):
-            logger.experiment.define_metric(step_metric)
-            logger.experiment.define_metric(pattern, step_metric=step_metric)
+def plot_against(
+    trainer: Trainer, pattern: str, axis: str, summaries: Mapping[str, str] | None = None
+) -> None:
+    """Let W&B draw metrics over another than the step.
+
+    Args:
+        trainer: The Trainer.
+        pattern: Of the metrics' names.
+        axis: The metric that they are drawn over.
+        summaries: Name of a metric to what the run's summary holds of it, such as ``"last,max"``;
+            of others it is the last value.
+    """
+    for logger in _wandb_loggers(trainer):
+        logger.experiment.define_metric(axis)
+        logger.experiment.define_metric(pattern, step_metric=axis)
+        for name, summary in (summaries or {}).items():
+            logger.experiment.define_metric(name, step_metric=axis, summary=summary)
+
+
+def logged(trainer: Trainer, point: Point) -> None:
+    """Note that all was logged that belongs to a point.
+
+    A run of W&B that is gone on with by its id, after a kill, has what was logged between the last
+    checkpoint and the kill. That is noted in a file of the run's folder, and is not logged again by
+    a fit that starts from a checkpoint.
+    """
+    for logger in trainer.loggers if trainer.is_global_zero else []:
+        file = _points_file(logger)
+        if isinstance(logger, WandbLogger) and file is not None:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(file, json.dumps({**_points(file), point.axis: point.at}))
+
+
+def _takers(trainer: Trainer, point: Point | None) -> list[Logger]:
+    """Return the loggers without the runs of W&B that have what belongs to a point."""
+    return [each for each in trainer.loggers if point is None or not _has(trainer, each, point)]
+
+
+def _wandb_loggers(trainer: Trainer, point: Point | None = None) -> list[WandbLogger]:
+    """Return those that take something, on the process that logs."""
+    takers = _takers(trainer, point) if trainer.is_global_zero else []
+    return [logger for logger in takers if isinstance(logger, WandbLogger)]
+
+
+def _has(trainer: Trainer, logger: Logger, point: Point) -> bool:
+    resumed = trainer.ckpt_path is not None
+    file = _points_file(logger) if resumed and isinstance(logger, WandbLogger) else None
+    if file is None or point.at > _points(file).get(point.axis, -math.inf):
+        return False
+    rank_zero_warn(
+        f"the run {logger.version} of Weights & Biases goes on beyond this checkpoint: what it has "
+        f"over {point.axis} is not logged again (a run that is to differ takes an id of its own)"
+    )
+    return True
+
+
+def _points(file: Path) -> dict[str, float]:
+    """Return how far each axis was logged."""
+    try:
+        content = json.loads(file.read_text())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _points_file(logger: Logger) -> Path | None:
+    folder = None if is_remote(logger.save_dir) else _folder(logger)
+    return None if folder is None else Path(folder) / "wandb_points.json"
 
 
 def is_remote(folder: object) -> bool:
