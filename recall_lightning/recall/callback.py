@@ -43,6 +43,7 @@ from recall_lightning.recall.arguments import (
     plain_settings,
     rules_of,
 )
+from recall_lightning.recall.artifacts import LogArtifacts, TaskArtifacts
 from recall_lightning.recall.context import TaskContext
 from recall_lightning.recall.merge import SnapshotMerge
 from recall_lightning.recall.migration import migrated_state
@@ -187,6 +188,11 @@ class RecallCallback(TaskAwareCallback):
             it, stay until the next task, in memory and in checkpoints, for :meth:`retune` and the
             command of that name. It takes one more copy of the trainable weights, and two of the
             moments; ``"auto"`` does so where an adapter is trained and ``plasticity`` is set.
+        log_artifacts: What goes to Weights & Biases as artifacts: ``"weights"``, the trainable ones
+            after each task, merged; ``"snapshots"``, the files of snapshots, which
+            ``SnapshotSettings(to="file")`` writes; True for both, as far as there are files. Their
+            metadata name the task and what its last merge was: coefficients, plasticity and more.
+            Of a task that is rolled back no weights are logged.
 
     Raises:
         MisconfigurationException: For an argument out of its range or without an effect, a strategy
@@ -217,6 +223,7 @@ class RecallCallback(TaskAwareCallback):
         allow_untested: bool = False,
         seed: int = 0,
         keep_live: bool | Literal["auto"] = "auto",
+        log_artifacts: LogArtifacts = False,
     ) -> None:
         given = dict(locals())
         super().__init__(task_epochs)
@@ -251,6 +258,7 @@ class RecallCallback(TaskAwareCallback):
             )
             measured = MeasuredPlasticity(plasticity, run, predictions)
             keep_live = check_keep_live(keep_live, plasticity, buffers)
+        self._artifacts = TaskArtifacts(log_artifacts)
         self._trained = TrainedWeights()
         self._merge = SnapshotMerge(
             self._kept, self._statistics, self._trained, buffers, run, recent, measured, keep_live
@@ -350,6 +358,7 @@ class RecallCallback(TaskAwareCallback):
         refuse_weight_averaging(trainer, self)
         if stage == "fit":
             self._kept.storage.check(trainer)
+            self._artifacts.check(trainer, in_files=self._kept.storage.to == "file")
         endless = trainer.max_epochs == -1 and trainer.max_steps == -1
         if stage == "fit" and endless and not isinstance(self.every, Integral):
             self._refuse_unknown_length()
@@ -403,6 +412,7 @@ class RecallCallback(TaskAwareCallback):
                 rank_zero_info(format_blocks(self._structure.blocks, notes))
             if self.merge_first_task or self.visit > self._first_visit:
                 self._kept.take(trainer, pl_module, self.visit, self._structure.lora_pairs)
+                self._artifacts.start_task(trainer, self.snapshots[-1], self._known(trainer))
             self._statistics.start_task(self._context(trainer, pl_module))
 
     def on_train_batch_start(
@@ -440,6 +450,7 @@ class RecallCallback(TaskAwareCallback):
         """End the task; say so where the last validation and checkpoint came before its merge."""
         merges = len(self.history)
         super().on_train_end(trainer, pl_module)
+        self._log_weights(trainer, pl_module)  # of a task that an early stop has ended
         self._statistics.release(self._context(trainer, pl_module))
         self._kept.storage.remove_unused(trainer, self.snapshots)
         write_merges(trainer, self.history)
@@ -465,6 +476,10 @@ class RecallCallback(TaskAwareCallback):
                 "the model once more, as by trainer.save_checkpoint(…), or let a ModelCheckpoint "
                 "of its own save at the end of epochs or validations"
             )
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log the weights of a task that has ended, and been validated, as an artifact."""
+        self._log_weights(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Enter the epoch's task, and see which weights are left of it."""
@@ -521,6 +536,7 @@ class RecallCallback(TaskAwareCallback):
         if self._sums is not None:  # not of a run that was resumed between the end and here
             self._statistics.put_back(self._sums)
         self._last_merge = self._sums = None
+        self._artifacts.leave_out(self.visit)
         if self.visit == self._first_visit:
             self._first_visit += 1
         for record in self.history:
@@ -629,6 +645,17 @@ class RecallCallback(TaskAwareCallback):
     def _context(self, trainer: Trainer, pl_module: LightningModule) -> TaskContext:
         snapshots = self.snapshots if self._merges_this_task else []
         return TaskContext(trainer, pl_module, self.clock, self._structure, snapshots)
+
+    def _known(self, trainer: Trainer) -> dict[str, Any]:
+        """Return what is known of the task, for who finds its weights."""
+        assert self.task is not None
+        name, step = self.visit_name(trainer), self.steps_trained(trainer)
+        return {"task": self.task, "name": name, "visit": self.visit, "step": step}
+
+    def _log_weights(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.task_ended:
+            records = [record for record in self.history if record["visit"] == self.visit]
+            self._artifacts.end_task(trainer, pl_module, records, self._known(trainer))
 
     def _find_structure(self, pl_module: LightningModule) -> None:
         reshard(pl_module)

@@ -128,14 +128,14 @@ def log_artifact(
     aliases: Sequence[str],
     point: Point,
 ) -> None:
-    """Hand a file or folder to the loggers that keep versions of such, as artifacts: W&B, once.
+    """Hand a file to the loggers that keep versions of such, as artifacts: W&B, once.
 
     It is copied, so that it may change or go afterwards.
 
     Args:
         trainer: The Trainer.
-        path: The file or folder.
-        name: What it is called; the run's id is put before it.
+        path: The file.
+        name: What it is called, as is the file in it; the run's id is put before the artifact's.
         kind: The artifact's type, such as ``"model"``.
         metadata: What is known of it, in plain Python.
         aliases: By which this version is found, besides ``latest``.
@@ -146,10 +146,7 @@ def log_artifact(
 
         run = logger.experiment
         artifact = wandb.Artifact(f"{run.id}-{name}", kind, metadata=dict(metadata))
-        if path.is_dir():
-            artifact.add_dir(str(path))
-        else:
-            artifact.add_file(str(path), name=path.name)
+        artifact.add_file(str(path), name=f"{name}{path.suffix}")
         run.log_artifact(artifact, aliases=["latest", *aliases])
 
 
@@ -227,7 +224,7 @@ def _has(trainer: Trainer, logger: Logger, point: Point) -> bool:
         return False
     rank_zero_warn(
         f"the run {logger.version} of Weights & Biases goes on beyond this checkpoint: what it has "
-        f"over {point.axis} is not logged again (a run that is to differ takes an id of its own)"
+        "of merges and tasks is not logged again (a run that is to differ takes an id of its own)"
     )
     return True
 
