@@ -11,6 +11,16 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from recall_lightning.callbacks._trainer.loggers import alert
+from recall_lightning.callbacks._trainer.optimizer_state import (
+    StateOfParameters,
+    copied_state,
+    forget,
+    put_back_state,
+)
+from recall_lightning.callbacks._trainer.own_weights import (
+    refuse_copies_of_weights,
+    refuse_own_weights,
+)
 from recall_lightning.callbacks.task_aware import task_aware_callbacks
 from recall_lightning.checks import check_choice, first_of
 from recall_lightning.weights.naming import find_weights, named_weights
@@ -61,6 +71,7 @@ class Limits:
     Attributes:
         exceeded: What was not kept so far, in plain Python.
         start: The weights of the task's start, where they may be put back.
+        optimizers: What optimizers remembered then.
 
     Example:
         >>> limits = Limits({"continual/forgetting": 0.1, "news": 0.05})
@@ -81,6 +92,7 @@ class Limits:
         self.on_limit = on_limit
         self.exceeded: list[dict[str, Any]] = []
         self.start: Snapshot | None = None
+        self.optimizers: StateOfParameters | None = None
 
     @property
     def rolls_back(self) -> bool:
@@ -145,10 +157,38 @@ class Limits:
                 "weights of its start: resume with 'stop' or 'warn', or from one at a task's end"
             )
 
-    def start_task(self, pl_module: LightningModule) -> None:
-        """Copy the weights, if they may be put back."""
-        reshard(pl_module)
-        self.start = Snapshot.take(pl_module) if self.rolls_back else None
+    def start_task(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Copy the weights, and what optimizers remember of them, if they may be put back."""
+        self.forget_start()
+        if self.rolls_back:
+            reshard(pl_module)
+            self.start = Snapshot.take(pl_module)
+            self.optimizers = copied_state(trainer.optimizers)
+
+    def forget_start(self) -> None:
+        """Free the copies, once nothing is put back any more."""
+        self.start = self.optimizers = None
+
+    def check_optimizers(self, trainer: Trainer, pl_module: LightningModule, stepped: bool) -> None:
+        """Check that no optimizer undoes it where weights are put back.
+
+        What an optimizer keeps in its state of a parameter is put back, too.
+
+        Args:
+            trainer: The Trainer.
+            pl_module: The model.
+            stepped: Whether they have, so that they hold what they keep.
+
+        Raises:
+            MisconfigurationException: Naming the one that does.
+        """
+        if self.rolls_back:
+            name = "ForgettingMonitor(on_limit='rollback')"
+            if stepped:
+                live = named_weights(pl_module)
+                refuse_copies_of_weights(trainer.optimizers, live, name, forgets=True)
+            else:
+                refuse_own_weights(trainer.optimizers, name, forgets=True)
 
     def not_kept(self, values: Mapping[str, float]) -> list[Exceeded]:
         """Return the limits that are not kept; what was not measured keeps its own."""
@@ -194,6 +234,10 @@ class Limits:
         with torch.no_grad():
             for name, weight in live.items():
                 weight.copy_(sharded_like(self.start[name], weight))
+        if self.optimizers is None:  # of a checkpoint of an earlier version
+            forget(trainer.optimizers, live.values())
+        else:
+            put_back_state(trainer.optimizers, self.optimizers)
         for callback in task_aware_callbacks(trainer):
             callback.on_rollback(trainer, pl_module)
 

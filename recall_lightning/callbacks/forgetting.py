@@ -26,11 +26,11 @@ from recall_lightning.callbacks._trainer.loggers import (
     log_scalars,
     log_summary,
     log_table,
-    logged,
     plot_against,
     run_folder,
 )
 from recall_lightning.callbacks._trainer.misconfiguration import misconfiguration
+from recall_lightning.callbacks._trainer.optimizer_state import StateOfParameters
 from recall_lightning.callbacks.task_aware import task_aware_callbacks
 from recall_lightning.checks import first_of
 from recall_lightning.metrics.record import RecordState, TaskRecord
@@ -50,6 +50,7 @@ class MonitorState(CallbackState):
     record: RecordState
     exceeded: NotRequired[list[dict[str, Any]]]
     start: NotRequired[dict[str, Tensor] | None]
+    start_optimizers: NotRequired[StateOfParameters | None]
 
 
 class ForgettingMonitor(TaskScoreCallback):
@@ -86,10 +87,12 @@ class ForgettingMonitor(TaskScoreCallback):
             its kfac rules, the default, without old data: how far predictions on earlier tasks'
             inputs have gone in the last task, in nats each.
         on_limit: What happens where one is not kept: ``"warn"``; ``"stop"`` ends the fit, and
-            refuses the next; ``"rollback"`` puts back the weights of the task's start, says so in
-            matrix and curves, and goes on with the next task, which takes a copy of the trainable
-            weights; or a function that is called with the Trainer, the module and a list of what
-            was not kept. It is told on the terminal and as an alert of Weights & Biases in any
+            refuses the next; ``"rollback"`` puts back the weights of the task's start, and
+            what optimizers remembered of them, says so in matrix and curves, and goes on with the
+            next task, which takes a copy of the trainable weights and of the optimizers' state (of
+            Adam twice the weights); or a function that is called with the Trainer, the module and a
+            list of what was not kept. It is told on the terminal and as an alert of Weights &
+            Biases in any
             case, and ``recall-lightning fit`` ends with exit code 3.
 
     Attributes:
@@ -124,6 +127,7 @@ class ForgettingMonitor(TaskScoreCallback):
         self.record = TaskRecord(monitor, self.higher_is_better)
         self._started = 0.0
         self._resumed = False
+        self._has_stepped = False  # in this fit
 
     @property
     def exceeded(self) -> list[dict[str, Any]]:
@@ -187,7 +191,15 @@ class ForgettingMonitor(TaskScoreCallback):
                 f"ForgettingMonitor: the limit of {first_of(sorted(unread))} is of what was known "
                 "before any training, which nobody measured: call trainer.validate(…) before fit"
             )
+        self._limits.check_optimizers(trainer, pl_module, stepped=False)
+        self._has_stepped = False
         self._started = time.perf_counter()
+
+    def on_task_step(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:
+        """After a fit's first step, look at what optimizers keep."""
+        if not self._has_stepped:
+            self._limits.check_optimizers(trainer, pl_module, stepped=True)
+            self._has_stepped = True
 
     def on_task_start(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:
         """Check early that this task's row will be measured."""
@@ -205,7 +217,7 @@ class ForgettingMonitor(TaskScoreCallback):
         boundaries.append((self.steps_trained(trainer), names[-1]))
         with _misconfiguration():
             self._limits.exceeded = [e for e in self.exceeded if e["visit"] < self.visit]
-            self._limits.start_task(pl_module)
+            self._limits.start_task(trainer, pl_module)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Read the scores; after a task's end they are its row."""
@@ -272,6 +284,7 @@ class ForgettingMonitor(TaskScoreCallback):
             "record": self.record.state_dict(),
             "exceeded": self.exceeded,
             "start": None if self._limits.start is None else dict(self._limits.start),
+            "start_optimizers": self._limits.optimizers,
         }
         return gathered(state, keep=rank_zero_only.rank == 0)  # type: ignore[attr-defined]
 
@@ -279,10 +292,11 @@ class ForgettingMonitor(TaskScoreCallback):
         """Restore what :meth:`state_dict` returned."""
         super().load_state_dict(state_dict)
         self._resumed = True
-        # older checkpoints have neither
+        # older checkpoints have none of these
         self._limits.exceeded = list(state_dict.get("exceeded", []))
         start = state_dict.get("start")
         self._limits.start = None if start is None else Snapshot(start)
+        self._limits.optimizers = state_dict.get("start_optimizers")
         with _misconfiguration():
             self.record.load_state_dict(state_dict["record"])
 
@@ -316,7 +330,7 @@ class ForgettingMonitor(TaskScoreCallback):
                 with _misconfiguration():
                     if self._limits.act(trainer, pl_module):
                         self.record.roll_back(self.steps_trained(trainer))
-        self._limits.start = None
+        self._limits.forget_start()
 
     def _name_tasks(self, trainer: Trainer, loaders: int) -> None:
         probes = self.probes(trainer)
@@ -397,7 +411,6 @@ class ForgettingMonitor(TaskScoreCallback):
         }
         tasks = range(first, first + len(shown))
         log_curves(trainer, "continual/scores_by_task", tasks, scores, "tasks trained", point)
-        logged(trainer, point)
         if folder is not None:
             with _failure_is_said(folder):
                 self.record.write(folder, self.exceeded)

@@ -11,12 +11,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
-from recall_lightning.callbacks._trainer.loggers import (
-    Point,
-    keeps_artifacts,
-    log_artifact,
-    logged,
-)
+from recall_lightning.callbacks._trainer.loggers import keeps_artifacts, log_artifact
 from recall_lightning.callbacks._trainer.strategies import is_sharded
 from recall_lightning.metrics.record import plain_json
 from recall_lightning.weights.snapshot import Snapshot
@@ -123,7 +118,5 @@ class TaskArtifacts:
     def _log(
         self, trainer: Trainer, path: Path, name: str, kind: str, about: Mapping[str, Any]
     ) -> None:
-        point = Point(f"recall/artifacts/{name}", about["visit"])
         aliases = [f"visit-{about['visit']}"]
-        log_artifact(trainer, path, name, kind, plain_json(dict(about)), aliases, point)
-        logged(trainer, point)
+        log_artifact(trainer, path, name, kind, plain_json(dict(about)), aliases)

@@ -15,7 +15,6 @@ from recall_lightning.callbacks._trainer.loggers import (
     log_figure,
     log_scalars,
     log_table,
-    logged,
     plot_against,
     run_folder,
 )
@@ -119,7 +118,6 @@ def log_merge(trainer: Trainer, record: Mapping[str, Any]) -> None:
     """
     point = Point(_AXIS, record["step"])
     log_scalars(trainer, record_scalars(record), point)
-    logged(trainer, point)
 
 
 def log_task(
@@ -136,12 +134,11 @@ def log_task(
     if not records:
         return
     last = records[-1]
-    point = Point("recall/visit", last["visit"])
+    point = Point(_AXIS, last["step"])
     log_figure(trainer, f"recall/coefficients/{name}", partial(records_figure, records), point)
     if with_front and last.get("front"):
         log_figure(trainer, f"recall/front/{name}", partial(front_figure, last, name), point)
         log_table(trainer, f"recall/front_table/{name}", FRONT_COLUMNS, front_rows(last), point)
-    logged(trainer, point)
 
 
 def write_merges(trainer: Trainer, history: Sequence[Mapping[str, Any]]) -> None:

@@ -1,5 +1,6 @@
 """Limits of what may be forgotten, and what happens where one is not kept."""
 
+import copy
 import warnings
 
 import pytest
@@ -12,6 +13,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from recall_lightning import ForgettingMonitor, RecallCallback, TaskStream
 from recall_lightning.methods.ewc import ElasticWeightConsolidation
 from tests.support.callbacks import same, statistic, weights_of
+from tests.support.optimizers import Lookahead, Masters
 from tests.support.training import Plain, loader, quiet_trainer, task_data
 
 NONE_AT_ALL = {"forgetting": 0.0}
@@ -99,6 +101,59 @@ def test_rollback_puts_back_the_weights_of_the_tasks_start_and_goes_on(recall):
     assert same(weights.seen[1], weights.seen[2])
     assert monitor.matrix[1] == monitor.matrix[0]
     assert "after b, rolled back" in monitor.record.table()
+
+
+class OptimizerStates(Callback):
+    """What the optimizer remembers at each epoch's start, where an epoch is a task."""
+
+    def __init__(self):
+        self.seen = []
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        self.seen.append(copy.deepcopy(trainer.optimizers[0].state_dict()["state"]))
+
+
+def test_rollback_puts_back_what_the_optimizer_remembered_of_the_weights():
+    states = OptimizerStates()
+    fit(ForgettingMonitor("val/acc", limits=NONE_AT_ALL, on_limit="rollback"), states)
+    _, before, after = states.seen
+    assert before.keys() == after.keys()
+    assert before
+    for number, own in before.items():
+        assert own["step"] == after[number]["step"] == 8
+        assert torch.equal(own["exp_avg"], after[number]["exp_avg"])
+        assert torch.equal(own["exp_avg_sq"], after[number]["exp_avg_sq"])
+
+
+@pytest.mark.parametrize(
+    ("build", "refused"),
+    [(lambda p: Lookahead(torch.optim.SGD(p, 0.03)), True), (lambda p: Masters(p, 0.03), False)],
+    ids=["not in its state", "in its state"],
+)
+def test_an_optimizer_whose_own_weights_would_undo_a_rollback_is_refused(build, refused):
+    class Own(Plain):
+        def configure_optimizers(self):
+            return build(self.parameters())
+
+    def fitted(on_limit):
+        monitor, weights = (
+            ForgettingMonitor("val/acc", limits={"a": 0.0}, on_limit=on_limit),
+            Weights(),
+        )
+        monitor.record.lost = lambda: {"a": 1.0}
+        data = stream()
+        quiet_trainer(
+            monitor, weights, max_epochs=data.total_epochs, reload_dataloaders_every_n_epochs=1
+        ).fit(Own(), data)
+        return weights.seen
+
+    if refused:
+        with pytest.raises(MisconfigurationException, match=r"on_limit='rollback'\) writes.*keeps"):
+            fitted("rollback")
+        assert len(fitted("warn")) == 3
+        return
+    first, *others = fitted("rollback")
+    assert all(same(first, one) for one in others)
 
 
 def test_recall_forgets_what_it_measured_of_a_task_that_is_rolled_back():
@@ -281,6 +336,7 @@ def test_nothing_is_kept_longer_than_until_the_verdict():
     monitor = ForgettingMonitor("val/acc", limits=EASY, on_limit="rollback")
     fit(monitor)
     assert monitor.state_dict()["start"] is None
+    assert monitor.state_dict()["start_optimizers"] is None
     alone = RecallCallback()
     fit(alone)
     assert alone._sums is None

@@ -28,7 +28,7 @@ class Kill(Callback):
 
 torch.manual_seed(0)
 trainer = quiet_trainer(
-    RecallCallback(every=0.25, plasticity=0.9),
+    RecallCallback(every=0.25, plasticity=0.9, log_artifacts="weights"),
     ForgettingMonitor("val/acc"),
     Kill(),
     ModelCheckpoint("checkpoints", every_n_train_steps=10, save_top_k=-1),
@@ -80,6 +80,12 @@ def test_no_point_is_logged_twice_and_none_is_missing(killed):
     steps = [at for name, at in counts if name == "recall/merge_seconds"]
     assert sorted(steps) == [*range(2, 25, 2)]
     assert sorted(at for name, at in counts if name == "continual/average") == [1, 2, 3]
+
+
+def test_no_artifact_is_logged_twice(killed):
+    artifacts = [r.artifact for file in record_files(killed) for r in records_in(file)]
+    visits = [json.loads(one.metadata)["visit"] for one in artifacts if one.type == "model"]
+    assert visits == [0, 1, 2]
 
 
 def test_no_row_of_a_table_and_no_picture_is_there_twice(killed):

@@ -1,10 +1,9 @@
 """What an offline run of Weights & Biases has recorded, read back from its file."""
 
 import json
-import struct
 from pathlib import Path
 
-_BLOCK, _HEADER = 32768, 7
+from recall_lightning.callbacks._trainer.wandb_history import records_in
 
 
 def records(folder):
@@ -16,26 +15,6 @@ def records(folder):
 def record_files(folder):
     """Return the files of records below a folder, one of each process that logged."""
     return sorted(Path(folder).rglob("run-*.wandb"), key=lambda file: file.stat().st_mtime)
-
-
-def records_in(file):
-    """Yield the records of a file: the format is that of LevelDB's logs."""
-    from wandb.proto.wandb_internal_pb2 import Record
-
-    content, position, parts = file.read_bytes(), _HEADER, []
-    while position + _HEADER <= len(content):
-        left = _BLOCK - position % _BLOCK
-        if left < _HEADER:  # padding
-            position += left
-            continue
-        length, kind = struct.unpack_from("<HB", content, position + 4)
-        parts.append(content[position + _HEADER : position + _HEADER + length])
-        position += _HEADER + length
-        if kind in (1, 4):  # whole, or the last part
-            record = Record()
-            record.ParseFromString(b"".join(parts))
-            parts = []
-            yield record
 
 
 def config_of(folder):

@@ -1,7 +1,5 @@
 """What Lightning's loggers take, each in its own way: scalars, figures, tables, a folder."""
 
-import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +9,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
+from recall_lightning.callbacks._trainer.wandb_history import furthest
 from recall_lightning.weights.atomic import write_whole
 
 if TYPE_CHECKING:
@@ -39,17 +38,23 @@ def log_scalars(trainer: Trainer, scalars: Mapping[str, float], point: Point | N
         point: Where on an axis of their own they are logged, if they have one; in W&B once.
     """
     own = {} if point is None else {point.axis: point.at}
-    for logger in _takers(trainer, point):
-        logger.log_metrics({**scalars, **own}, step=trainer.global_step)
-        logger.save()
+    for logger in trainer.loggers:
+        fresh = {n: v for n, v in scalars.items() if not _has(trainer, logger, n, point)}
+        if fresh:
+            logger.log_metrics(fresh | own, step=trainer.global_step)
+            logger.save()
 
 
 def log_figure(
     trainer: Trainer, key: str, draw: Callable[[], "Figure"], point: Point | None = None
 ) -> None:
     """Draw a figure and log it, if a logger shows images: W&B, there once, and TensorBoard do."""
-    takers = _takers(trainer, point)
-    shows = [each for each in takers if isinstance(each, (WandbLogger, TensorBoardLogger))]
+    shows = [
+        logger
+        for logger in trainer.loggers
+        if isinstance(logger, (WandbLogger, TensorBoardLogger))
+        and not _has(trainer, logger, key, point)
+    ]
     if not shows or not trainer.is_global_zero:
         return
     image = _as_image(draw())
@@ -68,8 +73,9 @@ def log_table(
     point: Point | None = None,
 ) -> None:
     """Log a table to the loggers that show tables: W&B, once."""
-    for logger in _wandb_loggers(trainer, point):
-        logger.log_table(key, columns=list(columns), data=[list(row) for row in rows])
+    for logger in _wandb_loggers(trainer):
+        if not _has(trainer, logger, key, point):
+            logger.log_table(key, columns=list(columns), data=[list(row) for row in rows])
 
 
 def log_config(trainer: Trainer, settings: Mapping[str, object]) -> None:
@@ -102,7 +108,9 @@ def log_curves(
         x: What the steps are.
         point: Where it is logged.
     """
-    for logger in _wandb_loggers(trainer, point):
+    for logger in _wandb_loggers(trainer):
+        if _has(trainer, logger, f"{key}_table", point):  # under which the chart's data lie
+            continue
         import wandb
 
         chart = wandb.plot.line_series(
@@ -126,11 +134,11 @@ def log_artifact(
     kind: str,
     metadata: Mapping[str, object],
     aliases: Sequence[str],
-    point: Point,
 ) -> None:
-    """Hand a file to the loggers that keep versions of such, as artifacts: W&B, once.
+    """Hand a file to the loggers that keep versions of such, as artifacts: W&B.
 
-    It is copied, so that it may change or go afterwards.
+    It is copied, so that it may change or go afterwards. W&B makes no new version of a file that is
+    the same as before, such as one that is logged again after a resume.
 
     Args:
         trainer: The Trainer.
@@ -139,9 +147,8 @@ def log_artifact(
         kind: The artifact's type, such as ``"model"``.
         metadata: What is known of it, in plain Python.
         aliases: By which this version is found, besides ``latest``.
-        point: Where it is logged.
     """
-    for logger in _wandb_loggers(trainer, point):
+    for logger in _wandb_loggers(trainer):
         import wandb
 
         run = logger.experiment
@@ -192,55 +199,30 @@ def plot_against(
             logger.experiment.define_metric(name, step_metric=axis, summary=summary)
 
 
-def logged(trainer: Trainer, point: Point) -> None:
-    """Note that all was logged that belongs to a point.
-
-    A run of W&B that is gone on with by its id, after a kill, has what was logged between the last
-    checkpoint and the kill. That is noted in a file of the run's folder, and is not logged again by
-    a fit that starts from a checkpoint.
-    """
-    for logger in trainer.loggers if trainer.is_global_zero else []:
-        file = _points_file(logger)
-        if isinstance(logger, WandbLogger) and file is not None:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(file, json.dumps({**_points(file), point.axis: point.at}))
-
-
-def _takers(trainer: Trainer, point: Point | None) -> list[Logger]:
-    """Return the loggers without the runs of W&B that have what belongs to a point."""
-    return [each for each in trainer.loggers if point is None or not _has(trainer, each, point)]
-
-
-def _wandb_loggers(trainer: Trainer, point: Point | None = None) -> list[WandbLogger]:
+def _wandb_loggers(trainer: Trainer) -> list[WandbLogger]:
     """Return those that take something, on the process that logs."""
-    takers = _takers(trainer, point) if trainer.is_global_zero else []
+    takers = trainer.loggers if trainer.is_global_zero else []
     return [logger for logger in takers if isinstance(logger, WandbLogger)]
 
 
-def _has(trainer: Trainer, logger: Logger, point: Point) -> bool:
-    resumed = trainer.ckpt_path is not None
-    file = _points_file(logger) if resumed and isinstance(logger, WandbLogger) else None
-    if file is None or point.at > _points(file).get(point.axis, -math.inf):
+def _has(trainer: Trainer, logger: Logger, key: str, point: Point | None) -> bool:
+    """Tell whether a run of W&B has what a fit that goes on from a checkpoint logs once more.
+
+    A run that is gone on with by its id, after a kill, has what was logged between the last
+    checkpoint and the kill.
+    """
+    resumed = point is not None and trainer.ckpt_path is not None and trainer.is_global_zero
+    if not (resumed and isinstance(logger, WandbLogger)):
+        return False
+    assert point is not None
+    place = furthest(logger, key, point.axis)
+    if place is None or point.at > place:
         return False
     rank_zero_warn(
         f"the run {logger.version} of Weights & Biases goes on beyond this checkpoint: what it has "
         "of merges and tasks is not logged again (a run that is to differ takes an id of its own)"
     )
     return True
-
-
-def _points(file: Path) -> dict[str, float]:
-    """Return how far each axis was logged."""
-    try:
-        content = json.loads(file.read_text())
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
-def _points_file(logger: Logger) -> Path | None:
-    folder = None if is_remote(logger.save_dir) else _folder(logger)
-    return None if folder is None else Path(folder) / "wandb_points.json"
 
 
 def is_remote(folder: object) -> bool:
