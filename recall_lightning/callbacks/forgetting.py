@@ -14,7 +14,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
 from torch import Tensor
 
-from recall_lightning.callbacks._limits import Limits, OnLimit, tell
+from recall_lightning.callbacks._limits import Limits, OnLimit, done_by, tell
 from recall_lightning.callbacks._task_scores import TaskScoreCallback
 from recall_lightning.callbacks._trainer.clock import CallbackState
 from recall_lightning.callbacks._trainer.loggers import (
@@ -87,7 +87,10 @@ class ForgettingMonitor(TaskScoreCallback):
             its kfac rules, the default, without old data: how far predictions on earlier tasks'
             inputs have gone in the last task, in nats each.
         on_limit: What happens where one is not kept: ``"warn"``; ``"stop"`` ends the fit, and
-            refuses the next; ``"rollback"`` puts back the weights of the task's start, and
+            refuses the next; ``"rollback"`` puts back the last weights that are known to keep
+            the limit: where the limit of ``"estimated_forgetting"`` alone is not kept, a merge
+            among those that RecallCallback tried that does and leaves most of the task's gain (with
+            its ``keep_live``, the default of adapters); else the weights of the task's start, and
             what optimizers remembered of them, says so in matrix and curves, and goes on with the
             next task, which takes a copy of the trainable weights and of the optimizers' state (of
             Adam twice the weights); or a function that is called with the Trainer, the module and a
@@ -219,6 +222,19 @@ class ForgettingMonitor(TaskScoreCallback):
             self._limits.exceeded = [e for e in self.exceeded if e["visit"] < self.visit]
             self._limits.start_task(trainer, pl_module)
 
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Before a task's row is measured, go back to a merge that keeps an estimate's limit."""
+        super().on_validation_start(trainer, pl_module)
+        fitting = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
+        if not (fitting and self.task_ended) or len(self.matrix) > (self.visit or 0):
+            return
+        kept = self._limits.keep_estimate(trainer, pl_module)
+        if kept is not None:
+            assert self.visit is not None
+            name, step = self.visit_name(trainer), self.steps_trained(trainer)
+            self._limits.note(kept[0], name, self.visit, step)
+            tell(trainer, name, *kept)
+
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Read the scores; after a task's end they are its row."""
         super().on_validation_end(trainer, pl_module)
@@ -319,10 +335,10 @@ class ForgettingMonitor(TaskScoreCallback):
                 values |= callback.estimates
         row = len(self.matrix) - 1
         name = self.record.visit_name(row)
-        found = self._limits.look(values, name, row, self.steps_trained(trainer))
-        on_limit = self._limits.on_limit
+        found, on_limit = self._limits.not_kept(values), self._limits.on_limit
+        self._limits.note(found, name, row, self.steps_trained(trainer))
         if found:
-            tell(trainer, name, found, on_limit, undone=pl_module is not None)
+            tell(trainer, name, found, done_by(on_limit, undone=pl_module is not None))
         if found and pl_module is not None:
             if callable(on_limit):
                 on_limit(trainer, pl_module, found)

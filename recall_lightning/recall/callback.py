@@ -51,7 +51,7 @@ from recall_lightning.recall.model_run import ModelRun
 from recall_lightning.recall.optimizer_watch import OptimizerWatch
 from recall_lightning.recall.plasticity import MeasuredPlasticity
 from recall_lightning.recall.records import define_axis, log_merge, log_task, write_merges
-from recall_lightning.recall.retuning import NOTHING_KEPT, merge_again_
+from recall_lightning.recall.retuning import NOTHING_KEPT, merge_again_, merge_within_
 from recall_lightning.recall.settings import (
     Buffers,
     ImportanceSettings,
@@ -530,6 +530,29 @@ class RecallCallback(TaskAwareCallback):
     def can_estimate(self) -> bool:
         """Whether curvature is measured, from which forgetting is estimated."""
         return "curvature" in self._needs
+
+    def merge_within(self, trainer: Trainer, pl_module: LightningModule, most: float) -> str | None:
+        """Make the task's last merge again so that the estimate keeps a limit, if one does.
+
+        That takes what the merge was made from, see ``keep_live``.
+        """
+        if self._last_merge is None or self.end_rule is None or not self.estimates:
+            return None
+        made_from, record = self._last_merge["made_from"], self.history[-1]
+        try:
+            again = merge_within_(pl_module, made_from, self.end_rule, self.snapshots, record, most)
+        except ValueError as error:
+            rank_zero_warn(f"RecallCallback cannot make the last merge again: {error}")
+            return None
+        if again is None:
+            return None
+        self.history[-1] = again
+        self._is_merge_saved = False
+        return (
+            f"of the merges that were tried, that which leaves {100 * again['plasticity']:.0f} % "
+            f"of the task's gain takes the place of the one that left "
+            f"{100 * record['plasticity']:.0f} %, with {self.estimates['estimated_forgetting']:.4g}"
+        )
 
     def on_rollback(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget what was measured of the task that has ended."""
