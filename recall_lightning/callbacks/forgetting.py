@@ -26,7 +26,6 @@ from recall_lightning.callbacks._trainer.loggers import (
     log_scalars,
     log_summary,
     log_table,
-    plot_against,
     run_folder,
 )
 from recall_lightning.callbacks._trainer.misconfiguration import misconfiguration
@@ -407,13 +406,12 @@ class ForgettingMonitor(TaskScoreCallback):
         columns = [*names, *self.record.probe_names]
         row = [*self.matrix[-1], *self.record.probes[-1]]
         best = "last,max" if self.higher_is_better else "last,min"
-        plot_against(trainer, "continual/*", _AXIS, {f"continual/{name}": best for name in columns})
         point = Point(_AXIS, float(len(self.matrix)))
         scalars = {f"continual/{name}": value for name, value in summary.items()}
         scalars |= {f"continual/{name}": v for name, v in zip(columns, row, strict=True)}
         for callback in task_aware_callbacks(trainer):
             scalars |= {f"continual/{name}": value for name, value in callback.estimates.items()}
-        log_scalars(trainer, scalars, point)
+        log_scalars(trainer, scalars, point, {f"continual/{name}": best for name in columns})
         folder = self._resolve_folder(trainer)
         if not trainer.is_global_zero:
             return

@@ -50,7 +50,7 @@ from recall_lightning.recall.migration import migrated_state
 from recall_lightning.recall.model_run import ModelRun
 from recall_lightning.recall.optimizer_watch import OptimizerWatch
 from recall_lightning.recall.plasticity import MeasuredPlasticity
-from recall_lightning.recall.records import define_axis, log_merge, log_task, write_merges
+from recall_lightning.recall.records import log_merge, log_task, write_merges
 from recall_lightning.recall.retuning import NOTHING_KEPT, merge_again_, merge_within_
 from recall_lightning.recall.settings import (
     Buffers,
@@ -367,7 +367,6 @@ class RecallCallback(TaskAwareCallback):
         """After a resume, bring what the checkpoint held to the device."""
         super().on_train_start(trainer, pl_module)
         resumed, self._resumed = self._resumed, None
-        define_axis(trainer)
         self._first_batch_is_checked = False
         if not self.allow_untested:
             self._watch.start_fit(trainer.optimizers, self)

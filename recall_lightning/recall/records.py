@@ -15,7 +15,6 @@ from recall_lightning.callbacks._trainer.loggers import (
     log_figure,
     log_scalars,
     log_table,
-    plot_against,
     run_folder,
 )
 from recall_lightning.merging.blockwise import mean_by_block, worst_condition
@@ -103,12 +102,6 @@ def of_both(what: str, live: float | None, merged: float | None) -> dict[str, di
     return {} if live is None or merged is None else {what: {"live": live, "merged": merged}}
 
 
-def define_axis(trainer: Trainer) -> None:
-    """Have loggers draw what is logged of merges over the steps of all fits."""
-    summaries = {f"recall/{what}/merged": "last,max" for what in _OF_BOTH}
-    plot_against(trainer, "recall/*", _AXIS, summaries)
-
-
 def log_merge(trainer: Trainer, record: Mapping[str, Any]) -> None:
     """Log the numbers of a merge over ``recall/step``: optimizer steps, over all fits.
 
@@ -117,7 +110,8 @@ def log_merge(trainer: Trainer, record: Mapping[str, Any]) -> None:
         record: The merge's entry of ``history``.
     """
     point = Point(_AXIS, record["step"])
-    log_scalars(trainer, record_scalars(record), point)
+    summaries = {f"recall/{what}/merged": "last,max" for what in _OF_BOTH}
+    log_scalars(trainer, record_scalars(record), point, summaries)
 
 
 def log_task(

@@ -1,9 +1,10 @@
 """What Lightning's loggers take, each in its own way: scalars, figures, tables, a folder."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
@@ -14,6 +15,9 @@ from recall_lightning.weights.atomic import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+
+_DEFINED: WeakKeyDictionary[WandbLogger, set[str]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -29,25 +33,34 @@ class Point:
     at: float
 
 
-def log_scalars(trainer: Trainer, scalars: Mapping[str, float], point: Point | None = None) -> None:
+def log_scalars(
+    trainer: Trainer,
+    scalars: Mapping[str, float],
+    point: Point | None = None,
+    summaries: Mapping[str, str] | None = None,
+) -> None:
     """Log numbers against the optimizer step, whatever ``log_every_n_steps`` says.
 
     Args:
         trainer: The Trainer.
         scalars: The numbers by name.
-        point: Where on an axis of their own they are logged, if they have one; in W&B once.
+        point: Where on an axis of their own they are logged, if they have one; in W&B once, and
+            drawn over it.
+        summaries: Name to what W&B's summary holds of a number, such as ``"last,max"``; of others
+            it is the last value.
     """
-    own = {} if point is None else {point.axis: point.at}
     for logger in trainer.loggers:
         fresh = {n: v for n, v in scalars.items() if not _has(trainer, logger, n, point)}
-        if fresh:
-            logger.log_metrics(fresh | own, step=trainer.global_step)
-            logger.save()
+        if not fresh:
+            continue
+        if isinstance(logger, WandbLogger) and trainer.is_global_zero and point is not None:
+            _define(logger, fresh, point.axis, summaries or {})
+        own = {} if point is None else {point.axis: point.at}
+        logger.log_metrics(fresh | own, step=trainer.global_step)
+        logger.save()
 
 
-def log_figure(
-    trainer: Trainer, key: str, draw: Callable[[], "Figure"], point: Point | None = None
-) -> None:
+def log_figure(trainer: Trainer, key: str, draw: Callable[[], "Figure"], point: Point) -> None:
     """Draw a figure and log it, if a logger shows images: W&B, there once, and TensorBoard do."""
     shows = [
         logger
@@ -60,7 +73,9 @@ def log_figure(
     image = _as_image(draw())
     for logger in shows:
         if isinstance(logger, WandbLogger):
-            logger.log_image(key, [image])
+            import wandb
+
+            _log_medium(logger, key, [wandb.Image(image)], point)
         else:
             logger.experiment.add_image(key, image, trainer.global_step, dataformats="HWC")
 
@@ -70,12 +85,15 @@ def log_table(
     key: str,
     columns: Sequence[str],
     rows: Sequence[Sequence[object]],
-    point: Point | None = None,
+    point: Point,
 ) -> None:
     """Log a table to the loggers that show tables: W&B, once."""
     for logger in _wandb_loggers(trainer):
         if not _has(trainer, logger, key, point):
-            logger.log_table(key, columns=list(columns), data=[list(row) for row in rows])
+            import wandb
+
+            table = wandb.Table(columns=list(columns), data=[list(row) for row in rows])
+            _log_medium(logger, key, table, point)
 
 
 def log_config(trainer: Trainer, settings: Mapping[str, object]) -> None:
@@ -96,7 +114,7 @@ def log_curves(
     steps: Sequence[float],
     curves: Mapping[str, Sequence[float]],
     x: str,
-    point: Point | None = None,
+    point: Point,
 ) -> None:
     """Log a chart with a line a name to the loggers that draw such: W&B, once.
 
@@ -116,7 +134,7 @@ def log_curves(
         chart = wandb.plot.line_series(
             list(steps), [list(each) for each in curves.values()], list(curves), key, x
         )
-        logger.experiment.log({key: chart})
+        _log_medium(logger, key, chart, point)
 
 
 def log_page(trainer: Trainer, key: str, file: Path) -> None:
@@ -180,23 +198,22 @@ def alert(trainer: Trainer, title: str, text: str) -> None:
         logger.experiment.alert(title=title, text=text, level="WARN")
 
 
-def plot_against(
-    trainer: Trainer, pattern: str, axis: str, summaries: Mapping[str, str] | None = None
+def _define(
+    logger: WandbLogger, names: Iterable[str], axis: str, summaries: Mapping[str, str]
 ) -> None:
-    """Let W&B draw metrics over another than the step.
+    """Let W&B draw metrics over an axis, each by its name.
 
-    Args:
-        trainer: The Trainer.
-        pattern: Of the metrics' names.
-        axis: The metric that they are drawn over.
-        summaries: Name of a metric to what the run's summary holds of it, such as ``"last,max"``;
-            of others it is the last value.
+    A pattern of names would not do: Lightning's own, ``*``, fits as well, and either may win.
     """
-    for logger in _wandb_loggers(trainer):
-        logger.experiment.define_metric(axis)
-        logger.experiment.define_metric(pattern, step_metric=axis)
-        for name, summary in (summaries or {}).items():
-            logger.experiment.define_metric(name, step_metric=axis, summary=summary)
+    run, known = logger.experiment, _DEFINED.setdefault(logger, set())
+    for name in [each for each in (axis, *names) if each not in known]:
+        over = None if name == axis else axis
+        run.define_metric(name, step_metric=over, summary=summaries.get(name))
+        known.add(name)
+
+
+def _log_medium(logger: WandbLogger, key: str, medium: object, point: Point) -> None:
+    logger.experiment.log({key: medium, point.axis: point.at})
 
 
 def _wandb_loggers(trainer: Trainer) -> list[WandbLogger]:

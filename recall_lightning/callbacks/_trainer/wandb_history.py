@@ -38,7 +38,7 @@ def _logged_before(run: Any) -> dict[tuple[str, str], float]:
              if file.parent != own]  # fmt: skip
     rows: Iterable[dict[str, Any]]
     if run.offline:
-        rows = (row for file in files for row in _rows(file))
+        rows = (row for file in files for row in rows_in(file))
     else:  # what the service did not get will not come
         rows = [dict(run.summary)] if run.resumed else []
     found: dict[tuple[str, str], float] = {}
@@ -51,15 +51,19 @@ def _logged_before(run: Any) -> dict[tuple[str, str], float]:
     return found
 
 
-def _rows(file: Path) -> Iterator[dict[str, Any]]:
-    """Yield what was logged at once, by key; of media there is no more than that they are there."""
+def rows_in(file: Path) -> Iterator[dict[str, Any]]:
+    """Yield what was logged at once, by key; of media there is no more than that they are there.
+
+    Args:
+        file: Written by wandb.
+    """
     for record in records_in(file):
         if record.HasField("history"):
             items = record.history.item
             yield {
-                item.key or item.nested_key[0]: json.loads(item.value_json)
-                if len(item.nested_key) < 2
-                else None
+                item.key or item.nested_key[0]: (
+                    json.loads(item.value_json) if len(item.nested_key) < 2 else None
+                )
                 for item in items
             }
 
