@@ -48,6 +48,7 @@ MAY_IMPORT = {
         "cli",
         "cli.run_config",
         "cli.fit",
+        "report",
         "methods",
         "models",
         "data",

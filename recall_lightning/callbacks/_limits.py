@@ -11,6 +11,16 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from recall_lightning.callbacks._trainer.loggers import alert
+from recall_lightning.callbacks._trainer.optimizer_state import (
+    StateOfParameters,
+    copied_state,
+    forget,
+    put_back_state,
+)
+from recall_lightning.callbacks._trainer.own_weights import (
+    refuse_copies_of_weights,
+    refuse_own_weights,
+)
 from recall_lightning.callbacks.task_aware import task_aware_callbacks
 from recall_lightning.checks import check_choice, first_of
 from recall_lightning.weights.naming import find_weights, named_weights
@@ -19,8 +29,9 @@ from recall_lightning.weights.snapshot import Snapshot
 
 OnLimit = Literal["warn", "stop", "rollback"] | Callable[..., None]
 
-_ALWAYS = ("forgetting", "estimated_forgetting")
-_DONE = {"stop": ": the fit stops", "rollback": ": the weights of its start are put back"}
+_ESTIMATE = "estimated_forgetting"
+_ALWAYS = ("forgetting", _ESTIMATE)
+_DONE = {"stop": "the fit stops", "rollback": "the weights of its start are put back"}
 
 
 @dataclass(frozen=True)
@@ -61,6 +72,7 @@ class Limits:
     Attributes:
         exceeded: What was not kept so far, in plain Python.
         start: The weights of the task's start, where they may be put back.
+        optimizers: What optimizers remembered then.
 
     Example:
         >>> limits = Limits({"continual/forgetting": 0.1, "news": 0.05})
@@ -81,6 +93,7 @@ class Limits:
         self.on_limit = on_limit
         self.exceeded: list[dict[str, Any]] = []
         self.start: Snapshot | None = None
+        self.optimizers: StateOfParameters | None = None
 
     @property
     def rolls_back(self) -> bool:
@@ -111,7 +124,7 @@ class Limits:
             ValueError: Naming what they don't or can't.
         """
         others = task_aware_callbacks(trainer)
-        if "estimated_forgetting" in self.by_name and not any(o.can_estimate for o in others):
+        if _ESTIMATE in self.by_name and not any(o.can_estimate for o in others):
             raise ValueError(
                 "limits has 'estimated_forgetting', and nothing estimates it: RecallCallback does, "
                 "under its kfac rules"
@@ -145,28 +158,73 @@ class Limits:
                 "weights of its start: resume with 'stop' or 'warn', or from one at a task's end"
             )
 
-    def start_task(self, pl_module: LightningModule) -> None:
-        """Copy the weights, if they may be put back."""
-        reshard(pl_module)
-        self.start = Snapshot.take(pl_module) if self.rolls_back else None
+    def start_task(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Copy the weights, and what optimizers remember of them, if they may be put back."""
+        self.forget_start()
+        if self.rolls_back:
+            reshard(pl_module)
+            self.start = Snapshot.take(pl_module)
+            self.optimizers = copied_state(trainer.optimizers)
+
+    def forget_start(self) -> None:
+        """Free the copies, once nothing is put back any more."""
+        self.start = self.optimizers = None
+
+    def check_optimizers(self, trainer: Trainer, pl_module: LightningModule, stepped: bool) -> None:
+        """Check that no optimizer undoes it where weights are put back.
+
+        What an optimizer keeps in its state of a parameter is put back, too.
+
+        Args:
+            trainer: The Trainer.
+            pl_module: The model.
+            stepped: Whether they have, so that they hold what they keep.
+
+        Raises:
+            MisconfigurationException: Naming the one that does.
+        """
+        if self.rolls_back:
+            name = "ForgettingMonitor(on_limit='rollback')"
+            if stepped:
+                live = named_weights(pl_module)
+                refuse_copies_of_weights(trainer.optimizers, live, name, forgets=True)
+            else:
+                refuse_own_weights(trainer.optimizers, name, forgets=True)
 
     def not_kept(self, values: Mapping[str, float]) -> list[Exceeded]:
         """Return the limits that are not kept; what was not measured keeps its own."""
         found = [Exceeded(n, values[n], limit) for n, limit in self.by_name.items() if n in values]
         return [one for one in found if one.value > one.limit]
 
-    def look(self, values: Mapping[str, float], task: str, visit: int, step: int) -> list[Exceeded]:
-        """Look whether limits are kept, and note what is not.
+    def note(self, found: Iterable[Exceeded], task: str, visit: int, step: int) -> None:
+        """Note what was not kept.
 
         Args:
-            values: What is lost, by name.
+            found: That.
             task: The name of the task that has ended.
             visit: The number of its visit.
             step: The optimizer steps so far.
         """
-        found, when = self.not_kept(values), {"task": task, "visit": visit, "step": step}
+        when = {"task": task, "visit": visit, "step": step}
         self.exceeded += [when | vars(one) for one in found]
-        return found
+
+    def keep_estimate(
+        self, trainer: Trainer, pl_module: LightningModule
+    ) -> tuple[list[Exceeded], str] | None:
+        """Before a task's validation, go back to weights that keep the estimate's limit.
+
+        Returns:
+            What was not kept, and what was done; None where no such weights are at hand.
+        """
+        if not self.rolls_back or _ESTIMATE not in self.by_name:
+            return None
+        for callback in task_aware_callbacks(trainer):
+            limits = {n: v for n, v in callback.estimates.items() if n == _ESTIMATE}
+            found = self.not_kept(limits)
+            done = found and callback.merge_within(trainer, pl_module, self.by_name[_ESTIMATE])
+            if done:
+                return found, done
+        return None
 
     def act(self, trainer: Trainer, pl_module: LightningModule) -> bool:
         """Stop, or put back the weights, as on_limit says; tell whether it did the latter.
@@ -194,25 +252,35 @@ class Limits:
         with torch.no_grad():
             for name, weight in live.items():
                 weight.copy_(sharded_like(self.start[name], weight))
+        if self.optimizers is None:  # of a checkpoint of an earlier version
+            forget(trainer.optimizers, live.values())
+        else:
+            put_back_state(trainer.optimizers, self.optimizers)
         for callback in task_aware_callbacks(trainer):
             callback.on_rollback(trainer, pl_module)
 
 
-def tell(
-    trainer: Trainer, task: str, found: list[Exceeded], on_limit: OnLimit, undone: bool
-) -> None:
+def done_by(on_limit: OnLimit, undone: bool) -> str:
+    """Say what is done where a limit is not kept.
+
+    Args:
+        on_limit: As given.
+        undone: Whether a task still can be.
+    """
+    if on_limit == "rollback" and not undone:
+        return "no validation came at its end, so that it cannot be rolled back any more"
+    return "" if callable(on_limit) else _DONE.get(on_limit, "")
+
+
+def tell(trainer: Trainer, task: str, found: list[Exceeded], done: str) -> None:
     """Tell on the terminal and by an alert what was not kept, and what is done.
 
     Args:
         trainer: The Trainer.
         task: The name of the task that has ended.
         found: What was not kept.
-        on_limit: What is done.
-        undone: Whether it still can be.
+        done: What is done, or nothing.
     """
-    done = "" if callable(on_limit) else _DONE.get(on_limit, "")
-    if on_limit == "rollback" and not undone:
-        done = ": no validation came at its end, so that it cannot be rolled back any more"
-    said = f"after {task!r} {' and '.join(map(str, found))}{done}"
+    said = f"after {task!r} {' and '.join(map(str, found))}{': ' * bool(done)}{done}"
     rank_zero_warn(f"ForgettingMonitor: {said}")
     alert(trainer, "more forgotten than allowed", said)

@@ -14,20 +14,22 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
 from torch import Tensor
 
-from recall_lightning.callbacks._limits import Limits, OnLimit, tell
+from recall_lightning.callbacks._limits import Limits, OnLimit, done_by, tell
 from recall_lightning.callbacks._task_scores import TaskScoreCallback
 from recall_lightning.callbacks._trainer.clock import CallbackState
 from recall_lightning.callbacks._trainer.loggers import (
+    Point,
     is_remote,
     keep_file,
     log_curves,
     log_figure,
     log_scalars,
+    log_summary,
     log_table,
-    plot_against,
     run_folder,
 )
 from recall_lightning.callbacks._trainer.misconfiguration import misconfiguration
+from recall_lightning.callbacks._trainer.optimizer_state import StateOfParameters
 from recall_lightning.callbacks.task_aware import task_aware_callbacks
 from recall_lightning.checks import first_of
 from recall_lightning.metrics.record import RecordState, TaskRecord
@@ -37,6 +39,7 @@ from recall_lightning.weights.snapshot import Snapshot
 # What is logged under continual/ besides the tasks.
 _RESERVED = {"task", "matrix", "matrix_image", "average", "backward_transfer", "forward_transfer"}
 _RESERVED |= {"forgetting", "plasticity", "scores_by_task", "estimated_forgetting"}
+_AXIS = "continual/task"
 _FILES = ("config.yaml", "task_matrix.json", "task_matrix.png", "curves.png")
 
 
@@ -46,6 +49,7 @@ class MonitorState(CallbackState):
     record: RecordState
     exceeded: NotRequired[list[dict[str, Any]]]
     start: NotRequired[dict[str, Tensor] | None]
+    start_optimizers: NotRequired[StateOfParameters | None]
 
 
 class ForgettingMonitor(TaskScoreCallback):
@@ -82,10 +86,15 @@ class ForgettingMonitor(TaskScoreCallback):
             its kfac rules, the default, without old data: how far predictions on earlier tasks'
             inputs have gone in the last task, in nats each.
         on_limit: What happens where one is not kept: ``"warn"``; ``"stop"`` ends the fit, and
-            refuses the next; ``"rollback"`` puts back the weights of the task's start, says so in
-            matrix and curves, and goes on with the next task, which takes a copy of the trainable
-            weights; or a function that is called with the Trainer, the module and a list of what
-            was not kept. It is told on the terminal and as an alert of Weights & Biases in any
+            refuses the next; ``"rollback"`` puts back the last weights that are known to keep
+            the limit: where the limit of ``"estimated_forgetting"`` alone is not kept, a merge
+            among those that RecallCallback tried that does and leaves most of the task's gain (with
+            its ``keep_live``, the default of adapters); else the weights of the task's start, and
+            what optimizers remembered of them, says so in matrix and curves, and goes on with the
+            next task, which takes a copy of the trainable weights and of the optimizers' state (of
+            Adam twice the weights); or a function that is called with the Trainer, the module and a
+            list of what was not kept. It is told on the terminal and as an alert of Weights &
+            Biases in any
             case, and ``recall-lightning fit`` ends with exit code 3.
 
     Attributes:
@@ -119,6 +128,7 @@ class ForgettingMonitor(TaskScoreCallback):
         self.record = TaskRecord(monitor, self.higher_is_better)
         self._started = 0.0
         self._resumed = False
+        self._has_stepped = False  # in this fit
 
     @property
     def exceeded(self) -> list[dict[str, Any]]:
@@ -187,7 +197,15 @@ class ForgettingMonitor(TaskScoreCallback):
                 f"ForgettingMonitor: the limit of {first_of(sorted(unread))} is of what was known "
                 "before any training, which nobody measured: call trainer.validate(…) before fit"
             )
+        self._limits.check_optimizers(trainer, pl_module, stepped=False)
+        self._has_stepped = False
         self._started = time.perf_counter()
+
+    def on_task_step(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:
+        """After a fit's first step, look at what optimizers keep."""
+        if not self._has_stepped:
+            self._limits.check_optimizers(trainer, pl_module, stepped=True)
+            self._has_stepped = True
 
     def on_task_start(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:
         """Check early that this task's row will be measured."""
@@ -205,7 +223,20 @@ class ForgettingMonitor(TaskScoreCallback):
         boundaries.append((self.steps_trained(trainer), names[-1]))
         with _misconfiguration():
             self._limits.exceeded = [e for e in self.exceeded if e["visit"] < self.visit]
-            self._limits.start_task(pl_module)
+            self._limits.start_task(trainer, pl_module)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Before a task's row is measured, go back to a merge that keeps an estimate's limit."""
+        super().on_validation_start(trainer, pl_module)
+        fitting = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
+        if not (fitting and self.task_ended) or len(self.matrix) > (self.visit or 0):
+            return
+        kept = self._limits.keep_estimate(trainer, pl_module)
+        if kept is not None:
+            assert self.visit is not None
+            name, step = self.visit_name(trainer), self.steps_trained(trainer)
+            self._limits.note(kept[0], name, self.visit, step)
+            tell(trainer, name, *kept)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Read the scores; after a task's end they are its row."""
@@ -257,6 +288,7 @@ class ForgettingMonitor(TaskScoreCallback):
         if not trainer.is_global_zero:
             return
         trainer.print(self.record.table())
+        log_summary(trainer, {f"continual/{n}": value for n, value in self.summary().items()})
         if folder is not None:
             with _failure_is_said(folder):
                 self.record.write(folder, self.exceeded)
@@ -271,6 +303,7 @@ class ForgettingMonitor(TaskScoreCallback):
             "record": self.record.state_dict(),
             "exceeded": self.exceeded,
             "start": None if self._limits.start is None else dict(self._limits.start),
+            "start_optimizers": self._limits.optimizers,
         }
         return gathered(state, keep=rank_zero_only.rank == 0)  # type: ignore[attr-defined]
 
@@ -278,10 +311,11 @@ class ForgettingMonitor(TaskScoreCallback):
         """Restore what :meth:`state_dict` returned."""
         super().load_state_dict(state_dict)
         self._resumed = True
-        # older checkpoints have neither
+        # older checkpoints have none of these
         self._limits.exceeded = list(state_dict.get("exceeded", []))
         start = state_dict.get("start")
         self._limits.start = None if start is None else Snapshot(start)
+        self._limits.optimizers = state_dict.get("start_optimizers")
         with _misconfiguration():
             self.record.load_state_dict(state_dict["record"])
 
@@ -304,10 +338,10 @@ class ForgettingMonitor(TaskScoreCallback):
                 values |= callback.estimates
         row = len(self.matrix) - 1
         name = self.record.visit_name(row)
-        found = self._limits.look(values, name, row, self.steps_trained(trainer))
-        on_limit = self._limits.on_limit
+        found, on_limit = self._limits.not_kept(values), self._limits.on_limit
+        self._limits.note(found, name, row, self.steps_trained(trainer))
         if found:
-            tell(trainer, name, found, on_limit, undone=pl_module is not None)
+            tell(trainer, name, found, done_by(on_limit, undone=pl_module is not None))
         if found and pl_module is not None:
             if callable(on_limit):
                 on_limit(trainer, pl_module, found)
@@ -315,7 +349,7 @@ class ForgettingMonitor(TaskScoreCallback):
                 with _misconfiguration():
                     if self._limits.act(trainer, pl_module):
                         self.record.roll_back(self.steps_trained(trainer))
-        self._limits.start = None
+        self._limits.forget_start()
 
     def _name_tasks(self, trainer: Trainer, loaders: int) -> None:
         probes = self.probes(trainer)
@@ -375,25 +409,26 @@ class ForgettingMonitor(TaskScoreCallback):
         names, summary, shown = self.record.task_names, self.summary(), self.record.rows("before")
         columns = [*names, *self.record.probe_names]
         row = [*self.matrix[-1], *self.record.probes[-1]]
-        plot_against(trainer, "continual/*", "continual/task")
+        best = "last,max" if self.higher_is_better else "last,min"
+        point = Point(_AXIS, float(len(self.matrix)))
         scalars = {f"continual/{name}": value for name, value in summary.items()}
         scalars |= {f"continual/{name}": v for name, v in zip(columns, row, strict=True)}
         for callback in task_aware_callbacks(trainer):
             scalars |= {f"continual/{name}": value for name, value in callback.estimates.items()}
-        log_scalars(trainer, scalars | {"continual/task": float(len(self.matrix))})
+        log_scalars(trainer, scalars, point, {f"continual/{name}": best for name in columns})
         folder = self._resolve_folder(trainer)
         if not trainer.is_global_zero:
             return
         rows = [[label, *scores] for label, scores in shown.items()]
-        log_table(trainer, "continual/matrix", ["when", *columns], rows)
-        log_figure(trainer, "continual/matrix_image", self.record.matrix_figure)
+        log_table(trainer, "continual/matrix", ["when", *columns], rows, point)
+        log_figure(trainer, "continual/matrix_image", self.record.matrix_figure, point)
         first = len(self.matrix) + 1 - len(shown)  # 0 with the untrained model's row
         scores = {
             name: [own[column] if column < len(own) else math.nan for own in shown.values()]
             for column, name in enumerate(columns)
         }
         tasks = range(first, first + len(shown))
-        log_curves(trainer, "continual/scores_by_task", tasks, scores, "tasks trained")
+        log_curves(trainer, "continual/scores_by_task", tasks, scores, "tasks trained", point)
         if folder is not None:
             with _failure_is_said(folder):
                 self.record.write(folder, self.exceeded)

@@ -146,6 +146,19 @@ class TaskAwareCallback(Callback):
         """What is estimated of the last task, by name: ``estimated_forgetting``."""
         return {}
 
+    def merge_within(self, trainer: Trainer, pl_module: LightningModule, most: float) -> str | None:
+        """Called after a task's end, before its validation, where an estimate is beyond its limit.
+
+        Args:
+            trainer: The Trainer.
+            pl_module: The model, whose weights may be written.
+            most: The limit of ``estimated_forgetting``.
+
+        Returns:
+            What was done so that it is kept, as a clause; None if nothing was.
+        """
+        return None
+
     @property
     def marked_steps(self) -> dict[str, list[int]]:
         """Steps worth marking on a plot over training, by label; see :meth:`steps_trained`."""

@@ -18,7 +18,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
 import recall_lightning.models  # noqa: F401  # lets recipes name the modules without their path
-from recall_lightning.callbacks._trainer.loggers import run_folder
+from recall_lightning.callbacks._trainer.loggers import keep_file, log_page, run_folder
 from recall_lightning.callbacks.forgetting import ForgettingMonitor
 from recall_lightning.cli.arguments import refuse
 from recall_lightning.cli.parser import PlainParser
@@ -293,6 +293,9 @@ def _report(trainer: Trainer, monitors: Sequence[ForgettingMonitor]) -> None:
         try:
             write_environment(folder, trainer.strategy.root_device)
             write_report([folder], folder / FILE_NAME, beside)
+            log_page(trainer, "continual/report", folder / FILE_NAME)
+            for name in (FILE_NAME, "environment.json", "merges.json"):
+                keep_file(trainer, folder / name)
         except (OSError, ValueError) as error:
             rank_zero_warn(f"{folder / FILE_NAME} could not be written: {error}")
 

@@ -36,7 +36,7 @@ from recall_lightning.methods import FILES
 from recall_lightning.weights.atomic import write_whole
 
 _PROGRAM = "recall-lightning compare"
-_TABLES = ("results.md", "results.csv", "pareto.png")
+_TABLES = ("results.md", "results.csv", "pareto.png", "report.html")
 _EPILOG = """\
 example: three methods, one of them with two strengths, five seeds each, two runs at a time
 
@@ -47,7 +47,8 @@ and then with an ablation, without repeating what is done:
 
   ... --variant "uniform=recall:--recall.rule Uniform --recall.rule.weight 0.2"
 
-Into --out go results.md, results.csv and pareto.png, after every run again, and a folder a run.
+Into --out go results.md and results.csv, after every run again, at the end pareto.png and
+report.html, which has one run of each method in full, and a folder a run.
 What follows -- goes to recall-lightning fit of every run, as in:
 -- --data.epochs_per_task 1 --trainer.check_val_every_n_epoch 1
 """
@@ -249,8 +250,15 @@ def _claimed(comparison: Comparison) -> Iterator[None]:
 class _Reporter:
     """Tells the progress table of runs, and writes the tables of results after each."""
 
-    def __init__(self, comparison: Comparison, progress: Progress, jobs: int, command: str) -> None:
-        self.comparison, self.progress = comparison, progress
+    def __init__(
+        self,
+        comparison: Comparison,
+        planned: Sequence[PlannedRun],
+        progress: Progress,
+        jobs: int,
+        command: str,
+    ) -> None:
+        self.comparison, self.planned, self.progress = comparison, planned, progress
         self.jobs, self.command = jobs, command
 
     def started(self, run: PlannedRun) -> None:
@@ -263,8 +271,8 @@ class _Reporter:
         self.progress.finished(run, load_run(run.folder), seconds)
         self.write()
 
-    def write(self, figure: bool = False) -> None:
-        """Write the tables of what is there, and the figure, which takes a second or more."""
+    def write(self, last: bool = False) -> None:
+        """Write the tables of what is there, and at last figure and report, which take seconds."""
         rows = [setting.label for setting in self.comparison.settings]
         runs = sorted(self.progress.results, key=lambda run: (rows.index(run.label), run.seed))
         if not runs:
@@ -278,11 +286,16 @@ class _Reporter:
         text = markdown(runs, summaries, self.command, seeds, circumstances)
         write_whole(out / "results.md", text)
         write_whole(out / "results.csv", csv_table(runs))
-        if figure:
-            from recall_lightning.compare.pareto import write_pareto  # slow to import
+        if last:
+            from recall_lightning.compare.page import write_page  # slow to import
+            from recall_lightning.compare.pareto import write_pareto
 
             first = runs[0]
             write_pareto(out / "pareto.png", summaries, first.monitor, first.higher_is_better)
+            try:
+                write_page(self.comparison, self.planned, runs, summaries)
+            except (OSError, ValueError) as error:
+                print(f"{_PROGRAM}: no report.html was written: {error}", file=sys.stderr)
 
 
 def _run(
@@ -297,7 +310,7 @@ def _run(
     _say_what_is_outdated(comparison, todo, console)
     progress = Progress(comparison, jobs, console)
     progress.results += [load_run(run.folder) for run in done]
-    reporter = _Reporter(comparison, progress, jobs, command)
+    reporter = _Reporter(comparison, runs, progress, jobs, command)
     try:
         with _terminated_like_interrupted(), progress:
             failures = run_all(todo, jobs, reporter)
@@ -309,7 +322,7 @@ def _run(
             file=sys.stderr,
         )
         raise SystemExit(130) from error
-    reporter.write(figure=True)
+    reporter.write(last=True)
     _show(comparison, progress, console)
     return failures
 
@@ -368,7 +381,8 @@ def _show(comparison: Comparison, progress: Progress, console: Console) -> None:
         gap = [cell(row.value("gap_closed"), planned, 1)] * has_gap
         table.add_row(row.label, *scores, *gap, duration(row.value("seconds").mean))
     console.print(table)
-    console.print(f"{comparison.out}: {', '.join(_TABLES)}", markup=False)
+    written = [name for name in _TABLES if (comparison.out / name).is_file()]
+    console.print(f"{comparison.out}: {', '.join(written)}", markup=False)
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ from recall_lightning.compare.measures import (
 from recall_lightning.compare.plan import PlannedRun
 from recall_lightning.compare.results import COMMAND_FILE, LOG_FILE, RUN_FILE
 from recall_lightning.methods.table import METHODS
+from recall_lightning.report.environment import write_environment
 from recall_lightning.weights.atomic import write_whole
 
 
@@ -119,6 +120,7 @@ def measure(cli: MeasuredCLI, run: PlannedRun) -> dict[str, Any]:
     hook_seconds = None
     if cli.profiler is not None:
         hook_seconds = 0.0 if callback is None else cli.profiler.seconds_in(callback.state_key)
+    write_environment(run.folder, cli.trainer.strategy.root_device)
     kept = ("monitor", "mode", "forgetting_variant", "tasks", "metrics", "before", "matrix")
     return {
         "label": run.setting.label,

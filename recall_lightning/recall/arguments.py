@@ -197,6 +197,11 @@ def check_arguments(given: Mapping[str, Any]) -> None:
         )
     check_choice("buffers", given["buffers"], *get_args(Buffers))
     check_choice("optimizer_state", given["optimizer_state"], "keep", "reset")
+    if given["log_artifacts"] not in (True, False, "weights", "snapshots"):
+        raise ValueError(
+            f"log_artifacts={given['log_artifacts']!r} must be True, False, 'weights' or "
+            "'snapshots'"
+        )
 
 
 def check_share(plasticity: object) -> None:

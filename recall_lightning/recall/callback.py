@@ -46,6 +46,7 @@ from recall_lightning.recall.arguments import (
     plain_settings,
     rules_of,
 )
+from recall_lightning.recall.artifacts import LogArtifacts, TaskArtifacts
 from recall_lightning.recall.context import TaskContext
 from recall_lightning.recall.drift.watch import DriftWatch
 from recall_lightning.recall.merge import SnapshotMerge
@@ -53,8 +54,8 @@ from recall_lightning.recall.migration import migrated_state
 from recall_lightning.recall.model_run import ModelRun
 from recall_lightning.recall.optimizer_watch import OptimizerWatch
 from recall_lightning.recall.plasticity import MeasuredPlasticity
-from recall_lightning.recall.records import log_task, record_scalars, write_merges
-from recall_lightning.recall.retuning import NOTHING_KEPT, merge_again_
+from recall_lightning.recall.records import log_merge, log_task, write_merges
+from recall_lightning.recall.retuning import NOTHING_KEPT, merge_again_, merge_within_
 from recall_lightning.recall.settings import (
     Buffers,
     DriftSettings,
@@ -199,6 +200,11 @@ class RecallCallback(TaskAwareCallback):
             whatever a datamodule says. ``every`` then counts steps. It takes the package ``river``,
             the extra ``drift``, and one more copy of the trainable weights, in memory and in
             checkpoints. :class:`~recall_lightning.DriftSettings` say what else is watched, and how.
+        log_artifacts: What goes to Weights & Biases as artifacts: ``"weights"``, the trainable ones
+            after each task, merged; ``"snapshots"``, the files of snapshots, which
+            ``SnapshotSettings(to="file")`` writes; True for both, as far as there are files. Their
+            metadata name the task and what its last merge was: coefficients, plasticity and more.
+            Of a task that is rolled back no weights are logged.
 
     Raises:
         MisconfigurationException: For an argument out of its range or without an effect, a strategy
@@ -229,6 +235,7 @@ class RecallCallback(TaskAwareCallback):
         seed: int = 0,
         keep_live: bool | Literal["auto"] = "auto",
         boundaries: Literal["known", "drift"] | DriftSettings = "known",
+        log_artifacts: LogArtifacts = False,
     ) -> None:
         given = dict(locals())
         super().__init__(task_epochs)
@@ -270,6 +277,7 @@ class RecallCallback(TaskAwareCallback):
                 self.clock = TaskClock(UntoldSchedule())
                 drift = DriftSettings() if boundaries == "drift" else boundaries
                 self._drift = DriftWatch(drift, recent)
+        self._artifacts = TaskArtifacts(log_artifacts)
         self._trained = TrainedWeights()
         self._merge = SnapshotMerge(
             self._kept, self._statistics, self._trained, buffers, run, recent, measured, keep_live
@@ -370,6 +378,7 @@ class RecallCallback(TaskAwareCallback):
         refuse_weight_averaging(trainer, self)
         if stage == "fit":
             self._kept.storage.check(trainer)
+            self._artifacts.check(trainer, in_files=self._kept.storage.to == "file")
         endless = trainer.max_epochs == -1 and trainer.max_steps == -1
         if stage == "fit" and endless and not isinstance(self.every, Integral):
             self._refuse_unknown_length()
@@ -425,6 +434,7 @@ class RecallCallback(TaskAwareCallback):
                 rank_zero_info(format_blocks(self._structure.blocks, notes))
             if self.merge_first_task or self.visit > self._first_visit:
                 self._kept.take(trainer, pl_module, self.visit, self._structure.lora_pairs)
+                self._artifacts.start_task(trainer, self.snapshots[-1], self._known(trainer))
             self._statistics.start_task(self._context(trainer, pl_module))
             if self._drift is not None:
                 self._drift.start_task(self._context(trainer, pl_module))
@@ -469,6 +479,7 @@ class RecallCallback(TaskAwareCallback):
         """End the task; say so where the last validation and checkpoint came before its merge."""
         merges = len(self.history)
         super().on_train_end(trainer, pl_module)
+        self._log_weights(trainer, pl_module)  # of a task that an early stop has ended
         self._statistics.release(self._context(trainer, pl_module))
         if self._drift is not None:
             self._drift.release()
@@ -496,6 +507,10 @@ class RecallCallback(TaskAwareCallback):
                 "the model once more, as by trainer.save_checkpoint(…), or let a ModelCheckpoint "
                 "of its own save at the end of epochs or validations"
             )
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log the weights of a task that has ended, and been validated, as an artifact."""
+        self._log_weights(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Enter the epoch's task, and see which weights are left of it."""
@@ -573,11 +588,35 @@ class RecallCallback(TaskAwareCallback):
         """Whether its task ends where others see it end."""
         return self._drift is None
 
+    def merge_within(self, trainer: Trainer, pl_module: LightningModule, most: float) -> str | None:
+        """Make the task's last merge again so that the estimate keeps a limit, if one does.
+
+        That takes what the merge was made from, see ``keep_live``.
+        """
+        if self._last_merge is None or self.end_rule is None or not self.estimates:
+            return None
+        made_from, record = self._last_merge["made_from"], self.history[-1]
+        try:
+            again = merge_within_(pl_module, made_from, self.end_rule, self.snapshots, record, most)
+        except ValueError as error:
+            rank_zero_warn(f"RecallCallback cannot make the last merge again: {error}")
+            return None
+        if again is None:
+            return None
+        self.history[-1] = again
+        self._is_merge_saved = False
+        return (
+            f"of the merges that were tried, that which leaves {100 * again['plasticity']:.0f} % "
+            f"of the task's gain takes the place of the one that left "
+            f"{100 * record['plasticity']:.0f} %, with {self.estimates['estimated_forgetting']:.4g}"
+        )
+
     def on_rollback(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget what was measured of the task that has ended."""
         if self._sums is not None:  # not of a run that was resumed between the end and here
             self._statistics.put_back(self._sums)
         self._last_merge = self._sums = None
+        self._artifacts.leave_out(self.visit)
         if self.visit == self._first_visit:
             self._first_visit += 1
         for record in self.history:
@@ -693,6 +732,17 @@ class RecallCallback(TaskAwareCallback):
         snapshots = self.snapshots if self._merges_this_task else []
         return TaskContext(trainer, pl_module, self.clock, self._structure, snapshots)
 
+    def _known(self, trainer: Trainer) -> dict[str, Any]:
+        """Return what is known of the task, for who finds its weights."""
+        assert self.task is not None
+        name, step = self.visit_name(trainer), self.steps_trained(trainer)
+        return {"task": self.task, "name": name, "visit": self.visit, "step": step}
+
+    def _log_weights(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.task_ended:
+            records = [record for record in self.history if record["visit"] == self.visit]
+            self._artifacts.end_task(trainer, pl_module, records, self._known(trainer))
+
     def _find_structure(self, pl_module: LightningModule) -> None:
         reshard(pl_module)
         with_maps = bool(self._needs & OF_MAPS)
@@ -717,7 +767,7 @@ class RecallCallback(TaskAwareCallback):
         when = {"task": self.task, "visit": self.visit, "step": self.steps_trained(trainer)}
         record = {**when, **merged}
         self.history.append(record)
-        log_scalars(trainer, record_scalars(record))
+        log_merge(trainer, record)
         return True
 
 

@@ -10,8 +10,10 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from recall_lightning.callbacks._trainer.loggers import (
+    Point,
     is_remote,
     log_figure,
+    log_scalars,
     log_table,
     run_folder,
 )
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
 
 _BY_BLOCK = ("similarity", "coefficient", "drift", "condition", "discarded_energy")
 FRONT_COLUMNS = ("keep", "plasticity", "loss", "divergence", "merged")
+_OF_BOTH = ("divergence", "estimated_forgetting")  # weights, live and merged
+_AXIS = "recall/step"
 _OF_THE_MODEL = ("keep", "plasticity", "probe_seconds", "merge_seconds")
 
 
@@ -81,7 +85,7 @@ def record_scalars(record: Mapping[str, Any]) -> dict[str, float]:
         for folder, name, values in groups
         for block, value in values.items()
     }
-    for what in ("divergence", "estimated_forgetting"):
+    for what in _OF_BOTH:
         for name, value in record.get(what, {}).items():
             scalars[f"recall/{what}/{name}"] = value
     whole = {f"recall/{what}": record[what] for what in _OF_THE_MODEL if what in record}
@@ -98,6 +102,18 @@ def of_both(what: str, live: float | None, merged: float | None) -> dict[str, di
     return {} if live is None or merged is None else {what: {"live": live, "merged": merged}}
 
 
+def log_merge(trainer: Trainer, record: Mapping[str, Any]) -> None:
+    """Log the numbers of a merge over ``recall/step``: optimizer steps, over all fits.
+
+    Args:
+        trainer: The Trainer.
+        record: The merge's entry of ``history``.
+    """
+    point = Point(_AXIS, record["step"])
+    summaries = {f"recall/{what}/merged": "last,max" for what in _OF_BOTH}
+    log_scalars(trainer, record_scalars(record), point, summaries)
+
+
 def log_task(
     trainer: Trainer, name: str, records: Sequence[Mapping[str, Any]], with_front: bool
 ) -> None:
@@ -109,12 +125,14 @@ def log_task(
         records: The merges' entries of ``history``.
         with_front: Whether there was a merge at the task's end, which may have a front.
     """
-    if records:
-        log_figure(trainer, f"recall/coefficients/{name}", partial(records_figure, records))
-    if with_front and records[-1].get("front"):
-        log_figure(trainer, f"recall/front/{name}", partial(front_figure, records[-1], name))
-        rows = front_rows(records[-1])
-        log_table(trainer, f"recall/front_table/{name}", FRONT_COLUMNS, rows)
+    if not records:
+        return
+    last = records[-1]
+    point = Point(_AXIS, last["step"])
+    log_figure(trainer, f"recall/coefficients/{name}", partial(records_figure, records), point)
+    if with_front and last.get("front"):
+        log_figure(trainer, f"recall/front/{name}", partial(front_figure, last, name), point)
+        log_table(trainer, f"recall/front_table/{name}", FRONT_COLUMNS, front_rows(last), point)
 
 
 def write_merges(trainer: Trainer, history: Sequence[Mapping[str, Any]]) -> None:

@@ -14,10 +14,12 @@ from torch import Tensor, device, nn
 from recall_lightning.callbacks._trainer.stored_state import check_tensors, count_tensors
 from recall_lightning.checks import check_form
 from recall_lightning.merging.blockwise import mean_by_block
+from recall_lightning.merging.estimated_forgetting import estimated_forgetting
 from recall_lightning.merging.rules import MergeRule
 from recall_lightning.merging.rules.stored import rule_from_plain
 from recall_lightning.recall.front import FrontPoint, keep_of
 from recall_lightning.recall.prepared_merge import PreparedMerge, PreparedState
+from recall_lightning.recall.records import of_both
 from recall_lightning.recall.state import LastMergeState
 from recall_lightning.weights.lightning_checkpoint import with_weights
 from recall_lightning.weights.naming import find_weights
@@ -109,6 +111,61 @@ def merge_again_(
         ValueError: If the model is another or sharded, or snapshots are not at hand. Nothing has
             been written then.
     """
+    weights, on = _weights(module, state, snapshots)
+    merged, entry = merged_again(state, rule, snapshots, record, plasticity, on)
+    _write(merged, weights)
+    return entry
+
+
+def merge_within_(
+    module: nn.Module,
+    state: PreparedState,
+    rule: MergeRule,
+    snapshots: Sequence[Snapshot],
+    record: Mapping[str, Any],
+    most: float,
+) -> dict[str, Any] | None:
+    """Make a task's last merge again so that the estimate of what is forgotten keeps a limit.
+
+    Of the merges that were tried and kept more of the old than the one that was made, it is the
+    first that does, from the one that leaves most of the task's gain on.
+
+    Args:
+        module: The model, whose weights are written if there is one.
+        state: What the merge was made from.
+        rule: Of the task's end.
+        snapshots: The snapshots, oldest first.
+        record: The merge's entry in ``RecallCallback.history``.
+        most: The largest estimate that is allowed, in nats a prediction.
+
+    Returns:
+        The entry for the new merge; None where none of them keeps the limit.
+
+    Raises:
+        ValueError: As :func:`merge_again_`.
+    """
+    shares = sorted((point.plasticity for point in front_in(record)), reverse=True)
+    weights, on = _weights(module, state, snapshots)
+    moved = move_data_to_device(state, on)
+    inputs = PreparedMerge.from_state(moved, rule, snapshots).inputs[-1]
+    for share in (each for each in shares if 0 < each < min(1.0, record["plasticity"])):
+        merged, entry = merged_again(state, rule, snapshots, record, share, on)
+        estimate = estimated_forgetting(inputs, merged)
+        if estimate is not None and estimate <= most:
+            _write(merged, weights)
+            live = record["estimated_forgetting"]["live"]
+            return entry | of_both("estimated_forgetting", live, estimate)
+    return None
+
+
+def _weights(
+    module: nn.Module, state: PreparedState, snapshots: Sequence[Snapshot]
+) -> tuple[dict[str, Tensor], device]:
+    """Return the weights of a module that a merge writes, and where they are.
+
+    Raises:
+        ValueError: If it is another model or sharded, or snapshots are not at hand.
+    """
     weights = find_weights(module, state["live"])
     check_tensors(state["live"], weights, "the model that was merged:")
     if any(map(is_sharded, weights.values())):
@@ -120,12 +177,13 @@ def merge_again_(
             "the snapshots lie in files, which only a fit finds again: use recall-lightning retune "
             "on the checkpoint"
         )
-    on = next(iter(weights.values())).device
-    merged, entry = merged_again(state, rule, snapshots, record, plasticity, on)
+    return weights, next(iter(weights.values())).device
+
+
+def _write(merged: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
     with torch.no_grad():
         for name, weight in merged.items():
             weights[name].copy_(weight)
-    return entry
 
 
 def state_in(checkpoint: Mapping[str, Any]) -> str:

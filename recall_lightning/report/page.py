@@ -21,7 +21,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FILE_NAME = "report.html"
-_METRICS = ("average", "forgetting", "plasticity")
+_MANY = 4  # runs, of which merges and environments are folded away
+METRICS = ("average", "forgetting", "plasticity")
+METRICS_NOTE = (
+    "Average: score on all tasks at the end. Forgetting: how much worse earlier tasks are then "
+    "than at their best since their training. Plasticity: score on each task right after its "
+    "training."
+)
 
 
 @dataclass(frozen=True)
@@ -47,6 +53,7 @@ class Table:
         rows: Headers of rows and the cells behind each.
         foot: A last row of another kind, or None.
         note: What is to be known for reading it.
+        kind: ``"text"`` where the first three columns are words.
     """
 
     caption: str
@@ -54,6 +61,39 @@ class Table:
     rows: Sequence[tuple[str, Sequence[Cell]]]
     foot: tuple[str, Sequence[Cell]] | None = None
     note: str = ""
+    kind: str = ""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure of an overview.
+
+    Attributes:
+        name: What it is called.
+        label: What it shows, for who does not see it too.
+        figure: The figure.
+    """
+
+    name: str
+    label: str
+    figure: Figure
+
+
+@dataclass(frozen=True)
+class Overview:
+    """What stands before the runs: all of them, or more than those, in one table.
+
+    Attributes:
+        title: Of the page.
+        table: A row a run, or a row several.
+        pictures: Figures of all of them.
+        notes: Sentences on which runs these are.
+    """
+
+    title: str
+    table: Table
+    pictures: Sequence[Picture] = ()
+    notes: Sequence[str] = ()
 
 
 def write_report(folders: Sequence[Path], out: Path, beside: Path | None = None) -> None:
@@ -73,11 +113,12 @@ def write_report(folders: Sequence[Path], out: Path, beside: Path | None = None)
     write_whole(out, report_page(runs))
 
 
-def report_page(runs: Sequence[Run]) -> str:
+def report_page(runs: Sequence[Run], overview: Overview | None = None) -> str:
     """Return the page as text.
 
     Args:
         runs: What it is of, at least one.
+        overview: What stands before them; by default a table of them, where they are several.
 
     Example:
         >>> from recall_lightning.metrics.record import TaskRecord
@@ -100,9 +141,26 @@ def report_page(runs: Sequence[Run]) -> str:
     parts = [
         _run(run, f"run-{n}", own) for n, (run, own) in enumerate(zip(runs, drawn, strict=True))
     ]
-    title = f"{runs[0].name}: what was learned and lost" if len(runs) == 1 else f"{len(runs)} runs"
+    if overview is None and len(runs) > 1:
+        overview = Overview(f"{len(runs)} runs", _summary(runs))
+    title = f"{runs[0].name}: what was learned and lost" if overview is None else overview.title
+    pictures = (
+        []
+        if overview is None
+        else [
+            _figure(each.figure, f"summary-{n}", each.name, each.label)
+            for n, each in enumerate(overview.pictures)
+        ]
+    )
     template = pages.get_template("template.html")
-    return template.render(title=title, runs=parts, summary=_summary(runs), now=environment())
+    return template.render(
+        title=title,
+        runs=parts,
+        overview=overview,
+        pictures=pictures,
+        folded=len(runs) > _MANY,
+        now=environment(),
+    )
 
 
 def _run(run: Run, key: str, curves: Figure | None) -> dict[str, Any]:
@@ -239,24 +297,22 @@ def _summary(runs: Sequence[Run]) -> Table:
     """All runs side by side."""
     values = [run.record.summary() for run in runs]
     metrics = {run.record.score_name for run in runs}
-    digits = decimals_for(each.get(name, math.nan) for each in values for name in _METRICS)
+    digits = decimals_for(each.get(name, math.nan) for each in values for name in METRICS)
     rows = []
     for run, each in zip(runs, values, strict=True):
-        scores = [shown(each.get(name), digits) for name in _METRICS]
+        scores = [shown(each.get(name), digits) for name in METRICS]
         seconds = duration(run.record.seconds)
         merging = duration(merge_seconds(run.merges)) if run.merges else "–"
         better = "higher" if run.record.higher_is_better else "lower"
         cells = [run.method, run.record.score_name, better, *scores, seconds, merging]
         rows.append((run.name, [Cell(cell) for cell in cells]))
-    note = (
-        "Average: score on all tasks at the end. Forgetting: how much worse earlier tasks are then "
-        "than at their best since their training. Plasticity: score on each task right after its "
-        "training. Merging: what of the time merges took."
-    )
+    note = f"{METRICS_NOTE} Merging: what of the time merges took."
     if len(metrics) > 1:
         note += " These runs were measured in different metrics, which cannot be compared."
-    columns = ["run", "method", "metric", "better", *_METRICS, "time", "merging"]
-    return Table("What was left at the end, and what it took", columns, rows, note=note)
+    columns = ["run", "method", "metric", "better", *METRICS, "time", "merging"]
+    return Table(
+        "What was left at the end, and what it took", columns, rows, note=note, kind="text"
+    )
 
 
 def _figure(drawn: Figure | None, key: str, name: str, label: str) -> dict[str, Any] | None:

@@ -1,5 +1,6 @@
 """Limits of what may be forgotten, and what happens where one is not kept."""
 
+import copy
 import warnings
 
 import pytest
@@ -12,6 +13,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from recall_lightning import ForgettingMonitor, RecallCallback, TaskStream
 from recall_lightning.methods.ewc import ElasticWeightConsolidation
 from tests.support.callbacks import same, statistic, weights_of
+from tests.support.optimizers import Lookahead, Masters
 from tests.support.training import Plain, loader, quiet_trainer, task_data
 
 NONE_AT_ALL = {"forgetting": 0.0}
@@ -99,6 +101,115 @@ def test_rollback_puts_back_the_weights_of_the_tasks_start_and_goes_on(recall):
     assert same(weights.seen[1], weights.seen[2])
     assert monitor.matrix[1] == monitor.matrix[0]
     assert "after b, rolled back" in monitor.record.table()
+
+
+class OptimizerStates(Callback):
+    """What the optimizer remembers at each epoch's start, where an epoch is a task."""
+
+    def __init__(self):
+        self.seen = []
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        self.seen.append(copy.deepcopy(trainer.optimizers[0].state_dict()["state"]))
+
+
+def test_rollback_puts_back_what_the_optimizer_remembered_of_the_weights():
+    states = OptimizerStates()
+    fit(ForgettingMonitor("val/acc", limits=NONE_AT_ALL, on_limit="rollback"), states)
+    _, before, after = states.seen
+    assert before.keys() == after.keys()
+    assert before
+    for number, own in before.items():
+        assert own["step"] == after[number]["step"] == 8
+        assert torch.equal(own["exp_avg"], after[number]["exp_avg"])
+        assert torch.equal(own["exp_avg_sq"], after[number]["exp_avg_sq"])
+
+
+@pytest.mark.parametrize(
+    ("build", "refused"),
+    [(lambda p: Lookahead(torch.optim.SGD(p, 0.03)), True), (lambda p: Masters(p, 0.03), False)],
+    ids=["not in its state", "in its state"],
+)
+def test_an_optimizer_whose_own_weights_would_undo_a_rollback_is_refused(build, refused):
+    class Own(Plain):
+        def configure_optimizers(self):
+            return build(self.parameters())
+
+    def fitted(on_limit):
+        monitor = ForgettingMonitor("val/acc", limits={"a": 0.0}, on_limit=on_limit)
+        monitor.record.lost = lambda: {"a": 1.0}
+        model, data, drift = Own(), stream(), Drift()
+        quiet_trainer(
+            monitor, drift, max_epochs=data.total_epochs, reload_dataloaders_every_n_epochs=1
+        ).fit(model, data)
+        return drift.seen
+
+    if refused:
+        with pytest.raises(MisconfigurationException, match=r"on_limit='rollback'\) writes.*keeps"):
+            fitted("rollback")
+        assert len(fitted("warn")) == 24
+        return
+    whole_task = fitted("warn")[7]
+    assert all(first < whole_task / 2 for first in fitted("rollback")[::8])
+
+
+class Drift(Callback):
+    """How far the weights are from where they began, after each step."""
+
+    def __init__(self):
+        self.seen = []
+
+    def on_train_start(self, trainer, pl_module):
+        self.start = weights_of(pl_module)
+
+    def on_train_batch_end(self, trainer, pl_module, *_):
+        now = weights_of(pl_module)
+        self.seen.append(sum(float((now[n] - w).square().sum()) for n, w in self.start.items()))
+
+
+def within_estimate(limit, on_limit="rollback", **arguments):
+    """Fit with a limit of the estimate; return the monitor, the callback, model and Trainer."""
+    monitor = ForgettingMonitor(
+        "val/acc", limits={"estimated_forgetting": limit}, on_limit=on_limit
+    )
+    recall = RecallCallback(every=1.0, plasticity=0.99, **arguments)
+    return monitor, recall, *fit(recall, monitor)
+
+
+@pytest.fixture(scope="module")
+def estimates():
+    """What the merges of a run without limits have left forgotten, as estimated."""
+    recall = RecallCallback(every=1.0, plasticity=0.99)
+    fit(recall)
+    return [record["estimated_forgetting"]["merged"] for record in recall.history]
+
+
+def test_rollback_goes_back_to_a_merge_that_keeps_the_estimates_limit(estimates):
+    limit = min(estimates) / 2
+    with pytest.warns(UserWarning, match=r"of the merges that were tried, that which leaves \d+ %"):
+        monitor, recall, model, trainer = within_estimate(limit, keep_live=True)
+    assert monitor.record.rolled_back == []
+    assert {each["name"] for each in monitor.exceeded} == {"estimated_forgetting"}
+    assert all(each["value"] > limit for each in monitor.exceeded)
+    for record in recall.history:
+        assert record["retuned"]
+        assert 0 < record["plasticity"] < 0.99
+        assert record["estimated_forgetting"]["merged"] <= limit
+    trainer.validate(model, stream(), verbose=False)  # the row is of these weights
+    scores = [trainer.callback_metrics[f"val/acc/dataloader_idx_{n}"] for n in range(3)]
+    assert monitor.matrix[-1] == pytest.approx([float(score) for score in scores])
+
+
+@pytest.mark.parametrize("arguments", [{"keep_live": False}, {"keep_live": True}])
+def test_without_such_a_merge_it_goes_back_to_the_tasks_start(arguments, estimates):
+    limit = min(estimates) / 2 if not arguments["keep_live"] else 0.0
+    monitor, *_ = within_estimate(limit, **arguments)
+    assert monitor.record.rolled_back == [0, 1, 2]
+
+
+def test_a_limit_that_only_warns_changes_no_merge(estimates):
+    _, recall, *_ = within_estimate(min(estimates) / 2, "warn", keep_live=True)
+    assert [r["estimated_forgetting"]["merged"] for r in recall.history] == estimates
 
 
 def test_recall_forgets_what_it_measured_of_a_task_that_is_rolled_back():
@@ -281,6 +392,7 @@ def test_nothing_is_kept_longer_than_until_the_verdict():
     monitor = ForgettingMonitor("val/acc", limits=EASY, on_limit="rollback")
     fit(monitor)
     assert monitor.state_dict()["start"] is None
+    assert monitor.state_dict()["start_optimizers"] is None
     alone = RecallCallback()
     fit(alone)
     assert alone._sums is None

@@ -12,7 +12,13 @@ from recall_lightning.cli.fit import RecallCLI, defaults_beside
 from recall_lightning.cli.main import main
 from recall_lightning.methods.table import METHODS
 from tests.support.processes import run_python
-from tests.support.wandb_records import config_of, files_of, history_of
+from tests.support.wandb_records import (
+    config_of,
+    files_of,
+    history_of,
+    metrics_of,
+    summary_of,
+)
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 SMALL = ["--trainer.enable_progress_bar=false", "--trainer.accelerator=cpu"]
@@ -90,10 +96,35 @@ def test_weights_and_biases_holds_what_the_run_was_of_and_its_files(tmp_path, mo
     kept = {name for name in files_of(tmp_path) if name.startswith("recall_lightning/")}
     assert kept == {
         f"recall_lightning/{name}"
-        for name in ("config.yaml", "task_matrix.json", "task_matrix.png", "curves.png")
+        for name in (
+            *("config.yaml", "task_matrix.json", "task_matrix.png", "curves.png"),
+            *("merges.json", "environment.json", "report.html"),
+        )
     }
     averages = [point for point in history_of(tmp_path) if "continual/average" in point]
     assert [point["continual/task"] for point in averages] == [1, 2]
+    merges = [point for point in history_of(tmp_path) if "recall/merge_seconds" in point]
+    assert [point["recall/step"] for point in merges] == [6, 8]
+    metrics = metrics_of(tmp_path)
+    assert metrics["continual/average"] == ("continual/task", set())
+    assert metrics["continual/permuted_0"] == ("continual/task", {"last", "max"})
+    assert metrics["recall/merge_seconds"] == ("recall/step", set())
+    summary = summary_of(tmp_path)
+    record = json.loads(next(tmp_path.rglob("lightning_logs/*/task_matrix.json")).read_text())
+    assert set(record["metrics"]) == {
+        *("average", "forgetting", "backward_transfer", "forward_transfer", "plasticity"),
+    }
+    for name, value in record["metrics"].items():
+        assert summary[f"continual/{name}"] == pytest.approx(value)
+    scores = [row[0] for row in record["matrix"]]
+    best = {"last": scores[-1], "max": max(scores)}
+    assert summary["continual/permuted_0"] == pytest.approx(best)
+    chart = summary["continual/scores_by_task_table"]
+    assert (chart["nrows"], chart["ncols"]) == (6, 3)  # two tasks, and before them: by name
+    assert summary["continual/report"]["_type"] == "html-file"
+    (logged,) = tmp_path.rglob("media/html/continual/report*.html")
+    (written,) = tmp_path.rglob("lightning_logs/*/report.html")
+    assert logged.read_text() == written.read_text()
 
 
 def test_options_override_the_recipe(capsys):

@@ -166,6 +166,26 @@ def test_tables_and_figure_hold_what_finished(grid):
     assert (out / "pareto.png").read_bytes()[1:4] == b"PNG"
 
 
+def test_the_report_has_all_runs_in_a_table_one_of_each_method_and_what_is_missing(grid):
+    page = (grid[0] / "report.html").read_text()
+    for row in ROWS:
+        assert f'<th scope="row">{row}</th>' in page
+        assert page.count(f">{row}</h2>") + page.count(f">{row} (recall)</h2>") == 1
+    assert "2 of 8 runs have not finished: Fails, seed 0; Fails, seed 1." in page
+    assert "that with seed 0, unless" in page
+    assert "beside its settings" in page
+
+
+def test_a_report_that_cannot_be_written_fails_nothing(grid, recipe, tmp_path, capsys):
+    out = copied(grid, tmp_path / "out")
+    (out / "report.html").unlink()
+    (out / "finetune" / "seed_0" / "task_matrix.json").write_text("[")
+    main(arguments(recipe, out, *FEW))
+    said = capsys.readouterr()
+    assert "no report.html was written: " in said.err
+    assert "results.md, results.csv, pareto.png\n" in said.out
+
+
 def test_started_again_it_skips_what_is_done(grid, recipe, capsys):
     out, _ = grid
     before = {file: file.stat().st_mtime_ns for file in out.glob("*/*/run.json")}

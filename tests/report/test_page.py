@@ -84,7 +84,12 @@ class Outline(HTMLParser):
         return [given[attribute] for _, given in self.tags if attribute in given]
 
 
-@pytest.fixture(params=[[MERGED], [PLAIN], [PLAIN, MERGED]], ids=["merged", "plain", "both"])
+MANY = [dataclasses.replace(each, name=f"{n}") for n, each in enumerate([PLAIN, MERGED] * 3)]
+
+
+@pytest.fixture(
+    params=[[MERGED], [PLAIN], [PLAIN, MERGED], MANY], ids=["merged", "plain", "both", "many"]
+)
 def page(request):
     return report_page(request.param)
 
@@ -157,6 +162,11 @@ def test_several_runs_stand_side_by_side_over_the_same_scores():
     first, second = re.findall(r'<svg role="img".*?</svg>', page, re.DOTALL)
     ticks = [re.findall(r">(\d)</text>", svg) for svg in (first, second)]
     assert {"0", "2", "4", "6", "8"} <= set(ticks[0]) & set(ticks[1])
+
+
+def test_of_many_runs_merges_are_folded_away():
+    assert "<summary>What was tried and made</summary>" in report_page(MANY)
+    assert "<summary>What was tried and made</summary>" not in report_page([PLAIN, MERGED])
 
 
 def test_other_metrics_are_said_not_to_compare():

@@ -35,7 +35,7 @@ def refuse_own_weights(
 
     Args:
         optimizers: The Trainer's.
-        writer: Who writes to the weights; its class is named.
+        writer: Who writes to the weights; its class is named, or it is a name.
         forgets: Whether the optimizer's state of written weights is forgotten.
 
     Raises:
@@ -61,7 +61,7 @@ def refuse_copies_of_weights(
     Args:
         optimizers: The Trainer's, after a step.
         weights: The model's by name.
-        writer: Who writes to the weights; its class is named.
+        writer: Who writes to the weights; its class is named, or it is a name.
         forgets: Whether the optimizer's state of written weights is forgotten.
 
     Raises:
@@ -82,10 +82,10 @@ def refuse_copies_of_weights(
 
 
 def _refuse(optimizer: Optimizer, writer: object, resetting_helps: bool, seen: str) -> None:
-    kind = type(optimizer)
+    kind, name = type(optimizer), writer if isinstance(writer, str) else type(writer).__name__
     reset = ", or optimizer_state='reset', with which it starts anew from them"
     raise MisconfigurationException(
-        f"{type(writer).__name__} writes to the weights of the model, and {kind.__module__}."
+        f"{name} writes to the weights of the model, and {kind.__module__}."
         f"{kind.__qualname__} keeps weights of its own that undo this in its next steps ({seen}): "
         "use an optimizer that keeps none, such as torch.optim.AdamW"
         f"{reset if resetting_helps else ''}"

@@ -4,7 +4,7 @@ import pytest
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
-from recall_lightning.callbacks._trainer.loggers import log_figure, log_scalars, run_folder
+from recall_lightning.callbacks._trainer.loggers import Point, log_figure, log_scalars, run_folder
 
 
 class OwnLogger(Logger):
@@ -37,10 +37,11 @@ def test_without_a_logger_there_is_none():
 
 def test_scalars_reach_every_logger_with_the_optimizer_step():
     loggers = [OwnLogger(), OwnLogger()]
-    log_scalars(SimpleNamespace(loggers=loggers, global_step=7), {"a": 1.0})
+    trainer = SimpleNamespace(loggers=loggers, global_step=7)
+    log_scalars(trainer, {"a": 1.0})
     assert [each.logged for each in loggers] == [({"a": 1.0}, 7)] * 2
 
 
 def test_a_figure_that_no_logger_shows_is_not_drawn(tmp_path):
     trainer = Trainer(logger=[CSVLogger(tmp_path), OwnLogger()], accelerator="cpu")
-    log_figure(trainer, "figure", lambda: pytest.fail("drawn"))
+    log_figure(trainer, "figure", lambda: pytest.fail("drawn"), Point("step", 1))
