@@ -3,6 +3,8 @@ import warnings
 import pytest
 import torch
 
+from recall_lightning import deprecation
+
 
 @pytest.fixture(autouse=True)
 def _one_thread_one_seed():
@@ -11,3 +13,8 @@ def _one_thread_one_seed():
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*LeafSpec.*")
         yield
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_told_yet(monkeypatch):
+    monkeypatch.setattr(deprecation, "_told", set())

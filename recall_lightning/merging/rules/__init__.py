@@ -3,12 +3,12 @@
 One rule a module; :mod:`~recall_lightning.merging.rules.base` says what a rule is given and gives.
 """
 
+from recall_lightning.deprecation import renamed_names
 from recall_lightning.merging.rules.base import (
     RULES,
     Coefficient,
     MergeInputs,
     MergeRule,
-    once_called,
 )
 from recall_lightning.merging.rules.importance import Importance
 from recall_lightning.merging.rules.kfac import KfacImportance, KfacSubspace
@@ -67,7 +67,10 @@ def rule_by_name(name: str, argument: str = "rule") -> MergeRule:
         ) from error
 
 
-__getattr__ = once_called(
+__getattr__ = renamed_names(
+    "rule",
+    "0.1.0",
+    "0.3.0",
     ImportanceRule=Importance,
     KfacImportanceRule=KfacImportance,
     KfacSubspaceRule=KfacSubspace,

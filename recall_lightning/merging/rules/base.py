@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import inspect
 import math
-import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -183,24 +182,3 @@ class MergeRule(ABC):
     def decides_jointly(self) -> bool:
         """Whether it can decide about several snapshots at once."""
         return type(self).joint_coefficients is not MergeRule.joint_coefficients
-
-
-def once_called(**rules: type[MergeRule]) -> Callable[[str], type[MergeRule]]:
-    """Make a module's ``__getattr__``, which knows rules by the names that they once had.
-
-    Example:
-        >>> class Half(MergeRule):
-        ...     def coefficients(self, inputs):
-        ...         return {}
-        >>> once_called(HalfRule=Half)("HalfRule") is Half
-        True
-    """
-
-    def get(name: str) -> type[MergeRule]:
-        if name not in rules:
-            raise AttributeError(f"there is no rule {name!r}")
-        now = rules[name].__name__
-        warnings.warn(f"the rule {name} is called {now}", FutureWarning, stacklevel=2)
-        return rules[name]
-
-    return get
