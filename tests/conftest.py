@@ -5,6 +5,8 @@ import torch
 
 from recall_lightning import deprecation
 
+collect_ignore = ["recall_gentle"]  # a package of its own, which tests install
+
 
 @pytest.fixture(autouse=True)
 def _one_thread_one_seed():

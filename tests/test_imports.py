@@ -42,6 +42,7 @@ MAY_IMPORT = {
         "callbacks",
         "data",
         "metrics",
+        "merging",
         "weights",
     ],
     "compare": [
