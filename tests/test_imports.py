@@ -55,7 +55,17 @@ MAY_IMPORT = {
         "metrics",
         "weights",
     ],
-    "cli.main": ["cli", "cli.merge", "cli.retune", "cli.report", "cli.fit", "compare", "export"],
+    "doctor": ["cli", "methods", "recall", "models", "data", "merging", "weights"],
+    "cli.main": [
+        "cli",
+        "cli.merge",
+        "cli.retune",
+        "cli.report",
+        "cli.fit",
+        "compare",
+        "export",
+        "doctor",
+    ],
     "__main__": ["cli.main"],
 }
 PLAIN_TORCH = ("", "weights", "measuring", "merging")

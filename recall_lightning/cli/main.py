@@ -46,6 +46,9 @@ _COMMANDS = {
         "recall_lightning.export.command",
         "a checkpoint of a language model as a folder of Hugging Face",
     ),
+    "doctor": _Command(
+        "recall_lightning.doctor.command", "versions, devices and a self-test, for an issue"
+    ),
 }
 
 
