@@ -32,6 +32,7 @@ MAY_IMPORT = {
     "cli.run_config": ["cli", "methods", "callbacks", "data", "weights"],
     "report": ["cli.run_config", "recall", "metrics", "weights"],
     "cli.report": ["cli", "report"],
+    "cli.recipes": ["cli"],
     "cli.fit": [
         "cli",
         "cli.run_config",

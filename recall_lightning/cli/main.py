@@ -46,6 +46,7 @@ _COMMANDS = {
         "recall_lightning.export.command",
         "a checkpoint of a language model as a folder of Hugging Face",
     ),
+    "recipes": _Command("recall_lightning.cli.recipes", "the recipes that come along, to copy"),
     "doctor": _Command(
         "recall_lightning.doctor.command", "versions, devices and a self-test, for an issue"
     ),

@@ -41,7 +41,8 @@ def command(tmp_path):
 
 @pytest.mark.processes
 @pytest.mark.parametrize(
-    "words", [[], ["merge"], ["compare"], ["retune"], ["report"], ["export"], ["doctor"]]
+    "words",
+    [[], ["merge"], ["compare"], ["retune"], ["report"], ["export"], ["recipes"], ["doctor"]],
 )
 def test_help_imports_nothing_heavy(words, tmp_path):
     code = (
@@ -76,7 +77,10 @@ def test_without_a_word_it_says_what_there_is(capsys):
     with pytest.raises(SystemExit) as stopped:
         main([])
     assert stopped.value.code == 2
-    assert "{fit,validate,compare,merge,retune,report,export,doctor}" in capsys.readouterr().err
+    assert (
+        "{fit,validate,compare,merge,retune,report,export,recipes,doctor}"
+        in capsys.readouterr().err
+    )
 
 
 def test_an_unknown_word_is_refused(capsys):
