@@ -28,15 +28,9 @@ _PACKAGES = (
 )
 
 # A value under such a key is no input: a run writes there, or it is a name of something else.
-_NO_INPUTS = {"name", "names", "task_names", "pattern", "cache", "cache_dir", "folder", "dirpath"}
-_NO_INPUTS |= {
-    "method",
-    "save_dir",
-    "output_dir",
-    "default_root_dir",
-    "version",
-    "title",
-    "class_path",
+_NO_INPUTS = {
+    *("name", "names", "task_names", "pattern", "cache", "cache_dir", "folder", "dirpath"),
+    *("save_dir", "output_dir", "default_root_dir", "version", "title", "class_path", "method"),
 }
 
 _DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
