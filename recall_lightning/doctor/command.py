@@ -14,11 +14,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
+from typing import Any
 
 from recall_lightning.__about__ import __version__
 from recall_lightning.cli.arguments import RaisingParser, refuse
 from recall_lightning.doctor.installed import packages, version_of
 from recall_lightning.doctor.without_paths import told, without_paths
+from recall_lightning.plugins import Plugins
 
 _PROGRAM = "recall-lightning doctor"
 _WIDTH = 22
@@ -52,7 +54,9 @@ def main(args: Sequence[str]) -> None:
         doctor_parser().parse_args(args)
     except ValueError as error:
         refuse(_PROGRAM, error)
-    well = [_print_packages(), _print_machine(), _print_plugins(), _print_self_test()]
+    well = [_print_packages(), _print_machine()]
+    _print_plugins()
+    well.append(_print_self_test())
     print(f"\n{'all is well' if all(well) else 'something is wrong: see above'}")
     if not all(well):
         raise SystemExit(1)
@@ -100,18 +104,21 @@ def _print_machine() -> bool:
     return True
 
 
-def _print_plugins() -> bool:
+def _print_plugins() -> None:
     """Print what other packages bring, if any does; what of it is broken is not this package's."""
     try:
         from recall_lightning.data.plugins import STREAM_PLUGINS
         from recall_lightning.merging.rules.named import RULE_PLUGINS
         from recall_lightning.methods.table import METHOD_PLUGINS
     except Exception:  # the self-test says why
-        return True
+        return
     rows = {}
-    for kind, plugins in zip(
-        ("rule", "method", "stream"), (RULE_PLUGINS, METHOD_PLUGINS, STREAM_PLUGINS), strict=True
-    ):
+    found: dict[str, Plugins[Any]] = {
+        "rule": RULE_PLUGINS,
+        "method": METHOD_PLUGINS,
+        "stream": STREAM_PLUGINS,
+    }
+    for kind, plugins in found.items():
         complaints = plugins.complaints()
         for name, package in plugins.packages.items():
             about = f"{kind} of {package} {version_of(package) or ''}".rstrip()
@@ -120,7 +127,6 @@ def _print_plugins() -> bool:
         print("of other packages")
     for name, about in rows.items():
         _row(name, about)
-    return True
 
 
 def _print_self_test() -> bool:
