@@ -1,7 +1,8 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
-.PHONY: install demo demo-llm evidence evidence-quick evidence-real fashion-mnist test clean
+.PHONY: install demo demo-llm evidence evidence-quick evidence-real fashion-mnist test \
+	test-oldest test-newest release-check clean
 
 install: .venv/installed
 
@@ -39,5 +40,28 @@ test: install
 	$(BIN)/mypy
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
+# The oldest versions that pyproject.toml claims, and the newest of everything but torch.
+LANE_TESTS ?= tests/recall tests/callbacks tests/merging
+LANE_EXTRAS := .[test,lora,gguf,llm]
+
+test-oldest: .venv-oldest/installed
+	.venv-oldest/bin/python -m pytest -p no:xdist $(LANE_TESTS)
+
+.venv-oldest/installed: pyproject.toml constraints-oldest.txt
+	$(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/pip install --quiet --constraint constraints-oldest.txt --editable '$(LANE_EXTRAS)'
+	touch $@
+
+test-newest:
+	$(PYTHON) -m venv .venv-newest
+	grep '^torch==' constraints.txt > .venv-newest/torch.txt
+	.venv-newest/bin/pip install --quiet --upgrade --upgrade-strategy eager \
+		--constraint .venv-newest/torch.txt --editable '$(LANE_EXTRAS)'
+	.venv-newest/bin/pip freeze --exclude-editable > .venv-newest/versions.txt
+	.venv-newest/bin/python -m pytest -p no:xdist $(LANE_TESTS)
+
+release-check:
+	PYTHON=$(PYTHON) .ci/release-check
+
 clean:
-	rm -rf .venv runs
+	rm -rf .venv .venv-oldest .venv-newest runs build dist

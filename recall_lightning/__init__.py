@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from recall_lightning.__about__ import __version__ as __version__
 from recall_lightning._lazily import lazily
 
 if TYPE_CHECKING:

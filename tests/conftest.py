@@ -3,6 +3,10 @@ import warnings
 import pytest
 import torch
 
+from recall_lightning import deprecation
+
+collect_ignore = ["recall_gentle"]  # a package of its own, which tests install
+
 
 @pytest.fixture(autouse=True)
 def _one_thread_one_seed():
@@ -11,3 +15,8 @@ def _one_thread_one_seed():
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*LeafSpec.*")
         yield
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_told_yet(monkeypatch):
+    monkeypatch.setattr(deprecation, "_told", set())

@@ -32,6 +32,7 @@ MAY_IMPORT = {
     "cli.run_config": ["cli", "methods", "callbacks", "data", "weights"],
     "report": ["cli.run_config", "recall", "metrics", "weights"],
     "cli.report": ["cli", "report"],
+    "cli.recipes": ["cli"],
     "cli.fit": [
         "cli",
         "cli.run_config",
@@ -42,6 +43,7 @@ MAY_IMPORT = {
         "callbacks",
         "data",
         "metrics",
+        "merging",
         "weights",
     ],
     "compare": [
@@ -55,7 +57,17 @@ MAY_IMPORT = {
         "metrics",
         "weights",
     ],
-    "cli.main": ["cli", "cli.merge", "cli.retune", "cli.report", "cli.fit", "compare", "export"],
+    "doctor": ["cli", "methods", "recall", "models", "data", "merging", "weights"],
+    "cli.main": [
+        "cli",
+        "cli.merge",
+        "cli.retune",
+        "cli.report",
+        "cli.fit",
+        "compare",
+        "export",
+        "doctor",
+    ],
     "__main__": ["cli.main"],
 }
 PLAIN_TORCH = ("", "weights", "measuring", "merging")

@@ -24,8 +24,11 @@ from recall_lightning.cli.arguments import refuse
 from recall_lightning.cli.parser import PlainParser
 from recall_lightning.cli.run_config import SaveRunConfig
 from recall_lightning.data import TaskStream
+from recall_lightning.data.plugins import STREAM_PLUGINS
+from recall_lightning.merging.rules.named import RULE_PLUGINS
+from recall_lightning.methods import FILES
 from recall_lightning.methods.method import Method
-from recall_lightning.methods.table import METHODS
+from recall_lightning.methods.table import METHOD_PLUGINS, METHODS
 from recall_lightning.recall.migration import OLD_ARGUMENTS, migrated_arguments
 from recall_lightning.report.environment import write_environment
 from recall_lightning.report.page import FILE_NAME, write_report
@@ -38,14 +41,17 @@ _EPILOG = (
     "recall-lightning retune CKPT --plasticity 0.9 --out CKPT. What runs learned and forgot "
     "is put on one page by: recall-lightning report RUN… --out report.html"
 )
-_TITLES = {
-    method.name: f"--{method.name}.*: {method.summary}"
-    + (" (needs old data)" if method.needs_old_data else "")
-    for method in METHODS.values()
-}
+
+
+def _about(method: Method) -> str:
+    package = METHOD_PLUGINS.packages.get(method.name) if method.name not in FILES else None
+    remarks = ["needs old data"] * method.needs_old_data + [f"of {package}"] * bool(package)
+    return f"{method.summary} ({', '.join(remarks)})" if remarks else method.summary
+
+
+_TITLES = {name: f"--{name}.*: {_about(method)}" for name, method in METHODS.items()}
 _METHOD_HELP = "How to train; each method has arguments of its own, --METHOD.*. " + ". ".join(
-    f"{method.name}: {method.summary}{' (needs old data)' if method.needs_old_data else ''}"
-    for method in METHODS.values()
+    f"{name}: {_about(method)}" for name, method in METHODS.items()
 )
 
 
@@ -73,6 +79,13 @@ class RecallCLI(LightningCLI):
         if not isinstance(parser, PlainParser):  # of a Lightning that cannot be told its class
             parser.__class__ = PlainParser
         parser.titles = _TITLES
+        parser.plugins = {
+            "rule": RULE_PLUGINS,
+            "method": METHOD_PLUGINS,
+            "stream": STREAM_PLUGINS,
+        }
+        for plugins in parser.plugins.values():
+            plugins.working()  # recipes may name classes that are imported without their module
         return parser
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -125,6 +138,9 @@ class RecallCLI(LightningCLI):
 
     def instantiate_classes(self) -> None:
         """Build what is used: of the methods the chosen one alone."""
+        METHOD_PLUGINS.get(self._get(self.config, "method"))  # tells of one that is left out
+        data = self._get(self.config, "data") or {}
+        STREAM_PLUGINS.get(str(data.get("class_path")).rpartition(".")[2])
         used = self.config.clone()
         for name in METHODS:
             used[self.subcommand].pop(name, None)

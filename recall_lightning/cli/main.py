@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 
+from recall_lightning.__about__ import __version__
+
 
 @dataclass(frozen=True)
 class _Command:
@@ -44,6 +46,10 @@ _COMMANDS = {
         "recall_lightning.export.command",
         "a checkpoint of a language model as a folder of Hugging Face",
     ),
+    "recipes": _Command("recall_lightning.cli.recipes", "the recipes that come along, to copy"),
+    "doctor": _Command(
+        "recall_lightning.doctor.command", "versions, devices and a self-test, for an issue"
+    ),
 }
 
 
@@ -54,7 +60,7 @@ def main(args: Sequence[str] | None = None) -> None:
         args: The command line without the program's name; by default ``sys.argv``'s.
     """
     given = sys.argv[1:] if args is None else list(args)
-    if not given or given[0] in ("-h", "--help") or not given[0].startswith("-"):
+    if not given or given[0] in ("-h", "--help", "--version") or not given[0].startswith("-"):
         word = _parser().parse_args(given[:1]).command
     else:
         word = "fit"  # whose parser takes a recipe before the word, too
@@ -76,6 +82,7 @@ def _parser() -> ArgumentParser:
         epilog="\n".join(["commands, each with a --help of its own:", *rows]),
         formatter_class=RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action="version", version=f"recall-lightning {__version__}")
     parser.add_argument("command", choices=_COMMANDS, metavar="COMMAND", help="One of those below.")
     return parser
 

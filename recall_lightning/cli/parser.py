@@ -2,15 +2,17 @@
 
 import argparse
 import os
+import re
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 from lightning.pytorch.cli import LightningArgumentParser
 
 from recall_lightning.cli.complaints import sentence
 from recall_lightning.cli.plain_text import first_sentence, plain
+from recall_lightning.plugins import Plugins
 
 _WIDTH = 100
 _INDENT = 26
@@ -37,16 +39,20 @@ class PlainParser(LightningArgumentParser):
 
     Attributes:
         titles: More titles of groups, by the first part of their options' names.
+        plugins: What other packages bring, by what it is. It is imported with the parser, so that
+            recipes may name its classes without their modules.
     """
 
     titles: dict[str, str] = {}
+    plugins: Mapping[str, Plugins[Any]] = {}
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Say in two lines on stderr what is wrong and where help is, and exit with code 2."""
         if not self.exit_on_error or "JSONARGPARSE_DEBUG" in os.environ:
             super().error(message, ex)  # of a class within: it is told in the outer one's message
         parser = getattr(ex, "subcommand_parser", None) or self
-        print(f"recall-lightning: error: {sentence(message, _names(parser))}", file=sys.stderr)
+        said = "; ".join([sentence(message, _names(parser)), *self._broken_in(message)])
+        print(f"recall-lightning: error: {said}", file=sys.stderr)
         word = parser.prog.split()[-1]
         shown = word if word in ("fit", "validate") else "fit"
         print(f"tip: recall-lightning {shown} --help lists all options", file=sys.stderr)
@@ -68,8 +74,26 @@ class PlainParser(LightningArgumentParser):
         for name in [*_FIRST, *others]:
             if name in groups:
                 parts.append(f"{self._title(name)}:\n{_listed(groups[name], _names(self))}")
+        parts.append(self._of_packages())
         parts.append(textwrap.fill(plain(self.epilog or ""), _WIDTH))
         return "\n\n".join(part for part in parts if part.strip()) + "\n"
+
+    def _broken_in(self, message: str) -> list[str]:
+        """Return what is wrong with the plugins whose names a message has."""
+        complaints = [
+            each for plugins in self.plugins.values() for each in plugins.complaints().items()
+        ]
+        return [said for name, said in complaints if re.search(rf"\b{re.escape(name)}\b", message)]
+
+    def _of_packages(self) -> str:
+        """Return what other packages bring, and what is wrong with what cannot be used."""
+        rows = []
+        for kind, plugins in self.plugins.items():
+            complaints = plugins.complaints()
+            for name, package in plugins.packages.items():
+                about = complaints.get(name, f"{kind} of {package}")
+                rows.append(textwrap.fill(f"  {name}: {about}", _WIDTH, subsequent_indent="    "))
+        return "\n".join(["what other packages bring:", *rows]) if rows else ""
 
     def _title(self, name: str) -> str:
         title = self.titles.get(name) or _TITLES.get(name) or f"--{name}.*"

@@ -33,6 +33,7 @@ from recall_lightning.compare.results import (
 )
 from recall_lightning.compare.tables import cell, csv_table, markdown, threads_of
 from recall_lightning.methods import FILES
+from recall_lightning.plugins import plugin_packages
 from recall_lightning.weights.atomic import write_whole
 
 _PROGRAM = "recall-lightning compare"
@@ -82,7 +83,8 @@ def compare_parser() -> ArgumentParser:
     add(
         "--methods",
         default="finetune,recall",
-        help=f"Some of {', '.join(FILES)} (finetune,recall). Differences are to the first.",
+        help=f"Some of {', '.join(_methods().values())} (finetune,recall). Differences are to the "
+        "first.",
     )
     add(
         "--seeds",
@@ -120,6 +122,13 @@ def compare_parser() -> ArgumentParser:
         help="What counts as the whole gap to finetune, in the gap closed (joint).",
     )
     return parser
+
+
+def _methods() -> dict[str, str]:
+    """Return the methods there are by name, each as the help calls it; nothing is imported."""
+    others = plugin_packages("methods").items()
+    packaged = {name: f"{name} (of {package})" for name, package in others if name not in FILES}
+    return {name: name for name in FILES} | packaged
 
 
 def main(args: Sequence[str]) -> None:
@@ -172,7 +181,7 @@ def _comparison(options: Namespace, extra: list[str]) -> Comparison:
         if re.match(r"(-c|--config)(=|$)", word):
             raise ValueError(f"{word} after --: name all recipes by -c before it")
     methods = [name.strip() for name in options.methods.split(",") if name.strip()]
-    settings = parse_settings(methods, options.sweep, options.variant, list(FILES))
+    settings = parse_settings(methods, options.sweep, options.variant, list(_methods()))
     joint = options.joint_reference
     labels = [setting.label for setting in settings]
     if joint is not None and joint not in labels:

@@ -109,7 +109,7 @@ class Comparison:
 
     def runs(self) -> list[PlannedRun]:
         """Return all runs, seed after seed, so that tables fill evenly."""
-        states = [self.state(setting.arguments) for setting in self.settings]
+        states = [self.state(("--method", s.method, *s.arguments)) for s in self.settings]
         return [
             self._run(setting, seed, state)
             for seed in self.seeds

@@ -16,6 +16,8 @@ from typing import Any
 
 import yaml
 
+from recall_lightning.plugins import plugin_module
+
 _OURS = __name__.partition(".")[0]
 _ROOT = Path(__file__).parents[1]
 
@@ -26,8 +28,10 @@ _PACKAGES = (
 )
 
 # A value under such a key is no input: a run writes there, or it is a name of something else.
-_NO_INPUTS = {"name", "names", "task_names", "pattern", "cache", "cache_dir", "folder", "dirpath"}
-_NO_INPUTS |= {"save_dir", "output_dir", "default_root_dir", "version", "title", "class_path"}
+_NO_INPUTS = {
+    *("name", "names", "task_names", "pattern", "cache", "cache_dir", "folder", "dirpath"),
+    *("save_dir", "output_dir", "default_root_dir", "version", "title", "class_path", "method"),
+}
 
 _DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
 
@@ -109,8 +113,9 @@ class _Inputs:
 
     def add_value(self, key: str, text: str) -> None:
         """Add what a setting names, if it names anything."""
-        if _DOTTED.fullmatch(text):
-            self.add_module(text.partition(".")[0])
+        module = text if _DOTTED.fullmatch(text) else plugin_module(text)
+        if module:
+            self.add_module(module.partition(".")[0])
         if key in _NO_INPUTS or not text or "\n" in text or str(Path(text)) in self.parts:
             return
         path = Path(text).expanduser()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,7 +18,8 @@ class Method:
     """A way to train on a stream: a callback, an option of the stream, or nothing.
 
     A new one is a file in ``recall_lightning/methods`` with such a record, a line in
-    :data:`recall_lightning.methods.FILES`, and its callback among that package's names.
+    :data:`recall_lightning.methods.FILES`, and its callback among that package's names. Another
+    package brings one by an entry point, :mod:`recall_lightning.plugins`, that names such a record.
 
     Attributes:
         name: Its name on the command line, and of its group of arguments there.
@@ -29,6 +31,9 @@ class Method:
         old_data: ``old_data(stream, settings)`` sets the stream's option that has it read data of
             earlier tasks; None for a method that reads none.
         settings: The class of these settings, whose arguments are the method's; None for none.
+
+    Raises:
+        ValueError: If ``keeps_first`` or ``defaults`` name what is no argument.
 
     Example:
         >>> Method("finetune", "plain fine-tuning").needs_old_data
@@ -42,6 +47,13 @@ class Method:
     defaults: Mapping[str, Any] = field(default_factory=dict)
     old_data: Callable[[TaskStream, Any], None] | None = None
     settings: type | None = None
+
+    def __post_init__(self) -> None:
+        named = [*self.defaults, *([self.keeps_first] if self.keeps_first else [])]
+        has = inspect.signature(self.configured).parameters if self.configured else {}
+        for argument in named:
+            if argument not in has:
+                raise ValueError(f"the method {self.name!r} has no argument {argument!r}")
 
     @property
     def needs_old_data(self) -> bool:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from recall_lightning.merging.rules import RULES
+from recall_lightning.merging.rules.base import RULES
 
 MOVED = {
     "typical_samples": ("samples", "typical", 32),

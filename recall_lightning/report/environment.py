@@ -9,12 +9,13 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from recall_lightning.__about__ import __version__
 from recall_lightning.weights.atomic import write_whole
 
 if TYPE_CHECKING:
     import torch
 
-_PACKAGES = ("recall-lightning", "lightning", "torch")
+_PACKAGES = ("lightning", "torch")
 
 
 def environment(device: torch.device | None = None) -> dict[str, str]:
@@ -31,6 +32,7 @@ def environment(device: torch.device | None = None) -> dict[str, str]:
         "date": datetime.now().astimezone().isoformat(" ", "seconds"),
         "device": _device_name(device),
         "python": platform.python_version(),
+        "recall-lightning": __version__,
         **{package: _version(package) for package in _PACKAGES},
         "system": platform.platform(),
     }

@@ -40,7 +40,10 @@ def command(tmp_path):
 
 
 @pytest.mark.processes
-@pytest.mark.parametrize("words", [[], ["merge"], ["compare"], ["retune"], ["report"], ["export"]])
+@pytest.mark.parametrize(
+    "words",
+    [[], ["merge"], ["compare"], ["retune"], ["report"], ["export"], ["recipes"], ["doctor"]],
+)
 def test_help_imports_nothing_heavy(words, tmp_path):
     code = (
         "import sys\nfrom recall_lightning.cli.main import main\n"
@@ -67,14 +70,17 @@ def test_every_command_is_named_in_the_help(capsys):
         main(["--help"])
     assert stopped.value.code == 0
     shown = capsys.readouterr().out
-    assert all(f"  {word} " in shown for word in ("fit", "validate", "compare", "merge", "export"))
+    assert all(f"  {word} " in shown for word in ("fit", "validate", "compare", "merge", "doctor"))
 
 
 def test_without_a_word_it_says_what_there_is(capsys):
     with pytest.raises(SystemExit) as stopped:
         main([])
     assert stopped.value.code == 2
-    assert "{fit,validate,compare,merge,retune,report,export}" in capsys.readouterr().err
+    assert (
+        "{fit,validate,compare,merge,retune,report,export,recipes,doctor}"
+        in capsys.readouterr().err
+    )
 
 
 def test_an_unknown_word_is_refused(capsys):

@@ -9,7 +9,8 @@ import torch
 
 from recall_lightning import ForgettingMonitor, RecallCallback
 from recall_lightning.callbacks.early_stopping import TaskEarlyStopping
-from recall_lightning.merging.rules import RULES, MergeRule, Product
+from recall_lightning.merging.rules import MergeRule, Product
+from recall_lightning.merging.rules.base import RULES
 from recall_lightning.recall.migration import migrated_arguments, migrated_state
 from recall_lightning.recall.settings import (
     ImportanceSettings,

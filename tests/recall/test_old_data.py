@@ -12,7 +12,8 @@ from torch.utils.data import DataLoader
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from recall_lightning import ForgettingMonitor, RecallCallback, TaskStream
-from recall_lightning.merging.rules import RULES, Uniform
+from recall_lightning.merging.rules import Uniform
+from recall_lightning.merging.rules.base import RULES
 from recall_lightning.methods.table import METHODS
 from recall_lightning.recall.settings import (
     ImportanceSettings,

@@ -63,6 +63,14 @@ def run_python(*arguments, folder, fails=False, timeout=180, **variables):
     return Ended(process.returncode, out, err)
 
 
+def tracked_files():
+    """Return the files that git keeps; None where this is no checkout."""
+    if not (ROOT / ".git").exists():
+        return None
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True)
+    return [ROOT / name for name in listed.stdout.decode().split("\0") if name]
+
+
 def exit_code_of(function, *arguments, preload=(), timeout=120):
     """Call a function in a process forked from one that has imported modules; return how it ended.
 

@@ -1,8 +1,7 @@
 """The table of merge methods."""
 
-import warnings
-
 from recall_lightning.checks import check_choice
+from recall_lightning.deprecation import warn_once
 from recall_lightning.merging.functional.fisher import FISHER
 from recall_lightning.merging.functional.linear import LINEAR
 from recall_lightning.merging.functional.method import MergeMethod
@@ -44,8 +43,7 @@ def method_named(name: str) -> MergeMethod:
     """
     for method in METHODS.values():
         if name == method.former_name:
-            message = f"the merge method {name!r} is called {method.name!r} now"
-            warnings.warn(message, FutureWarning, stacklevel=2)
+            warn_once(f"the merge method {name!r}", "0.1.0", "0.3.0", repr(method.name))
             return method
     check_choice("method", name, *METHODS)
     return METHODS[name]

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import inspect
 import math
-import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -90,7 +89,8 @@ class MergeRule(ABC):
     """The plug-in point of :class:`~recall_lightning.RecallCallback`.
 
     Subclass it for a rule of your own and pass an object of it as ``rule``. With a ``name`` it is
-    also known by that, on the command line too.
+    also known by that, on the command line too; one in a package that names it as an entry point,
+    :mod:`recall_lightning.plugins`, without being imported first.
 
     Args:
         strength: What multiplies the coefficients, in [0, 1]: a number, a list that is interpolated
@@ -183,24 +183,3 @@ class MergeRule(ABC):
     def decides_jointly(self) -> bool:
         """Whether it can decide about several snapshots at once."""
         return type(self).joint_coefficients is not MergeRule.joint_coefficients
-
-
-def once_called(**rules: type[MergeRule]) -> Callable[[str], type[MergeRule]]:
-    """Make a module's ``__getattr__``, which knows rules by the names that they once had.
-
-    Example:
-        >>> class Half(MergeRule):
-        ...     def coefficients(self, inputs):
-        ...         return {}
-        >>> once_called(HalfRule=Half)("HalfRule") is Half
-        True
-    """
-
-    def get(name: str) -> type[MergeRule]:
-        if name not in rules:
-            raise AttributeError(f"there is no rule {name!r}")
-        now = rules[name].__name__
-        warnings.warn(f"the rule {name} is called {now}", FutureWarning, stacklevel=2)
-        return rules[name]
-
-    return get

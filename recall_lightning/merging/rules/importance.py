@@ -2,9 +2,10 @@
 
 import math
 
+from recall_lightning.deprecation import renamed_names
 from recall_lightning.merging.block_settings import Setting
 from recall_lightning.merging.coefficients import Coefficient
-from recall_lightning.merging.rules.base import MergeInputs, MergeRule, once_called
+from recall_lightning.merging.rules.base import MergeInputs, MergeRule
 from recall_lightning.weights.sharding import local, total
 
 
@@ -61,4 +62,4 @@ class Importance(MergeRule):
         return weights
 
 
-__getattr__ = once_called(ImportanceRule=Importance)
+__getattr__ = renamed_names("rule", "0.1.0", "0.3.0", ImportanceRule=Importance)

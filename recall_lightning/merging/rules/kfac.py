@@ -2,13 +2,14 @@
 
 from dataclasses import replace
 
+from recall_lightning.deprecation import renamed_names
 from recall_lightning.measuring.linear_maps import LinearMap
 from recall_lightning.measuring.moments import FullMoments, LowRankMoments, RowCounts
 from recall_lightning.merging.block_settings import Setting
 from recall_lightning.merging.coefficients import Coefficient
 from recall_lightning.merging.coefficients.kronecker import KroneckerCoefficient
 from recall_lightning.merging.coefficients.packed import of_weights
-from recall_lightning.merging.rules.base import MergeInputs, once_called
+from recall_lightning.merging.rules.base import MergeInputs
 from recall_lightning.merging.rules.importance import Importance
 from recall_lightning.merging.rules.subspace import Subspace
 
@@ -125,4 +126,6 @@ class KfacSubspace(Subspace):
         )
 
 
-__getattr__ = once_called(KfacImportanceRule=KfacImportance, KfacSubspaceRule=KfacSubspace)
+__getattr__ = renamed_names(
+    "rule", "0.1.0", "0.3.0", KfacImportanceRule=KfacImportance, KfacSubspaceRule=KfacSubspace
+)

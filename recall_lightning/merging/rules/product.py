@@ -4,10 +4,11 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from recall_lightning.deprecation import renamed_names
 from recall_lightning.merging.block_settings import Setting, numbers_of
 from recall_lightning.merging.coefficients import Coefficient
 from recall_lightning.merging.coefficients.linear_maps import MapCoefficient
-from recall_lightning.merging.rules.base import OF_MAPS, MergeInputs, MergeRule, once_called
+from recall_lightning.merging.rules.base import OF_MAPS, MergeInputs, MergeRule
 from recall_lightning.merging.rules.importance import Importance
 
 
@@ -95,4 +96,4 @@ def _times(first: Coefficient, second: Coefficient | None, scaled: _Scaled) -> C
     return scaled[key][1]
 
 
-__getattr__ = once_called(ProductRule=Product)
+__getattr__ = renamed_names("rule", "0.1.0", "0.3.0", ProductRule=Product)

@@ -6,10 +6,11 @@ from typing import Literal
 
 from torch import Tensor
 
+from recall_lightning.deprecation import renamed_names
 from recall_lightning.measuring.similarity import cosine, linear_cka, median_squared_sigma, rbf
 from recall_lightning.merging.block_settings import Setting
 from recall_lightning.merging.coefficients.softmax import softmax_coefficients
-from recall_lightning.merging.rules.base import MergeInputs, MergeRule, once_called
+from recall_lightning.merging.rules.base import MergeInputs, MergeRule
 
 
 class Similarity(MergeRule):
@@ -122,4 +123,4 @@ class Cosine(Similarity):
         return cosine(snapshot_states, live_states)
 
 
-__getattr__ = once_called(SimilarityRule=Rbf)
+__getattr__ = renamed_names("rule", "0.1.0", "0.3.0", SimilarityRule=Rbf)

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from recall_lightning.merging.rules.base import RULES, MergeRule
+from recall_lightning.merging.rules.named import named_rule
 from recall_lightning.merging.rules.product import Product
 
 _PLAIN = (str, int, float, bool, list, dict, type(None))
@@ -42,9 +43,13 @@ def rule_from_plain(stored: Mapping[str, Any]) -> MergeRule:
     if "product" in stored:
         return Product(list(map(rule_from_plain, stored["product"])), stored["strength"])
     name = stored["name"]
-    if name not in RULES:
-        raise ValueError(f"the rule {name!r} is not known: import the module that defines it")
+    rule = named_rule(name)
+    if rule is None:
+        raise ValueError(
+            f"the rule {name!r} is not known: import the module that defines it, or install the "
+            "package that brings it"
+        )
     try:
-        return RULES[name](**stored["arguments"])
+        return rule(**stored["arguments"])
     except TypeError as error:
         raise ValueError(f"the rule {name!r} has other arguments now: {error}") from error

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
+from recall_lightning.deprecation import renamed_names
 from recall_lightning.measuring.linear_maps import LinearMap
 from recall_lightning.measuring.moments import FullMoments, LowRankMoments, RowCounts
 from recall_lightning.merging.block_settings import Setting
@@ -12,7 +13,7 @@ from recall_lightning.merging.coefficients import Coefficient
 from recall_lightning.merging.coefficients.linear_maps import Balance, solve_map
 from recall_lightning.merging.coefficients.packed import of_weights
 from recall_lightning.merging.coefficients.used_inputs import UsedInputsCoefficient
-from recall_lightning.merging.rules.base import MergeInputs, MergeRule, once_called
+from recall_lightning.merging.rules.base import MergeInputs, MergeRule
 
 
 class Subspace(MergeRule):
@@ -108,4 +109,4 @@ class Subspace(MergeRule):
         return 0.0 if solved is None else solved
 
 
-__getattr__ = once_called(SubspaceRule=Subspace)
+__getattr__ = renamed_names("rule", "0.1.0", "0.3.0", SubspaceRule=Subspace)

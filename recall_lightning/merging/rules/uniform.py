@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 
+from recall_lightning.deprecation import renamed_names
 from recall_lightning.merging.block_settings import Setting, numbers_of, setting_by_weight
-from recall_lightning.merging.rules.base import MergeInputs, MergeRule, once_called
+from recall_lightning.merging.rules.base import MergeInputs, MergeRule
 
 
 class Uniform(MergeRule):
@@ -53,4 +54,4 @@ class Uniform(MergeRule):
         return [dict(share) for _ in inputs]
 
 
-__getattr__ = once_called(UniformRule=Uniform)
+__getattr__ = renamed_names("rule", "0.1.0", "0.3.0", UniformRule=Uniform)

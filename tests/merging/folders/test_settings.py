@@ -121,7 +121,7 @@ def test_a_probe_that_does_not_fit_is_one_sentence(given, match):
 
 def test_methods_that_were_renamed_are_still_read_with_a_warning():
     for former, name in (("importance", "fisher"), ("subspace", "regmean")):
-        with pytest.warns(FutureWarning, match=f"'{former}' is called '{name}' now"):
+        with pytest.warns(FutureWarning, match=f"'{former}' is deprecated .*: use '{name}'"):
             settings = MergeSettings(TWO, "o", method=former, statistics=TWO)
         assert settings.method == name
 

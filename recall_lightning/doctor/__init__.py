@@ -1,0 +1,1 @@
+"""The command ``recall-lightning doctor``: what is installed, and whether it works."""
