@@ -1,7 +1,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
-.PHONY: install demo demo-llm evidence evidence-quick evidence-real fashion-mnist test clean
+.PHONY: install docs demo demo-llm evidence evidence-quick evidence-real fashion-mnist test clean
 
 install: .venv/installed
 
@@ -39,5 +39,12 @@ test: install
 	$(BIN)/mypy
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
+docs: .venv/installed-docs
+	$(BIN)/sphinx-build -W --keep-going --jobs auto -b html $(DOCS_OPTIONS) docs docs/_build/html
+
+.venv/installed-docs: .venv/installed
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	touch $@
+
 clean:
-	rm -rf .venv runs
+	rm -rf .venv runs docs/_build docs/examples
