@@ -70,21 +70,21 @@ def test_every_block_names_a_language_that_is_tested_here():
         assert known, f"{block.page}:{block.line} is {block.language!r}: use {sorted(LANGUAGES)}"
 
 
-@pytest.mark.parametrize("page", by_page("python"))
+@pytest.mark.parametrize("page", by_page("python", "pycon"))
 def test_a_pages_python_runs_from_top_to_bottom(page, folder, names):
     write_files(page, folder)
-    for block in by_page("python")[page]:
-        code = "\n" * block.line + block.text  # so that an error names the page's line
-        exec(compile(code, page, "exec"), names)
-
-
-@pytest.mark.parametrize("page", by_page("pycon"))
-def test_a_pages_sessions_give_what_they_show(page, folder, names):
-    text = "\n".join(block.text for block in by_page("pycon")[page])
-    session = doctest.DocTestParser().get_doctest(text, names, page, page, 0)
-    result = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(session)
-    assert result.attempted
-    assert not result.failed
+    for block in by_page("python", "pycon")[page]:
+        if block.language == "pycon":
+            session = doctest.DocTestParser().get_doctest(block.text, names, page, page, block.line)
+            result = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(
+                session, clear_globs=False
+            )
+            assert result.attempted
+            assert not result.failed
+            names |= session.globs
+        else:
+            code = "\n" * block.line + block.text  # so that an error names the page's line
+            exec(compile(code, page, "exec"), names)
 
 
 @pytest.mark.parametrize(("block", "words"), OWN)

@@ -59,9 +59,9 @@ BLOCKS = [
 ]
 
 
-def by_page(language):
-    """Return the blocks in a language by the page that they stand on."""
-    chosen = [block for block in BLOCKS if block.language == language]
+def by_page(*languages):
+    """Return the blocks in some languages by the page that they stand on."""
+    chosen = [block for block in BLOCKS if block.language in languages]
     return {page: list(found) for page, found in groupby(chosen, lambda block: block.page)}
 
 
