@@ -42,11 +42,11 @@ def forgetting(runs: Path) -> Figure:
 
 
 def front(runs: Path) -> Figure:
-    """Draw plasticity against average score: of fine-tuning, joint training, and the sweep."""
+    """Draw what was learned against what was forgotten: by fine-tuning, and by the sweep."""
     points: dict[str, list[tuple[float, float]]] = {}
     with (runs / "results.csv").open() as file:
         for row in csv.DictReader(file):
-            points.setdefault(row["method"], []).append(
+            points.setdefault(row["label"], []).append(
                 (float(row["plasticity"]), float(row["forgetting"]))
             )
     figure = Figure(figsize=(6.5, 4.2), layout="constrained")
