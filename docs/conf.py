@@ -57,7 +57,7 @@ html_theme_options = {
     "pygments_light_style": "a11y-high-contrast-light",
     "pygments_dark_style": "a11y-high-contrast-dark",
 }
-html_sidebars = {"index": []}
+html_sidebars = {"index": [], "support": []}
 
 # The gallery: every examples/**/plot_*.py is run, and becomes a page, under its folder's header.
 # ``-D plot_gallery=0`` shows them without running them.

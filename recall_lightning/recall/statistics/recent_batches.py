@@ -7,9 +7,11 @@ from typing import Any, TypedDict
 import torch
 from lightning.fabric.utilities.apply_func import move_data_to_device
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from torch import nn
 
-from recall_lightning.measuring.batches import detached, only_tensors, rebuild
+from recall_lightning.measuring.batches import detached, only_tensors, rebuild, tensors_of
 from recall_lightning.measuring.view import ModelView
+from recall_lightning.merging.structure import Structure
 from recall_lightning.recall.context import TaskContext
 from recall_lightning.recall.statistics.base import Statistic
 from recall_lightning.weights.sharding import of_all_processes, of_this_process
@@ -73,6 +75,13 @@ class RecentBatches(Statistic):
     def observe_batch(self, context: TaskContext, batch: Any) -> None:
         """Keep a training batch in place of the oldest."""
         self.keep(batch)
+
+    def expected_bytes(
+        self, structure: Structure, module: nn.Module, batch: Any, snapshots: int
+    ) -> dict[str, int]:
+        """Return the bytes of as many batches as are kept, of the size of this one."""
+        of_one = sum(tensor.nbytes for tensor in tensors_of(batch))
+        return {"last batches": (self._kept.maxlen or 0) * of_one}
 
     def keep(self, batch: Any) -> None:
         """Keep a batch in place of the oldest; say so where checkpoints will leave it out."""
