@@ -24,6 +24,7 @@ class ExpectedMemory:
         while a task trains           MiB
         snapshots                   3.000
         together                    3.000
+        <BLANKLINE>
         more while a task ends        MiB
         moments of the task         0.500
         together                    0.500
@@ -34,12 +35,12 @@ class ExpectedMemory:
 
     def __str__(self) -> str:
         parts = {"while a task trains": self.training, "more while a task ends": self.at_task_end}
-        lines = []
+        tables = []
         for title, sizes in parts.items():
-            lines.append(f"{title:<24}{'MiB':>9}")
             together = {**sizes, "together": sum(sizes.values())}
-            lines += [f"{what:<24}{size / _MIB:>9.3f}" for what, size in together.items()]
-        return "\n".join(lines)
+            rows = [f"{what:<24}{size / _MIB:>9.3f}" for what, size in together.items()]
+            tables.append("\n".join([f"{title:<24}{'MiB':>9}", *rows]))
+        return "\n\n".join(tables)
 
 
 def weight_bytes(module: nn.Module) -> int:
