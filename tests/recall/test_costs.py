@@ -8,7 +8,12 @@ from lightning.pytorch import LightningModule
 from torch import nn
 from torch.utils.data import DataLoader
 
-from recall_lightning import MomentSettings, RecallCallback, SnapshotSettings
+from recall_lightning import (
+    ImportanceSettings,
+    MomentSettings,
+    RecallCallback,
+    SnapshotSettings,
+)
 from recall_lightning.merging.coefficients import kronecker
 from recall_lightning.recall.plasticity import MeasuredPlasticity
 from recall_lightning.recall.statistics.moments import MapMoments
@@ -40,7 +45,21 @@ def wide():
     return Plain(nn.Sequential(nn.Linear(8, 40), nn.ReLU(), nn.Linear(40, 16), nn.Linear(16, 2)))
 
 
-KINDS = {"network": (wide, loader), "language model": (Writer, sequences)}
+def adapted():
+    """A language model of which a LoRA adapter is trained alone."""
+    peft = pytest.importorskip("peft")
+    writer = Writer()
+    writer.model = peft.get_peft_model(
+        writer.model, peft.LoraConfig(r=2, target_modules="all-linear")
+    )
+    return writer
+
+
+KINDS = {
+    "network": (wide, loader),
+    "language model": (Writer, sequences),
+    "adapter": (adapted, sequences),
+}
 
 
 def tensor_bytes(held):
@@ -73,6 +92,8 @@ class Held(RecallCallback):
         found = {"snapshots": [dict(each) for each in in_memory]}
         if (importance := statistic(self, "importance")) is not None:
             found["importance"] = importance.by_name
+            if importance.source == "gradients":
+                found["squared gradients"] = importance._gradients.mean()
         if (recent := statistic(self, "recent_batches")) is not None:
             found["last batches"] = recent.batches
         if (samples := statistic(self, "samples")) is not None:
@@ -90,6 +111,7 @@ class Held(RecallCallback):
 
 SETTINGS = {
     "defaults": {},
+    "gradients": {"importance": ImportanceSettings("gradients", steps=4)},
     "in a file": {"merge_first_task": False, "snapshots": SnapshotSettings(to="file")},
     "low rank": {"every": 2, "moments": MomentSettings(batches=4, width=10, rank=2)},
     "typical samples": {
