@@ -325,7 +325,8 @@ class RecallCallback(TaskAwareCallback):
 
         Returns:
             Bytes in each process that holds whole weights. Of ``snapshots="all"`` one is counted:
-            each one more takes as much again.
+            each one more takes as much again. What ``keep_live`` keeps from a task's end to the
+            next one's start is not counted.
 
         Raises:
             MisconfigurationException: If the model cannot be run or has no blocks.
