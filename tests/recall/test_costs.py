@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import pytest
 import torch
 from lightning.pytorch import LightningModule
+from peft import LoraConfig, get_peft_model
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -47,11 +48,8 @@ def wide():
 
 def adapted():
     """A language model of which a LoRA adapter is trained alone."""
-    peft = pytest.importorskip("peft")
     writer = Writer()
-    writer.model = peft.get_peft_model(
-        writer.model, peft.LoraConfig(r=2, target_modules="all-linear")
-    )
+    writer.model = get_peft_model(writer.model, LoraConfig(r=2, target_modules="all-linear"))
     return writer
 
 
