@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from recall_lightning.merging.rules import MergeInputs, MergeRule
     from recall_lightning.recall.callback import RecallCallback
     from recall_lightning.recall.settings import (
+        DriftSettings,
         ImportanceSettings,
         MomentSettings,
         PriorSettings,
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Block",
+    "DriftSettings",
     "ForgettingMonitor",
     "ImportanceSettings",
     "MergeInputs",
@@ -39,6 +41,7 @@ __getattr__, __dir__ = lazily(
     __name__,
     {
         "Block": "measuring.blocks",
+        "DriftSettings": "recall.settings",
         "ForgettingMonitor": "callbacks.forgetting",
         "ImportanceSettings": "recall.settings",
         "MergeInputs": "merging.rules",

@@ -102,7 +102,6 @@ class ForgettingMonitor(TaskScoreCallback):
     """
 
     state_form: ClassVar[type] = MonitorState
-    can_roll_back: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -125,6 +124,11 @@ class ForgettingMonitor(TaskScoreCallback):
     def exceeded(self) -> list[dict[str, Any]]:
         """What was not kept: ``name``, ``value`` and ``limit``, and when."""
         return list(self._limits.exceeded)
+
+    @property
+    def can_roll_back(self) -> bool:
+        """True: a row that is rolled back says so."""
+        return True
 
     @property
     def may_roll_back(self) -> bool:

@@ -123,8 +123,10 @@ class TaskAwareCallback(Callback):
         """Called where a resume leaves a task in its midst, with the next task's first batch."""
         self.on_task_end(trainer, pl_module, task)
 
-    can_roll_back: ClassVar[bool] = False
-    """Whether :meth:`on_rollback` leaves the callback as if the task had not been trained."""
+    @property
+    def can_roll_back(self) -> bool:
+        """Whether :meth:`on_rollback` leaves the callback as if the task had not been trained."""
+        return False
 
     @property
     def may_roll_back(self) -> bool:
@@ -214,10 +216,10 @@ class TaskAwareCallback(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Share a clock with the Trainer's other callbacks; show the task's name."""
-        _share_clock(trainer, task_aware_callbacks(trainer) or [self])
+        _share_clock(trainer, self._with_same_tasks(trainer))
         if stage == "fit":  # a fit's own checkpoint is loaded after this; the tuner's was before
             self.clock.expect_fit()
-            self.clock.asked = _asked(task_aware_callbacks(trainer) or [self])
+            self.clock.asked = _asked(self._with_same_tasks(trainer))
             show_items(trainer.progress_bar_callback, _progress_bar_items)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -325,12 +327,18 @@ class TaskAwareCallback(Callback):
         # a checkpoint of an epoch's very start comes before the task's; older ones don't say
         self._entry = self.clock.entry if state_dict.get("started", True) else None
 
+    def _with_same_tasks(self, trainer: Trainer) -> list["TaskAwareCallback"]:
+        """Return the callbacks that are told of the same tasks, this one among them."""
+        told = self.clock.schedule.is_told
+        others = [c for c in task_aware_callbacks(trainer) if c.clock.schedule.is_told == told]
+        return others or [self]
+
     def _end_task_that_is_left(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any
     ) -> None:
         assert self.task is not None
         # all of them, before any enters the next one
-        for callback in task_aware_callbacks(trainer):
+        for callback in self._with_same_tasks(trainer):
             callback.on_task_left(trainer, pl_module, self.task, batch)
         self.clock.left = False
 

@@ -108,7 +108,7 @@ class _Probe:
 
     def hook(self, name: str, block: nn.Module) -> Callable[..., None]:
         def pool(_: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
-            states = _first_tensor(output)
+            states = first_tensor(output)
             if states is None:
                 raise ValueError(f"the block {name} puts out no tensor but {type(output).__name__}")
             mask = _padding_free(kwargs)
@@ -127,7 +127,12 @@ class _Probe:
         return pool
 
 
-def _first_tensor(output: Any) -> Tensor | None:
+def first_tensor(output: Any) -> Tensor | None:
+    """Return the first tensor in what a block puts out; of padded sequences, nested ones.
+
+    >>> first_tensor(({"hidden": torch.ones(2)}, None))
+    tensor([1., 1.])
+    """
     if isinstance(output, Tensor):
         return output
     if isinstance(output, PackedSequence):  # the path of padded batches below does the rest
@@ -137,7 +142,7 @@ def _first_tensor(output: Any) -> Tensor | None:
         )
     values = output.values() if isinstance(output, Mapping) else output
     if isinstance(output, (tuple, list, Mapping)):
-        return next((found for v in values if (found := _first_tensor(v)) is not None), None)
+        return next((found for v in values if (found := first_tensor(v)) is not None), None)
     return None
 
 

@@ -14,6 +14,7 @@ from recall_lightning.merging.rules import MergeRule, rule_by_name
 from recall_lightning.merging.rules.base import OF_MAPS
 from recall_lightning.recall.settings import (
     Buffers,
+    DriftSettings,
     ImportanceSettings,
     MomentSettings,
     PriorSettings,
@@ -21,6 +22,8 @@ from recall_lightning.recall.settings import (
     SnapshotSettings,
     is_texts,
 )
+
+_STEPS_UNTOLD = 10  # between merges, where nobody knows how long a task will be
 
 
 def rules_of(
@@ -53,6 +56,7 @@ def chosen(
     rule: MergeRule,
     end_rule: object,
     pretrained: bool,
+    untold: bool = False,
 ) -> tuple[float, float | None]:
     """Return ``every`` and ``plasticity``, with what ``"auto"`` is.
 
@@ -66,6 +70,10 @@ def chosen(
         rule: That of the loop.
         end_rule: That of a task's end, as given.
         pretrained: Whether the model knew something before its first task.
+        untold: Whether nobody knows how long a task is.
+
+    Raises:
+        ValueError: For a fraction of a task of which nobody knows the length.
 
     Example:
         >>> chosen("auto", "auto", rule_by_name("kfac_importance"), "auto", pretrained=True)
@@ -75,7 +83,12 @@ def chosen(
     """
     by_default = pretrained and rule.name == "kfac_importance" and end_rule == "auto"
     if every == "auto":
-        every = 1.0 if by_default else 0.05
+        every = 1.0 if by_default else _STEPS_UNTOLD if untold else 0.05
+    if untold and not isinstance(every, Integral) and every < 1:
+        raise ValueError(
+            f"every={every!r} is a fraction of the task, and with boundaries='drift' nobody knows "
+            "how long it will be: give a number of optimizer steps, or 1.0 for its end alone"
+        )
     if plasticity == "auto":
         plasticity = 0.95 if by_default else None
     return every, plasticity
@@ -174,6 +187,13 @@ def check_arguments(given: Mapping[str, Any]) -> None:
     if every == 1 and not steps and given["end_rule"] == "never":
         raise ValueError(
             f"every={every!r} with end_rule='never' merges nowhere: give a smaller part of the task"
+        )
+    if not isinstance(given["boundaries"], DriftSettings):
+        check_choice("boundaries", given["boundaries"], "known", "drift")
+    if given["boundaries"] != "known" and given["task_epochs"] is not None:
+        raise ValueError(
+            f"task_epochs={given['task_epochs']!r} has no effect with boundaries='drift', which "
+            "finds where tasks start: leave one of them out"
         )
     check_choice("buffers", given["buffers"], *get_args(Buffers))
     check_choice("optimizer_state", given["optimizer_state"], "keep", "reset")

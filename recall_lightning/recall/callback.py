@@ -12,11 +12,13 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 from torch.optim import Optimizer
 
+from recall_lightning.callbacks._trainer.clock import TaskClock
 from recall_lightning.callbacks._trainer.left_out import tell_what_is_left_out
 from recall_lightning.callbacks._trainer.loggers import log_scalars
 from recall_lightning.callbacks._trainer.misconfiguration import misconfiguration
 from recall_lightning.callbacks._trainer.optimizer_state import forget
 from recall_lightning.callbacks._trainer.other_callbacks import refuse_weight_averaging
+from recall_lightning.callbacks._trainer.schedule import UntoldSchedule
 from recall_lightning.callbacks._trainer.stored_state import (
     check_state,
     count_tensors,
@@ -46,6 +48,7 @@ from recall_lightning.recall.arguments import (
 )
 from recall_lightning.recall.context import TaskContext
 from recall_lightning.recall.costs import ExpectedMemory, weight_bytes
+from recall_lightning.recall.drift.watch import DriftWatch
 from recall_lightning.recall.merge import SnapshotMerge
 from recall_lightning.recall.migration import migrated_state
 from recall_lightning.recall.model_run import ModelRun
@@ -55,6 +58,7 @@ from recall_lightning.recall.records import log_task, record_scalars, write_merg
 from recall_lightning.recall.retuning import NOTHING_KEPT, merge_again_
 from recall_lightning.recall.settings import (
     Buffers,
+    DriftSettings,
     ImportanceSettings,
     MomentSettings,
     PriorSettings,
@@ -117,7 +121,9 @@ class RecallCallback(TaskAwareCallback):
     ``visit``, ``similarity`` and ``coefficient`` of each but the newest, which the other entries
     are about). ``blocks`` is the table of blocks once the first task has started, a list of
     :class:`~recall_lightning.measuring.blocks.Block`, and ``snapshots`` what is merged, oldest
-    first: the last was taken when the current task started.
+    first: the last was taken when the current task started. With ``boundaries="drift"`` ``changes``
+    has a dict a change: ``step`` (at which it was noticed), ``began`` (from where on the weights
+    were not taken for the task that ended) and ``signal`` (which told it).
 
     A PEFT model's adapter is merged as what it adds to the base, ΔW = scale · BA, not factor by
     factor, and brought back to its rank. The base is frozen, so neither copied nor merged.
@@ -189,6 +195,11 @@ class RecallCallback(TaskAwareCallback):
             it, stay until the next task, in memory and in checkpoints, for :meth:`retune` and the
             command of that name. It takes one more copy of the trainable weights, and two of the
             moments; ``"auto"`` does so where an adapter is trained and ``plasticity`` is set.
+        boundaries: ``"known"``, or ``"drift"`` for a stream whose tasks nobody announces, or which
+            the callback shall not know: a task ends where the training loss rises for good,
+            whatever a datamodule says. ``every`` then counts steps. It takes the package ``river``,
+            the extra ``drift``, and one more copy of the trainable weights, in memory and in
+            checkpoints. :class:`~recall_lightning.DriftSettings` say what else is watched, and how.
 
     Raises:
         MisconfigurationException: For an argument out of its range or without an effect, a strategy
@@ -196,7 +207,6 @@ class RecallCallback(TaskAwareCallback):
     """
 
     state_form: ClassVar[type] = RecallState
-    can_roll_back: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -219,13 +229,16 @@ class RecallCallback(TaskAwareCallback):
         allow_untested: bool = False,
         seed: int = 0,
         keep_live: bool | Literal["auto"] = "auto",
+        boundaries: Literal["known", "drift"] | DriftSettings = "known",
     ) -> None:
         given = dict(locals())
         super().__init__(task_epochs)
         with _misconfiguration():
             check_arguments(given)
             self.rule, self.end_rule = rules_of(rule, end_rule)
-            every, plasticity = chosen(every, plasticity, self.rule, end_rule, merge_first_task)
+            every, plasticity = chosen(
+                every, plasticity, self.rule, end_rule, merge_first_task, boundaries != "known"
+            )
             rules = [self.rule] if self.end_rule is None else [self.rule, self.end_rule]
             needed_settings(given, rules, buffers, plasticity is not None)
             if not isinstance(snapshots, SnapshotSettings):
@@ -253,6 +266,11 @@ class RecallCallback(TaskAwareCallback):
             )
             measured = MeasuredPlasticity(plasticity, run, predictions)
             keep_live = check_keep_live(keep_live, plasticity, buffers)
+            self._drift: DriftWatch | None = None
+            if boundaries != "known":
+                self.clock = TaskClock(UntoldSchedule())
+                drift = DriftSettings() if boundaries == "drift" else boundaries
+                self._drift = DriftWatch(drift, recent)
         self._trained = TrainedWeights()
         self._merge = SnapshotMerge(
             self._kept, self._statistics, self._trained, buffers, run, recent, measured, keep_live
@@ -266,6 +284,7 @@ class RecallCallback(TaskAwareCallback):
         self.merge_first_task = merge_first_task
         self.block_patterns = [blocks] if isinstance(blocks, str) else blocks
         self.history: list[dict[str, Any]] = []
+        self.changes: list[dict[str, Any]] = []
         self._structure = Structure()
         self._first_batch_is_checked = False
         self._first_visit = 0  # of those that took a step
@@ -348,6 +367,8 @@ class RecallCallback(TaskAwareCallback):
         held = {"snapshots": number * copied * in_memory, **held}
         if not (self._merges_in_loop and "curvature" in self.rule.needs):
             held.pop("eigenvectors", None)
+        if self._drift is not None:
+            held |= self._drift.expected_bytes(copied, batch)
         at_end = {"moments of the task": held["moments"]} if "moments" in held else {}
         if self.plasticity is not None:
             at_end["live weights"] = copied
@@ -412,6 +433,8 @@ class RecallCallback(TaskAwareCallback):
                         check_same_first_task(self.merge_first_task, self._kept.visits)
                     self._statistics.check_fits(self._context(trainer, pl_module))
                 self._statistics.resume(self._context(trainer, pl_module))
+                if self._drift is not None:
+                    self._drift.resume(self._context(trainer, pl_module))
         merges = self._merges_this_task
         with _misconfiguration():
             pairs = self._structure.lora_pairs
@@ -433,6 +456,7 @@ class RecallCallback(TaskAwareCallback):
             self._first_visit = 0
         self._kept.make_room(self.visit)
         self.history = [record for record in self.history if record["visit"] < self.visit]
+        self.changes = [change for change in self.changes if change["visit"] < self.visit]
         if self.task_steps is None and self._needs_length:
             self._refuse_unknown_length()
         first_table = not self._structure.blocks
@@ -444,6 +468,9 @@ class RecallCallback(TaskAwareCallback):
             if self.merge_first_task or self.visit > self._first_visit:
                 self._kept.take(trainer, pl_module, self.visit, self._structure.lora_pairs)
             self._statistics.start_task(self._context(trainer, pl_module))
+            if self._drift is not None:
+                self._drift.start_task(self._context(trainer, pl_module))
+                self._watch.observe_merge()  # of the steps since the change, which come on top
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
@@ -461,12 +488,16 @@ class RecallCallback(TaskAwareCallback):
                 context = self._context(trainer, pl_module)
                 self._first_batch_is_checked = True
             self._statistics.observe_batch(context, batch)
+        if self._drift is not None:
+            self._drift.start_batch()
 
     def on_before_backward(
         self, trainer: Trainer, pl_module: LightningModule, loss: Tensor
     ) -> None:
         """Let the loss be seen."""
         self._statistics.observe_loss(self._context(trainer, pl_module), loss)
+        if self._drift is not None:
+            self._drift.observe_loss(loss)
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
@@ -481,6 +512,8 @@ class RecallCallback(TaskAwareCallback):
         merges = len(self.history)
         super().on_train_end(trainer, pl_module)
         self._statistics.release(self._context(trainer, pl_module))
+        if self._drift is not None:
+            self._drift.release()
         self._kept.storage.remove_unused(trainer, self.snapshots)
         write_merges(trainer, self.history)
         if self.clock.stopped_early and len(self.history) > merges:
@@ -520,6 +553,8 @@ class RecallCallback(TaskAwareCallback):
                 merge_follows = due or self.task_ended
                 self._watch.observe_step(trainer.optimizers, pl_module, self, merge_follows)
             self._statistics.observe_step(self._context(trainer, pl_module))
+            if self._drift is not None and not self.task_ended:
+                due = not self._ends_before_change(self._drift, trainer, pl_module) and due
         if due and self.clock.has_learned and self._merge_by(self.rule, trainer, pl_module):
             self._reset_optimizers(trainer, pl_module)
 
@@ -551,10 +586,34 @@ class RecallCallback(TaskAwareCallback):
         name = self.visit_name(trainer)
         log_task(trainer, name, records, with_front=merged)
 
+    def _ends_before_change(
+        self, drift: DriftWatch, trainer: Trainer, pl_module: LightningModule
+    ) -> bool:
+        """End the task if a change is noticed, with the weights of before it; tell whether."""
+        signal = drift.observe_step(self._context(trainer, pl_module))
+        if signal is None:
+            return False
+        step = self.steps_trained(trainer)
+        batches = drift.go_back(pl_module)
+        began = step - batches // trainer.accumulate_grad_batches
+        self.clock.end_task()
+        self.changes.append({"visit": self.visit, "step": step, "began": began, "signal": signal})
+        log_scalars(trainer, {"recall/change": float(began)})
+        rank_zero_info(
+            f"the data has changed, as {signal} at step {step} tells: task {self.task} ended with "
+            f"step {began}"
+        )
+        return True
+
     @property
     def can_estimate(self) -> bool:
         """Whether curvature is measured, from which forgetting is estimated."""
         return "curvature" in self._needs
+
+    @property
+    def can_roll_back(self) -> bool:
+        """Whether its task ends where others see it end."""
+        return self._drift is None
 
     def on_rollback(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget what was measured of the task that has ended."""
@@ -590,7 +649,8 @@ class RecallCallback(TaskAwareCallback):
     @property
     def marked_steps(self) -> dict[str, list[int]]:
         """The global steps of all merges."""
-        return {"merge": [record["step"] for record in self.history]}
+        marks = {"merge": [record["step"] for record in self.history]}
+        return marks | ({"change": [each["step"] for each in self.changes]} if self._drift else {})
 
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
@@ -611,6 +671,8 @@ class RecallCallback(TaskAwareCallback):
             "snapshots": self._kept.state_dict(),
             "statistics": self._statistics.state_dict(),
             "last_merge": self._last_merge,
+            "drift": None if self._drift is None else self._drift.state_dict(),
+            "changes": self.changes,
         }
         state["tensors"] = count_tensors(state)
         # Lightning would save one process's shards, and load them without a word
@@ -640,7 +702,10 @@ class RecallCallback(TaskAwareCallback):
             self._statistics.check_forms(state_dict["statistics"])
         with _misconfiguration():
             self._statistics.load_state_dict(state_dict["statistics"], ended)
-        self._last_merge = state_dict.get("last_merge")  # older checkpoints have none
+        self._last_merge = state_dict.get("last_merge")  # older checkpoints have none of these
+        self.changes = list(state_dict.get("changes", []))
+        if self._drift is not None and state_dict.get("drift") is not None:
+            self._drift.load_state_dict(state_dict["drift"])
         if state_dict["task_ended"]:  # earlier versions kept its samples until the next one
             self._statistics.forget_samples()
 

@@ -8,8 +8,10 @@ import torch
 from recall_lightning.callbacks._trainer.misconfiguration import misconfiguration
 from recall_lightning.checks import check_choice, check_count, is_integer
 from recall_lightning.measuring.beginnings import Start
+from recall_lightning.measuring.change import detector_of
 
 Buffers = Literal["keep", "merge", "recalibrate"]
+Signal = Literal["loss", "representations"]
 
 
 @dataclass(frozen=True)
@@ -205,6 +207,45 @@ class SnapshotSettings:
                 raise ValueError(
                     f"snapshots.device={self.device!r} is no device: {error}"
                 ) from error
+
+
+@dataclass(frozen=True)
+class DriftSettings:
+    """How changes are noticed in a stream whose tasks nobody announces.
+
+    Attributes:
+        detector: What decides: ``"page_hinkley"``, ``"adwin"``, ``"kswin"``, or a drift detector of
+            the package ``river``. It is given each signal in standard deviations from a baseline
+            of its last 30 values or so.
+        signals: What is watched, each by a detector of its own, of which one is enough: the
+            training ``"loss"``, and with ``"representations"`` the distance of a batch's mean
+            hidden state from those of the batches before it, which counts while the loss does not
+            fall. It tells changes that the loss does not show, and is wrong more often.
+        minimal_steps: Optimizer steps that every task has at least.
+
+    Raises:
+        MisconfigurationException: For a value out of its range, or without ``river``.
+
+    Example:
+        >>> DriftSettings(minimal_steps=200).signals
+        ('loss',)
+    """
+
+    detector: Any = "page_hinkley"
+    signals: tuple[Signal, ...] = ("loss",)
+    minimal_steps: int = 50
+
+    @misconfiguration()
+    def __post_init__(self) -> None:
+        check_count("boundaries.minimal_steps", self.minimal_steps)
+        if isinstance(self.signals, str) or not self.signals:
+            raise ValueError(f"boundaries.signals={self.signals!r} must be a list of one or more")
+        for signal in self.signals:
+            check_choice("boundaries.signals", signal, *get_args(Signal))
+        try:
+            detector_of(self.detector)
+        except (ValueError, ModuleNotFoundError) as error:
+            raise ValueError(f"boundaries: {error}") from error
 
 
 def is_texts(prior: Any) -> bool:

@@ -4,6 +4,7 @@ from collections.abc import Collection, Sequence
 from typing import Any, NotRequired, TypedDict
 
 from recall_lightning.callbacks._trainer.clock import CallbackState
+from recall_lightning.recall.drift.watch import DriftState
 from recall_lightning.recall.prepared_merge import PreparedState
 from recall_lightning.recall.snapshots import SnapshotsState
 
@@ -38,6 +39,8 @@ class RecallState(CallbackState):
     snapshots: SnapshotsState
     statistics: dict[str, dict[str, Any]]
     last_merge: NotRequired[LastMergeState | None]
+    drift: NotRequired[DriftState | None]
+    changes: NotRequired[list[dict[str, Any]]]
 
 
 def check_same_blocks(now: Sequence[str], then: Sequence[str]) -> None:

@@ -169,6 +169,29 @@ def test_what_a_tasks_end_adds_was_expected(kind, tmp_path, monkeypatch):
     assert seen == expected.at_task_end
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_what_is_held_to_notice_changes_was_expected():
+    class Watched(RecallCallback):
+        found: Mapping[str, int] = {}
+
+        def on_train_batch_end(self, trainer, pl_module, *args):
+            super().on_train_batch_end(trainer, pl_module, *args)
+            if self.step_in_task == 48:
+                recent, weights = statistic(self, "recent_batches"), self._drift._weights
+                self.found = {
+                    "earlier weights": tensor_bytes([dict(weights._earlier)]),
+                    "both kinds of batches": tensor_bytes(list(recent._kept)),
+                }
+
+    model, callback = wide(), Watched(boundaries="drift", moments=MomentSettings(batches=4))
+    expected = callback.expected_memory(model, next(iter(loader(0)))).training
+    quiet_trainer(callback, max_epochs=7).fit(model, loader(0))
+    assert callback.found == {
+        "earlier weights": expected["earlier weights"],
+        "both kinds of batches": expected["last batches"] + expected["batches since those"],
+    }
+
+
 def test_asking_leaves_model_and_random_state_as_they_were():
     model, batch = wide().train(), next(iter(loader(0)))
     before, state = weights_of(model), torch.get_rng_state()

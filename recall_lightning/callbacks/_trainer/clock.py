@@ -176,7 +176,7 @@ class TaskClock:
         if self.task is None:
             return asked if isinstance(asked, int) else 0
         in_midst = self.resumed and not self.task_ended
-        if asked is None and self.resumed:
+        if asked is None and self.resumed and self.schedule.is_told:
             self._say_what_a_resume_is(in_midst, differ(before, self._marks))
         if asked is None:
             return self.task if not self.task_ended else max(self.visits) + 1
@@ -360,6 +360,11 @@ class TaskClock:
                 self.has_learned = self._has_gradients is not False and not skipped
             self._correct_task_steps(trainer)
 
+    def end_task(self) -> None:
+        """End the task with the batch that has just been counted: the next one begins another."""
+        self.task_ended = True
+        self._fit_task = max(self.visits) + 1
+
     def end_fit(self, trainer: Trainer) -> None:
         """End the task of a fit that stopped early, where every fit is a task."""
         if self._fit != "running":
@@ -372,7 +377,7 @@ class TaskClock:
     def continued(self) -> "TaskClock":
         """Return a clock that counts on from here, for another Trainer."""
         other = copy.copy(self)
-        other.schedule = TaskSchedule(self.schedule.task_epochs)
+        other.schedule = copy.copy(self.schedule)
         other.exact_resume = ExactResume()
         other.stored_position = Position()
         other._in_task, other._module = False, self._module
@@ -419,7 +424,8 @@ class TaskClock:
 _PUBLIC = ("visits", "task_ended", "step_in_task", "task_steps", "earlier_shapes")
 _STATE = [name if name in _PUBLIC else f"_{name}" for name in ClockState.__annotations__]
 _STATE.remove("_task")  # the last of the visits
-_CLOCKS: WeakKeyDictionary[Trainer, TaskClock] = WeakKeyDictionary()
+# a Trainer's, by whether its tasks are told
+_CLOCKS: WeakKeyDictionary[Trainer, dict[bool, TaskClock]] = WeakKeyDictionary()
 
 
 def clock_of(trainer: Trainer, clocks: Iterable[TaskClock]) -> TaskClock:
@@ -431,12 +437,13 @@ def clock_of(trainer: Trainer, clocks: Iterable[TaskClock]) -> TaskClock:
 
     Args:
         trainer: The Trainer.
-        clocks: What its callbacks have brought along, one or more.
+        clocks: What its callbacks have brought along, one or more: all with tasks that are told, or
+            none.
     """
-    own = _CLOCKS.get(trainer)
-    furthest = max(clocks, key=lambda clock: (clock.position, clock is own))
-    if furthest is not own:
-        furthest = _CLOCKS[trainer] = furthest.continued()
+    known = _CLOCKS.setdefault(trainer, {})
+    furthest = max(clocks, key=lambda clock: (clock.position, clock in known.values()))
+    if furthest not in known.values():
+        furthest = known[furthest.schedule.is_told] = furthest.continued()
     return furthest
 
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
@@ -29,6 +29,9 @@ class TaskSchedule:
         >>> [task_at(epoch) for epoch in range(4)]
         [0, 0, 1, 1]
     """
+
+    is_told: ClassVar[bool] = True
+    """Whether tasks are known beforehand, by whatever tells them."""
 
     def __init__(self, task_epochs: int | Sequence[int] | None = None) -> None:
         _check_task_epochs(task_epochs)
@@ -131,6 +134,40 @@ class TaskSchedule:
         if epoch + 1 == trainer.max_epochs:
             return True
         return task_at is not None and task_at(epoch + 1) != task_at(epoch)
+
+
+class UntoldSchedule(TaskSchedule):
+    """That of a stream whose tasks nobody announces: how long one is, nobody knows.
+
+    Whatever a datamodule may tell is not read. Every fit begins a task, and ends the last.
+
+    Example:
+        >>> trainer = Trainer(logger=False, max_epochs=3)
+        >>> UntoldSchedule().steps_left(trainer), UntoldSchedule().task_name(trainer, 2)
+        (None, 'task 2')
+    """
+
+    is_told = False
+
+    def task_at(self, trainer: Trainer) -> None:
+        """Return None: no epoch tells."""
+
+    def task_name(self, trainer: Trainer, task: int) -> str:
+        """Return ``task N``."""
+        return f"task {task}"
+
+    def known_tasks(self, trainer: Trainer) -> None:
+        """Return None: only the future knows."""
+
+    def total_epochs(self, trainer: Trainer) -> None:
+        """Return None: no stream counts."""
+
+    def batches_left(self, trainer: Trainer) -> float:
+        """Return infinity: none are known."""
+        return math.inf
+
+    def steps_left(self, trainer: Trainer, batch_idx: int = 0) -> None:
+        """Return None: the task may end at any step."""
 
 
 def steps_are_regular(trainer: Trainer) -> bool:

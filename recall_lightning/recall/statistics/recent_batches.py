@@ -36,6 +36,9 @@ class RecentBatches(Statistic):
             that it trains itself.
         in_memory: Whether they are kept at all.
 
+    Attributes:
+        spare: How many more are kept before those, for :meth:`go_back`.
+
     Example:
         >>> recent = RecentBatches(2)
         >>> for batch in range(3):
@@ -50,14 +53,25 @@ class RecentBatches(Statistic):
     def __init__(self, number: int, in_checkpoints: bool = True, in_memory: bool = True) -> None:
         self.number = number
         self.in_checkpoints = in_checkpoints
-        self._kept: deque[Any] = deque(maxlen=number if in_memory else 0)
+        self.spare = 0
+        self._in_memory = in_memory
+        self._kept: deque[Any] = deque()
         self._told = False  # that batches are left out of checkpoints
         self._restored: list[list[torch.Tensor] | None] = []  # until a batch shows their structure
 
     @property
     def batches(self) -> list[Any]:
         """Those that are kept, oldest first."""
-        return list(self._kept)
+        return list(self._kept)[-self.number :]
+
+    def go_back(self, batches: int) -> None:
+        """Forget the newest ones, so that the last are those from before them.
+
+        Args:
+            batches: How many, at most :attr:`spare`.
+        """
+        for _ in range(min(batches, len(self._kept))):
+            self._kept.pop()
 
     def start_task(self, context: TaskContext) -> None:
         """Forget those of the last task."""
@@ -80,8 +94,7 @@ class RecentBatches(Statistic):
         self, structure: Structure, module: nn.Module, batch: Any, snapshots: int
     ) -> dict[str, int]:
         """Return the bytes of as many batches as are kept, of the size of this one."""
-        of_one = sum(tensor.nbytes for tensor in tensors_of(batch))
-        return {"last batches": (self._kept.maxlen or 0) * of_one}
+        return {"last batches": self._in_memory * self.number * batch_bytes(batch)}
 
     def keep(self, batch: Any) -> None:
         """Keep a batch in place of the oldest; say so where checkpoints will leave it out."""
@@ -92,12 +105,15 @@ class RecentBatches(Statistic):
                 f"{self.number} of them out: a run that resumes measures on those it trains itself"
             )
         self._rebuild(batch)
-        if self._kept.maxlen:
+        if self._in_memory:
             self._kept.append(detached(batch))  # a training_step may change its batch
+            while len(self._kept) > self.number + self.spare:
+                self._kept.popleft()
 
     def _rebuild(self, batch: Any) -> None:
         if self._restored and None not in self._restored:
-            self._kept.extend(rebuild(batch, tensors or []) for tensors in self._restored)
+            restored = [rebuild(batch, tensors or []) for tensors in self._restored]
+            self._kept.extend(restored if self._in_memory else [])
         self._restored = []
 
     def resume(self, context: TaskContext) -> None:
@@ -114,6 +130,15 @@ class RecentBatches(Statistic):
         """Restore what :meth:`state_dict` returned, which the next batch makes usable."""
         self._kept.clear()
         self._restored = of_this_process(state_dict["processes"]) if self.in_checkpoints else []
+
+
+def batch_bytes(batch: Any) -> int:
+    """Return the bytes of a batch's tensors.
+
+    >>> batch_bytes({"inputs": torch.zeros(2, 3), "labels": torch.zeros(2, dtype=torch.long)})
+    40
+    """
+    return sum(tensor.nbytes for tensor in tensors_of(batch))
 
 
 def last_with(batches: Sequence[Any], labels: int, view: ModelView) -> list[Any]:

@@ -1,0 +1,136 @@
+"""Notices that the data has changed, and has the task end where it had not yet."""
+
+from collections.abc import Mapping
+from typing import Any, NotRequired, TypedDict
+
+from lightning.pytorch import LightningModule
+from torch import Tensor
+
+from recall_lightning.measuring.change import ChangeDetector
+from recall_lightning.recall.context import TaskContext
+from recall_lightning.recall.drift.earlier_weights import EarlierWeights, EarlierWeightsState
+from recall_lightning.recall.drift.signals import TrainingSignals
+from recall_lightning.recall.settings import DriftSettings
+from recall_lightning.recall.statistics.recent_batches import RecentBatches, batch_bytes
+
+_EVERY = 4  # optimizer steps after which the weights are copied anew, if nothing points to a change
+_MOST = 24  # steps that a copy may lie back
+
+
+class DriftState(TypedDict):
+    """What a checkpoint holds of it."""
+
+    values: dict[str, Tensor]
+    mean: NotRequired[Tensor | None]
+    variance: NotRequired[Tensor | None]
+    seen: int
+    weights: EarlierWeightsState
+
+
+class DriftWatch:
+    """Watches what training brings forth for a change, and keeps the weights from before one.
+
+    A change shows some steps after it has begun. So a copy of the weights is kept from when
+    nothing pointed to it: with that copy, and on the batches until then, the task is ended, and
+    what was trained since is added to where the next one starts.
+
+    Args:
+        settings: What is watched, and by which detector.
+        recent: The last batches, which are to be of the task that ends.
+    """
+
+    def __init__(self, settings: DriftSettings, recent: RecentBatches) -> None:
+        self._recent = recent
+        self._signals = TrainingSignals(settings.signals)
+        self._detectors = {
+            name: ChangeDetector(settings.detector, settings.minimal_steps)
+            for name in settings.signals
+        }
+        self._weights = EarlierWeights()
+
+    def start_task(self, context: TaskContext) -> None:
+        """Start anew; go on with what was trained of this task before it was known to be one."""
+        self._weights.go_on(context.pl_module)
+        self._weights.forget()
+        self._signals.distance.restart()
+        for detector in self._detectors.values():
+            detector.restart()
+        self._listen(context)
+
+    def resume(self, context: TaskContext) -> None:
+        """After a resume, go on listening."""
+        self._weights.resume(context.pl_module)
+        self._listen(context)
+
+    def _listen(self, context: TaskContext) -> None:
+        self._recent.spare = _MOST * context.trainer.accumulate_grad_batches
+        self._signals.listen(context.pl_module, context.structure.blocks)
+
+    def release(self) -> None:
+        """At a fit's end, leave nothing on the module."""
+        self._signals.stop()
+
+    def start_batch(self) -> None:
+        """See a batch come, after whatever runs the model on it without training."""
+        self._signals.start_batch()
+        self._weights.batches += 1
+
+    def observe_loss(self, loss: Tensor) -> None:
+        """See a loss before it is run backward."""
+        self._signals.observe_loss(loss)
+
+    def observe_step(self, context: TaskContext) -> str | None:
+        """See an optimizer step; return the signal that has told a change, or None."""
+        loss, states = (self._detectors.get(name) for name in ("loss", "representations"))
+        signals = self._signals.take(context.trainer, states is not None and states.holds)
+        changed = [loss is not None and loss.update(signals["loss"]), False]
+        if states is not None:
+            # hidden states move as well where the model learns fast: then the loss falls
+            counts = loss is None or loss.rises
+            changed[1] = states.update(signals["representations"], counts)
+        if any(changed):
+            return "loss" if changed[0] else "representations"
+        spare, calm = self._recent.spare, all(each.is_calm for each in self._detectors.values())
+        a_step = context.trainer.accumulate_grad_batches
+        if self._weights.batches >= (_EVERY * a_step if calm else spare):
+            self._weights.copy(context.pl_module)
+        return None
+
+    def go_back(self, pl_module: LightningModule) -> int:
+        """Give the model the weights of before a change, and forget batches since.
+
+        Returns:
+            How many batches ago that was.
+        """
+        if not self._weights.has_copy:
+            return 0
+        batches = self._weights.batches
+        self._weights.go_back(pl_module)
+        self._recent.go_back(batches)
+        return batches
+
+    def expected_bytes(self, copied: int, batch: Any) -> dict[str, int]:
+        """Return what it holds by what it is for, where no batches are accumulated.
+
+        Args:
+            copied: Bytes of a copy of the weights.
+            batch: A training batch.
+        """
+        return {"earlier weights": copied, "batches since those": _MOST * batch_bytes(batch)}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what was seen of the task, and the copy."""
+        detectors = self._detectors.items()
+        return {
+            "values": {name: each.state_dict()["values"] for name, each in detectors},
+            **self._signals.distance.state_dict(),
+            "weights": self._weights.state_dict(),
+        }
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned; what was not watched then begins here."""
+        for name, detector in self._detectors.items():
+            if name in state_dict["values"]:
+                detector.load_state_dict({"values": state_dict["values"][name]})
+        self._signals.distance.load_state_dict(dict(state_dict))
+        self._weights.load_state_dict(state_dict["weights"])

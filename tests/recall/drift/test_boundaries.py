@@ -1,0 +1,214 @@
+"""RecallCallback in a stream whose tasks nobody announces."""
+
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch.utils.data import ConcatDataset, DataLoader
+
+from recall_lightning import DriftSettings, ForgettingMonitor, RecallCallback, TaskStream
+from tests.support.callbacks import recall, same, weights_of
+from tests.support.resumed_runs import differences, train
+from tests.support.training import Plain, loader, quiet_trainer, task_data
+
+STEPS = 60  # of each part of the stream
+WATCH = DriftSettings(minimal_steps=20)
+
+
+def stream(parts=2, batch_size=8):
+    """A loader in which another input tells the classes apart from some batch on."""
+    data = ConcatDataset([task_data(part, STEPS * batch_size) for part in range(parts)])
+    return DataLoader(data, batch_size=batch_size)
+
+
+def callback(**kwargs):
+    given = {"every": 1.0, "merge_first_task": False, "boundaries": WATCH}
+    return RecallCallback(**given | kwargs)
+
+
+def fit(*callbacks, model=None, **kwargs):
+    torch.manual_seed(0)
+    model = model or Plain()
+    trainer = quiet_trainer(*callbacks, **kwargs)
+    trainer.fit(model, stream(), [loader(task, 64, shuffle=False) for task in range(2)])
+    return model
+
+
+@pytest.fixture(scope="module")
+def one():
+    """A callback that has been through a fit with one change."""
+    torch.manual_seed(0)
+    own, model = callback(), Plain()
+    quiet_trainer(own).fit(model, stream())
+    return own
+
+
+def test_the_change_is_noticed_soon_after_it_has_begun(one):
+    (change,) = one.changes
+    assert STEPS <= change["step"] < STEPS + 12
+    assert change["signal"] in ("loss", "representations")
+
+
+def test_the_task_ends_with_weights_from_before_the_change(one):
+    assert one.changes[0]["began"] in range(STEPS - 8, STEPS + 1)
+
+
+def test_the_second_task_is_merged_at_the_fits_end(one):
+    assert [(record["task"], record["step"]) for record in one.history] == [(1, 2 * STEPS)]
+    assert (one.task, one.visit, one.task_ended) == (1, 1, True)
+
+
+def test_what_the_first_task_depended_on_is_measured_on_its_own_batches():
+    seen = []
+
+    class Watched(RecallCallback):
+        def on_task_end(self, trainer, pl_module, task):
+            recent = next(s for s in self._statistics.active if s.name == "recent_batches")
+            seen.append([int(batch[0].sum() * 1e3) for batch in recent.batches])
+            super().on_task_end(trainer, pl_module, task)
+
+    fit(Watched(every=1.0, merge_first_task=False, boundaries=WATCH))
+    of_first = {int(batch[0].sum() * 1e3) for batch in list(stream())[:STEPS]}
+    assert len(seen) == 2
+    assert len(seen[0]) == 32
+    assert of_first.issuperset(seen[0])
+
+
+def test_nothing_that_was_trained_is_lost_at_a_change():
+    """Where nothing is merged at the boundary, training goes on as if there were none."""
+    plain, watched = Plain(), Plain()
+    own = callback(end_rule="never", every=10_000)
+    for model, callbacks in ((plain, []), (watched, [own])):
+        torch.manual_seed(0)
+        model.load_state_dict(Plain().state_dict())
+        quiet_trainer(*callbacks).fit(model, stream())
+    assert len(own.changes) == 1
+    for name, weight in plain.named_parameters():
+        torch.testing.assert_close(watched.get_parameter(name), weight, atol=1e-4, rtol=1e-4)
+
+
+def test_a_stream_without_a_change_stays_one_task():
+    torch.manual_seed(0)
+    own = callback()
+    quiet_trainer(own, max_epochs=4).fit(Plain(), loader(0, 480))
+    assert own.changes == []
+    assert own.visit == 0
+
+
+def test_others_see_the_datamodules_tasks_and_this_one_sees_changes():
+    data = TaskStream.from_datasets(
+        [(task_data(task, 480), task_data(task, 64)) for task in range(2)],
+        names=["red", "blue"],
+        epochs_per_task=2,
+        batch_size=16,
+    )
+    torch.manual_seed(0)
+    own, monitor = callback(every=5), ForgettingMonitor("val/acc")
+    trainer = quiet_trainer(own, monitor, max_epochs=4, reload_dataloaders_every_n_epochs=1)
+    trainer.fit(Plain(), datamodule=data)
+    assert [name for _, name in monitor.record.boundaries] == ["red", "blue"]
+    assert [step for step, _ in monitor.record.boundaries] == [0, STEPS]
+    assert [change["step"] > STEPS for change in own.changes] == [True]
+    assert own.marked_steps["change"] == [own.changes[0]["step"]]
+    assert own.task_name(trainer, 1) == "task 1"
+
+
+def test_gradient_accumulation_counts_batches_and_steps_apart():
+    own = callback()
+    fit(own, accumulate_grad_batches=2, max_epochs=1)
+    assert all(STEPS // 2 <= change["step"] <= STEPS // 2 + 12 for change in own.changes)
+
+
+def test_a_rule_by_similarity_needs_no_batches_kept():
+    own = recall(every=30, merge_first_task=False, boundaries=WATCH)
+    fit(own)
+    assert len(own.changes) == 1
+    assert {record["task"] for record in own.history} == {1}
+
+
+@pytest.mark.parametrize(("signal", "lr"), [("loss", 1e-2), ("representations", 1e-3)])
+def test_either_signal_is_enough(signal, lr):
+    own = callback(boundaries=DriftSettings(signals=(signal,), minimal_steps=20))
+    torch.manual_seed(0)
+    shifted = [task_data(0, STEPS * 8), task_data(1, STEPS * 8)]
+    shifted[1].tensors[0].add_(3.0)
+    quiet_trainer(own).fit(Plain(lr=lr), DataLoader(ConcatDataset(shifted), batch_size=8))
+    assert [change["signal"] for change in own.changes] == [signal]
+
+
+def test_nothing_is_left_on_the_model():
+    model = fit(callback())
+    assert not any(child._forward_hooks for child in model.modules())
+
+
+def test_a_run_that_resumes_anywhere_ends_as_one_that_was_not_interrupted(tmp_path):
+    def data():
+        both = [task_data(task, 1280) for task in range(2)]
+        return TaskStream.from_datasets(both, epochs_per_task=1, batch_size=16, val_fraction=0.2)
+
+    given = {"max_epochs": 2, "default_root_dir": tmp_path}
+    saver = ModelCheckpoint(tmp_path, "{step:03d}", every_n_train_steps=6, save_top_k=-1)
+    first = callback(every=7)
+    whole = train([first, saver], data(), **given)
+    assert len(first.changes) == 1
+    found = {}
+    for path in sorted(tmp_path.glob("*.ckpt")):
+        again = callback(every=7)
+        found[path.name] = differences(whole, train([again], data(), path, **given))
+        found[path.name] += differences(first.changes, again.changes)
+    assert len(found) > 15
+    assert not any(found.values()), found
+
+
+def test_a_checkpoint_right_at_the_boundary_holds_what_is_to_be_added(tmp_path):
+    class Saves(RecallCallback):
+        def on_task_end(self, trainer, pl_module, task):
+            super().on_task_end(trainer, pl_module, task)
+            if task == 0:
+                trainer.save_checkpoint(tmp_path / "boundary.ckpt")
+
+    fit(Saves(every=1.0, merge_first_task=False, boundaries=WATCH))
+    state = torch.load(tmp_path / "boundary.ckpt", weights_only=True)["callbacks"]
+    (own,) = (value for key, value in state.items() if "Saves" in key)
+    assert all(
+        bool(torch.any(each != 0)) for each in own["drift"]["weights"]["trained_since"].values()
+    )
+
+
+def test_a_fraction_of_a_task_is_refused_as_nobody_knows_its_length():
+    with pytest.raises(MisconfigurationException, match=r"every=0\.25 .* nobody knows how long"):
+        callback(every=0.25)
+
+
+def test_epochs_of_tasks_are_refused_beside_it():
+    with pytest.raises(MisconfigurationException, match="task_epochs=2 has no effect"):
+        callback(task_epochs=2)
+
+
+def test_another_word_is_refused():
+    with pytest.raises(
+        MisconfigurationException, match="boundaries='unknown' is unknown: use 'known' or 'drift'"
+    ):
+        callback(boundaries="unknown")
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"minimal_steps": 0}, {"signals": ()}, {"signals": ("noise",)}, {"detector": "ddm"}]
+)
+def test_settings_out_of_range_are_refused(wrong):
+    with pytest.raises(MisconfigurationException, match=next(iter(wrong))):
+        DriftSettings(**wrong)
+
+
+def test_a_rollback_is_refused_as_tasks_end_elsewhere():
+    monitor = ForgettingMonitor("val/acc", limits={"forgetting": 0.1}, on_limit="rollback")
+    with pytest.raises(MisconfigurationException, match="rollback"):
+        fit(callback(), monitor)
+
+
+def test_without_a_step_since_the_copy_weights_stay_themselves():
+    model, own = Plain(), callback()
+    before = weights_of(model)
+    own._drift._weights.copy(model)
+    own._drift.go_back(model)
+    assert same(before, weights_of(model))
