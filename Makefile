@@ -1,7 +1,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
-.PHONY: install demo demo-llm evidence evidence-quick evidence-real fashion-mnist test \
+.PHONY: install docs demo demo-llm evidence evidence-quick evidence-real fashion-mnist test \
 	test-oldest test-newest release-check clean
 
 install: .venv/installed
@@ -40,6 +40,13 @@ test: install
 	$(BIN)/mypy
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
+docs: .venv/installed-docs
+	$(BIN)/sphinx-build -W --keep-going --jobs auto -b html $(DOCS_OPTIONS) docs docs/_build/html
+
+.venv/installed-docs: .venv/installed
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	touch $@
+
 # The oldest versions that pyproject.toml claims, and the newest of everything but torch.
 LANE_TESTS ?= tests/recall tests/callbacks tests/merging
 LANE_EXTRAS := .[test,lora,gguf,llm]
@@ -64,4 +71,4 @@ release-check:
 	PYTHON=$(PYTHON) .ci/release-check
 
 clean:
-	rm -rf .venv .venv-oldest .venv-newest runs build dist
+	rm -rf .venv .venv-oldest .venv-newest runs build dist docs/_build docs/examples

@@ -21,7 +21,7 @@ CORE = {normal(requirement) for requirement in PROJECT["dependencies"]}
 EXTRAS = {
     normal(requirement)
     for extra, requirements in PROJECT["optional-dependencies"].items()
-    if extra != "test"
+    if extra not in ("docs", "test")
     for requirement in requirements
 }
 
@@ -62,7 +62,8 @@ def test_what_is_imported_is_declared(name):
         assert not IMPORTED[name], f"{name} is an extra's: import it in a function"
 
 
-def test_what_the_tests_install_is_constrained():
+@pytest.mark.parametrize("extra", ["docs", "test"])
+def test_what_the_tests_and_the_site_install_is_constrained(extra):
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     constrained = {normal(line) for line in lines if line and not line.startswith("#")}
-    assert CORE | {*map(normal, PROJECT["optional-dependencies"]["test"])} <= constrained
+    assert CORE | {*map(normal, PROJECT["optional-dependencies"][extra])} <= constrained

@@ -5,8 +5,8 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-TEXT = (ROOT / "docs" / "SUPPORT.md").read_text()
-TESTS = dict(re.findall(r"^- \[([\w-]+)\]: `(.+)`$", TEXT, re.MULTILINE))
+TEXT = (ROOT / "docs" / "support.md").read_text()
+TESTS = dict(re.findall(r"^- ([\w-]+): `(.+)`$", TEXT, re.MULTILINE))
 
 
 def functions_of(path):

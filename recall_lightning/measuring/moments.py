@@ -62,6 +62,16 @@ class Moments(ABC):
         """The memory that it takes."""
         return sum(tensor.nbytes for tensor in self.state_dict().values())
 
+    @property
+    def most_nbytes(self) -> int:
+        """The memory that it takes once it has seen as many inputs as it may."""
+        return self.nbytes
+
+    @property
+    def basis_nbytes(self) -> int:
+        """The memory of its eigenvalues and eigenvectors, of as many inputs; 0 of a diagonal."""
+        return 0
+
     def mean(self) -> Moments:
         """Return the mean over the inputs, which counts as one."""
         return self.scaled(1 / max(float(self.count), 1.0))
@@ -120,6 +130,11 @@ class FullMoments(Moments):
             return nan[0], nan
         values, vectors = eigh(self.matrix.double())
         return values.clamp(min=0).float(), vectors.float()
+
+    @property
+    def basis_nbytes(self) -> int:
+        """The memory of :attr:`spectrum`, whether or not it is known yet."""
+        return self.matrix.nbytes + self.diagonal.nbytes
 
     @property
     def diagonal(self) -> Tensor:
@@ -210,6 +225,20 @@ class LowRankMoments(Moments):
     def width(self) -> int:
         """How many entries an input has."""
         return len(self.diagonal)
+
+    @property
+    def most_nbytes(self) -> int:
+        """The memory that it takes with all directions that it may keep.
+
+        >>> LowRankMoments.empty(100, rank=4).nbytes, LowRankMoments.empty(100, rank=4).most_nbytes
+        (412, 2012)
+        """
+        return self.nbytes - self.factor.nbytes + self.rank * self.diagonal.nbytes
+
+    @property
+    def basis_nbytes(self) -> int:
+        """The memory of as many eigenvalues and eigenvectors as directions."""
+        return self.rank * (self.diagonal.nbytes + self.diagonal.element_size())
 
     @property
     def rest(self) -> Tensor:

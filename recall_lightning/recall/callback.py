@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal, NoReturn
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only, rank_zero_warn
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import Distribution
 from torch.optim import Optimizer
 
@@ -48,6 +48,7 @@ from recall_lightning.recall.arguments import (
 )
 from recall_lightning.recall.artifacts import LogArtifacts, TaskArtifacts
 from recall_lightning.recall.context import TaskContext
+from recall_lightning.recall.costs import ExpectedMemory, weight_bytes
 from recall_lightning.recall.drift.watch import DriftWatch
 from recall_lightning.recall.merge import SnapshotMerge
 from recall_lightning.recall.migration import migrated_state
@@ -339,6 +340,47 @@ class RecallCallback(TaskAwareCallback):
                 plasticity,
             )
         self.history[-1] = record
+
+    def expected_memory(self, pl_module: nn.Module, batch: Any) -> ExpectedMemory:
+        """Tell before a run what it will take to keep what the model knows.
+
+        The model is run on the batch, forward and backward, and left as it was.
+
+        Args:
+            pl_module: The model as it will be trained, LightningModule or not, on any device.
+            batch: A training batch on that device, of the size of all others.
+
+        Returns:
+            Bytes in each process that holds whole weights. Of ``snapshots="all"`` one is counted:
+            each one more takes as much again. What ``keep_live`` keeps from a task's end to the
+            next one's start is not counted.
+
+        Raises:
+            MisconfigurationException: If the model cannot be run or has no blocks.
+
+        Example:
+            >>> import torch
+            >>> net = nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 2))
+            >>> batch = torch.randn(16, 8), torch.randint(2, (16,))
+            >>> memory = RecallCallback(merge_first_task=False).expected_memory(net, batch)
+            >>> memory.training["snapshots"], memory.training["last batches"]
+            (184, 20480)
+        """
+        with _misconfiguration():
+            structure = Structure.of(pl_module, self.block_patterns, bool(self._needs & OF_MAPS))
+            number = 1 if self._kept.most == "all" else self._kept.most
+            held = self._statistics.expected_bytes(structure, pl_module, batch, number)
+        copied = weight_bytes(pl_module)
+        in_memory = self._kept.storage.to == "checkpoint"
+        held = {"snapshots": number * copied * in_memory, **held}
+        if not (self._merges_in_loop and "curvature" in self.rule.needs):
+            held.pop("eigenvectors", None)
+        if self._drift is not None:
+            held |= self._drift.expected_bytes(copied, batch)
+        at_end = {"moments of the task": held["moments"]} if "moments" in held else {}
+        if self.plasticity is not None:
+            at_end["live weights"] = copied
+        return ExpectedMemory(held, at_end)
 
     def should_merge(self, step_in_task: int, task_steps: int | None) -> bool:
         """Decide whether to merge after an optimizer step; override it for a policy of your own.
@@ -719,6 +761,11 @@ class RecallCallback(TaskAwareCallback):
     def _needs_length(self) -> bool:
         """Whether it is by a task's length that merges in the loop are due."""
         return not isinstance(self.every, Integral) and self.every < 1
+
+    @property
+    def _merges_in_loop(self) -> bool:
+        """Whether merges may come before a task's end."""
+        return self._needs_length or isinstance(self.every, Integral)
 
     @property
     def _merges_this_task(self) -> bool:

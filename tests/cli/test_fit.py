@@ -180,18 +180,6 @@ def test_last_is_the_newest_runs_checkpoint_or_a_new_run(tmp_path):
     assert resumed["measurements"] == matrix["measurements"]  # nothing was left to train
 
 
-def test_the_readmes_recipe_for_instructions_is_understood(tmp_path, capsys):
-    readme = (RECIPES.parent / "README.md").read_text()
-    (recipe,) = [part for part in readme.split("```yaml\n") if "InstructionStream" in part[:99]]
-    (tmp_path / "recipe.yaml").write_text(recipe.partition("```")[0])
-    config = printed_config(capsys, "-c", tmp_path / "recipe.yaml")
-    assert [task["name"] for task in config["data"]["init_args"]["tasks"]] == [
-        "reviews",
-        "capitals",
-    ]
-    assert config["model"]["init_args"]["lora"]["r"] == 16
-
-
 def test_fine_tuning_merges_nothing(tmp_path):
     header = fit(tmp_path, "digits_split", "--data.init_args.num_tasks=2", "--method=finetune")
     columns = (header / "metrics.csv").read_text().split("\n")[0]

@@ -11,7 +11,7 @@ from recall_lightning.recall.context import TaskContext
 from recall_lightning.recall.drift.earlier_weights import EarlierWeights, EarlierWeightsState
 from recall_lightning.recall.drift.signals import TrainingSignals
 from recall_lightning.recall.settings import DriftSettings
-from recall_lightning.recall.statistics.recent_batches import RecentBatches
+from recall_lightning.recall.statistics.recent_batches import RecentBatches, batch_bytes
 
 _EVERY = 4  # optimizer steps after which the weights are copied anew, if nothing points to a change
 _MOST = 24  # steps that a copy may lie back
@@ -108,6 +108,15 @@ class DriftWatch:
         self._weights.go_back(pl_module)
         self._recent.go_back(batches)
         return batches
+
+    def expected_bytes(self, copied: int, batch: Any) -> dict[str, int]:
+        """Return what it holds by what it is for, where no batches are accumulated.
+
+        Args:
+            copied: Bytes of a copy of the weights.
+            batch: A training batch.
+        """
+        return {"earlier weights": copied, "batches since those": _MOST * batch_bytes(batch)}
 
     def state_dict(self) -> dict[str, Any]:
         """Return what was seen of the task, and the copy."""

@@ -69,6 +69,19 @@ class Statistic:
     def observe_step(self, context: TaskContext) -> None:
         """See optimizers and weights after an optimizer step, before any merge."""
 
+    def expected_bytes(
+        self, structure: Structure, module: nn.Module, batch: Any, snapshots: int
+    ) -> dict[str, int]:
+        """Return by what it is for what this will hold while a task trains that is not the first.
+
+        Args:
+            structure: That of the model.
+            module: The model, which may be run.
+            batch: A training batch on its device.
+            snapshots: How many are kept.
+        """
+        return {}
+
     def prepare_merge(self, context: TaskContext, rule: MergeRule, last: bool) -> bool:
         """Learn what a merge by ``rule`` lacks; tell whether it can be made.
 

@@ -6,12 +6,13 @@ from typing import Any, TypedDict
 
 from lightning.fabric.utilities.apply_func import move_data_to_device
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from recall_lightning.callbacks._trainer.stored_state import check_tensors
 from recall_lightning.measuring.architecture import find_generator
 from recall_lightning.merging.rules import MergeRule
+from recall_lightning.merging.structure import Structure
 from recall_lightning.recall.context import TaskContext
 from recall_lightning.recall.settings import ImportanceSettings
 from recall_lightning.recall.squared_gradients import SquaredGradients, SquaredGradientsState
@@ -19,6 +20,8 @@ from recall_lightning.recall.statistics.base import Statistic
 from recall_lightning.weights.growth import has_grown, padded
 from recall_lightning.weights.naming import find_weights, named_weights
 from recall_lightning.weights.sharding import local, sharded_like, total
+
+_BYTES = 4  # of a number in float32
 
 
 class ImportanceState(TypedDict):
@@ -103,6 +106,18 @@ class ParameterImportance(Statistic):
                 "the optimizer keeps no squared gradients (Adam's exp_avg_sq): importance is "
                 f"averaged from the gradients of each task's last {self._gradients.steps} steps"
             )
+
+    def expected_bytes(
+        self, structure: Structure, module: nn.Module, batch: Any, snapshots: int
+    ) -> dict[str, int]:
+        """Return the bytes of a number a trainable parameter, and of running means beside it."""
+        own = sum(
+            _BYTES * weight.numel()
+            for weight in named_weights(module).values()
+            if weight.requires_grad
+        )
+        gathered = {"squared gradients": own} if self.source == "gradients" else {}
+        return {"importance": own, **gathered}
 
     def give(self, context: TaskContext, rule: MergeRule) -> Sequence[Mapping[str, Any]]:
         """Return the importance to all earlier tasks, the same for each snapshot."""

@@ -18,6 +18,7 @@ from recall_lightning.measuring.curvature import (
 )
 from recall_lightning.measuring.input_moments import empty_moments, input_moments
 from recall_lightning.measuring.map_check import unlike_linear_maps
+from recall_lightning.measuring.moments import Moments
 from recall_lightning.measuring.predictions import FoundPredictions, Predictions
 from recall_lightning.measuring.view import ModelView, view_of
 from recall_lightning.merging.rules import MergeRule
@@ -182,6 +183,27 @@ class MapMoments(Statistic):
         else:
             self._tell(self._trial, self._unknown, "as the batch tells")
 
+    def expected_bytes(
+        self, structure: Structure, module: torch.nn.Module, batch: Any, snapshots: int
+    ) -> dict[str, int]:
+        """Return the bytes of all maps' moments, and of the bases in which the loop merges by them.
+
+        The batch is run, since maps that read one tensor keep its moments once.
+        """
+        view = view_of(module, self._run.view)
+        unlike = unlike_linear_maps(module, structure.maps, batch, view)
+        given = (module, structure.without_maps(unlike).maps, [batch], view)
+        sizes = (self.settings.width, self.settings.rank)
+        if self.curvature:
+            measured = kronecker_factors(*given, *sizes, predictions=copy.copy(self._predictions))
+        else:
+            measured = KroneckerFactors(input_moments(*given, *sizes))
+        kept = _kept(measured)
+        return {
+            "moments": sum(moments.most_nbytes for moments in kept),
+            "eigenvectors": sum(moments.basis_nbytes for moments in kept),
+        }
+
     def prepare_merge(self, context: TaskContext, rule: MergeRule, last: bool) -> bool:
         """Where no task came before, gather what stands for the snapshot's own inputs.
 
@@ -298,8 +320,7 @@ class MapMoments(Statistic):
     def _tell_memory(self, measured: KroneckerFactors) -> None:
         """Say once how much memory the moments of all tasks will take."""
         if not self._memory_is_told:
-            kept = {*measured.inputs.values(), *measured.outputs.values()}
-            size = sum(moments.nbytes for moments in kept) / 2**20
+            size = sum(moments.most_nbytes for moments in _kept(measured)) / 2**20
             rank_zero_info(
                 f"RecallCallback: the moments of linear maps take {size:.3g} MiB, however many the "
                 "tasks, and those of the current task as much again while it ends (less with a "
@@ -394,6 +415,11 @@ class MapMoments(Statistic):
     def check_fits(self, context: TaskContext) -> None:
         """Check the widths of what is known of the model's maps."""
         self.known.check_fits(context.structure.maps, named_weights(context.pl_module))
+
+
+def _kept(measured: KroneckerFactors) -> set[Moments]:
+    """Return the moments that are kept: maps may share theirs."""
+    return {*measured.inputs.values(), *measured.outputs.values()}
 
 
 def _kind(predictions: FoundPredictions) -> str | None:

@@ -85,6 +85,13 @@ class NeededStatistics:
         for statistic in self.active:
             statistic.observe_step(context)
 
+    def expected_bytes(
+        self, structure: Structure, module: nn.Module, batch: Any, snapshots: int
+    ) -> dict[str, int]:
+        """Return what all will hold while a task trains, by what it is for."""
+        expected = [one.expected_bytes(structure, module, batch, snapshots) for one in self.active]
+        return {what: size for own in expected for what, size in own.items()}
+
     def prepare_merge(self, context: TaskContext, rule: MergeRule, last: bool) -> bool:
         """Tell whether all that ``rule`` needs is there, or can be had now."""
         needed = [s for s in self.active if s.meets & rule.needs]

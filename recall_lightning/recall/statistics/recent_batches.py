@@ -7,9 +7,11 @@ from typing import Any, TypedDict
 import torch
 from lightning.fabric.utilities.apply_func import move_data_to_device
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from torch import nn
 
-from recall_lightning.measuring.batches import detached, only_tensors, rebuild
+from recall_lightning.measuring.batches import detached, only_tensors, rebuild, tensors_of
 from recall_lightning.measuring.view import ModelView
+from recall_lightning.merging.structure import Structure
 from recall_lightning.recall.context import TaskContext
 from recall_lightning.recall.statistics.base import Statistic
 from recall_lightning.weights.sharding import of_all_processes, of_this_process
@@ -88,6 +90,12 @@ class RecentBatches(Statistic):
         """Keep a training batch in place of the oldest."""
         self.keep(batch)
 
+    def expected_bytes(
+        self, structure: Structure, module: nn.Module, batch: Any, snapshots: int
+    ) -> dict[str, int]:
+        """Return the bytes of as many batches as are kept, of the size of this one."""
+        return {"last batches": self._in_memory * self.number * batch_bytes(batch)}
+
     def keep(self, batch: Any) -> None:
         """Keep a batch in place of the oldest; say so where checkpoints will leave it out."""
         if self.in_checkpoints and not self._told and only_tensors(batch) is None:
@@ -122,6 +130,15 @@ class RecentBatches(Statistic):
         """Restore what :meth:`state_dict` returned, which the next batch makes usable."""
         self._kept.clear()
         self._restored = of_this_process(state_dict["processes"]) if self.in_checkpoints else []
+
+
+def batch_bytes(batch: Any) -> int:
+    """Return the bytes of a batch's tensors.
+
+    >>> batch_bytes({"inputs": torch.zeros(2, 3), "labels": torch.zeros(2, dtype=torch.long)})
+    40
+    """
+    return sum(tensor.nbytes for tensor in tensors_of(batch))
 
 
 def last_with(batches: Sequence[Any], labels: int, view: ModelView) -> list[Any]:

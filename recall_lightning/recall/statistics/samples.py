@@ -6,7 +6,7 @@ from typing import Any, TypedDict
 import torch
 from lightning.fabric.utilities.apply_func import move_data_to_device
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
-from torch import Tensor
+from torch import Tensor, nn
 
 from recall_lightning.callbacks._trainer.strategies import is_sharded
 from recall_lightning.measuring.batches import (
@@ -16,6 +16,7 @@ from recall_lightning.measuring.batches import (
     only_tensors,
     rebuild,
     select_samples,
+    tensors_of,
 )
 from recall_lightning.measuring.blocks import Block
 from recall_lightning.measuring.candidates import draw_candidates, training_samples
@@ -24,6 +25,7 @@ from recall_lightning.measuring.isolation import cuda_devices, isolated_rng
 from recall_lightning.measuring.set_aside import set_aside
 from recall_lightning.measuring.typical_samples import choose_typical_samples
 from recall_lightning.merging.rules import MergeRule, Similarity
+from recall_lightning.merging.structure import Structure
 from recall_lightning.recall.context import TaskContext
 from recall_lightning.recall.model_run import ModelRun
 from recall_lightning.recall.settings import SampleSettings
@@ -86,6 +88,17 @@ class TypicalSamples(Statistic):
     def has_typical_samples(self) -> bool:
         """Whether the task's typical samples are chosen."""
         return bool(self._typical)
+
+    def expected_bytes(
+        self, structure: Structure, module: nn.Module, batch: Any, snapshots: int
+    ) -> dict[str, int]:
+        """Return the bytes of as many samples of a batch, and of their states."""
+        states = hidden_states(module, structure.blocks, [batch], self._run.view)
+        share = self.settings.typical / batch_size(batch)
+        return {
+            "typical samples": round(share * sum(each.nbytes for each in tensors_of(batch))),
+            "their states": snapshots * round(share * sum(each.nbytes for each in states.values())),
+        }
 
     def start_task(self, context: TaskContext) -> None:
         """Forget the last task's samples and choose this one's, if its dataset can be read."""
