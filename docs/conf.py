@@ -1,5 +1,6 @@
 """How the site is built: ``make docs``, which reads nothing from the network."""
 
+import sys
 from importlib.metadata import version as version_of
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from latex2mathml.converter import convert
 from sphinx.application import Sphinx
 
 ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
 EXAMPLES = ROOT / "examples"
 HAS_EXAMPLES = any(EXAMPLES.glob("**/plot_*.py"))
 
@@ -24,8 +26,9 @@ extensions = [
     "sphinx.ext.viewcode",
     "sphinx_copybutton",
     "sphinx_design",
+    "docs.extension.directives",
 ]
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "extension", "pictures"]
 language = "en_GB"
 
 # Links: every one inside the site is checked, and every reference to a name of the package.
