@@ -27,7 +27,9 @@ class Recorder(WandbLogger):
 
     def __init__(self):
         self.keys = set()
-        self._experiment = SimpleNamespace(define_metric=lambda *_, **__: None, log=self.keys.update)
+        self._experiment = SimpleNamespace(
+            define_metric=lambda *_, **__: None, log=self.keys.update
+        )
 
     name, version, save_dir = "recorder", "0", None
 
@@ -79,9 +81,7 @@ def run_plain(recorder, callback):
 
 
 def run_language_models(recorder):
-    rows = [
-        {"input_ids": row, "labels": row, "num_bytes": torch.tensor(8)} for row in sequences(1)
-    ]
+    rows = [{"input_ids": row, "labels": row, "num_bytes": torch.tensor(8)} for row in sequences(1)]
     callback, module = RecallCallback(), tiny_llama_module(lora={})
     for step in (1, 2):
         trainer = quiet_trainer(callback, logger=recorder, log_every_n_steps=1)
