@@ -123,7 +123,7 @@ def _name(table: Table) -> str:
 
 def _source(page: str, program: str) -> str:
     return (
-        f"Mean ± 95 % interval over seeds (how many, where not all have ended); ↑ higher scores are "
+        "Mean ± 95 % interval over seeds (how many, where not all have ended); ↑ higher scores are "
         f"better, ↓ lower ones. Read from `benchmarks/{page}` when this page was built, which "
         f"`python -m {program}` writes."
     )
