@@ -65,12 +65,13 @@ class Picture(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         """Return both, of which the theme shows the one that fits."""
-        name, figure = self.arguments[0], nodes.figure()
+        name, figure, images = self.arguments[0], nodes.figure(), nodes.container()
         for colours in (LIGHT, DARK):
             uri = f"/{_MADE.as_posix()}/{name}-{colours.name}.svg"
             image = nodes.image(uri=uri, alt=self.options["alt"])
             image["classes"] += [f"only-{colours.name}", "dark-light"]
-            figure += image
+            images += image
+        figure += images  # in a box, for the theme hides a caption beside what it hides
         if self.content:
             caption = nodes.caption()
             caption += self.parse_inline(" ".join(self.content))[0]
