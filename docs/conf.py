@@ -30,6 +30,7 @@ extensions = [
 ]
 exclude_patterns = ["_build", "extension", "pictures"]
 language = "en_GB"
+smartquotes = False  # messages and options are shown as they are
 
 # Links: every one inside the site is checked, and every reference to a name of the package.
 nitpicky = True
@@ -40,6 +41,7 @@ myst_heading_anchors = 4
 copybutton_exclude = ".linenos, .gp, .go"
 
 autodoc_member_order = "bysource"
+toc_object_entries_show_parents = "hide"
 autodoc_typehints = "signature"
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False

@@ -89,6 +89,13 @@ def write_pages(app: Sphinx) -> None:
             _write(folder / _MADE / f"{name}-{colours.name}.svg", colours.svg(draw))
 
 
+def put_dashes(app: Sphinx, doctree: nodes.document, page: str) -> None:
+    """Put a dash between an argument's name and what it is, where Sphinx writes two hyphens."""
+    for text in list(doctree.findall(nodes.Text)):
+        if text == " -- ":
+            text.parent.replace(text, nodes.Text(" – "))
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     """Register all of it."""
     app.add_directive("evidence-of-method", EvidenceOfMethod)
@@ -96,6 +103,7 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.add_directive("methods", Methods)
     app.add_directive("picture", Picture)
     app.connect("builder-inited", write_pages)
+    app.connect("doctree-resolved", put_dashes)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
 
 

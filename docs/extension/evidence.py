@@ -11,6 +11,7 @@ from docs.extension.sources import ROOT
 STREAMS = ROOT / "benchmarks" / "RESULTS.md"
 MODELS = ROOT / "benchmarks" / "results" / "real_models.md"
 READS_OLD_DATA = " †"
+_ARROWS = "↑ higher scores are better, ↓ lower ones."
 
 
 @dataclass(frozen=True)
@@ -96,10 +97,10 @@ def _on_streams(method: str) -> list[str]:
         if own is None or plain is None or joint is None or not table.direction:
             continue
         if set(columns) <= set(table.header):
-            ends = [plain["average"], joint["average"]]
+            ends = [_mean(plain["average"]), _mean(joint["average"])]
             rows.append([_name(table), *(own[name] for name in columns), *ends])
-    header = ["stream", *columns, "average of fine-tuning", "of joint training"]
-    said = _source("RESULTS.md", "benchmarks.evidence")
+    header = ["stream", *columns, "fine-tuning's average", "joint training's"]
+    said = f"{_ARROWS} {_source('RESULTS.md', 'benchmarks.evidence')}"
     return [*_markdown(header, rows), "", said, ""] if rows else []
 
 
@@ -110,22 +111,25 @@ def _on_models(method: str) -> list[str]:
         own, plain = table.row(method), table.row("finetune")
         if own is None or plain is None or not set(columns) <= set(table.header):
             continue
-        ends = [plain["forgetting"], plain["average"]]
+        ends = [_mean(plain["forgetting"]), _mean(plain["average"])]
         rows.append([_name(table), *(own[name] for name in columns), *ends])
-    header = ["model and data", *columns, "forgetting of fine-tuning", "its average"]
-    said = _source("results/real_models.md", "benchmarks.real")
+    header = ["model and data", *columns, "fine-tuning's forgetting", "its average"]
+    said = f"{_ARROWS} {_source('results/real_models.md', 'benchmarks.real')}"
     return [*_markdown(header, rows), "", said, ""] if rows else []
 
 
+def _mean(cell: str) -> str:
+    return cell.partition(" ±")[0]
+
+
 def _name(table: Table) -> str:
-    return f"{table.section} {'↑' if table.direction == 'higher' else '↓'}"
+    return f"{table.section}\N{NO-BREAK SPACE}{'↑' if table.direction == 'higher' else '↓'}"
 
 
 def _source(page: str, program: str) -> str:
     return (
-        "Mean ± 95 % interval over seeds (how many, where not all have ended); ↑ higher scores are "
-        f"better, ↓ lower ones. Read from `benchmarks/{page}` when this page was built, which "
-        f"`python -m {program}` writes."
+        f"Mean ± 95 % interval over seeds, read from `benchmarks/{page}` when this page was built, "
+        f"which `python -m {program}` writes."
     )
 
 

@@ -43,8 +43,8 @@ class Message:
     @property
     def _parts(self) -> tuple[str, str]:
         head, colon, tail = self.text.rpartition(": ")
-        told = _own_words(tail)
-        is_advice = bool(colon and _own_words(head)) and len(told.split()) > 1
+        is_advice = bool(colon and _own_words(tail)) and len(tail.split()) > 1
+        is_advice = is_advice and len(_own_words(head).split()) > 1
         return (head, tail) if is_advice else (self.text, "")
 
 

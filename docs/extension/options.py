@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 from docs.extension.markup import escaped
 from recall_lightning.cli.fit import RecallCLI
 from recall_lightning.cli.merge import merge_parser
-from recall_lightning.cli.parser import PlainParser
+from recall_lightning.cli.parser import _FIRST, PlainParser
 from recall_lightning.cli.plain_text import plain
 from recall_lightning.cli.report import report_parser
 from recall_lightning.cli.retune import retune_parser
@@ -104,7 +105,14 @@ def groups_of(parser: argparse.ArgumentParser) -> list[Group]:
     for group in parser._action_groups:
         for action in filter(_is_shown, group._group_actions):
             groups.setdefault(_title(parser, group, action), []).append(_option(action))
-    return [Group(title, tuple(options)) for title, options in groups.items()]
+    return [Group(title, tuple(groups[title])) for title in sorted(groups, key=_place)]
+
+
+def _place(title: str) -> int:
+    """Return where a group stands: as in the help, those that are used most come first."""
+    name = re.match(r"--(\w+)\.", title)
+    first = "" if name is None else name[1]
+    return _FIRST.index(first) if first in _FIRST else len(_FIRST)
 
 
 def _is_shown(action: argparse.Action) -> bool:
@@ -137,6 +145,7 @@ def _value(action: argparse.Action) -> str:
         return "|".join(map(str, action.choices))
     metavar = action.metavar or action.dest.rpartition(".")[2].upper()
     metavar = metavar if isinstance(metavar, str) else " ".join(metavar)
+    metavar = "".join(filter(str.isprintable, metavar))
     return metavar if len(metavar) < _LONG else action.dest.rpartition(".")[2].upper()
 
 

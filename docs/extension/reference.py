@@ -1,12 +1,13 @@
 """The pages of the reference that are written from the source when the site is built."""
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
 from itertools import groupby
 from pathlib import Path
 
 from docs.extension.markup import escaped, heading
 from docs.extension.messages import Message, errors, warnings
-from docs.extension.options import groups_of, parser_of
+from docs.extension.options import Option, groups_of, parser_of
 from docs.extension.sources import Source, sources
 
 COMMANDS: Mapping[str, str] = {
@@ -21,7 +22,16 @@ COMMANDS: Mapping[str, str] = {
 _FILTER = """.. raw:: html
 
    <p><label>Show what holds
-   <input type="search" class="message-filter" placeholder="words of the message"></label></p>
+   <input type="search" id="message-filter" placeholder="words of the message"></label></p>
+   <script>
+   document.getElementById("message-filter").addEventListener("input", (event) => {
+     const words = event.target.value.toLowerCase().split(/\\s+/);
+     for (const item of document.querySelectorAll("ul.messages > li")) {
+       const text = item.textContent.toLowerCase();
+       item.hidden = !words.every((word) => text.includes(word));
+     }
+   });
+   </script>
 """
 
 
@@ -44,10 +54,15 @@ def command_page(command: str) -> Iterator[str]:
         yield from heading(escaped(group.title), "-")
         for option in group.options:
             given = ", ".join(f"{name} {option.value}".strip() for name in option.names)
-            default = f" Default: ``{option.default}``." if option.default else ""
-            yield from [f".. option:: {given}", "", f"   {option.text}{default}", ""]
+            yield from [f".. option:: {given}", "", f"   {_sentences(option)}", ""]
     if command not in ("fit", "validate") and parser.epilog:
         yield from ["::", "", *(f"   {line}" for line in parser.epilog.strip().splitlines()), ""]
+
+
+def _sentences(option: Option) -> str:
+    ends = not option.text or option.text.endswith((".", ")"))
+    text = option.text if ends else f"{option.text}."
+    return f"{text} Default: ``{option.default}``." if option.default else text
 
 
 def errors_page() -> Iterator[str]:
@@ -55,9 +70,9 @@ def errors_page() -> Iterator[str]:
     yield from heading("Errors", "=")
     yield (
         "Every error that the package raises in words of its own, as its source has it, by the "
-        "part that raises it. ‹…› stands for what the message puts in. Where a message ends in "
-        "advice, that stands below it. What a callback or the command line was given is named "
-        "before the message, as in ``RecallCallback: …``; such errors are Lightning's "
+        "part that raises it: what is wrong, and what to do where that does not follow from it. "
+        "‹…› stands for what the message puts in. What a callback or the command line was given is "
+        "named before the message, as in ``RecallCallback: …``; such errors are Lightning's "
         "``MisconfigurationException``, all others a ``ValueError`` unless another name stands "
         "beside them. Commands print them as one line and end with exit code 2."
     )
@@ -86,18 +101,21 @@ def pages() -> dict[Path, str]:
     return {path: "\n".join(lines) + "\n" for path, lines in made.items()}
 
 
-def _by_file(read, usual: set[str]) -> Iterator[str]:  # type: ignore[no-untyped-def]
-    found = [(source, read(source)) for source in sources()]
+def _by_file(read: Callable[[Source], list[Message]], usual: set[str]) -> Iterator[str]:
+    found = [(source, read(source)) for source in sorted(sources(), key=lambda each: each.room)]
     for room, of_room in groupby((each for each in found if each[1]), lambda each: each[0].room):
         yield from heading(room or "the package itself", "-")
         for source, messages in of_room:
-            yield from _of_file(source, messages, usual)
+            yield from [f".. rubric:: {escaped(source.summary)}", "", f"``{source.path}``", ""]
+            yield from [".. rst-class:: messages", ""]
+            for message in messages:
+                yield from [*_in_words(message, usual), ""]
 
 
-def _of_file(source: Source, messages: list[Message], usual: set[str]) -> Iterator[str]:
-    yield from [f".. rubric:: {escaped(source.summary)}", "", f"``{source.path}``", ""]
-    for message in messages:
-        kind = "" if message.kind in usual else f"``{message.kind}``: "
-        yield f"{kind}{escaped(message.wrong)}"
-        yield f"   {escaped(message.advice[:1].upper() + message.advice[1:]) or '—'}"
-        yield ""
+def _in_words(message: Message, usual: set[str]) -> Iterator[str]:
+    kind = "" if message.kind in usual else f"``{message.kind}``: "
+    yield f"* {kind}**{escaped(message.wrong.strip())}**"
+    if message.advice:
+        starts_with_word = re.match(r"[a-z]+[ ,;]", message.advice)
+        first = message.advice[0].upper() if starts_with_word else message.advice[0]
+        yield from ["", f"  {escaped(first + message.advice[1:])}"]

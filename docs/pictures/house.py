@@ -40,10 +40,11 @@ def house(colours: Colours) -> Figure:
             place = (10 * (position + 1) / (len(level) + 1), height)
             boxes[room] = axes.text(*place, room, ha="center", va="center", bbox=box)
     for room, other in graph.edges:
-        ends = {"patchA": boxes[room].get_bbox_patch(), "patchB": boxes[other].get_bbox_patch()}
-        arrow = {"arrowstyle": "->", "color": colours.faint, "shrinkA": 2, "shrinkB": 2, **ends}
-        tail, head = boxes[room].get_position(), boxes[other].get_position()
-        axes.annotate("", head, tail, arrowprops=arrow, zorder=1)
+        (x, y), (below_x, below_y) = boxes[room].get_position(), boxes[other].get_position()
+        axes.plot([x, below_x], [y, below_y], color=colours.faint, linewidth=1, zorder=1)
+        middle = (x + below_x) / 2, (y + below_y) / 2
+        arrow = {"arrowstyle": "-|>", "color": colours.text, "linewidth": 0, "mutation_scale": 14}
+        axes.annotate("", middle, (x, y), arrowprops=arrow, zorder=1)
     return figure
 
 

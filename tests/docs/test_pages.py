@@ -93,7 +93,7 @@ def test_a_methods_evidence_is_its_row_of_every_stream():
         r"^\| ewc \| ([^|]+) \| ([^|]+) \|", page, re.MULTILINE
     ).groups()
     shown = "\n".join(of_method("ewc"))
-    assert f"| digits_permuted ↑ | {average} | {forgetting} |" in shown
+    assert f"| digits_permuted\N{NO-BREAK SPACE}↑ | {average} | {forgetting} |" in shown
     assert of_method("none of them") == []
 
 
