@@ -47,4 +47,5 @@ docs: .venv/installed-docs
 	touch $@
 
 clean:
-	rm -rf .venv runs docs/_build docs/examples
+	rm -rf .venv runs docs/_build docs/examples docs/pictures/made docs/reference/commands
+	rm -f docs/reference/errors.rst docs/reference/warnings.rst

@@ -49,7 +49,7 @@ napoleon_numpy_docstring = False
 html_theme = "pydata_sphinx_theme"
 html_title = "recall_lightning"
 html_static_path = ["_static"]
-html_css_files = ["site.css"]
+html_css_files = ["site.css", "reference.css"]
 html_show_sourcelink = False
 html_theme_options = {
     "logo": {"text": "recall_lightning"},

@@ -6,69 +6,50 @@ from matplotlib.figure import Figure
 from docs.pictures.style import Colours, one_axes
 
 _STEPS = 12  # of the drawing
+_BELOW = 9.0  # how far the second task lies below the first
 
 
 def task(colours: Colours) -> Figure:
-    """Draw two tasks as a line of optimizer steps, and what is done beside it."""
-    figure, axes = one_axes(9.2, 4.1, blank=True)
-    axes.set_xlim(-0.9, 2 * _STEPS + 3.6)
-    axes.set_ylim(-3.7, 3.3)
-    for number, start in enumerate((0.0, _STEPS + 2.6)):
-        _draw_task(axes, colours, start, ("task 0", "task 1")[number])
+    """Draw two tasks as lines of optimizer steps, and what is done beside them."""
+    figure, axes = one_axes(5.4, 5.0, blank=True)
+    axes.set_xlim(-0.6, _STEPS + 0.6)
+    axes.set_ylim(-_BELOW - 3.4, 3.2)
+    for number in range(2):
+        _draw_task(axes, colours, -_BELOW * number, f"task {number}")
     axes.annotate(
-        "decides how\nlater tasks\nare merged",
-        (_STEPS + 0.6, -1.9),
-        (_STEPS + 3.0, -1.9),
-        ha="left",
-        va="center",
-        arrowprops={"arrowstyle": "<-", "color": colours.merged},
-        color=colours.merged,
+        "",
+        (6.4, 3.3 - _BELOW),
+        (8.8, -3.3),
+        arrowprops=_arrow(colours.merged),
     )
+    where = (4.4, -5.3)
+    axes.text(*where, "decides how later\ntasks are merged", ha="center", color=colours.merged)
     return figure
 
 
-def _draw_task(axes: Axes, colours: Colours, start: float, name: str) -> None:
-    end = start + _STEPS
-    axes.plot([start, end], [0, 0], color=colours.text, linewidth=1)
+def _draw_task(axes: Axes, colours: Colours, height: float, name: str) -> None:
+    axes.plot([0, _STEPS], [height] * 2, color=colours.text, linewidth=1)
     steps = range(1, _STEPS + 1)
-    axes.plot([start + s for s in steps], [0] * _STEPS, "|", color=colours.new, markersize=9)
-    axes.text(start + _STEPS / 2, 3.0, name, ha="center", weight="bold")
-    axes.text(start + _STEPS / 2, -0.75, "optimizer steps", ha="center", color=colours.new)
-    axes.plot(start, 0, "o", color=colours.old, markersize=9)
-    axes.text(
-        start,
-        1.75,
+    axes.plot(steps, [height] * _STEPS, "|", color=colours.new, markersize=9)
+    axes.plot(0, height, "o", color=colours.old, markersize=9)
+    axes.plot([4, 8], [height] * 2, "D", color=colours.merged, markersize=7)
+    axes.plot(_STEPS, height, "D", color=colours.merged, markersize=10)
+    axes.text(0, height - 1.0, name, weight="bold")
+    axes.text(3.4, height - 1.0, "optimizer steps", color=colours.new)
+    start, loop, end = (
         "start:\nsnapshot of\nthe weights",
-        ha="left",
-        va="center",
-        color=colours.old,
-    )
-    axes.annotate("", (start, 0.25), (start, 0.95), arrowprops=_arrow(colours.old))
-    for step in (4, 8):
-        axes.plot(start + step, 0, "D", color=colours.merged, markersize=7)
-    axes.text(
-        start + 6,
-        1.45,
         "every:\nmerge\nin the loop",
-        ha="center",
-        va="center",
-        color=colours.merged,
+        "end:\nlast merge",
     )
-    for step in (4, 8):
-        axes.annotate("", (start + step, 0.3), (start + 6, 0.75), arrowprops=_arrow(colours.merged))
-    axes.plot(end, 0, "D", color=colours.merged, markersize=10)
-    axes.text(
-        end + 0.3, 1.75, "end:\nmerge by\nend_rule", ha="right", va="center", color=colours.merged
-    )
-    axes.annotate("", (end, 0.35), (end, 0.95), arrowprops=_arrow(colours.merged))
-    axes.text(
-        end + 0.3,
-        -1.9,
-        "measured on the\nlast batches,\nwhich are then\nforgotten",
-        ha="right",
-        va="center",
-        color=colours.merged,
-    )
+    axes.text(0, height + 1.0, start, color=colours.old)
+    axes.text(_STEPS / 2, height + 1.0, loop, ha="center", color=colours.merged)
+    axes.text(_STEPS + 0.3, height + 1.0, end, ha="right", color=colours.merged)
+    for tip, tail in ((0, 0), (4, _STEPS / 2), (8, _STEPS / 2), (_STEPS, _STEPS)):
+        colour = colours.merged if tip else colours.old
+        ends = (tip, height + 0.3), (tail, height + 0.9)
+        axes.annotate("", *ends, arrowprops=_arrow(colour))
+    last = "measured on the last\nbatches, which are\nthen forgotten"
+    axes.text(_STEPS + 0.3, height - 2.9, last, ha="right", color=colours.merged)
 
 
 def _arrow(colour: str) -> dict[str, object]:
