@@ -71,4 +71,6 @@ release-check:
 	PYTHON=$(PYTHON) .ci/release-check
 
 clean:
-	rm -rf .venv .venv-oldest .venv-newest runs build dist docs/_build docs/examples
+	rm -rf .venv .venv-oldest .venv-newest runs build dist docs/_build docs/examples \
+		docs/pictures/made docs/reference/commands
+	rm -f docs/reference/errors.rst docs/reference/warnings.rst

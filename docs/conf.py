@@ -1,5 +1,6 @@
 """How the site is built: ``make docs``, which reads nothing from the network."""
 
+import sys
 from importlib.metadata import version as version_of
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from latex2mathml.converter import convert
 from sphinx.application import Sphinx
 
 ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
 EXAMPLES = ROOT / "examples"
 HAS_EXAMPLES = any(EXAMPLES.glob("**/plot_*.py"))
 
@@ -24,9 +26,11 @@ extensions = [
     "sphinx.ext.viewcode",
     "sphinx_copybutton",
     "sphinx_design",
+    "docs.extension.directives",
 ]
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "extension", "pictures"]
 language = "en_GB"
+smartquotes = False  # messages and options are shown as they are
 
 # Links: every one inside the site is checked, and every reference to a name of the package.
 nitpicky = True
@@ -37,6 +41,7 @@ myst_heading_anchors = 4
 copybutton_exclude = ".linenos, .gp, .go"
 
 autodoc_member_order = "bysource"
+toc_object_entries_show_parents = "hide"
 autodoc_typehints = "signature"
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
@@ -44,7 +49,7 @@ napoleon_numpy_docstring = False
 html_theme = "pydata_sphinx_theme"
 html_title = "recall_lightning"
 html_static_path = ["_static"]
-html_css_files = ["site.css"]
+html_css_files = ["site.css", "reference.css"]
 html_show_sourcelink = False
 html_theme_options = {
     "logo": {"text": "recall_lightning"},

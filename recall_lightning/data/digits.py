@@ -47,7 +47,7 @@ class DigitsStream(TaskStream):
         num_tasks: Number of tasks. In the ``"split"`` scenario it must divide 10.
         val_fraction: The part of each class that is held out, between 0 and 1.
         angle_step: Degrees from one task to the next in the ``"rotated"`` scenario.
-        **kwargs: Arguments of :class:`~recall_lightning.data.TaskStream`. Its ``seed`` also chooses
+        **kwargs: Arguments of :class:`~recall_lightning.TaskStream`. Its ``seed`` also chooses
             the held-out digits and the permutations.
 
     Raises:

@@ -61,7 +61,7 @@ class StdlibTextStream(TaskStream):
         sequence_length: Bytes in a sequence, L, at least 2.
         train_sequences: Training sequences of each task.
         val_sequences: Held-out sequences of each task.
-        **kwargs: Arguments of :class:`~recall_lightning.data.TaskStream`. Its ``seed`` also chooses
+        **kwargs: Arguments of :class:`~recall_lightning.TaskStream`. Its ``seed`` also chooses
             the files and the held-out blocks.
 
     Raises:

@@ -79,7 +79,7 @@ class TextFilesStream(TaskStream):
         bad_rows: ``"skip"`` with a warning what cannot be read as text, or stop with an
             ``"error"``.
         trust_remote_code: Whether a tokenizer may run code of its own.
-        **kwargs: Arguments of :class:`~recall_lightning.data.TaskStream`. Its ``seed`` also chooses
+        **kwargs: Arguments of :class:`~recall_lightning.TaskStream`. Its ``seed`` also chooses
             what is held out.
 
     Raises:

@@ -64,9 +64,9 @@ def cosine(snapshot_states: Tensor, live_states: Tensor) -> float:
 def linear_cka(snapshot_states: Tensor, live_states: Tensor) -> float:
     """Linear centred kernel alignment, ‖XᵀY‖² / (‖XᵀX‖ ‖YᵀY‖) with centred X and Y.
 
-    Source: Kornblith et al. 2019, the plain (biased) estimator, which is high when there are
-    fewer samples than dimensions. It sees no rotation and no scaling of the states. Two constant
-    sets of states are alike (1); a constant and a varying one are not (0).
+    Source: Kornblith et al. 2019 (arXiv 1905.00414), the plain (biased) estimator, which is high
+    when there are fewer samples than dimensions. It sees no rotation and no scaling of the states.
+    Two constant sets of states are alike (1); a constant and a varying one are not (0).
 
     Example:
         >>> states = torch.randn(16, 4, generator=torch.Generator().manual_seed(0))

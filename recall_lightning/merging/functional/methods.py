@@ -29,6 +29,7 @@ METHODS: dict[str, MergeMethod] = {
         RECALL,
     )
 }
+"""The merge methods by name, in the order in which the command lists them."""
 
 
 def method_named(name: str) -> MergeMethod:

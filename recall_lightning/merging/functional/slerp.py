@@ -22,7 +22,7 @@ def slerp(
     """Go from one model to another along the arc: sin((1−t)φ)/sin φ · θ₁ + sin(tφ)/sin φ · θ₂.
 
     t = w₂ / (w₁ + w₂), φ the angle between the two tensors taken as vectors. Where these are
-    parallel or opposite, |cos φ| > ``parallel_threshold``, or one is all zeros, the arc is not
+    parallel or opposite, cos φ beyond ± ``parallel_threshold``, or one is all zeros, the arc is not
     defined or too ill-conditioned, and the result is linear, (1−t)·θ₁ + t·θ₂. For 0.9995, which
     other tools use too, the two formulas meet within 1.3e-4 of the norm on the parallel side;
     fine-tuned models are mostly beyond it. Source: Shoemake (SIGGRAPH 1985).
@@ -30,7 +30,7 @@ def slerp(
     Args:
         models: The weight tensor of exactly two models, of one shape.
         weights: Two numbers, not negative; their ratio sets t.
-        parallel_threshold: The |cos φ| above which it is linear, in [0, 1).
+        parallel_threshold: The size of cos φ above which it is linear, in [0, 1).
 
     Returns:
         A new tensor in the dtype of the first model. Computed in float32, in float64 where an

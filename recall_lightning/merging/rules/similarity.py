@@ -104,7 +104,10 @@ class Rbf(Similarity):
 
 
 class Cka(Similarity):
-    """Linear centred kernel alignment in the kernel's place; see :class:`Similarity`."""
+    """Linear centred kernel alignment in the kernel's place; see :class:`Similarity`.
+
+    Source: Kornblith et al. 2019 (arXiv 1905.00414).
+    """
 
     name = "cka"
 
