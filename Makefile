@@ -1,7 +1,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
-.PHONY: install docs demo demo-llm evidence evidence-quick evidence-real fashion-mnist test clean
+.PHONY: install docs notebooks demo demo-llm evidence evidence-quick evidence-real fashion-mnist test clean
 
 install: .venv/installed
 
@@ -45,6 +45,9 @@ docs: .venv/installed-docs
 .venv/installed-docs: .venv/installed
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[docs]'
 	touch $@
+
+notebooks: .venv/installed-docs
+	$(BIN)/python docs/notebooks.py
 
 clean:
 	rm -rf .venv runs docs/_build docs/examples
