@@ -1,8 +1,8 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
-.PHONY: install docs demo demo-llm evidence evidence-quick evidence-real fashion-mnist test \
-	test-oldest test-newest release-check clean
+.PHONY: install docs notebooks demo demo-llm evidence evidence-quick evidence-real fashion-mnist \
+	test test-oldest test-newest release-check clean
 
 install: .venv/installed
 
@@ -46,6 +46,9 @@ docs: .venv/installed-docs
 .venv/installed-docs: .venv/installed
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[docs]'
 	touch $@
+
+notebooks: .venv/installed-docs
+	$(BIN)/python docs/notebooks.py
 
 # The oldest versions that pyproject.toml claims, and the newest of everything but torch.
 LANE_TESTS ?= tests/recall tests/callbacks tests/merging

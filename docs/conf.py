@@ -1,6 +1,7 @@
 """How the site is built: ``make docs``, which reads nothing from the network."""
 
 import sys
+from importlib import import_module
 from importlib.metadata import version as version_of
 from pathlib import Path
 
@@ -10,7 +11,9 @@ from sphinx.application import Sphinx
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).parent))  # figure_scraper, by its name
 EXAMPLES = ROOT / "examples"
+SECTIONS = ["start", "data_and_heads", "rules_and_methods", "language_models", "operating"]
 HAS_EXAMPLES = any(EXAMPLES.glob("**/plot_*.py"))
 
 project = "recall_lightning"
@@ -49,7 +52,7 @@ napoleon_numpy_docstring = False
 html_theme = "pydata_sphinx_theme"
 html_title = "recall_lightning"
 html_static_path = ["_static"]
-html_css_files = ["site.css", "reference.css"]
+html_css_files = ["site.css", "reference.css", "gallery.css"]
 html_show_sourcelink = False
 html_theme_options = {
     "logo": {"text": "recall_lightning"},
@@ -67,6 +70,7 @@ html_sidebars = {"index": [], "support": []}
 # The gallery: every examples/**/plot_*.py is run, and becomes a page, under its folder's header.
 # ``-D plot_gallery=0`` shows them without running them.
 if HAS_EXAMPLES:
+    import_module("lightning.pytorch")  # its log then is on the terminal, in no example's output
     extensions.append("sphinx_gallery.gen_gallery")
 else:  # the contents name the gallery all the same
     suppress_warnings = ["toc.not_readable"]
@@ -75,7 +79,11 @@ sphinx_gallery_conf = {
     "gallery_dirs": "examples",
     "filename_pattern": r"[\\/]plot_",
     "ignore_pattern": r"__init__\.py|conftest\.py",
+    "subsection_order": [f"../examples/{section}" for section in SECTIONS],
     "within_subsection_order": "FileNameSortKey",
+    "image_scrapers": ("matplotlib", "figure_scraper.scrape"),
+    "ignore_repr_types": r"matplotlib",
+    "reference_url": {"recall_lightning": None},  # names in the code lead to the reference
     "nested_sections": True,
     "remove_config_comments": True,
     "download_all_examples": False,
