@@ -93,7 +93,7 @@ class AdaptiveInterval(SequentialFinetuningAveraging):
         interval = float(self.every)
         if not isinstance(self.every, Integral):
             if task_steps is None:
-                self._refuse_unknown_length()
+                self._interval.refuse_unknown_length()
             interval *= task_steps
         if self._waited < interval / self.limit or not self._steps:
             return False

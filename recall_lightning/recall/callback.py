@@ -3,10 +3,9 @@
 from collections.abc import Callable, Iterable
 from functools import partial
 from numbers import Integral
-from typing import Any, ClassVar, Literal, NoReturn
+from typing import Any, ClassVar, Literal
 
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only, rank_zero_warn
 from torch import Tensor, nn
 from torch.distributions import Distribution
@@ -14,7 +13,6 @@ from torch.optim import Optimizer
 
 from recall_lightning.callbacks._trainer.clock import TaskClock
 from recall_lightning.callbacks._trainer.left_out import tell_what_is_left_out
-from recall_lightning.callbacks._trainer.loggers import log_scalars
 from recall_lightning.callbacks._trainer.misconfiguration import misconfiguration
 from recall_lightning.callbacks._trainer.optimizer_state import forget
 from recall_lightning.callbacks._trainer.other_callbacks import refuse_weight_averaging
@@ -36,25 +34,17 @@ from recall_lightning.merging.rules.base import OF_MAPS
 from recall_lightning.merging.rules.stored import rule_as_plain
 from recall_lightning.merging.structure import Structure
 from recall_lightning.recall.arguments import (
-    check_arguments,
-    check_decides_about,
-    check_keep_live,
     check_share,
-    chosen,
     described,
-    needed_settings,
     plain_settings,
-    rules_of,
 )
 from recall_lightning.recall.artifacts import LogArtifacts, TaskArtifacts
 from recall_lightning.recall.context import TaskContext
-from recall_lightning.recall.costs import ExpectedMemory, weight_bytes
-from recall_lightning.recall.drift.watch import DriftWatch
-from recall_lightning.recall.merge import SnapshotMerge
+from recall_lightning.recall.costs import ExpectedMemory, expected_memory
+from recall_lightning.recall.merge_interval import MergeInterval
 from recall_lightning.recall.migration import migrated_state
-from recall_lightning.recall.model_run import ModelRun
 from recall_lightning.recall.optimizer_watch import OptimizerWatch
-from recall_lightning.recall.plasticity import MeasuredPlasticity
+from recall_lightning.recall.parts import parts_of
 from recall_lightning.recall.records import log_merge, log_task, write_merges
 from recall_lightning.recall.retuning import NOTHING_KEPT, merge_again_, merge_within_
 from recall_lightning.recall.settings import (
@@ -66,16 +56,12 @@ from recall_lightning.recall.settings import (
     SampleSettings,
     SnapshotSettings,
 )
-from recall_lightning.recall.snapshots import KeptSnapshots
 from recall_lightning.recall.state import (
     LastMergeState,
     RecallState,
     check_same_blocks,
     check_same_first_task,
 )
-from recall_lightning.recall.statistics.available import statistics_for
-from recall_lightning.recall.statistics.recent_batches import RecentBatches
-from recall_lightning.recall.trained_weights import TrainedWeights
 from recall_lightning.weights.naming import find_weights
 from recall_lightning.weights.sharding import gathered, reshard
 from recall_lightning.weights.snapshot import Snapshot
@@ -97,34 +83,10 @@ class RecallCallback(TaskAwareCallback):
     arXiv 2510.20479): once, after training, a number a block, from how far its hidden
     representations of a few typical samples of the new task have moved.
 
-    Note:
-        Merging again and again towards one snapshot acts as a spring: with the snapshot's weight w
-        the drift settles at (1 − w) / w times what an interval adds. More frequent merges and a
-        larger weight keep more of the old and learn less of the new. The merge at the task's end
-        matters most; without it most of the benefit is lost.
-
-    What happened is in these attributes. ``history`` is a list with a dict a merge: ``task`` and
-    ``visit`` (counted from 0; see
-    :class:`~recall_lightning.callbacks.task_aware.TaskAwareCallback`), ``step`` (optimizer steps so
-    far, over all fits), ``similarity``, ``coefficient`` and ``drift`` (block name to float; a
-    coefficient is the mean over the block's weights, drift is ‖θ − θ_snapshot‖ / ‖θ_snapshot‖
-    before the merge), ``probe_seconds`` and ``merge_seconds``; with the kfac rules
-    ``estimated_forgetting``, of the live and the merged weights, in nats a prediction (see
-    :func:`~recall_lightning.merging.estimated_forgetting.estimated_forgetting`); at a task's end
-    with ``plasticity`` also ``keep`` (how many times the old counted), ``plasticity`` (the share
-    that is left), ``loss`` (under the snapshot's, the live and the merged weights), ``divergence``
-    (of the latter two from the snapshot, in nats a prediction) and ``front`` (a list of the merges
-    that were tried, see :class:`~recall_lightning.recall.front.FrontPoint`); with the subspace rule
-    also
-    ``condition`` (block name to the worst condition number of the systems it solved); with LoRA
-    also ``discarded_energy`` (block name to the fraction of ‖ΔW‖² that merged factors lost on their
-    way back to their rank), with several snapshots ``earlier`` (a list of dicts with the ``task``,
-    ``visit``, ``similarity`` and ``coefficient`` of each but the newest, which the other entries
-    are about). ``blocks`` is the table of blocks once the first task has started, a list of
-    :class:`~recall_lightning.measuring.blocks.Block`, and ``snapshots`` what is merged, oldest
-    first: the last was taken when the current task started. With ``boundaries="drift"`` ``changes``
-    has a dict a change: ``step`` (at which it was noticed), ``began`` (from where on the weights
-    were not taken for the task that ended) and ``signal`` (which told it).
+    What happened is in ``history``, a list with a dict a merge (see
+    :class:`~recall_lightning.recall.state.MergeRecord`). ``blocks`` is the table of blocks once the
+    first task has started, and ``snapshots`` what is merged, oldest first: the last was taken when
+    the current task started.
 
     A PEFT model's adapter is merged as what it adds to the base, ΔW = scale · BA, not factor by
     factor, and brought back to its rank. The base is frozen, so neither copied nor merged.
@@ -139,12 +101,10 @@ class RecallCallback(TaskAwareCallback):
             model that is pre-trained, see ``merge_first_task``; else 0.05.
         plasticity: What the merge at a task's end leaves of what the task has gained, in (0, 1): of
             the likelihood exp(−loss) of its last batches, by the ``training_step`` without logs.
-            As much of the old is kept as that allows, found to about a hundredth by trying some
-            seven merges, which ``history`` then holds; where the loss cannot be measured, a warning
-            says so. None takes the balance of old and new from the rule,
-            and a merge that costs half of the gain is warned of.
-            ``"auto"`` is 0.95 for the default rules and a model that is pre-trained, see
-            ``merge_first_task``; else None.
+            As much of the old is kept as that allows, found by trying some seven merges, which
+            ``history`` then holds; a warning says where the loss cannot be measured. None takes the
+            rule's own balance, with a warning of a merge that costs half of the gain. ``"auto"`` is
+            0.95 for the default rules and a pre-trained model, see ``merge_first_task``; else None.
         rule: How coefficients are made in the loop: ``"rbf"`` is the paper's, by similarity of
             representations; ``"cka"`` and ``"cosine"`` exchange its similarity; ``"importance"``
             weighs every parameter by its importance to earlier tasks; ``"kfac_importance"`` does so
@@ -241,58 +201,22 @@ class RecallCallback(TaskAwareCallback):
         given = dict(locals())
         super().__init__(task_epochs)
         with _misconfiguration():
-            check_arguments(given)
-            self.rule, self.end_rule = rules_of(rule, end_rule)
-            every, plasticity = chosen(
-                every, plasticity, self.rule, end_rule, merge_first_task, boundaries != "known"
-            )
-            rules = [self.rule] if self.end_rule is None else [self.rule, self.end_rule]
-            needed_settings(given, rules, buffers, plasticity is not None)
-            if not isinstance(snapshots, SnapshotSettings):
-                snapshots = SnapshotSettings(1 if snapshots is None else snapshots)
-            self._kept = KeptSnapshots(snapshots)
-            for own in rules:
-                check_decides_about(self._kept.most, own)
-            run = ModelRun(view)
-            moments = moments or MomentSettings()
-            generates = moments.source == "generated"
-            merge_reads = buffers == "recalibrate" or plasticity is not None
-            reads = merge_reads or any("new_moments" in each.needs for each in rules)
-            recent = RecentBatches(moments.batches, not generates, reads or not generates)
-            self._statistics = statistics_for(
-                rules,
-                samples or SampleSettings(),
-                importance or ImportanceSettings(),
-                moments,
-                prior,
-                run,
-                recent,
-                reads_batches=merge_reads,
-                seed=seed,
-                predictions=predictions,
-            )
-            measured = MeasuredPlasticity(plasticity, run, predictions)
-            keep_live = check_keep_live(keep_live, plasticity, buffers)
-            self._drift: DriftWatch | None = None
-            if boundaries != "known":
-                self.clock = TaskClock(UntoldSchedule())
-                drift = DriftSettings() if boundaries == "drift" else boundaries
-                self._drift = DriftWatch(drift, recent)
+            parts = parts_of(given)
+        self.rule, self.end_rule = parts.rule, parts.end_rule
+        self._kept, self._statistics, self._trained = parts.kept, parts.statistics, parts.trained
+        self._merge, self._drift = parts.merge, parts.drift
+        if self._drift is not None:
+            self.clock = TaskClock(UntoldSchedule())
         self._artifacts = TaskArtifacts(log_artifacts)
-        self._trained = TrainedWeights()
-        self._merge = SnapshotMerge(
-            self._kept, self._statistics, self._trained, buffers, run, recent, measured, keep_live
-        )
         given["prior"] = described(prior)
         self._settings = plain_settings(given, RecallCallback.__init__)
-        self.every = every
-        self.plasticity = plasticity
+        self.every = parts.every
+        self.plasticity = parts.plasticity
         self.optimizer_state = optimizer_state
         self.allow_untested = allow_untested
         self.merge_first_task = merge_first_task
         self.block_patterns = [blocks] if isinstance(blocks, str) else blocks
         self.history: list[dict[str, Any]] = []
-        self.changes: list[dict[str, Any]] = []
         self._structure = Structure()
         self._first_batch_is_checked = False
         self._first_visit = 0  # of those that took a step
@@ -306,6 +230,16 @@ class RecallCallback(TaskAwareCallback):
     def blocks(self) -> list[Block]:
         """The table of blocks, shallow to deep; empty before the first task."""
         return list(self._structure.blocks)
+
+    @property
+    def changes(self) -> list[dict[str, Any]]:
+        """The changes that were noticed with ``boundaries="drift"``, a dict each.
+
+        ``step`` is the optimizer step at which one was noticed, ``began`` that from which on the
+        weights were not taken for the task that ended, whose ``visit`` it was, and ``signal`` what
+        told it.
+        """
+        return [] if self._drift is None else list(self._drift.changes)
 
     @property
     def snapshots(self) -> list[Snapshot]:
@@ -367,20 +301,13 @@ class RecallCallback(TaskAwareCallback):
             (184, 20480)
         """
         with _misconfiguration():
-            structure = Structure.of(pl_module, self.block_patterns, bool(self._needs & OF_MAPS))
-            number = 1 if self._kept.most == "all" else self._kept.most
-            held = self._statistics.expected_bytes(structure, pl_module, batch, number)
-        copied = weight_bytes(pl_module)
-        in_memory = self._kept.storage.to == "checkpoint"
-        held = {"snapshots": number * copied * in_memory, **held}
-        if not (self._merges_in_loop and "curvature" in self.rule.needs):
-            held.pop("eigenvectors", None)
-        if self._drift is not None:
-            held |= self._drift.expected_bytes(copied, batch)
-        at_end = {"moments of the task": held["moments"]} if "moments" in held else {}
-        if self.plasticity is not None:
-            at_end["live weights"] = copied
-        return ExpectedMemory(held, at_end)
+            by_curvature = "curvature" in self.rule.needs and self._interval.comes_before_end
+            return expected_memory(
+                *(pl_module, batch, self._structure_of(pl_module)),
+                *(self._kept, self._statistics, self._drift),
+                follows_curvature=by_curvature,
+                copies_live=self.plasticity is not None,
+            )
 
     def should_merge(self, step_in_task: int, task_steps: int | None) -> bool:
         """Decide whether to merge after an optimizer step; override it for a policy of your own.
@@ -399,15 +326,7 @@ class RecallCallback(TaskAwareCallback):
         """
         if step_in_task == task_steps:
             return self.end_rule is not None
-        if isinstance(self.every, Integral):
-            return step_in_task % int(self.every) == 0
-        if not self._needs_length:  # once, at its end
-            return False
-        if task_steps is None:  # checked when the task started; a run that resumes may not know
-            self._refuse_unknown_length()
-        interval = self.every * task_steps
-        # tolerance: 0.1 · 3 is a little more than 0.3
-        return int(step_in_task / interval + 1e-9) > int((step_in_task - 1) / interval + 1e-9)
+        return self._interval.is_due(step_in_task, task_steps)
 
     # The task hooks.
 
@@ -423,7 +342,7 @@ class RecallCallback(TaskAwareCallback):
             self._artifacts.check(trainer, in_files=self._kept.storage.to == "file")
         endless = trainer.max_epochs == -1 and trainer.max_steps == -1
         if stage == "fit" and endless and not isinstance(self.every, Integral):
-            self._refuse_unknown_length()
+            self._interval.refuse_unknown_length()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """After a resume, bring what the checkpoint held to the device."""
@@ -465,9 +384,8 @@ class RecallCallback(TaskAwareCallback):
             self._first_visit = 0
         self._kept.make_room(self.visit)
         self.history = [record for record in self.history if record["visit"] < self.visit]
-        self.changes = [change for change in self.changes if change["visit"] < self.visit]
-        if self.task_steps is None and self._needs_length:
-            self._refuse_unknown_length()
+        if self.task_steps is None and self._interval.needs_length:
+            self._interval.refuse_unknown_length()
         first_table = not self._structure.blocks
         with _misconfiguration(), self._trained.all_trainable(pl_module):
             self._find_structure(pl_module)
@@ -521,7 +439,7 @@ class RecallCallback(TaskAwareCallback):
         """End the task; say so where the last validation and checkpoint came before its merge."""
         merges = len(self.history)
         super().on_train_end(trainer, pl_module)
-        self._log_weights(trainer, pl_module)  # of a task that an early stop has ended
+        self.on_train_epoch_end(trainer, pl_module)  # of a task that an early stop has ended
         self._statistics.release(self._context(trainer, pl_module))
         if self._drift is not None:
             self._drift.release()
@@ -552,7 +470,9 @@ class RecallCallback(TaskAwareCallback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the weights of a task that has ended, and been validated, as an artifact."""
-        self._log_weights(trainer, pl_module)
+        if self.task_ended:
+            records = [record for record in self.history if record["visit"] == self.visit]
+            self._artifacts.end_task(trainer, pl_module, records, self._known(trainer))
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Enter the epoch's task, and see which weights are left of it."""
@@ -569,7 +489,7 @@ class RecallCallback(TaskAwareCallback):
                 self._watch.observe_step(trainer.optimizers, pl_module, self, merge_follows)
             self._statistics.observe_step(self._context(trainer, pl_module))
             if self._drift is not None and not self.task_ended:
-                due = not self._ends_before_change(self._drift, trainer, pl_module) and due
+                due = not self._drift.observe_step(self._context(trainer, pl_module)) and due
         if due and self.clock.has_learned and self._merge_by(self.rule, trainer, pl_module):
             self._reset_optimizers(trainer, pl_module)
 
@@ -601,25 +521,6 @@ class RecallCallback(TaskAwareCallback):
         name = self.visit_name(trainer)
         log_task(trainer, name, records, with_front=merged)
 
-    def _ends_before_change(
-        self, drift: DriftWatch, trainer: Trainer, pl_module: LightningModule
-    ) -> bool:
-        """End the task if a change is noticed, with the weights of before it; tell whether."""
-        signal = drift.observe_step(self._context(trainer, pl_module))
-        if signal is None:
-            return False
-        step = self.steps_trained(trainer)
-        batches = drift.go_back(pl_module)
-        began = step - batches // trainer.accumulate_grad_batches
-        self.clock.end_task()
-        self.changes.append({"visit": self.visit, "step": step, "began": began, "signal": signal})
-        log_scalars(trainer, {"recall/change": float(began)})
-        rank_zero_info(
-            f"the data has changed, as {signal} at step {step} tells: task {self.task} ended with "
-            f"step {began}"
-        )
-        return True
-
     @property
     def can_estimate(self) -> bool:
         """Whether curvature is measured, from which forgetting is estimated."""
@@ -638,11 +539,7 @@ class RecallCallback(TaskAwareCallback):
         if self._last_merge is None or self.end_rule is None or not self.estimates:
             return None
         made_from, record = self._last_merge["made_from"], self.history[-1]
-        try:
-            again = merge_within_(pl_module, made_from, self.end_rule, self.snapshots, record, most)
-        except ValueError as error:
-            rank_zero_warn(f"RecallCallback cannot make the last merge again: {error}")
-            return None
+        again = merge_within_(pl_module, made_from, self.end_rule, self.snapshots, record, most)
         if again is None:
             return None
         self.history[-1] = again
@@ -711,7 +608,6 @@ class RecallCallback(TaskAwareCallback):
             "statistics": self._statistics.state_dict(),
             "last_merge": self._last_merge,
             "drift": None if self._drift is None else self._drift.state_dict(),
-            "changes": self.changes,
         }
         state["tensors"] = count_tensors(state)
         # Lightning would save one process's shards, and load them without a word
@@ -742,7 +638,6 @@ class RecallCallback(TaskAwareCallback):
         with _misconfiguration():
             self._statistics.load_state_dict(state_dict["statistics"], ended)
         self._last_merge = state_dict.get("last_merge")  # older checkpoints have none of these
-        self.changes = list(state_dict.get("changes", []))
         if self._drift is not None and state_dict.get("drift") is not None:
             self._drift.load_state_dict(state_dict["drift"])
         if state_dict["task_ended"]:  # earlier versions kept its samples until the next one
@@ -750,22 +645,9 @@ class RecallCallback(TaskAwareCallback):
 
     # How the hooks do it.
 
-    def _refuse_unknown_length(self) -> NoReturn:
-        raise MisconfigurationException(
-            f"every={self.every} is a fraction of the task, and the task has no known length: give "
-            "every as a number of optimizer steps, or set Trainer(max_epochs=…, "
-            "limit_train_batches=…) or Trainer(max_steps=…)"
-        )
-
     @property
-    def _needs_length(self) -> bool:
-        """Whether it is by a task's length that merges in the loop are due."""
-        return not isinstance(self.every, Integral) and self.every < 1
-
-    @property
-    def _merges_in_loop(self) -> bool:
-        """Whether merges may come before a task's end."""
-        return self._needs_length or isinstance(self.every, Integral)
+    def _interval(self) -> MergeInterval:
+        return MergeInterval(self.every)
 
     @property
     def _merges_this_task(self) -> bool:
@@ -785,15 +667,12 @@ class RecallCallback(TaskAwareCallback):
         name, step = self.visit_name(trainer), self.steps_trained(trainer)
         return {"task": self.task, "name": name, "visit": self.visit, "step": step}
 
-    def _log_weights(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.task_ended:
-            records = [record for record in self.history if record["visit"] == self.visit]
-            self._artifacts.end_task(trainer, pl_module, records, self._known(trainer))
-
     def _find_structure(self, pl_module: LightningModule) -> None:
         reshard(pl_module)
-        with_maps = bool(self._needs & OF_MAPS)
-        self._structure = Structure.of(pl_module, self.block_patterns, with_maps)
+        self._structure = self._structure_of(pl_module)
+
+    def _structure_of(self, pl_module: nn.Module) -> Structure:
+        return Structure.of(pl_module, self.block_patterns, bool(self._needs & OF_MAPS))
 
     def _reset_optimizers(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.optimizer_state == "reset":

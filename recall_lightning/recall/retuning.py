@@ -9,6 +9,7 @@ from typing import Any, TypedDict
 
 import torch
 from lightning.fabric.utilities.apply_func import move_data_to_device
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, device, nn
 
 from recall_lightning.callbacks._trainer.stored_state import check_tensors, count_tensors
@@ -139,13 +140,26 @@ def merge_within_(
         most: The largest estimate that is allowed, in nats a prediction.
 
     Returns:
-        The entry for the new merge; None where none of them keeps the limit.
-
-    Raises:
-        ValueError: As :func:`merge_again_`.
+        The entry for the new merge; None where none of them keeps the limit, or the merge cannot be
+        made again, of which a warning tells.
     """
-    shares = sorted((point.plasticity for point in front_in(record)), reverse=True)
+    try:
+        return _merge_within(module, state, rule, snapshots, record, most)
+    except ValueError as error:
+        rank_zero_warn(f"RecallCallback cannot make the last merge again: {error}")
+        return None
+
+
+def _merge_within(
+    module: nn.Module,
+    state: PreparedState,
+    rule: MergeRule,
+    snapshots: Sequence[Snapshot],
+    record: Mapping[str, Any],
+    most: float,
+) -> dict[str, Any] | None:
     weights, on = _weights(module, state, snapshots)
+    shares = sorted((point.plasticity for point in front_in(record)), reverse=True)
     moved = move_data_to_device(state, on)
     inputs = PreparedMerge.from_state(moved, rule, snapshots).inputs[-1]
     for share in (each for each in shares if 0 < each < min(1.0, record["plasticity"])):

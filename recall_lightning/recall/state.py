@@ -12,7 +12,27 @@ _ADVICE = "resume with what the checkpoint was written with, or from one at a ta
 
 
 class MergeRecord(TypedDict):
-    """What every entry of ``history`` has; of an older checkpoint no visit."""
+    """An entry of ``RecallCallback.history``: what a merge measured, decided and took.
+
+    Every one has ``task`` and ``visit`` (counted from 0; see
+    :class:`~recall_lightning.callbacks.task_aware.TaskAwareCallback`; of an older checkpoint no
+    visit), ``step`` (optimizer steps so far, over all fits), ``similarity``, ``coefficient`` and
+    ``drift`` (block name to float; a coefficient is the mean over the block's weights, drift is
+    ‖θ − θ_snapshot‖ / ‖θ_snapshot‖ before the merge), ``probe_seconds`` and ``merge_seconds``.
+
+    With the kfac rules there is also ``estimated_forgetting``, of the live and the merged weights,
+    in nats a prediction (see
+    :func:`~recall_lightning.merging.estimated_forgetting.estimated_forgetting`). At a task's end
+    with ``plasticity`` there are ``keep`` (how many times the old counted), ``plasticity`` (the
+    share that is left), ``loss`` (under the snapshot's, the live and the merged weights),
+    ``divergence`` (of the latter two from the snapshot, in nats a prediction) and ``front`` (a list
+    of the merges that were tried, see :class:`~recall_lightning.recall.front.FrontPoint`). With the
+    subspace rule there is ``condition`` (block name to the worst condition number of the systems it
+    solved), with LoRA ``discarded_energy`` (block name to the fraction of ‖ΔW‖² that merged factors
+    lost on their way back to their rank), and with several snapshots ``earlier`` (a list of dicts
+    with the ``task``, ``visit``, ``similarity`` and ``coefficient`` of each but the newest, which
+    the other entries are about).
+    """
 
     task: int
     visit: NotRequired[int]
@@ -40,7 +60,6 @@ class RecallState(CallbackState):
     statistics: dict[str, dict[str, Any]]
     last_merge: NotRequired[LastMergeState | None]
     drift: NotRequired[DriftState | None]
-    changes: NotRequired[list[dict[str, Any]]]
 
 
 def check_same_blocks(now: Sequence[str], then: Sequence[str]) -> None:

@@ -4,8 +4,10 @@ from collections.abc import Mapping
 from typing import Any, NotRequired, TypedDict
 
 from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 
+from recall_lightning.callbacks._trainer.loggers import log_scalars
 from recall_lightning.measuring.change import ChangeDetector
 from recall_lightning.recall.context import TaskContext
 from recall_lightning.recall.drift.earlier_weights import EarlierWeights, EarlierWeightsState
@@ -24,6 +26,7 @@ class DriftState(TypedDict):
     mean: NotRequired[Tensor | None]
     variance: NotRequired[Tensor | None]
     seen: int
+    changes: list[dict[str, Any]]
     weights: EarlierWeightsState
 
 
@@ -37,9 +40,13 @@ class DriftWatch:
     Args:
         settings: What is watched, and by which detector.
         recent: The last batches, which are to be of the task that ends.
+
+    Attributes:
+        changes: Those that were noticed; see :class:`~recall_lightning.RecallCallback`.
     """
 
     def __init__(self, settings: DriftSettings, recent: RecentBatches) -> None:
+        self.changes: list[dict[str, Any]] = []
         self._recent = recent
         self._signals = TrainingSignals(settings.signals)
         self._detectors = {
@@ -52,6 +59,8 @@ class DriftWatch:
         """Start anew; go on with what was trained of this task before it was known to be one."""
         self._weights.go_on(context.pl_module)
         self._weights.forget()
+        visit = context.clock.visit or 0
+        self.changes = [change for change in self.changes if change["visit"] < visit]
         self._signals.distance.restart()
         for detector in self._detectors.values():
             detector.restart()
@@ -79,8 +88,32 @@ class DriftWatch:
         """See a loss before it is run backward."""
         self._signals.observe_loss(loss)
 
-    def observe_step(self, context: TaskContext) -> str | None:
-        """See an optimizer step; return the signal that has told a change, or None."""
+    def observe_step(self, context: TaskContext) -> bool:
+        """See an optimizer step, and end the task if a change is noticed.
+
+        The model then has the weights of before the change.
+
+        Returns:
+            Whether one is.
+        """
+        signal = self._signal(context)
+        if signal is None:
+            return False
+        clock, trainer = context.clock, context.trainer
+        batches = self._go_back(context.pl_module)
+        step = clock.steps_trained(trainer)
+        began = step - batches // trainer.accumulate_grad_batches
+        self.changes.append({"visit": clock.visit, "step": step, "began": began, "signal": signal})
+        log_scalars(trainer, {"recall/change": float(began)})
+        rank_zero_info(
+            f"the data has changed, as {signal} at step {step} tells: task {clock.task} ended with "
+            f"step {began}"
+        )
+        clock.end_task()
+        return True
+
+    def _signal(self, context: TaskContext) -> str | None:
+        """Return the signal of a step that has told a change, or None."""
         loss, states = (self._detectors.get(name) for name in ("loss", "representations"))
         signals = self._signals.take(context.trainer, states is not None and states.holds)
         changed = [loss is not None and loss.update(signals["loss"]), False]
@@ -96,7 +129,7 @@ class DriftWatch:
             self._weights.copy(context.pl_module)
         return None
 
-    def go_back(self, pl_module: LightningModule) -> int:
+    def _go_back(self, pl_module: LightningModule) -> int:
         """Give the model the weights of before a change, and forget batches since.
 
         Returns:
@@ -124,6 +157,7 @@ class DriftWatch:
         return {
             "values": {name: each.state_dict()["values"] for name, each in detectors},
             **self._signals.distance.state_dict(),
+            "changes": self.changes,
             "weights": self._weights.state_dict(),
         }
 
@@ -133,4 +167,5 @@ class DriftWatch:
             if name in state_dict["values"]:
                 detector.load_state_dict({"values": state_dict["values"][name]})
         self._signals.distance.load_state_dict(dict(state_dict))
+        self.changes = list(state_dict["changes"])
         self._weights.load_state_dict(state_dict["weights"])

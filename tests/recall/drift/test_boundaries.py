@@ -7,7 +7,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.utils.data import ConcatDataset, DataLoader
 
 from recall_lightning import DriftSettings, ForgettingMonitor, RecallCallback, TaskStream
-from tests.support.callbacks import recall, same, weights_of
+from tests.support.callbacks import recall
 from tests.support.resumed_runs import differences, train
 from tests.support.training import Plain, loader, quiet_trainer, task_data
 
@@ -204,11 +204,3 @@ def test_a_rollback_is_refused_as_tasks_end_elsewhere():
     monitor = ForgettingMonitor("val/acc", limits={"forgetting": 0.1}, on_limit="rollback")
     with pytest.raises(MisconfigurationException, match="rollback"):
         fit(callback(), monitor)
-
-
-def test_without_a_step_since_the_copy_weights_stay_themselves():
-    model, own = Plain(), callback()
-    before = weights_of(model)
-    own._drift._weights.copy(model)
-    own._drift.go_back(model)
-    assert same(before, weights_of(model))

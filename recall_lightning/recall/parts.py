@@ -1,0 +1,112 @@
+"""What RecallCallback is put together from, made of its arguments."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from recall_lightning.merging.rules import MergeRule
+from recall_lightning.recall.arguments import (
+    check_arguments,
+    check_decides_about,
+    check_keep_live,
+    chosen,
+    needed_settings,
+    rules_of,
+)
+from recall_lightning.recall.drift.watch import DriftWatch
+from recall_lightning.recall.merge import SnapshotMerge
+from recall_lightning.recall.model_run import ModelRun
+from recall_lightning.recall.plasticity import MeasuredPlasticity
+from recall_lightning.recall.settings import (
+    DriftSettings,
+    ImportanceSettings,
+    MomentSettings,
+    SampleSettings,
+    SnapshotSettings,
+)
+from recall_lightning.recall.snapshots import KeptSnapshots
+from recall_lightning.recall.statistics.available import statistics_for
+from recall_lightning.recall.statistics.needed import NeededStatistics
+from recall_lightning.recall.statistics.recent_batches import RecentBatches
+from recall_lightning.recall.trained_weights import TrainedWeights
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The parts, and what arguments of ``"auto"`` have come to.
+
+    Attributes:
+        rule: Decides in the loop.
+        end_rule: Decides at a task's end; None where nothing is merged then.
+        every: The interval between merges.
+        plasticity: What the last one of a task leaves of its gain.
+        kept: The snapshots.
+        statistics: What rules decide from.
+        trained: Tells which weights are merged.
+        merge: Makes a merge.
+        drift: Notices changes, where nobody tells the boundaries.
+    """
+
+    rule: MergeRule
+    end_rule: MergeRule | None
+    every: int | float
+    plasticity: float | None
+    kept: KeptSnapshots
+    statistics: NeededStatistics
+    trained: TrainedWeights
+    merge: SnapshotMerge
+    drift: DriftWatch | None
+
+
+def parts_of(given: Mapping[str, Any]) -> Parts:
+    """Make the parts.
+
+    Args:
+        given: The arguments of RecallCallback by name.
+
+    Raises:
+        ValueError: For an argument out of its range, or without an effect.
+    """
+    check_arguments(given)
+    boundaries, buffers, predictions = (given[n] for n in ("boundaries", "buffers", "predictions"))
+    rule, end_rule = rules_of(given["rule"], given["end_rule"])
+    every, plasticity = chosen(
+        given["every"],
+        given["plasticity"],
+        rule,
+        given["end_rule"],
+        pretrained=given["merge_first_task"],
+        untold=boundaries != "known",
+    )
+    rules = [rule] if end_rule is None else [rule, end_rule]
+    needed_settings(given, rules, buffers, plasticity is not None)
+    snapshots = given["snapshots"]
+    if not isinstance(snapshots, SnapshotSettings):
+        snapshots = SnapshotSettings(1 if snapshots is None else snapshots)
+    kept, trained, run = KeptSnapshots(snapshots), TrainedWeights(), ModelRun(given["view"])
+    for own in rules:
+        check_decides_about(kept.most, own)
+    moments = given["moments"] or MomentSettings()
+    generates = moments.source == "generated"
+    merge_reads = buffers == "recalibrate" or plasticity is not None
+    reads = merge_reads or any("new_moments" in each.needs for each in rules)
+    recent = RecentBatches(moments.batches, not generates, reads or not generates)
+    statistics = statistics_for(
+        rules,
+        given["samples"] or SampleSettings(),
+        given["importance"] or ImportanceSettings(),
+        moments,
+        given["prior"],
+        run,
+        recent,
+        reads_batches=merge_reads,
+        seed=given["seed"],
+        predictions=predictions,
+    )
+    measured = MeasuredPlasticity(plasticity, run, predictions)
+    keep_live = check_keep_live(given["keep_live"], plasticity, buffers)
+    merge = SnapshotMerge(kept, statistics, trained, buffers, run, recent, measured, keep_live)
+    drift = None
+    if boundaries != "known":
+        drift = DriftWatch(DriftSettings() if boundaries == "drift" else boundaries, recent)
+    return Parts(rule, end_rule, every, plasticity, kept, statistics, trained, merge, drift)
