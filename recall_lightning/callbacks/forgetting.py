@@ -38,7 +38,7 @@ from recall_lightning.weights.snapshot import Snapshot
 
 # What is logged under continual/ besides the tasks.
 _RESERVED = {"task", "matrix", "matrix_image", "average", "backward_transfer", "forward_transfer"}
-_RESERVED |= {"forgetting", "plasticity", "scores_by_task", "estimated_forgetting"}
+_RESERVED |= {"forgetting", "plasticity", "scores_by_task", "estimated_forgetting", "report"}
 _AXIS = "continual/task"
 _FILES = ("config.yaml", "task_matrix.json", "task_matrix.png", "curves.png")
 

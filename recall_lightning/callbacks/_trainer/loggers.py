@@ -213,7 +213,7 @@ def _define(
 
 
 def _log_medium(logger: WandbLogger, key: str, medium: object, point: Point) -> None:
-    logger.experiment.log({key: medium, point.axis: point.at})
+    logger.log_metrics({key: medium, point.axis: point.at})  # type: ignore[dict-item]
 
 
 def _wandb_loggers(trainer: Trainer) -> list[WandbLogger]:

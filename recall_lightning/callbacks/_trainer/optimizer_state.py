@@ -40,7 +40,10 @@ def copied_state(optimizers: Iterable[Optimizer]) -> StateOfParameters:
         optimizers: Which.
     """
     return [
-        [copy.deepcopy(dict(one.state.get(parameter, {}))) for parameter in _parameters(one)]
+        [
+            {name: _copied(value) for name, value in one.state.get(parameter, {}).items()}
+            for parameter in _parameters(one)
+        ]
         for one in optimizers
     ]
 
@@ -76,6 +79,10 @@ def put_back_state(optimizers: Sequence[Optimizer], states: StateOfParameters) -
 
 def _parameters(optimizer: Optimizer) -> Iterator[Tensor]:
     return chain.from_iterable(group["params"] for group in optimizer.param_groups)
+
+
+def _copied(value: Any) -> Any:
+    return value.detach().clone() if isinstance(value, Tensor) else copy.deepcopy(value)
 
 
 def _placed(value: Any, now: Any, parameter: Tensor) -> Any:
