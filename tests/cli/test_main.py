@@ -2,6 +2,7 @@
 
 import pytest
 
+from recall_lightning import __version__
 from recall_lightning.cli.main import main
 from tests.support.processes import run_python
 
@@ -81,6 +82,13 @@ def test_without_a_word_it_says_what_there_is(capsys):
         "{fit,validate,compare,merge,retune,report,export,recipes,doctor}"
         in capsys.readouterr().err
     )
+
+
+def test_it_says_which_version_it_is(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["--version"])
+    assert stopped.value.code == 0
+    assert capsys.readouterr().out == f"recall-lightning {__version__}\n"
 
 
 def test_an_unknown_word_is_refused(capsys):
