@@ -13,7 +13,7 @@ LEFT_OPEN = ("‹", "›")
 """What stands around the name of something that a message puts in when it is made."""
 
 _WARNS = {"rank_zero_warn", "warn"}
-_ENDS_A_PROGRAM = {"SystemExit", "KeyboardInterrupt", "_Found"}
+_ENDS_A_PROGRAM = {"SystemExit", "KeyboardInterrupt"}
 
 
 @dataclass(frozen=True)

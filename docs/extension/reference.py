@@ -1,7 +1,7 @@
 """The pages of the reference that are written from the source when the site is built."""
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from itertools import groupby
 from pathlib import Path
 
@@ -9,16 +9,8 @@ from docs.extension.markup import escaped, heading
 from docs.extension.messages import Message, errors, warnings
 from docs.extension.options import Option, groups_of, parser_of
 from docs.extension.sources import Source, sources
+from recall_lightning.cli.main import _COMMANDS
 
-COMMANDS: Mapping[str, str] = {
-    "fit": "Train on a stream of tasks.",
-    "validate": "Validate a checkpoint on a stream.",
-    "compare": "Methods, settings and seeds against each other.",
-    "merge": "Merge models on disk, file to file.",
-    "retune": "Make a checkpoint's last merge again, with another balance.",
-    "report": "What runs learned, lost and cost, as one HTML file.",
-    "export": "A checkpoint of a language model as a folder of Hugging Face.",
-}
 _FILTER = """.. raw:: html
 
    <p><label>Show what holds
@@ -39,7 +31,8 @@ def command_page(command: str) -> Iterator[str]:
     """Yield the lines of a command's page."""
     parser = parser_of(command)
     yield from heading(f"recall-lightning {command}", "=")
-    yield from [COMMANDS[command], ""]
+    summary = escaped(_COMMANDS[command].summary)
+    yield from [f"{summary[0].upper()}{summary[1:]}.", ""]
     if command in ("fit", "validate"):
         yield from [
             "As every option of a LightningCLI, these may stand in a YAML file, which is given as "
@@ -97,7 +90,7 @@ def pages() -> dict[Path, str]:
         Path("reference/errors.rst"): errors_page(),
         Path("reference/warnings.rst"): warnings_page(),
     }
-    made |= {Path(f"reference/commands/{name}.rst"): command_page(name) for name in COMMANDS}
+    made |= {Path(f"reference/commands/{name}.rst"): command_page(name) for name in _COMMANDS}
     return {path: "\n".join(lines) + "\n" for path, lines in made.items()}
 
 

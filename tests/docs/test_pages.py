@@ -9,7 +9,7 @@ import pytest
 from docs.extension.evidence import of_method, of_rule, tables
 from docs.extension.messages import Message, errors, warnings
 from docs.extension.options import groups_of, parser_of
-from docs.extension.reference import COMMANDS, pages
+from docs.extension.reference import pages
 from docs.extension.sources import PACKAGE, ROOT, Source, sources
 from docs.pictures import PICTURES
 from docs.pictures.style import DARK, LIGHT
@@ -59,8 +59,7 @@ def test_every_method_shows_its_own_rows():
 
 
 def test_every_command_has_a_page():
-    assert set(COMMANDS) == set(_COMMANDS)
-    assert all(f"commands/{name}\n" in TEXT for name in COMMANDS)
+    assert all(f"commands/{name}\n" in TEXT for name in _COMMANDS)
 
 
 @pytest.mark.parametrize("module", PUBLIC)
@@ -144,7 +143,7 @@ def test_the_page_of_errors_has_what_users_meet():
     assert all(f"``{each.path}``" in page for each in found)
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", _COMMANDS)
 def test_every_option_that_a_parser_takes_is_on_its_page(command):
     parser = parser_of(command)
     shown = {name for group in groups_of(parser) for each in group.options for name in each.names}
