@@ -7,14 +7,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 from lightning.pytorch.loggers import WandbLogger
-from torch.utils.data import DataLoader
+from torch.utils.data import ConcatDataset, DataLoader
 
-from recall_lightning import ForgettingMonitor, RecallCallback
+from recall_lightning import DriftSettings, ForgettingMonitor, RecallCallback
 from recall_lightning.data import InstructionStream, InstructionTask
 from recall_lightning.models import CausalLMModule, ClassifierModule
 from tests.support.callbacks import FEW
 from tests.support.tiny_streams import counting, sequences, tiny_llama_module
-from tests.support.training import Plain, loader, quiet_trainer
+from tests.support.training import Plain, loader, quiet_trainer, task_data
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "reference" / "logged.md"
@@ -57,18 +57,28 @@ class Recorder(WandbLogger):
 def keys():
     """All that was logged in runs of every kind."""
     recorder = Recorder()
-    torch.manual_seed(0)
     for make in (
         lambda: RecallCallback(plasticity=0.9, every=2),
         lambda: RecallCallback(rule="rbf", samples=FEW, snapshots=2),
         lambda: RecallCallback(rule="subspace"),
     ):
         run_plain(recorder, make())
+    run_unannounced(recorder)
     run_language_models(recorder)
     return recorder.keys
 
 
+def run_unannounced(recorder):
+    torch.manual_seed(0)
+    data = ConcatDataset([task_data(task, 480) for task in range(2)])
+    callback = RecallCallback(
+        every=1.0, merge_first_task=False, boundaries=DriftSettings(minimal_steps=20)
+    )
+    quiet_trainer(callback, logger=recorder).fit(Plain(), DataLoader(data, batch_size=8))
+
+
 def run_plain(recorder, callback):
+    torch.manual_seed(0)
     monitor = ForgettingMonitor("val/acc")
     module, held_out = Plain(), [loader(task, 16, shuffle=False) for task in range(2)]
     quiet_trainer(monitor, logger=recorder).validate(module, held_out, verbose=False)
