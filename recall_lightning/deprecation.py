@@ -1,6 +1,6 @@
 """How a public name or argument goes away: it works on for two minor versions, and says so once.
 
-The policy is in ``docs/versioning.md``.
+The policy is in ``docs/contribute/versioning.md``.
 """
 
 import functools

@@ -14,9 +14,11 @@ from recall_lightning.cli.fit import RecallCLI
 from recall_lightning.cli.merge import merge_parser
 from recall_lightning.cli.parser import _FIRST, PlainParser
 from recall_lightning.cli.plain_text import plain
+from recall_lightning.cli.recipes import recipes_parser
 from recall_lightning.cli.report import report_parser
 from recall_lightning.cli.retune import retune_parser
 from recall_lightning.compare.command import compare_parser
+from recall_lightning.doctor.command import doctor_parser
 from recall_lightning.export.command import export_parser
 from recall_lightning.methods.table import METHODS
 
@@ -83,6 +85,8 @@ def parser_of(command: str) -> argparse.ArgumentParser:
         "retune": retune_parser,
         "report": report_parser,
         "export": export_parser,
+        "recipes": recipes_parser,
+        "doctor": doctor_parser,
     }
     if command in parsers:
         return parsers[command]()

@@ -19,7 +19,7 @@ class Method:
 
     A new one is a file in ``recall_lightning/methods`` with such a record, a line in
     :data:`recall_lightning.methods.FILES`, and its callback among that package's names. Another
-    package brings one by an entry point, :mod:`recall_lightning.plugins`, that names such a record.
+    package brings one by an entry point, ``recall_lightning.plugins``, that names such a record.
 
     Attributes:
         name: Its name on the command line, and of its group of arguments there.

@@ -90,7 +90,7 @@ class MergeRule(ABC):
 
     Subclass it for a rule of your own and pass an object of it as ``rule``. With a ``name`` it is
     also known by that, on the command line too; one in a package that names it as an entry point,
-    :mod:`recall_lightning.plugins`, without being imported first.
+    ``recall_lightning.plugins``, without being imported first.
 
     Args:
         strength: What multiplies the coefficients, in [0, 1]: a number, a list that is interpolated
