@@ -17,6 +17,7 @@ demo: install
 demo-llm: install
 	$(BIN)/pip install --quiet --no-deps --require-hashes --requirement benchmarks/real/requirements-llm.txt
 	$(BIN)/python -m benchmarks.real.demo
+	$(BIN)/python examples/language_models/lora_smollm2.py
 
 evidence: install
 	$(BIN)/python -m benchmarks.evidence

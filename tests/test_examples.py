@@ -82,6 +82,14 @@ def test_sections_are_those_of_the_site_in_their_order():
         assert said
 
 
+def test_pictures_of_what_the_build_does_not_run_are_kept():
+    for path in set(EXAMPLES) - set(RUN):
+        named = re.findall(r"(?:image|literalinclude):: (/\S+)|path = '(\S+)'", path.read_text())
+        assert len(named) >= 2, f"{path.name} names neither picture nor thumbnail"
+        for file in [one.lstrip("/") or other for one, other in named]:
+            assert (ROOT / "docs" / file).is_file(), f"{path.name}: {file} is missing"
+
+
 @each(SCRIPTS)
 def test_notebooks_are_in_step_with_their_scripts(path):
     kept = json.loads(place_of(path).read_text())
