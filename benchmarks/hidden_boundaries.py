@@ -93,7 +93,7 @@ def noticed(
 
 def read(run: Run, folder: Path) -> tuple[list[int], list[int], int]:
     """Return at which steps a run noticed changes, its boundaries, and how many steps it had."""
-    where = folder / run.label / f"seed_{run.seed}"
+    where = folder / run.label.replace(" ", "_") / f"seed_{run.seed}"
     (file,), (matrix,) = where.rglob(_FILE), where.rglob("task_matrix.json")
     content = json.loads(file.read_text())
     boundaries = [step for step, _ in json.loads(matrix.read_text())["boundaries"]][1:]

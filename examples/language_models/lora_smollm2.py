@@ -75,7 +75,8 @@ for title, style in (("fine-tuning", "--"), ("RECALL", "-")):
     right.plot(range(3), [0.0, *abilities[title]["kl"]], f"k{style}", marker="o", label=title)
 for axes in (left, right):
     axes.set_xticks(range(3), ["before", "after German", "after Dutch"])
-    axes.legend(frameon=False, loc="lower left" if axes is left else "upper left")
+    axes.legend(frameon=False, loc="upper right" if axes is left else "upper left")
+left.set_ylim(top=5.1)
 left.set_ylabel("loss on held-out speeches (nats a token)")
 right.set_ylabel("KL from the model before (nats a token)")
 figure.savefig(RUNS / "lora_smollm2.png", dpi=100)
