@@ -40,11 +40,8 @@ DRIFT = {
 }
 BESIDE = {"fine-tuning": "finetune:", "joint": "joint:", "known": "recall:"}
 ALL_DETECTORS = ("digits_permuted", "stdlib_text")  # where all are tried, with abrupt changes
-# of a recipe with one task: about 10,000 steps
-STATIONARY = {
-    "digits_permuted": ["--data.num_tasks", "1", "--data.epochs_per_task", "233"],
-    "stdlib_text": ["--data.tasks", "[source]", "--data.epochs_per_task", "100"],
-}
+ALONE = "digits_permuted"
+ONE_TASK = ["--data.num_tasks", "1", "--data.epochs_per_task", "233"]  # 10,000 steps
 _FILE = "changes.json"
 
 
@@ -152,14 +149,13 @@ def main() -> None:
             runs = by_label(compared(path, folder, variants, seeds, given.jobs, arguments))
             fade = FADE if kind == "gradual" else 0.0
             rows += [row(f"{recipe}, {kind}", label, runs, folder, fade) for label in variants]
-    for recipe, arguments in STATIONARY.items():
-        folder = given.out / f"{recipe}_stationary"
-        path = f"recipes/{recipe}.yaml"
-        runs = by_label(compared(path, folder, DRIFT, seeds, given.jobs, [*arguments, *WATCH]))
-        for label in DRIFT:
-            found = [read(run, folder) for run in runs[label]]
-            steps = sum(each[2] for each in found)
-            alone.append([recipe, label, f"{steps:,}", str(sum(len(each[0]) for each in found))])
+    folder = given.out / f"{ALONE}_stationary"
+    path = f"recipes/{ALONE}.yaml"
+    runs = by_label(compared(path, folder, DRIFT, seeds, given.jobs, [*ONE_TASK, *WATCH]))
+    for label in DRIFT:
+        found = [read(run, folder) for run in runs[label]]
+        steps = sum(each[2] for each in found)
+        alone.append([ALONE, label, f"{steps:,}", str(sum(len(each[0]) for each in found))])
     write_page(
         "hidden_boundaries",
         "# Boundaries that nobody announces\n\n"
