@@ -22,7 +22,8 @@ OLDEST = {
 
 
 def claimed():
-    extras = [part for name, part in PROJECT["optional-dependencies"].items() if name != "test"]
+    tools = ("docs", "test")  # of those who work on it
+    extras = [part for name, part in PROJECT["optional-dependencies"].items() if name not in tools]
     for text in [*PROJECT["dependencies"], *chain.from_iterable(extras)]:
         requirement = Requirement(text)
         (lowest,) = [each.version for each in requirement.specifier if each.operator == ">="]

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
 
-_TOOLS = "test"  # the extra of those who work on the package
+_TOOLS = ("docs", "test")  # the extras of those who work on the package
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def packages() -> Iterator[Package]:
     for text in requires("recall-lightning") or []:
         requirement = Requirement(text)
         extra = _extra_of(str(requirement.marker or ""))
-        if extra == _TOOLS:
+        if extra in _TOOLS:
             continue
         found = version_of(requirement.name)
         fits = found is not None and requirement.specifier.contains(found, prereleases=True)
