@@ -45,7 +45,8 @@ def weights_of_names(
         lora_pairs: Factors that are merged as one update.
 
     Raises:
-        ValueError: If a weight has no coefficient, or one outside [0, 1], or a pair's two differ.
+        ValueError: If a weight has no coefficient, or one outside [0, 1], a name is of no block and
+            no weight, or a pair's two differ.
 
     Example:
         >>> blocks = [Block("0", 2, 1.0, "0", ("0.weight", "0.bias"))]
@@ -55,6 +56,12 @@ def weights_of_names(
     """
     if not isinstance(coefficients, Mapping):
         raise ValueError(f"the rule gave no mapping of block names, but {coefficients!r}")
+    known = {name for block in blocks for name in (block.name, *block.weights)}
+    for name in coefficients:
+        if name not in known:
+            raise ValueError(
+                f"the rule gave {name!r} a coefficient, which is no block and no weight"
+            )
     weights: dict[str, Coefficient] = {}
     for block in blocks:
         for name in block.weights:
@@ -62,7 +69,10 @@ def weights_of_names(
                 continue
             key = name if name in coefficients else block.name
             if key not in coefficients:
-                raise ValueError(f"the rule gave no coefficient for block {block.name}")
+                raise ValueError(
+                    f"the rule gave no coefficient for the weight {name}, nor for its block "
+                    f"{block.name}"
+                )
             weights[name] = _coefficient(coefficients[key], key, block, snapshot[name])
     _check_pairs(weights, lora_pairs)
     return weights

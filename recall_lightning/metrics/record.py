@@ -226,7 +226,7 @@ class TaskRecord:
     def table(self) -> str:
         """Return the task matrix as text: a row a trained task, a column a task, then probes."""
         rows, names = self.rows("before"), self._columns
-        first = max(len(self.score_name), *map(len, rows))
+        first = max(map(len, [self.score_name, *rows]))
         widths = [max(6, len(name) + 1) for name in names]
         lines = [[f"{n:>{w}}" for n, w in zip(names, widths, strict=True)]]
         lines += [[f"{v:>{w}.3f}" for v, w in zip(r, widths, strict=False)] for r in rows.values()]

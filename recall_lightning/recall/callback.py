@@ -98,7 +98,8 @@ class RecallCallback(TaskAwareCallback):
     Args:
         every: Interval between merges. A float in (0, 1] is a fraction of the task, an int a number
             of optimizer steps. ``"auto"`` is 1.0, the task's end alone, for the default rules and a
-            model that is pre-trained, see ``merge_first_task``; else 0.05.
+            pre-trained model, see ``merge_first_task``; else 0.05, or 10 steps with
+            ``boundaries="drift"``.
         plasticity: What the merge at a task's end leaves of what the task has gained, in (0, 1): of
             the likelihood exp(−loss) of its last batches, by the ``training_step`` without logs.
             As much of the old is kept as that allows, found by trying some seven merges, which
@@ -235,9 +236,8 @@ class RecallCallback(TaskAwareCallback):
     def changes(self) -> list[dict[str, Any]]:
         """The changes that were noticed with ``boundaries="drift"``, a dict each.
 
-        ``step`` is the optimizer step at which one was noticed, ``began`` that from which on the
-        weights were not taken for the task that ended, whose ``visit`` it was, and ``signal`` what
-        told it.
+        ``step`` is the optimizer step at which one was noticed, ``began`` the one with which the
+        task ended, whose ``visit`` it was, and ``signal`` what told it.
         """
         return [] if self._drift is None else list(self._drift.changes)
 

@@ -137,7 +137,7 @@ class SnapshotMerge:
                 self._merge_last(context, prepared, merge) if last else (merge(1.0), {})
             )
         except RefusedMergeError as error:
-            step = context.trainer.global_step
+            step = context.clock.steps_trained(context.trainer)
             rank_zero_warn(f"merge refused at step {step}, weights kept: {error}")
             return None
         visits = {visit: context.clock.visits[visit] for visit in self._kept.visits}

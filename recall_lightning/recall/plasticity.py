@@ -256,7 +256,7 @@ class MeasuredPlasticity:
         if not gain.is_positive:
             say = rank_zero_info if gain.merged <= gain.live else rank_zero_warn
             say(
-                f"the task that ends at step {context.trainer.global_step} has gained nothing on "
+                f"the task that ends at step {_step(context)} has gained nothing on "
                 f"its last batches (loss {gain.snapshot:.4g} before, {gain.live:.4g} after): the "
                 f"old counts {keep:.3g} times in its merge, which leaves a loss of "
                 f"{gain.merged:.4g}"
@@ -278,10 +278,14 @@ class MeasuredPlasticity:
 
 def _said(context: TaskContext, gain: TaskGain) -> str:
     return (
-        f"the merge at step {context.trainer.global_step} leaves {100 * gain.share:.0f} % of what "
-        f"the task has gained (loss {gain.snapshot:.4g} before it, {gain.live:.4g} after, "
+        f"the merge at step {_step(context)} leaves {100 * gain.share:.0f} % of what the task has "
+        f"gained (loss {gain.snapshot:.4g} before the task, {gain.live:.4g} after, "
         f"{gain.merged:.4g} merged)"
     )
+
+
+def _step(context: TaskContext) -> int:
+    return context.clock.steps_trained(context.trainer)
 
 
 def _mean(context: TaskContext, total: float, count: int) -> float:

@@ -230,8 +230,9 @@ def last_front(state: Mapping[str, Any]) -> Mapping[str, Any]:
     record = state["history"][-1] if state["history"] else {}
     if not record.get("front"):
         raise ValueError(
-            "the checkpoint's last merge has no front: merges are tried at a task's end, with a "
-            "plasticity, where the task has gained something"
+            "the checkpoint's last merge has no front: merges are tried at a task's end with a "
+            "plasticity (the default of a pre-trained model, else plasticity=0.95), where the task "
+            "has gained something, and keep_live=True keeps what they were made from"
         )
     return dict(record)
 

@@ -142,7 +142,7 @@ def test_a_weight_may_have_a_coefficient_an_element():
         ({"deep": torch.full((2, 3), 1.5)}, "coefficients from 1.5 to 1.5"),
         ({"deep": -0.1}, "block deep the coefficient -0.1"),
         ({"deep": "half"}, "block deep the coefficient half, which is no number"),
-        ({}, "no coefficient for block deep"),
+        ({}, "no coefficient for the weight"),
     ],
 )
 def test_coefficients_that_do_not_fit_are_refused(given, message):

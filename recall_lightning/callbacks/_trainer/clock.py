@@ -161,6 +161,13 @@ class TaskClock:
         module = trainer.lightning_module
         self._other_module = self._module is not None and self._module() is not module
         self._module = ref(module)
+        every_fit = self.schedule.task_at(trainer) is None
+        if every_fit and self._other_module and self.visits and not self._in_task:
+            rank_zero_warn(
+                "this fit's LightningModule is another object than the last fit's, and is taken to "
+                f"go on with what that one has learned, as task {self._fit_task}: for a new run "
+                "make new callbacks"
+            )
 
     def _task_of_fit(self, trainer: Trainer) -> int:
         """Tell which task a fit is, where each is one; end the checkpoint's if that is left."""
