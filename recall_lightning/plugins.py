@@ -130,7 +130,7 @@ class Plugins(Generic[_Kind]):
             return PluginError(f"{self._called(name)} stands in several packages: remove one")
         try:
             return self._check(name, entries[0].load())
-        except Exception as error:  # whatever a package of others does, the command goes on
+        except (Exception, SystemExit) as error:  # whatever another package does, a command goes on
             said = " ".join(f"{type(error).__name__}: {error}".split())
             return PluginError(f"{self._called(name)} cannot be used ({said})")
 

@@ -18,6 +18,7 @@ from recall_lightning.report.page import (
     Overview,
     Picture,
     Table,
+    damage_is_said,
     report_page,
 )
 from recall_lightning.report.run import read_run
@@ -52,7 +53,8 @@ def write_page(
     usual = max(shown.values(), key=list(shown.values()).count)
     folders = {(run.setting.label, run.seed): run.folder for run in planned}
     names = {row: row if seed == usual else f"{row}, seed {seed}" for row, seed in shown.items()}
-    read = [read_run(folders[row, seed], names[row]) for row, seed in shown.items()]
+    with damage_is_said():
+        read = [read_run(folders[row, seed], names[row]) for row, seed in shown.items()]
     drawn = pareto_figure(summaries, runs[0].monitor, runs[0].higher_is_better)
     label = "Forgetting over plasticity of each method, means with 95 % intervals."
     pictures = [] if drawn is None else [Picture("Forgetting and plasticity", label, drawn)]
@@ -64,7 +66,9 @@ def write_page(
         _notes(comparison, planned, runs, usual),
     )
     file = comparison.out / FILE_NAME
-    write_whole(file, report_page(read, overview))
+    with damage_is_said():
+        page = report_page(read, overview)
+    write_whole(file, page)
     return file
 
 

@@ -340,8 +340,10 @@ class RecallCallback(TaskAwareCallback):
         if stage == "fit":
             self._kept.storage.check(trainer)
             self._artifacts.check(trainer, in_files=self._kept.storage.to == "file")
-        endless = trainer.max_epochs == -1 and trainer.max_steps == -1
-        if stage == "fit" and endless and not isinstance(self.every, Integral):
+        counts = isinstance(self.every, Integral) or (
+            self._drift and not self._interval.needs_length
+        )
+        if stage == "fit" and trainer.max_epochs == trainer.max_steps == -1 and not counts:
             self._interval.refuse_unknown_length()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -362,7 +364,7 @@ class RecallCallback(TaskAwareCallback):
                     self._statistics.check_fits(self._context(trainer, pl_module))
                 self._statistics.resume(self._context(trainer, pl_module))
                 if self._drift is not None:
-                    self._drift.resume(self._context(trainer, pl_module))
+                    self._drift.start_fit(self._context(trainer, pl_module), resumed is not None)
         merges = self._merges_this_task
         with _misconfiguration():
             pairs = self._structure.lora_pairs
@@ -444,7 +446,7 @@ class RecallCallback(TaskAwareCallback):
         if self._drift is not None:
             self._drift.release()
         self._kept.storage.remove_unused(trainer, self.snapshots)
-        write_merges(trainer, self.history)
+        write_merges(trainer, self.history, names_tasks=self._drift is not None)
         if self.clock.stopped_early and len(self.history) > merges:
             rank_zero_warn(
                 "the fit stopped early, so the merge at its task's end came after the last "
@@ -518,13 +520,14 @@ class RecallCallback(TaskAwareCallback):
         if merged:
             self._reset_optimizers(trainer, pl_module)  # importance has been read from them
         records = [record for record in self.history if record["visit"] == self.visit]
-        name = self.visit_name(trainer)
-        log_task(trainer, name, records, with_front=merged)
+        log_task(trainer, self.visit_name(trainer), records, with_front=merged)
+        if self._drift is not None:  # whose tasks end within an epoch
+            self.on_train_epoch_end(trainer, pl_module)
 
     @property
     def can_estimate(self) -> bool:
-        """Whether curvature is measured, from which forgetting is estimated."""
-        return "curvature" in self._needs
+        """Whether curvature is measured, from which forgetting is estimated, at known ends."""
+        return "curvature" in self._needs and self._drift is None
 
     @property
     def can_roll_back(self) -> bool:
@@ -577,7 +580,7 @@ class RecallCallback(TaskAwareCallback):
     @property
     def estimates(self) -> dict[str, float]:
         """What the last merge of the task has left forgotten, in nats a prediction."""
-        last = self.history[-1] if self.history else {}
+        last = self.history[-1] if self.history and self._drift is None else {}
         if last.get("visit") != self.visit or "estimated_forgetting" not in last:
             return {}
         return {"estimated_forgetting": last["estimated_forgetting"]["merged"]}

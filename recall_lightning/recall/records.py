@@ -135,13 +135,18 @@ def log_task(
         log_table(trainer, f"recall/front_table/{name}", FRONT_COLUMNS, front_rows(last), point)
 
 
-def write_merges(trainer: Trainer, history: Sequence[Mapping[str, Any]]) -> None:
+def write_merges(
+    trainer: Trainer, history: Sequence[Mapping[str, Any]], names_tasks: bool = False
+) -> None:
     """Write ``merges.json`` into the run's folder, if there is one on a local disk.
 
     Args:
         trainer: The Trainer; all processes call this.
         history: Of the callback.
+        names_tasks: Whether the tasks are its own, that it has found, and no other callback's.
     """
+    if names_tasks:
+        history = [{**each, "name": f"task {each['task']}, as it was found"} for each in history]
     folder = run_folder(trainer)
     local = folder is not None and not is_remote(trainer.loggers[0].save_dir)
     if folder is None or not (local and history and trainer.is_global_zero):

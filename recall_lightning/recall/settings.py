@@ -215,13 +215,14 @@ class DriftSettings:
 
     Attributes:
         detector: What decides: ``"page_hinkley"``, ``"adwin"``, ``"kswin"``, or a drift detector of
-            the package ``river``. It is given each signal in standard deviations from a baseline
-            of its last 30 values or so.
+            the package ``river``, with a seed if it draws at random. It is given each signal in
+            standard deviations from a baseline of its last 30 values or so.
         signals: What is watched, each by a detector of its own, of which one is enough: the
             training ``"loss"``, and with ``"representations"`` the distance of a batch's mean
             hidden state from those of the batches before it, which counts while the loss does not
             fall. It tells changes that the loss does not show, and is wrong more often.
-        minimal_steps: Optimizer steps that every task has at least.
+        minimal_steps: Optimizer steps that every task has at least, counted where the loss is
+            finite. A change within them goes unnoticed.
 
     Raises:
         MisconfigurationException: For a value out of its range, or without ``river``.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -109,8 +110,26 @@ def write_report(folders: Sequence[Path], out: Path, beside: Path | None = None)
         OSError: If something cannot be read or written.
     """
     names = distinct_names(folders)
-    runs = [read_run(folder, name, beside) for folder, name in zip(folders, names, strict=True)]
-    write_whole(out, report_page(runs))
+    with damage_is_said():
+        runs = [read_run(folder, name, beside) for folder, name in zip(folders, names, strict=True)]
+        page = report_page(runs)
+    write_whole(out, page)
+
+
+@contextmanager
+def damage_is_said() -> Iterator[None]:
+    """Raise as a ValueError whatever comes of files that hold other things than a run's.
+
+    Raises:
+        ValueError: That.
+    """
+    try:
+        yield
+    except (KeyError, IndexError, TypeError, AttributeError) as error:
+        raise ValueError(
+            "a run's task_matrix.json, merges.json or config.yaml is damaged or of another version "
+            f"({type(error).__name__}: {error})"
+        ) from error
 
 
 def report_page(runs: Sequence[Run], overview: Overview | None = None) -> str:

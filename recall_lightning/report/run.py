@@ -51,6 +51,8 @@ class Run:
 
     def task_of(self, merge: Mapping[str, Any]) -> str:
         """Return the name of the task in which a merge was made."""
+        if "name" in merge:  # of a task that was found, of which the record knows nothing
+            return str(merge["name"])
         visit, names = merge["visit"], self.record.task_names
         if visit < len(self.record.matrix):
             return self.record.visit_name(visit)

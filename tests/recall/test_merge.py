@@ -62,7 +62,10 @@ def test_a_merge_of_weights_that_are_not_finite_is_refused_and_reported():
 
 @pytest.mark.parametrize(
     ("coefficients", "message"),
-    [({}, "no coefficient for the weight net.0"), ({"net.0": 1.5}, "block net.0 the coefficient 1.5")],
+    [
+        ({}, "no coefficient for the weight net.0"),
+        ({"net.0": 1.5}, "block net.0 the coefficient 1.5"),
+    ],
 )
 def test_what_a_rule_returns_is_checked(coefficients, message):
     class Bad(Fixed):

@@ -16,6 +16,7 @@ class EarlierWeightsState(TypedDict):
 
     earlier: dict[str, Tensor] | None
     batches: int
+    step: int
     trained_since: dict[str, Tensor] | None
 
 
@@ -29,7 +30,7 @@ class EarlierWeights:
         >>> layer = LightningModule()
         >>> layer.weight = torch.nn.Parameter(torch.tensor([1.0]))
         >>> earlier = EarlierWeights()
-        >>> earlier.copy(layer)
+        >>> earlier.copy(layer, step=20)
         >>> with torch.no_grad():
         ...     _ = layer.weight.add_(0.5)  # some steps
         ...     earlier.go_back(layer)
@@ -48,20 +49,22 @@ class EarlierWeights:
         self._trained_since: Snapshot | None = None
         self.batches = 0
         """How many were trained since the copy."""
+        self.step = 0
+        """At which optimizer step it was made."""
 
     @property
     def has_copy(self) -> bool:
         """Whether there is something to go back to."""
         return self._earlier is not None
 
-    def copy(self, pl_module: LightningModule) -> None:
-        """Copy the weights as they are, in place of an older copy."""
+    def copy(self, pl_module: LightningModule, step: int) -> None:
+        """Copy the weights as they are after a step, in place of an older copy."""
         reshard(pl_module)
         if self._earlier is None:
             self._earlier = Snapshot.take(pl_module)
         else:  # into the same memory
             _write(self._earlier, find_weights(pl_module, self._earlier))
-        self.batches = 0
+        self.batches, self.step = 0, step
 
     def go_back(self, pl_module: LightningModule) -> None:
         """Give the model the copy, and keep what has been trained since."""
@@ -98,6 +101,7 @@ class EarlierWeights:
         return {
             "earlier": None if self._earlier is None else dict(self._earlier),
             "batches": self.batches,
+            "step": self.step,
             "trained_since": None if self._trained_since is None else dict(self._trained_since),
         }
 
@@ -106,7 +110,7 @@ class EarlierWeights:
         earlier, since = state_dict["earlier"], state_dict["trained_since"]
         self._earlier = None if earlier is None else Snapshot(earlier)
         self._trained_since = None if since is None else Snapshot(since)
-        self.batches = state_dict["batches"]
+        self.batches, self.step = state_dict["batches"], state_dict["step"]
 
 
 def _write(targets: dict[str, Tensor] | Snapshot, sources: dict[str, Tensor] | Snapshot) -> None:

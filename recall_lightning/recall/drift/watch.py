@@ -1,10 +1,11 @@
 """Notices that the data has changed, and has the task end where it had not yet."""
 
+import math
 from collections.abc import Mapping
 from typing import Any, NotRequired, TypedDict
 
 from lightning.pytorch import LightningModule
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from recall_lightning.callbacks._trainer.loggers import log_scalars
@@ -54,6 +55,17 @@ class DriftWatch:
             for name in settings.signals
         }
         self._weights = EarlierWeights()
+        self._least, self._unseen = settings.minimal_steps, 0
+
+    def _say_unseen(self, signals: Mapping[str, float]) -> None:
+        """Warn once where nothing that is watched has a finite value for as long as a task is."""
+        self._unseen = 0 if any(map(math.isfinite, signals.values())) else self._unseen + 1
+        if self._unseen == self._least:
+            rank_zero_warn(
+                f"RecallCallback(boundaries='drift') has seen no finite {' or '.join(signals)} in "
+                f"{self._unseen} steps, so no change is noticed: where the module optimises by "
+                "hand, use self.manual_backward(loss)"
+            )
 
     def start_task(self, context: TaskContext) -> None:
         """Start anew; go on with what was trained of this task before it was known to be one."""
@@ -66,8 +78,16 @@ class DriftWatch:
             detector.restart()
         self._listen(context)
 
-    def resume(self, context: TaskContext) -> None:
-        """After a resume, go on listening."""
+    def start_fit(self, context: TaskContext, resumed: bool) -> None:
+        """Go on listening.
+
+        Args:
+            context: The task that a checkpoint, or another fit, has left.
+            resumed: Whether a checkpoint has. Another fit may be of another model, or of weights
+                that were put back: what an earlier one had trained since a change is not for it.
+        """
+        if not resumed:
+            self._weights.forget()
         self._weights.resume(context.pl_module)
         self._listen(context)
 
@@ -100,9 +120,9 @@ class DriftWatch:
         if signal is None:
             return False
         clock, trainer = context.clock, context.trainer
-        batches = self._go_back(context.pl_module)
         step = clock.steps_trained(trainer)
-        began = step - batches // trainer.accumulate_grad_batches
+        began = self._weights.step if self._weights.has_copy else step
+        self._go_back(context.pl_module)
         self.changes.append({"visit": clock.visit, "step": step, "began": began, "signal": signal})
         log_scalars(trainer, {"recall/change": float(began)})
         rank_zero_info(
@@ -116,6 +136,7 @@ class DriftWatch:
         """Return the signal of a step that has told a change, or None."""
         loss, states = (self._detectors.get(name) for name in ("loss", "representations"))
         signals = self._signals.take(context.trainer, states is not None and states.holds)
+        self._say_unseen(signals)
         changed = [loss is not None and loss.update(signals["loss"]), False]
         if states is not None:
             # hidden states move as well where the model learns fast: then the loss falls
@@ -126,21 +147,14 @@ class DriftWatch:
         spare, calm = self._recent.spare, all(each.is_calm for each in self._detectors.values())
         a_step = context.trainer.accumulate_grad_batches
         if self._weights.batches >= (_EVERY * a_step if calm else spare):
-            self._weights.copy(context.pl_module)
+            self._weights.copy(context.pl_module, context.clock.steps_trained(context.trainer))
         return None
 
-    def _go_back(self, pl_module: LightningModule) -> int:
-        """Give the model the weights of before a change, and forget batches since.
-
-        Returns:
-            How many batches ago that was.
-        """
-        if not self._weights.has_copy:
-            return 0
-        batches = self._weights.batches
-        self._weights.go_back(pl_module)
-        self._recent.go_back(batches)
-        return batches
+    def _go_back(self, pl_module: LightningModule) -> None:
+        """Give the model the weights of before a change, and forget batches since."""
+        if self._weights.has_copy:
+            self._recent.go_back(self._weights.batches)
+            self._weights.go_back(pl_module)
 
     def expected_bytes(self, copied: int, batch: Any) -> dict[str, int]:
         """Return what it holds by what it is for, where no batches are accumulated.

@@ -2,12 +2,13 @@
 
 import pytest
 import torch
+from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.utils.data import ConcatDataset, DataLoader
 
 from recall_lightning import DriftSettings, ForgettingMonitor, RecallCallback, TaskStream
-from tests.support.callbacks import recall
+from tests.support.callbacks import recall, same, weights_of
 from tests.support.resumed_runs import differences, train
 from tests.support.training import Plain, loader, quiet_trainer, task_data
 
@@ -204,3 +205,60 @@ def test_a_rollback_is_refused_as_tasks_end_elsewhere():
     monitor = ForgettingMonitor("val/acc", limits={"forgetting": 0.1}, on_limit="rollback")
     with pytest.raises(MisconfigurationException, match="rollback"):
         fit(callback(), monitor)
+
+
+def test_a_limit_of_the_estimate_is_refused_as_tasks_end_elsewhere():
+    monitor = ForgettingMonitor("val/acc", limits={"estimated_forgetting": 0.1})
+    with pytest.raises(MisconfigurationException, match="estimated_forgetting"):
+        fit(callback(), monitor)
+
+
+def test_what_was_trained_since_a_change_does_not_come_into_another_fit():
+    class Stops(RecallCallback):
+        def on_task_end(self, trainer, pl_module, task):
+            super().on_task_end(trainer, pl_module, task)
+            trainer.should_stop = True
+
+    own = Stops(every=1.0, merge_first_task=False, boundaries=WATCH)
+    fit(own)
+    assert len(own.changes) == 1
+    other = Plain()
+    before = weights_of(other)
+
+    class First(Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            trainer.should_stop = True
+            assert same(before, weights_of(pl_module))
+
+    with pytest.warns(UserWarning, match="another object"):
+        quiet_trainer(own, First()).fit(other, stream())
+
+
+def test_a_loss_that_is_not_seen_is_told_of():
+    class ByHand(Plain):
+        automatic_optimization = False
+
+        def training_step(self, batch, batch_idx):
+            optimizer = self.optimizers()
+            optimizer.zero_grad()
+            super().training_step(batch, batch_idx).backward()  # not self.manual_backward
+            optimizer.step()
+
+    with pytest.warns(UserWarning, match=r"no finite loss in 20 steps.*manual_backward"):
+        quiet_trainer(callback()).fit(ByHand(), stream())
+
+
+def test_a_stream_without_an_end_may_be_watched():
+    class Enough(Callback):
+        def on_train_batch_end(self, trainer, *_):
+            trainer.should_stop = trainer.global_step >= 3
+
+    own = RecallCallback(merge_first_task=False, every=1.0, boundaries=WATCH)
+    quiet_trainer(own, Enough(), max_epochs=-1).fit(Plain(), stream())
+    assert own.step_in_task >= 3
+
+
+def test_the_step_where_it_began_is_counted_in_optimizer_steps():
+    own = callback()
+    fit(own, accumulate_grad_batches=2)
+    assert all(change["began"] <= STEPS // 2 for change in own.changes)

@@ -22,7 +22,7 @@ def model():
 
 def test_going_back_gives_the_copy_bit_for_bit(model):
     earlier, before = EarlierWeights(), weights_of(model)
-    earlier.copy(model)
+    earlier.copy(model, 1)
     trained(model, 0.1)
     earlier.go_back(model)
     assert same(before, weights_of(model))
@@ -30,9 +30,9 @@ def test_going_back_gives_the_copy_bit_for_bit(model):
 
 def test_a_later_copy_takes_the_place_of_the_first(model):
     earlier = EarlierWeights()
-    earlier.copy(model)
+    earlier.copy(model, 1)
     trained(model, 0.5)
-    earlier.copy(model)
+    earlier.copy(model, 1)
     before = weights_of(model)
     trained(model, 0.1)
     earlier.go_back(model)
@@ -41,7 +41,7 @@ def test_a_later_copy_takes_the_place_of_the_first(model):
 
 def test_what_was_trained_since_comes_on_top(model):
     earlier = EarlierWeights()
-    earlier.copy(model)
+    earlier.copy(model, 1)
     trained(model, 0.25)
     earlier.go_back(model)
     trained(model, 2.0)  # as a merge does
@@ -54,7 +54,7 @@ def test_what_was_trained_since_comes_on_top(model):
 def test_running_variances_stay_those_of_the_copy(model):
     earlier = EarlierWeights()
     model.net[1].running_var.fill_(5.0)
-    earlier.copy(model)
+    earlier.copy(model, 1)
     model.net[1].running_var.fill_(0.1)
     earlier.go_back(model)
     model.net[1].running_var.fill_(1.0)
@@ -64,7 +64,7 @@ def test_running_variances_stay_those_of_the_copy(model):
 
 def test_a_weight_that_has_grown_meanwhile_is_left_as_it_is(model):
     earlier = EarlierWeights()
-    earlier.copy(model)
+    earlier.copy(model, 1)
     trained(model, 0.25)
     earlier.go_back(model)
     model.net[2] = nn.Linear(4, 3)
@@ -75,7 +75,7 @@ def test_a_weight_that_has_grown_meanwhile_is_left_as_it_is(model):
 
 def test_a_checkpoint_between_holds_what_is_to_come(model):
     earlier = EarlierWeights()
-    earlier.copy(model)
+    earlier.copy(model, 1)
     trained(model, 0.25)
     earlier.go_back(model)
     other, restored = Plain(model.net), EarlierWeights()
