@@ -165,8 +165,7 @@ class RecallCallback(TaskAwareCallback):
         log_artifacts: What goes to Weights & Biases as artifacts: ``"weights"``, the trainable ones
             after each task, merged; ``"snapshots"``, the files of snapshots, which
             ``SnapshotSettings(to="file")`` writes; True for both, as far as there are files. Their
-            metadata name the task and what its last merge was: coefficients, plasticity and more.
-            Of a task that is rolled back no weights are logged.
+            metadata say what the last merge was; of a task that is rolled back none are logged.
 
     Raises:
         MisconfigurationException: For an argument out of its range or without an effect, a strategy
@@ -340,9 +339,7 @@ class RecallCallback(TaskAwareCallback):
         if stage == "fit":
             self._kept.storage.check(trainer)
             self._artifacts.check(trainer, in_files=self._kept.storage.to == "file")
-        counts = isinstance(self.every, Integral) or (
-            self._drift and not self._interval.needs_length
-        )
+        counts = isinstance(self.every, Integral) or (self._drift and self.every == 1)
         if stage == "fit" and trainer.max_epochs == trainer.max_steps == -1 and not counts:
             self._interval.refuse_unknown_length()
 

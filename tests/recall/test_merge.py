@@ -65,6 +65,7 @@ def test_a_merge_of_weights_that_are_not_finite_is_refused_and_reported():
     [
         ({}, "no coefficient for the weight net.0"),
         ({"net.0": 1.5}, "block net.0 the coefficient 1.5"),
+        ({"net.0": 0.5, "net.2": 0.5, "net.4": 0.5, "head": 1.0}, "'head' a coefficient"),
     ],
 )
 def test_what_a_rule_returns_is_checked(coefficients, message):
