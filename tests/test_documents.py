@@ -17,7 +17,7 @@ from recall_lightning.export.command import export_parser
 from tests.support.documents import BLOCKS, ROOT, blocks, by_page, commands, pages
 from tests.support.training import Plain, loader
 
-LANGUAGES = {"python", "pycon", "bash", "yaml", "text"}
+LANGUAGES = {"python", "pycon", "bash", "yaml", "toml", "text"}
 PARSERS = {
     "merge": merge_parser,
     "report": report_parser,

@@ -40,4 +40,4 @@ def test_the_public_names_are_there_and_few():
     import recall_lightning
 
     assert all(hasattr(recall_lightning, name) for name in recall_lightning.__all__)
-    assert len(recall_lightning.__all__) <= 13
+    assert len(recall_lightning.__all__) <= 14

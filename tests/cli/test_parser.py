@@ -92,7 +92,7 @@ def test_the_help_is_plain_and_has_what_people_turn_first_in_front(word, capsys)
     assert code == 0
     assert not MARKS.search(out.out), MARKS.search(out.out)
     assert max(map(len, out.out.splitlines()[1:])) < 120
-    assert len(out.out.splitlines()) < 450
+    assert len(out.out.splitlines()) < 480
     options = ["--method", "--recall.plasticity", "--forgetting.monitor", "--data ", "--model "]
     places = [out.out.index(f"  {each}") for each in (*options, "--trainer.max_epochs")]
     assert places == sorted(places)

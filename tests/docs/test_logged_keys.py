@@ -28,7 +28,7 @@ class Recorder(WandbLogger):
     def __init__(self):
         self.keys = set()
         self._experiment = SimpleNamespace(
-            define_metric=lambda *_, **__: None, log=self.keys.update
+            define_metric=lambda *_, **__: None, log=self.keys.update, summary={}
         )
 
     name, version, save_dir = "recorder", "0", None

@@ -14,7 +14,7 @@ from docs.extension.sources import PACKAGE, ROOT, Source, sources
 from docs.pictures import PICTURES
 from docs.pictures.style import DARK, LIGHT
 from recall_lightning.cli.main import _COMMANDS
-from recall_lightning.merging.rules import RULES
+from recall_lightning.merging.rules.base import RULES
 from recall_lightning.methods import FILES
 
 DOCS = ROOT / "docs"

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parents[2]
+OF_WANDB = "WANDB_SERVICE"  # this process's own, which would go on holding a killed one's run
 OF_A_LAUNCHER = ("RANK", "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 PATIENCE = 10  # seconds that other processes of a group have to end after the first
@@ -41,7 +42,8 @@ def run_python(*arguments, folder, fails=False, timeout=180, **variables):
         timeout: Seconds.
         variables: Of its environment, beside this process's.
     """
-    own = {name: value for name, value in os.environ.items() if name not in OF_A_LAUNCHER}
+    left_out = {*OF_A_LAUNCHER, OF_WANDB}
+    own = {name: value for name, value in os.environ.items() if name not in left_out}
     own |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MASTER_PORT": str(free_port())}
     process = subprocess.Popen(
         [sys.executable, *map(str, arguments)],
