@@ -9,10 +9,12 @@ import torch
 
 from recall_lightning.cli.main import main
 from recall_lightning.cli.merge import merge_parser
+from recall_lightning.cli.recipes import recipes_parser
 from recall_lightning.cli.report import report_parser
 from recall_lightning.cli.retune import retune_parser
 from recall_lightning.compare import command as compare
 from recall_lightning.compare.check import check_commands
+from recall_lightning.doctor.command import doctor_parser
 from recall_lightning.export.command import export_parser
 from tests.support.documents import BLOCKS, ROOT, blocks, by_page, commands, pages
 from tests.support.training import Plain, loader
@@ -23,6 +25,8 @@ PARSERS = {
     "report": report_parser,
     "retune": retune_parser,
     "export": export_parser,
+    "recipes": recipes_parser,
+    "doctor": doctor_parser,
 }
 COMMANDS = [
     pytest.param(block, words, id=f"{block.page}:{block.line} {' '.join(words)[:60]}")
