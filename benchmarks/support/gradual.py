@@ -7,7 +7,6 @@ from torch.utils.data import ConcatDataset, DataLoader
 
 from recall_lightning.data.digits import DigitsStream
 from recall_lightning.data.sampling import mix_seed
-from recall_lightning.data.stdlib_text import StdlibTextStream
 from recall_lightning.data.stream import TaskStream
 
 FADE = 0.1  # of a task
@@ -72,7 +71,3 @@ class Gradual(TaskStream):
 
 class GradualDigits(Gradual, DigitsStream):
     """Digits."""
-
-
-class GradualText(Gradual, StdlibTextStream):
-    """The interpreter's text."""
