@@ -16,6 +16,7 @@ from recall_lightning.compare import command as compare
 from recall_lightning.compare.check import check_commands
 from recall_lightning.doctor.command import doctor_parser
 from recall_lightning.export.command import export_parser
+from recall_lightning.merging.rules.base import RULES
 from tests.support.documents import BLOCKS, ROOT, blocks, by_page, commands, pages
 from tests.support.training import Plain, loader
 
@@ -74,7 +75,17 @@ def test_every_block_names_a_language_that_is_tested_here():
         assert known, f"{block.page}:{block.line} is {block.language!r}: use {sorted(LANGUAGES)}"
 
 
+@pytest.fixture
+def own_rules():
+    """Rules that a page defines are known by their names for as long as it runs."""
+    known = dict(RULES)
+    yield
+    RULES.clear()
+    RULES.update(known)
+
+
 @pytest.mark.parametrize("page", by_page("python", "pycon"))
+@pytest.mark.usefixtures("own_rules")
 def test_a_pages_python_runs_from_top_to_bottom(page, folder, names):
     write_files(page, folder)
     for block in by_page("python", "pycon")[page]:
