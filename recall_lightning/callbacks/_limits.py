@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import Any, Literal
 
-import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
@@ -24,7 +23,7 @@ from recall_lightning.callbacks._trainer.own_weights import (
 from recall_lightning.callbacks.task_aware import task_aware_callbacks
 from recall_lightning.checks import check_choice, first_of
 from recall_lightning.weights.naming import find_weights, named_weights
-from recall_lightning.weights.sharding import reshard, sharded_like
+from recall_lightning.weights.sharding import reshard, write_into
 from recall_lightning.weights.snapshot import Snapshot
 
 OnLimit = Literal["warn", "stop", "rollback"] | Callable[..., None]
@@ -249,9 +248,7 @@ class Limits:
                 f"ForgettingMonitor: {first_of(late)} became trainable within the task, so there "
                 "is no copy of before it: they stay as they are"
             )
-        with torch.no_grad():
-            for name, weight in live.items():
-                weight.copy_(sharded_like(self.start[name], weight))
+        write_into(live, self.start)
         if self.optimizers is None:  # of a checkpoint of an earlier version
             forget(trainer.optimizers, live.values())
         else:

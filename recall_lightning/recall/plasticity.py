@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torch.distributions import Distribution
@@ -20,6 +19,7 @@ from recall_lightning.recall.model_run import ModelRun
 from recall_lightning.recall.process_means import sum_over_processes
 from recall_lightning.recall.records import of_both
 from recall_lightning.recall.task_loss import UnknownLossError, task_losses
+from recall_lightning.weights.sharding import write_into
 
 Merged = TypeVar("Merged")
 
@@ -191,9 +191,7 @@ class MeasuredPlasticity:
         of_live = divergence.measured(context)
 
         def put_back() -> None:
-            with torch.no_grad():
-                for name, weight in before.items():
-                    live[name].copy_(weight)
+            write_into({name: live[name] for name in before}, before)
 
         def tried(keep: float) -> _Try[Merged]:
             put_back()

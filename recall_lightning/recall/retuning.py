@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypedDict
 
-import torch
 from lightning.fabric.utilities.apply_func import move_data_to_device
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, device, nn
@@ -24,7 +23,7 @@ from recall_lightning.recall.records import of_both
 from recall_lightning.recall.state import LastMergeState
 from recall_lightning.weights.lightning_checkpoint import with_weights
 from recall_lightning.weights.naming import find_weights
-from recall_lightning.weights.sharding import is_sharded
+from recall_lightning.weights.sharding import is_sharded, write_into
 from recall_lightning.weights.snapshot import Snapshot
 from recall_lightning.weights.snapshot_file import FileReference, FileSnapshot
 
@@ -114,7 +113,7 @@ def merge_again_(
     """
     weights, on = _weights(module, state, snapshots)
     merged, entry = merged_again(state, rule, snapshots, record, plasticity, on)
-    _write(merged, weights)
+    write_into({name: weights[name] for name in merged}, merged)
     return entry
 
 
@@ -166,7 +165,7 @@ def _merge_within(
         merged, entry = merged_again(state, rule, snapshots, record, share, on)
         estimate = estimated_forgetting(inputs, merged)
         if estimate is not None and estimate <= most:
-            _write(merged, weights)
+            write_into({name: weights[name] for name in merged}, merged)
             live = record["estimated_forgetting"]["live"]
             return entry | of_both("estimated_forgetting", live, estimate)
     return None
@@ -192,12 +191,6 @@ def _weights(
             "on the checkpoint"
         )
     return weights, next(iter(weights.values())).device
-
-
-def _write(merged: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
-    with torch.no_grad():
-        for name, weight in merged.items():
-            weights[name].copy_(weight)
 
 
 def state_in(checkpoint: Mapping[str, Any]) -> str:

@@ -53,6 +53,20 @@ def sharded_like(tensor: Tensor, like: Tensor) -> Tensor:
     return distribute_tensor(moved, like.device_mesh, like.placements, src_data_rank=None)
 
 
+def write_into(weights: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
+    """Write into each weight the tensor of its name, of which a shard gets its own part.
+
+    Example:
+        >>> weight = torch.nn.Parameter(torch.zeros(2))
+        >>> write_into({"weight": weight}, {"weight": torch.ones(2), "other": torch.ones(1)})
+        >>> weight.data
+        tensor([1., 1.])
+    """
+    with torch.no_grad():
+        for name, weight in weights.items():
+            weight.copy_(sharded_like(tensors[name], weight))
+
+
 def total(value: float, like: Tensor) -> float:
     """Add up what each process found in its shard of ``like``; every process must call.
 

@@ -7,7 +7,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor
 
 from recall_lightning.weights.naming import find_weights, running_statistics
-from recall_lightning.weights.sharding import reshard, sharded_like
+from recall_lightning.weights.sharding import reshard, write_into
 from recall_lightning.weights.snapshot import Snapshot
 
 
@@ -63,7 +63,8 @@ class EarlierWeights:
         if self._earlier is None:
             self._earlier = Snapshot.take(pl_module)
         else:  # into the same memory
-            _write(self._earlier, find_weights(pl_module, self._earlier))
+            live = find_weights(pl_module, self._earlier)
+            write_into({name: self._earlier[name] for name in live}, live)
         self.batches, self.step = 0, step
 
     def go_back(self, pl_module: LightningModule) -> None:
@@ -75,7 +76,7 @@ class EarlierWeights:
         # a variance plus a difference of variances need be none
         since = {n: w.detach() - self._earlier[n] for n, w in live.items() if n not in statistics}
         self._trained_since = Snapshot(since)
-        _write(live, self._earlier)
+        write_into(live, self._earlier)
         self._earlier = None
 
     def go_on(self, pl_module: LightningModule) -> None:
@@ -111,10 +112,3 @@ class EarlierWeights:
         self._earlier = None if earlier is None else Snapshot(earlier)
         self._trained_since = None if since is None else Snapshot(since)
         self.batches, self.step = state_dict["batches"], state_dict["step"]
-
-
-def _write(targets: dict[str, Tensor] | Snapshot, sources: dict[str, Tensor] | Snapshot) -> None:
-    with torch.no_grad():
-        for name, target in targets.items():
-            if name in sources:
-                target.copy_(sharded_like(sources[name].detach(), target))
