@@ -22,6 +22,8 @@ class Classifier(LightningModule):
             constant learning rate.
         warmup: The share of such a part in which the learning rate rises to ``lr``.
         weight_decay: Of AdamW.
+        head_lr: Learning rate of ``network.head``, if it has another. A new head wants a larger one
+            than the pre-trained encoder, which else learns in its place, for inputs of all tasks.
     """
 
     def __init__(
@@ -31,6 +33,7 @@ class Classifier(LightningModule):
         tasks: int | None = None,
         warmup: float = 0.0,
         weight_decay: float = 0.01,
+        head_lr: float | None = None,
     ) -> None:
         super().__init__()
         self.network = network
@@ -38,6 +41,7 @@ class Classifier(LightningModule):
         self.tasks = tasks
         self.warmup = warmup
         self.weight_decay = weight_decay
+        self.head_lr = head_lr
 
     def forward(self, inputs: Tensor) -> Tensor:
         return self.network(inputs)
@@ -58,8 +62,15 @@ class Classifier(LightningModule):
         self.log("val/acc", right, batch_size=len(labels))
 
     def configure_optimizers(self) -> Any:
-        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.AdamW(trained, self.lr, weight_decay=self.weight_decay)
+        head = []
+        if self.head_lr is not None:
+            head = list(self.network.get_submodule("head").parameters())
+        known = set(head)
+        others = [p for p in self.parameters() if p.requires_grad and p not in known]
+        groups: list[dict[str, Any]] = [{"params": others}]
+        if head:
+            groups.append({"params": head, "lr": self.head_lr})
+        optimizer = torch.optim.AdamW(groups, self.lr, weight_decay=self.weight_decay)
         if self.tasks is None:
             return optimizer
         steps = math.ceil(self.trainer.estimated_stepping_batches / self.tasks)

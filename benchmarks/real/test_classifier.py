@@ -1,3 +1,5 @@
+from collections import OrderedDict
+
 import pytest
 import torch
 from lightning.pytorch import Trainer
@@ -36,6 +38,17 @@ def test_a_warm_up_rises_before_the_cosine():
     assert first.index(max(first)) in (3, 4)
     assert first[0] < 0.2
     assert first[5:] == pytest.approx(rates(tasks=2)[5:10])
+
+
+def test_a_head_may_have_a_learning_rate_of_its_own():
+    network = torch.nn.Sequential(
+        OrderedDict(body=torch.nn.Linear(2, 3), head=torch.nn.Linear(3, 2))
+    )
+    optimizer = Classifier(network, lr=0.1, head_lr=0.5).configure_optimizers()
+    body, head = optimizer.param_groups
+    assert (body["lr"], head["lr"]) == (0.1, 0.5)
+    assert {id(p) for p in head["params"]} == {id(p) for p in network.head.parameters()}
+    assert {id(p) for p in body["params"]} == {id(p) for p in network.body.parameters()}
 
 
 def test_without_tasks_the_learning_rate_stays():
