@@ -10,6 +10,7 @@ from typing import Any, TypedDict
 import torch
 from torch import Tensor
 
+from recall_lightning.checks import FormError
 from recall_lightning.measuring.blocks import Block
 from recall_lightning.measuring.linear_maps import LinearMap
 from recall_lightning.measuring.moments import Moments, moments_from
@@ -154,10 +155,10 @@ class PreparedMerge:
             maps = [LinearMap(**each) for each in state["maps"]]
             pairs = [LoraPair(**each) for each in state["lora_pairs"]]
         except TypeError as error:
-            raise ValueError(f"last_merge is of another version: {error}") from error
+            raise FormError(f"last_merge is of another version: {error}") from error
         live = dict(state["live"])
         if any(name not in snapshot for snapshot in snapshots for name in live):
-            raise ValueError("last_merge holds weights that are in no snapshot")
+            raise FormError("last_merge holds weights that are in no snapshot")
         structure = Structure(blocks, maps, pairs)
         inputs = [
             MergeInputs(structure, live, {n: snapshot[n] for n in live}, **_restored(measured))

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from docs.extension.evidence import of_method, of_rule, tables
-from docs.extension.messages import Message, errors, warnings
+from docs.extension.messages import TOLD_WITHIN, Message, errors, warnings
 from docs.extension.options import groups_of, parser_of
 from docs.extension.reference import pages
 from docs.extension.sources import PACKAGE, ROOT, Source, sources
@@ -30,6 +30,25 @@ PUBLIC = [
     *("recall_lightning.merging.functional", "recall_lightning.merging.rules"),
     "recall_lightning.measuring.predictions",
 ]
+
+
+WITHOUT_ADVICE = {
+    # python's own way of saying that a name is not there
+    "module ‹package› has no attribute ‹name›",
+    "there is no ‹kind› ‹name›",
+    # these hand on what another message says, with its advice
+    "‹pattern› is no format: ‹error›",
+    "the adapters of ‹module›: ‹error›",
+    "the adapter of ‹module›: ‹error›",
+    "‹where›, ‹first›. Mend it, or leave such rows out: bad_rows='skip'",
+    # LAPACK fails at finite numbers
+    "the low-rank updates cannot be decomposed: ‹error›",
+    # a run that another process shows, or the installation: nobody's input
+    "training ended before all tasks were trained and validated",
+    "‹history› merges of ‹MERGES›, with the shares ‹shares›",
+    "the checkpoint holds no state of RecallCallback, but of ‹…›",
+    "resumed after the first epoch, weights end up to ‹apart› apart",
+}
 
 
 def source(text):
@@ -128,6 +147,25 @@ def test_what_only_tells_again_what_another_raised_is_left_out():
 def test_a_message_without_advice_is_whole():
     message = Message("ValueError", "the whole of it is wrong", PACKAGE)
     assert (message.wrong, message.advice) == (message.text, "")
+
+
+@pytest.mark.parametrize("told", ["2 must be 3", "2 needs 3"])
+def test_a_message_that_names_what_is_wanted_needs_no_advice(told):
+    assert Message("ValueError", f"x=‹must› {told}", PACKAGE).names_what_is_wanted
+    assert not Message("ValueError", "x=‹must› is 2", PACKAGE).names_what_is_wanted
+
+
+def test_every_error_says_what_to_do():
+    found = [message for each in sources() for message in errors(each)]
+    lacking = {m.text for m in found if not m.advice and not m.names_what_is_wanted}
+    assert lacking == WITHOUT_ADVICE
+
+
+@pytest.mark.parametrize("kind", TOLD_WITHIN)
+def test_what_is_told_with_an_error_stands_in_a_message(kind):
+    found = [m for each in sources() for m in (*errors(each), *warnings(each))]
+    assert any(m.kind == kind for m in found)
+    assert any(m.kind != kind and TOLD_WITHIN[kind] in m.text for m in found)
 
 
 def test_warnings_are_read_too():
