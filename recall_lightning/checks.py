@@ -84,7 +84,7 @@ def check_form(value: object, form: Any, where: str = "") -> None:
         where: What the value is called, to stand before its entries' names.
 
     Raises:
-        ValueError: Naming the first entry that is missing or of another type.
+        FormError: Naming the first entry that is missing or of another type.
 
     Example:
         >>> import typing
@@ -92,10 +92,10 @@ def check_form(value: object, form: Any, where: str = "") -> None:
         ...     tasks: list[int]
         >>> check_form({"tasks": [0, "1"]}, State)
         Traceback (most recent call last):
-        ValueError: tasks.1 is a str, and must be an int
+        recall_lightning.checks.FormError: tasks.1 is a str, and must be an int
         >>> check_form({}, State, "snapshots")
         Traceback (most recent call last):
-        ValueError: snapshots.tasks is missing
+        recall_lightning.checks.FormError: snapshots.tasks is missing
     """
     if form is Any:
         return

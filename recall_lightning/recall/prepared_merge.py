@@ -19,6 +19,7 @@ from recall_lightning.merging.coefficients import Coefficient
 from recall_lightning.merging.lora.pairs import LoraPair
 from recall_lightning.merging.odds import with_kept_odds
 from recall_lightning.merging.rules import MergeInputs, MergeRule
+from recall_lightning.merging.rules.unasked import only_asked
 from recall_lightning.merging.structure import Structure
 from recall_lightning.weights.growth import is_new
 
@@ -92,7 +93,8 @@ class PreparedMerge:
             ValueError: If the rule's coefficients don't fit.
         """
         blocks, newest = self.inputs[-1].blocks, self.snapshots[-1]
-        given = self.rule.joint_coefficients([replace(own, keep=keep) for own in self.inputs])
+        inputs = [only_asked(self.rule, replace(own, keep=keep)) for own in self.inputs]
+        given = self.rule.joint_coefficients(inputs)
         if len(given) != len(self.inputs):
             raise ValueError(
                 f"the rule gave coefficients of {len(given)} models for {len(self.inputs)} "

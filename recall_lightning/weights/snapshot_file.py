@@ -36,7 +36,7 @@ def checked_name(name: str) -> str:
         'task_0-0123abcd.safetensors'
         >>> checked_name("../../model.safetensors")
         Traceback (most recent call last):
-        ValueError: '../../model.safetensors' is no name of a snapshot's file, such as...
+        recall_lightning.checks.FormError: '../../model.safetensors' is no name of a...
     """
     if not _NAME.fullmatch(name):
         raise FormError(

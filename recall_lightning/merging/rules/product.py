@@ -10,6 +10,7 @@ from recall_lightning.merging.coefficients import Coefficient
 from recall_lightning.merging.coefficients.linear_maps import MapCoefficient
 from recall_lightning.merging.rules.base import OF_MAPS, MergeInputs, MergeRule
 from recall_lightning.merging.rules.importance import Importance
+from recall_lightning.merging.rules.unasked import only_asked
 
 
 class Product(MergeRule):
@@ -66,7 +67,7 @@ class Product(MergeRule):
 
     def coefficients(self, inputs: MergeInputs) -> dict[str, Coefficient]:
         """Return the products, weight by weight."""
-        given = [rule.coefficients(inputs) for rule in self.rules]
+        given = [rule.coefficients(only_asked(rule, inputs)) for rule in self.rules]
         products: dict[str, Coefficient] = {}
         scaled: _Scaled = {}  # the weights of a linear map go on sharing one matrix
         for block in inputs.blocks:
