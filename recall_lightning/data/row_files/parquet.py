@@ -31,7 +31,8 @@ def read_parquet(file: str) -> Iterator[Row]:
             twice = sorted({name for name in names if names.count(name) > 1})
             if twice:
                 raise MisconfigurationException(
-                    f"{file} must name the column {', '.join(map(repr, twice))} once only"
+                    f"{file} names the column {', '.join(map(repr, twice))} more than once: "
+                    "rename one"
                 )
             for batch in parquet.iter_batches():
                 for row in _rows(batch):

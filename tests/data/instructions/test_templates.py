@@ -119,7 +119,7 @@ def test_alpaca_rows_need_no_input():
         ("x{/a}", "must close the section"),
         ("{#a}{#b}{/a}{/b}", "must close the section"),
         ("{#}x{/}", "names no column"),
-        ("{}", "names no column"),
+        ("{}", "must name a column"),
     ],
 )
 def test_sections_that_do_not_close_are_refused(pattern, said):
