@@ -70,7 +70,7 @@ def test_every_kind_of_answer_is_scored_in_one_matrix(folder, lora):
 def test_a_task_that_is_learned_scores_one(folder):
     data, monitor = stream(folder, WRITE), ForgettingMonitor("val/score")
     data._epochs_per_task = 60
-    fit(module(folder), data, monitor)
+    fit(module(folder), data, monitor, check_val_every_n_epoch=60)
     assert monitor.matrix[-1] == [1.0]
 
 
