@@ -37,7 +37,9 @@ def choose_typical_samples(states: Tensor, count: int, seed: int = 0) -> Tensor:
             f"{count}"
         )
     if not torch.isfinite(states).all():
-        raise ValueError("the hidden states of the candidates must be finite, without NaN")
+        raise ValueError(
+            "the hidden states of the candidates hold NaN or infinite values, and must be finite"
+        )
     from sklearn.cluster import KMeans, MiniBatchKMeans  # takes a second to import
     from sklearn.exceptions import ConvergenceWarning
 
