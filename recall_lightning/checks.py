@@ -71,6 +71,10 @@ def first_of(names: Iterable[str], most: int = 3) -> str:
     return ", ".join(listed[:most]) + more
 
 
+class FormError(ValueError):
+    """What was read has not the form that it was written in; who reads it says what to do."""
+
+
 def check_form(value: object, form: Any, where: str = "") -> None:
     """Check that what was read from a file has the form that it was written in.
 
@@ -80,7 +84,7 @@ def check_form(value: object, form: Any, where: str = "") -> None:
         where: What the value is called, to stand before its entries' names.
 
     Raises:
-        ValueError: Naming the first entry that is missing or of another type.
+        FormError: Naming the first entry that is missing or of another type.
 
     Example:
         >>> import typing
@@ -88,10 +92,10 @@ def check_form(value: object, form: Any, where: str = "") -> None:
         ...     tasks: list[int]
         >>> check_form({"tasks": [0, "1"]}, State)
         Traceback (most recent call last):
-        ValueError: tasks.1 is a str, and must be an int
+        recall_lightning.checks.FormError: tasks.1 is a str, and must be an int
         >>> check_form({}, State, "snapshots")
         Traceback (most recent call last):
-        ValueError: snapshots.tasks is missing
+        recall_lightning.checks.FormError: snapshots.tasks is missing
     """
     if form is Any:
         return
@@ -101,7 +105,7 @@ def check_form(value: object, form: Any, where: str = "") -> None:
             if name in cast(dict[str, object], value):
                 check_form(cast(dict[str, object], value)[name], of, _entry(where, name))
             elif name in form.__required_keys__:
-                raise ValueError(f"{_entry(where, name)} is missing")
+                raise FormError(f"{_entry(where, name)} is missing")
     elif isinstance(form, UnionType):
         _check_union(value, get_args(form), where)
     elif get_origin(form) is dict:
@@ -138,7 +142,7 @@ def _check_type(value: object, wanted: type, where: str) -> None:
     kinds = (int, float) if wanted is float else wanted
     if not isinstance(value, kinds) or (isinstance(value, bool) and wanted in (int, float)):
         a, other = (_with_article(kind) for kind in (wanted, type(value)))
-        raise ValueError(f"{where or 'all of it'} is {other}, and must be {a}")
+        raise FormError(f"{where or 'all of it'} is {other}, and must be {a}")
 
 
 def _entry(where: str, name: object) -> str:

@@ -100,7 +100,9 @@ def renamed_argument(
                 name = function.__qualname__
                 warn_once(f"{old}= of {name}()", since, removed_in, f"{new}=")
                 if new in kwargs:
-                    raise TypeError(f"{name}() got {old}= and {new}=, which are the same")
+                    raise TypeError(
+                        f"{name}() got {old}= and {new}=, which are the same: give {new}= alone"
+                    )
                 kwargs[new] = kwargs.pop(old)
             return function(*args, **kwargs)
 

@@ -1,3 +1,4 @@
+import os
 import warnings
 
 import pytest
@@ -5,6 +6,7 @@ import torch
 
 from recall_lightning import deprecation
 
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test waits for a hub; it is read where that is imported
 collect_ignore = ["recall_gentle"]  # a package of its own, which tests install
 
 

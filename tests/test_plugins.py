@@ -111,7 +111,7 @@ def test_an_unknown_rule_is_told_with_the_names_of_other_packages(target):
     ("name", "said"),
     [
         ("lost", r"the rule 'lost' of recall-broken cannot be used \(ModuleNotFoundError: No"),
-        ("nameless", r"the rule 'nameless' of recall-broken cannot be used \(ValueError: .* is no"),
+        ("nameless", r"the rule 'nameless' of recall-broken cannot be used \(ValueError: .* must"),
     ],
 )
 def test_what_cannot_be_used_is_one_sentence_with_its_package_and_harms_nothing_else(
@@ -151,11 +151,11 @@ def test_a_name_of_two_packages_is_neithers(target):
     ("group", "entry", "said"),
     [
         (RULE_PLUGINS, "mild = recall_gentle:Gentle", "its class Gentle has the name 'gentle'"),
-        (RULE_PLUGINS, "mild = recall_gentle:GENTLE_FIT", "is no subclass of MergeRule"),
+        (RULE_PLUGINS, "mild = recall_gentle:GENTLE_FIT", "must be a subclass of MergeRule"),
         (METHOD_PLUGINS, "mild = recall_gentle:GENTLE_FIT", "'gentle_fit', which must be 'mild'"),
-        (METHOD_PLUGINS, "mild = recall_gentle:GentleFit", "is no recall_lightning.methods.method"),
+        (METHOD_PLUGINS, "mild = recall_gentle:GentleFit", "must be a recall_lightning.methods"),
         (STREAM_PLUGINS, "Mild = recall_gentle:CornersStream", "called CornersStream, which must"),
-        (STREAM_PLUGINS, "Mild = recall_gentle:Gentle", "is no subclass of TaskStream"),
+        (STREAM_PLUGINS, "Mild = recall_gentle:Gentle", "must be a subclass of TaskStream"),
     ],
 )
 def test_an_entry_point_has_to_name_the_right_kind_by_its_own_name(group, entry, said, target):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,16 @@ from docs.extension.sources import Source
 LEFT_OPEN = ("‹", "›")
 """What stands around the name of something that a message puts in when it is made."""
 
+TOLD_WITHIN = {
+    "RowError": "Mend it, or leave such rows out: bad_rows='skip'",
+    "FormError": "resume from another checkpoint",
+    "SnapshotFileError": "put the file back into a folder 'snapshots' beside the checkpoint",
+    "MissingSnapshotError": "put the file back into a folder 'snapshots' beside the checkpoint",
+    "UnknownLossError": "the merge at its end takes its rule's own balance of old and new",
+}
+"""What is said with an error of a class, by the message within which a user is told it."""
+
+_WANTED = re.compile(r"\b(must|needs?|requires)\b")
 _WARNS = {"rank_zero_warn", "warn"}
 _ENDS_A_PROGRAM = {"SystemExit", "KeyboardInterrupt"}
 
@@ -32,20 +43,30 @@ class Message:
 
     @property
     def wrong(self) -> str:
-        """What is wrong: the sentence up to its last colon, if advice follows that."""
+        """What is wrong: the message up to its advice."""
         return self._parts[0]
 
     @property
     def advice(self) -> str:
-        """What to do: the words after the last colon; "" where there are none."""
+        """What to do: the words after the last colon, full stop or semicolon; "" without any.
+
+        Of an error that is told within another message it is what that says.
+        """
         return self._parts[1]
 
     @property
+    def names_what_is_wanted(self) -> bool:
+        """Whether what to do follows from it, as from "must be 2 or more"."""
+        return bool(_WANTED.search(_without_open(self.text)))
+
+    @property
     def _parts(self) -> tuple[str, str]:
-        head, colon, tail = self.text.rpartition(": ")
-        is_advice = bool(colon and _own_words(tail)) and len(tail.split()) > 1
-        is_advice = is_advice and len(_own_words(head).split()) > 1
-        return (head, tail) if is_advice else (self.text, "")
+        for mark in (": ", ". ", "; "):
+            for at in reversed([each.start() for each in re.finditer(re.escape(mark), self.text)]):
+                head, tail = self.text[:at], self.text[at + len(mark) :]
+                if _own_words(tail) and len(tail.split()) > 1 < len(_own_words(head).split()):
+                    return head, tail
+        return self.text, TOLD_WITHIN.get(self.kind, "")
 
 
 def errors(source: Source) -> list[Message]:
@@ -146,6 +167,10 @@ def _is_text(node: ast.expr) -> bool:
 
 def _own_words(text: str) -> str:
     """Return a text without what is left open in it."""
+    words = _without_open(text).split()
+    return " ".join(word for word in words if any(c.isalpha() for c in word))
+
+
+def _without_open(text: str) -> str:
     start, end = LEFT_OPEN
-    words = "".join(part.rpartition(end)[2] for part in text.split(start))
-    return " ".join(word for word in words.split() if any(c.isalpha() for c in word))
+    return "".join(part.rpartition(end)[2] for part in text.split(start))

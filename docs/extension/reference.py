@@ -64,8 +64,9 @@ def errors_page() -> Iterator[str]:
     yield (
         "Every error that the package raises in words of its own, as its source has it, by the "
         "part that raises it: what is wrong, and what to do where that does not follow from it. "
-        "‹…› stands for what the message puts in. What a callback or the command line was given is "
-        "named before the message, as in ``RecallCallback: …``; such errors are Lightning's "
+        "What is told within another message has that one's advice here. ‹…› stands for what the "
+        "message puts in. What a callback or the command line was given is named before the "
+        "message, as in ``RecallCallback: …``; such errors are Lightning's "
         "``MisconfigurationException``, all others a ``ValueError`` unless another name stands "
         "beside them. Commands print them as one line and end with exit code 2."
     )

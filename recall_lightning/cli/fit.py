@@ -358,13 +358,15 @@ def check_recipes(args: Sequence[str]) -> None:
             mark = error.problem_mark
             where = f", line {mark.line + 1}" if mark is not None else ""
             raise MisconfigurationException(
-                f"{file}{where} is no YAML: {error.problem or error.context}"
+                f"{file}{where} is no YAML ({error.problem or error.context}): mend it"
             ) from error
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise MisconfigurationException(f"{file} cannot be read as YAML: {error}") from error
+            raise MisconfigurationException(
+                f"{file} cannot be read as YAML ({error}): mend it"
+            ) from error
         if not isinstance(content, dict | type(None)):
             raise MisconfigurationException(
-                f"{file} holds no settings: write them as 'name: value', such as 'data: …'"
+                f"{file} holds no settings: write them as 'name: value'"
             )
 
 

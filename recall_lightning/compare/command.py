@@ -179,13 +179,15 @@ def _parse(args: Sequence[str]) -> tuple[Namespace, list[str]]:
 def _comparison(options: Namespace, extra: list[str]) -> Comparison:
     for word in extra:
         if re.match(r"(-c|--config)(=|$)", word):
-            raise ValueError(f"{word} after --: name all recipes by -c before it")
+            raise ValueError(f"{word} stands after --: name all recipes by -c before it")
     methods = [name.strip() for name in options.methods.split(",") if name.strip()]
     settings = parse_settings(methods, options.sweep, options.variant, list(_methods()))
     joint = options.joint_reference
     labels = [setting.label for setting in settings]
     if joint is not None and joint not in labels:
-        raise ValueError(f"--joint-reference {joint!r} is none of the rows: {', '.join(labels)}")
+        raise ValueError(
+            f"--joint-reference {joint!r} must be one of the rows: {', '.join(labels)}"
+        )
     return Comparison(
         recipes=normal_recipes(options.config),
         settings=settings,

@@ -203,7 +203,7 @@ def _parse_sweep(text: str) -> tuple[str, str, list[str]]:
         raise ValueError(f"--sweep {text!r} must be METHOD.ARGUMENT=VALUE,VALUE…")
     values = [value.strip() for value in _split(found[3])]
     if "" in values or len(set(values)) < len(values):
-        raise ValueError(f"--sweep {text!r} has an empty value, or one twice")
+        raise ValueError(f"--sweep {text!r} has an empty value, or one twice: drop it")
     return found[1], found[2], values
 
 
@@ -237,7 +237,7 @@ def _parse_variant(text: str) -> Setting:
     try:
         arguments = shlex.split(found[3])
     except ValueError as error:
-        raise ValueError(f"--variant {text!r} has a quotation mark left open") from error
+        raise ValueError(f"--variant {text!r} has a quotation mark left open: close it") from error
     if arguments and not arguments[0].startswith("-"):
         raise ValueError(
             f"--variant {text!r} must be NAME=METHOD:ARGUMENTS, arguments beginning with '--', as "

@@ -70,9 +70,9 @@ class DigitsStream(TaskStream):
                 f"scenario={scenario!r} is unknown; choose 'rotated', 'permuted' or 'split'."
             )
         if num_tasks < 1 or (scenario == "split" and _NUM_CLASSES % num_tasks):
-            rule = "must divide 10" if scenario == "split" else "must be 1 or more"
+            rule = "divide 10" if scenario == "split" else "be 1 or more"
             raise MisconfigurationException(
-                f"num_tasks={num_tasks} {rule} in the {scenario!r} scenario."
+                f"num_tasks={num_tasks} must {rule} in the {scenario!r} scenario."
             )
         if not 0 < val_fraction < 1:
             raise MisconfigurationException(

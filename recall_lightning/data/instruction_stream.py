@@ -380,7 +380,7 @@ class InstructionStream(TaskStream):
         if found:
             return found
         why = f": {faults.bad} rows were left out; the first: {faults.first}" if faults.bad else ""
-        raise MisconfigurationException(f"{faults.where} has no rows to use{why}")
+        raise MisconfigurationException(f"{faults.where} has no rows to use{why}; give it some")
 
 
 class _Listed(Dataset[Any]):

@@ -9,7 +9,7 @@ from recall_lightning.plugins import Plugins
 
 def _check(name: str, found: object) -> type[TaskStream]:
     if not (inspect.isclass(found) and issubclass(found, TaskStream)):
-        raise ValueError(f"{found!r} is no subclass of TaskStream")
+        raise ValueError(f"{found!r} must be a subclass of TaskStream")
     if found.__name__ != name:
         raise ValueError(f"its class is called {found.__name__}, which must be {name}")
     return found

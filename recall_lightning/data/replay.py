@@ -270,5 +270,8 @@ def _nbytes(value: Any) -> int:
     if isinstance(value, (int, float)):
         return 8
     if not hasattr(value, "nbytes"):
-        raise TypeError(f"the bytes of {type(value).__name__} in a sample can't be counted")
+        raise TypeError(
+            f"the bytes of {type(value).__name__} in a sample can't be counted: use tensors, "
+            "arrays, numbers, texts, and lists and mappings of them"
+        )
     return int(value.nbytes)

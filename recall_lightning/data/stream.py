@@ -468,7 +468,8 @@ class TaskStream(LightningDataModule, ABC):
         names = [f"task {i}" for i in range(len(datasets))] if names is None else list(names)
         if len(names) != len(datasets):
             raise MisconfigurationException(
-                f"{len(names)} names were given for {len(datasets)} datasets: {names}."
+                f"{len(names)} names were given for {len(datasets)} datasets, {names}: give one "
+                "for each."
             )
         seed = kwargs.get("seed", 0)
         pairs = [with_validation(entry, val_fraction, seed) for entry in datasets]

@@ -239,7 +239,8 @@ def _files(task: TextTask, where: str) -> list[str]:
         return [where]
     if not path.is_dir():
         raise MisconfigurationException(
-            f"task {task.name!r}: there is no file or folder {where} (looked for in {Path.cwd()})"
+            f"task {task.name!r} must name a file or folder that is there, not {where} (looked for "
+            f"in {Path.cwd()})"
         )
     found = [
         str(file)
@@ -248,7 +249,8 @@ def _files(task: TextTask, where: str) -> list[str]:
     ]
     if not found:
         raise MisconfigurationException(
-            f"task {task.name!r}: the folder {where} has no files like {task.pattern!r}"
+            f"task {task.name!r}: the folder {where} has no files like {task.pattern!r}; name "
+            "another folder or pattern"
         )
     return found
 

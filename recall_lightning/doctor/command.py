@@ -119,7 +119,8 @@ def _print_plugins() -> None:
         "stream": STREAM_PLUGINS,
     }
     for kind, plugins in found.items():
-        complaints = plugins.complaints()
+        with _silence():  # what they say when they are imported
+            complaints = plugins.complaints()
         for name, package in plugins.packages.items():
             about = f"{kind} of {package} {version_of(package) or ''}".rstrip()
             rows[name] = without_paths(complaints.get(name, about))

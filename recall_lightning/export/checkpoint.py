@@ -60,7 +60,8 @@ def build_model(
         lora = None if about["lora"] is None else LoraSettings(**about["lora"])
     except TypeError as error:
         raise ValueError(
-            f"the checkpoint's adapter has settings of another kind: {error}"
+            f"the checkpoint's adapter has settings of another kind ({error}): export it with the "
+            "version that wrote it"
         ) from error
     try:
         module = CausalLMModule(
@@ -74,13 +75,18 @@ def build_model(
             about = about | {"base": frozen_digest(module)}
         module.on_load_checkpoint({**checkpoint, "causal_lm": about})
     except MisconfigurationException as error:
-        raise ValueError(f"{error} (--model tells where the model is)") from error
+        raise ValueError(
+            f"the checkpoint's model was not built ({error}): tell by --model where it is"
+        ) from error
     state = {name.replace("._orig_mod", ""): t for name, t in checkpoint["state_dict"].items()}
     tied = _tied(module)
     try:
         module.load_state_dict(state, assign=True)  # in the precision of the checkpoint
     except RuntimeError as error:
-        raise ValueError(f"the checkpoint does not fit {about['model']!r}: {error}") from error
+        raise ValueError(
+            f"the checkpoint does not fit {about['model']!r} ({error}): tell by --model what it "
+            "was trained from"
+        ) from error
     for name, first in tied.items():  # what was one parameter in training is one again
         layer, _, own = name.rpartition(".")
         setattr(module.get_submodule(layer), own, module.get_parameter(first))

@@ -22,7 +22,10 @@ def refuse_infinite_weights(model: nn.Module) -> None:
     """
     for name, weight in model.named_parameters():
         if weight.is_floating_point() and not all_finite(weight.detach()):
-            raise ValueError(f"the checkpoint's weight {name!r} holds NaN or infinite values")
+            raise ValueError(
+                f"the checkpoint's weight {name!r} holds NaN or infinite values: export an earlier "
+                "one"
+            )
 
 
 class Comparison:

@@ -61,7 +61,9 @@ def export(
     read = read_language_model(checkpoint)
     lora = read["causal_lm"]["lora"]
     if merge_adapter and lora is None:
-        raise ValueError("--merge-adapter: the checkpoint holds no adapter, but a whole model")
+        raise ValueError(
+            "the checkpoint holds no adapter, but a whole model: leave --merge-adapter out"
+        )
     if lora is not None and not merge_adapter:
         if lora.get("fresh_per_task"):
             raise ValueError(

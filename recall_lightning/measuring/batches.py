@@ -67,7 +67,9 @@ def batch_size(batch: Any) -> int:
 def _axis_and_size(batch: Any) -> tuple[int, int]:
     tensors = [tensor for tensor in tensors_of(batch) if tensor.dim() > 0]
     if not tensors:
-        raise ValueError(f"a batch of type {type(batch).__name__} holds no tensor with samples")
+        raise ValueError(
+            f"a batch of type {type(batch).__name__} holds no tensor with samples: give it one"
+        )
     for axis in (0, 1):
         sizes = Counter(tensor.shape[axis] for tensor in tensors if tensor.dim() > axis)
         if sizes and 2 * sizes.most_common(1)[0][1] > len(tensors):
@@ -194,6 +196,8 @@ def rebuild(like: Any, tensors: Sequence[Tensor]) -> Any:
         {'x': tensor([1.]), 'y': tensor([1.])}
     """
     if len(tensors_of(like)) != len(tensors):
-        raise ValueError(f"{len(tensors)} tensors do not fit a batch of {len(tensors_of(like))}")
+        raise ValueError(
+            f"{len(tensors)} tensors must be {len(tensors_of(like))}, as many as the batch has"
+        )
     values = iter(tensors)
     return apply_to_collection(like, Tensor, lambda _: next(values))

@@ -98,8 +98,8 @@ def available(starts: Sequence[Start], found: dict[Start, Beginning]) -> list[Be
     chosen = [found[name] for name in starts if name in found]
     if not chosen:
         raise ValueError(
-            f"prior.starts={list(starts)}: the model can begin with {', '.join(map(repr, found))} "
-            "alone ('bos' takes a bos_token_id in its config, 'chat' a tokenizer with a chat "
-            "template)"
+            f"prior.starts={list(starts)} must have one that the model can begin with, "
+            f"{', '.join(map(repr, found))} ('bos' takes a bos_token_id in its config, 'chat' a "
+            "tokenizer with a chat template)"
         )
     return chosen

@@ -58,7 +58,7 @@ def called_module(module: nn.Module) -> nn.Module:
             names = ", ".join(canonical_name(name) for name, _ in module.named_children())
             raise ValueError(
                 f"{type(module).__name__} defines no forward, and how its children ({names}) work "
-                "together cannot be known"
+                "together cannot be known: define one, or give view="
             )
         module = needed[0]
     return module
@@ -111,7 +111,9 @@ def _bind(target: nn.Module, batch: Any) -> tuple[tuple[Any, ...], dict[str, Any
         )
     if not isinstance(batch, (tuple, list, *_NO_OBJECTS)) and len(wanted) == 1:
         return (batch,), {}
-    raise ValueError(f"a batch of type {type(batch).__name__} has no inputs that can be found")
+    raise ValueError(
+        f"a batch of type {type(batch).__name__} has no inputs that can be found: give view="
+    )
 
 
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
@@ -137,6 +139,6 @@ def _by_name(
     if missing or not kwargs:
         raise ValueError(
             f"{owner}.forward takes {', '.join(missing or names)}, and the batch has the entries "
-            f"{', '.join(map(str, batch))}"
+            f"{', '.join(map(str, batch))}: rename them, or give view="
         )
     return kwargs

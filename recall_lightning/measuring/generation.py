@@ -73,7 +73,9 @@ def write_sequences(
     """
     generator = find_generator(module)
     if generator is None:
-        raise ValueError(f"{type(module).__name__} holds no causal language model that generates")
+        raise ValueError(
+            f"{type(module).__name__} must hold a causal language model that generates"
+        )
     begun = list(begun or beginnings(generator).values())
     length = min(length, getattr(generator.config, "max_position_embeddings", None) or length)
     parts: list[_Writing] = []

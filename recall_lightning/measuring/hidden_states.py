@@ -110,7 +110,9 @@ class _Probe:
         def pool(_: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
             states = first_tensor(output)
             if states is None:
-                raise ValueError(f"the block {name} puts out no tensor but {type(output).__name__}")
+                raise ValueError(
+                    f"the block {name} must put out a tensor, not {type(output).__name__}"
+                )
             mask = _padding_free(kwargs)
             if mask is None:
                 mask = self._view.mask(self._batch, name)

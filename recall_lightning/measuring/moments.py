@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from recall_lightning.checks import FormError
 from recall_lightning.measuring.decompositions import eigh
 
 
@@ -399,7 +400,7 @@ def moments_from(state: Mapping[str, Any]) -> Moments:
 def _check_shapes(state: Mapping[str, Tensor], **shapes: tuple[int, ...]) -> None:
     for name, shape in shapes.items():
         if tuple(state[name].shape) != shape:
-            raise ValueError(f"has {name} of shape {tuple(state[name].shape)}, not {shape}")
+            raise FormError(f"has {name} of shape {tuple(state[name].shape)}, not {shape}")
 
 
 def _leading(rows: Tensor, rank: int) -> Tensor:

@@ -32,9 +32,14 @@ def choose_typical_samples(states: Tensor, count: int, seed: int = 0) -> Tensor:
         tensor([1, 4])
     """
     if not 1 <= count <= len(states):
-        raise ValueError(f"{count} typical samples cannot be chosen from {len(states)} candidates")
+        raise ValueError(
+            f"the typical samples must be 1 to {len(states)}, as many as the candidates, not "
+            f"{count}"
+        )
     if not torch.isfinite(states).all():
-        raise ValueError("the hidden states of the candidates hold NaN or infinite values")
+        raise ValueError(
+            "the hidden states of the candidates hold NaN or infinite values, and must be finite"
+        )
     from sklearn.cluster import KMeans, MiniBatchKMeans  # takes a second to import
     from sklearn.exceptions import ConvergenceWarning
 

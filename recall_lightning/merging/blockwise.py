@@ -55,12 +55,12 @@ def weights_of_names(
         {'0.weight': 0.5, '0.bias': 0.1}
     """
     if not isinstance(coefficients, Mapping):
-        raise ValueError(f"the rule gave no mapping of block names, but {coefficients!r}")
+        raise ValueError(f"the rule must give a mapping of block names, not {coefficients!r}")
     known = {name for block in blocks for name in (block.name, *block.weights)}
     for name in coefficients:
         if name not in known:
             raise ValueError(
-                f"the rule gave {name!r} a coefficient, which is no block and no weight"
+                f"the rule gave {name!r} a coefficient, which must be a block or a weight"
             )
     weights: dict[str, Coefficient] = {}
     for block in blocks:
@@ -70,7 +70,7 @@ def weights_of_names(
             key = name if name in coefficients else block.name
             if key not in coefficients:
                 raise ValueError(
-                    f"the rule gave no coefficient for the weight {name}, nor for its block "
+                    f"the rule must give a coefficient for the weight {name}, or for its block "
                     f"{block.name}"
                 )
             weights[name] = _coefficient(coefficients[key], key, block, snapshot[name])
@@ -99,7 +99,7 @@ def _coefficient(given: object, key: str, block: Block, copy: Tensor | None) -> 
     try:
         value = float(given)  # type: ignore[arg-type]
     except (TypeError, ValueError, RuntimeError) as error:  # the last is a tensor's
-        raise ValueError(f"{what}, which is no number") from error
+        raise ValueError(f"{what}, which must be a number") from error
     if value < 0 or value > 1:
         raise ValueError(f"{what}: the snapshot's weight lies in [0, 1]")
     return value
@@ -113,8 +113,8 @@ def _elementwise(given: Tensor, key: str, copy: Tensor | None) -> Coefficient:
         fits = False
     if not fits:
         raise ValueError(
-            f"the rule gave {key} coefficients of the shape {tuple(given.shape)}, which does not "
-            f"fit the weight's {tuple(shape)}"
+            f"the rule gave {key} coefficients of the shape {tuple(given.shape)}, which must "
+            f"broadcast to the weight's {tuple(shape)}"
         )
     low, high = range_of(given)
     if low < 0 or high > 1:
@@ -289,7 +289,9 @@ def merge_snapshots_(
         for what, model in [("live", live), *(("snapshot", copy) for copy in snapshots)]:
             check_alike(name, live[name], model[name])
             if check_finite and not all_finite(model[name]):
-                raise ValueError(f"the {what} weight {name!r} holds NaN or infinite values")
+                raise ValueError(
+                    f"the {what} weight {name!r} holds NaN or infinite values, and must be finite"
+                )
         _check_shares(name, [given[name] for given in weights])
         weight = weights[0][name]
         if check_elements and isinstance(weight, Tensor):
@@ -335,7 +337,7 @@ def _check_shares(name: str, shares: Sequence[Coefficient]) -> None:
     for share in shares:
         solved = (share.mean, share.condition) if isinstance(share, MapCoefficient) else ()
         if not all(map(math.isfinite, solved)):
-            raise ValueError(f"the merge weight of {name!r} is not finite")
+            raise ValueError(f"the merge weight of {name!r} must be finite")
 
 
 def _check_elements(name: str, weight: Tensor, live: Tensor) -> None:
@@ -343,7 +345,7 @@ def _check_elements(name: str, weight: Tensor, live: Tensor) -> None:
     check_broadcasts(name, weight, live)
     low, high = range_of(weight)
     if total(float(not low <= high), weight) > 0:
-        raise ValueError(f"the merge weight of {name!r} is not finite")
+        raise ValueError(f"the merge weight of {name!r} must be finite")
     if total(float(low < 0 or high > 1), weight) > 0:
         raise ValueError(
             f"the merge weight of {name!r} must lie in [0, 1], not in [{low:g}, {high:g}]"

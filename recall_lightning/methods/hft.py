@@ -14,6 +14,7 @@ from torch.optim import LBFGS, Optimizer
 
 from recall_lightning.callbacks._trainer.left_out import tell_what_is_left_out
 from recall_lightning.callbacks._trainer.strategies import check_strategy
+from recall_lightning.checks import FormError
 from recall_lightning.methods.method import Method
 from recall_lightning.methods.protecting import ProtectingCallback, ProtectingState
 from recall_lightning.weights.growth import new_since
@@ -128,7 +129,7 @@ class HalfFineTuning(ProtectingCallback):
         """Check that what is frozen is there."""
         for name in self.frozen:
             if name not in weights:
-                raise ValueError(f"frozen names {name!r}, which is no weight of the model")
+                raise FormError(f"frozen names {name!r}, which is no weight of the model")
 
     def state_dict(self) -> dict[str, Any]:
         """Return the task and its draw."""

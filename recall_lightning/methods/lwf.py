@@ -342,7 +342,7 @@ class LearningWithoutForgetting(ProtectingCallback):
                 return [pl_module.get_submodule(self.module)]
             except AttributeError as error:
                 raise MisconfigurationException(
-                    f"module={self.module!r} is no submodule of {type(pl_module).__name__}"
+                    f"module={self.module!r} must be a submodule of {type(pl_module).__name__}"
                 ) from error
         own = [pl_module] if type(pl_module).forward is not LightningModule.forward else []
         if own and self.logits is not None:

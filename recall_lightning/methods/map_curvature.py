@@ -10,6 +10,7 @@ import torch
 from lightning.fabric.utilities.apply_func import move_data_to_device
 from torch import Tensor
 
+from recall_lightning.checks import FormError
 from recall_lightning.measuring.moments import (
     FullMoments,
     Moments,
@@ -192,7 +193,7 @@ def curvature_from(state: Mapping[str, Any]) -> MapCurvature:
     """
     if "diagonal" in state:
         if state["diagonal"].dim() != 2:
-            raise ValueError(f"has diagonal of shape {tuple(state['diagonal'].shape)}")
+            raise FormError(f"has diagonal of shape {tuple(state['diagonal'].shape)}")
         return DiagonalCurvature(state["diagonal"])
     inputs, outputs = (
         moments_from({n.removeprefix(side): t for n, t in state.items() if n.startswith(side)})

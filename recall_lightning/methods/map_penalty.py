@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from recall_lightning.callbacks._trainer.misconfiguration import misconfiguration
 from recall_lightning.callbacks._trainer.stored_state import count_tensors, damage_is_said
-from recall_lightning.checks import check_count, first_of
+from recall_lightning.checks import FormError, check_count, first_of
 from recall_lightning.measuring.architecture import find_generator
 from recall_lightning.measuring.batches import batch_size
 from recall_lightning.measuring.generation import write_sequences
@@ -236,7 +236,7 @@ class MapPenalty(QuadraticPenalty):
         for name, curvature in self.curvature.items():
             linear_map = self._maps.get(name)
             if linear_map is not None and curvature.shape != _shape(linear_map, weights):
-                raise ValueError(
+                raise FormError(
                     f"curvature.{name} is of a matrix of shape {curvature.shape}, and the model's "
                     f"has {_shape(linear_map, weights)}"
                 )
@@ -260,7 +260,7 @@ class MapPenalty(QuadraticPenalty):
                 try:
                     self.curvature[name] = curvature_from(state)
                 except (KeyError, ValueError) as error:
-                    raise ValueError(f"curvature.{name} lacks or mistakes {error}") from error
+                    raise FormError(f"curvature.{name} lacks or mistakes {error}") from error
             self._recent.load_state_dict(state_dict["recent_batches"])
         self._predictions.restore(state_dict["predictions"])
 

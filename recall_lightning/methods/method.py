@@ -53,7 +53,10 @@ class Method:
         has = inspect.signature(self.configured).parameters if self.configured else {}
         for argument in named:
             if argument not in has:
-                raise ValueError(f"the method {self.name!r} has no argument {argument!r}")
+                raise ValueError(
+                    f"the method {self.name!r} has no argument {argument!r}: name one of "
+                    f"{', '.join(has)}"
+                )
 
     @property
     def needs_old_data(self) -> bool:

@@ -18,7 +18,7 @@ from recall_lightning.callbacks._trainer.stored_state import (
     damage_is_said,
 )
 from recall_lightning.callbacks._trainer.strategies import check_strategy
-from recall_lightning.checks import first_of
+from recall_lightning.checks import FormError, first_of
 from recall_lightning.measuring.linear_maps import LinearMap, find_linear_maps
 from recall_lightning.merging.lora.names import adapter_tensor
 from recall_lightning.methods.method import Method
@@ -159,7 +159,7 @@ class OrthogonalSubspace(ProtectingCallback):
         self._start, self._known = dict(state_dict["start"]), dict(state_dict["known"])
         with damage_is_said(type(self).__name__):
             if self._start.keys() != self._known.keys():
-                raise ValueError("start and known are not of the same weights")
+                raise FormError("start and known are not of the same weights")
 
     def _maps(self, pl_module: LightningModule) -> list[LinearMap]:
         adapter = adapter_tensor(named_weights(pl_module))

@@ -28,7 +28,7 @@ _OPTIONS = {
 
 def _check(name: str, found: object) -> Method:
     if not isinstance(found, Method):
-        raise ValueError(f"{found!r} is no recall_lightning.methods.method.Method")
+        raise ValueError(f"{found!r} must be a recall_lightning.methods.method.Method")
     if found.name != name or not name.isidentifier():
         raise ValueError(f"its record has the name {found.name!r}, which must be {name!r}, a word")
     return found

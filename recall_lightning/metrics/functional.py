@@ -291,7 +291,7 @@ def gap_closed(method: float, finetune: float, joint: float) -> float:
     for name, score in (("method", method), ("finetune", finetune), ("joint", joint)):
         if not math.isfinite(score):
             raise ValueError(
-                f"`{name}` is {score}: pass the average score of a run that converged."
+                f"`{name}` is {score}, which is no score: pass the average of a run that converged."
             )
     if joint == finetune:
         raise ValueError(

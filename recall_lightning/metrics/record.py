@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from recall_lightning import metrics
+from recall_lightning.checks import FormError
 from recall_lightning.weights.atomic import write_whole
 
 if TYPE_CHECKING:
@@ -309,6 +310,8 @@ class TaskRecord:
         """
         probes = content.get("probes") or {}
         try:
+            if content["mode"] not in ("max", "min"):
+                raise FormError(f"mode={content['mode']!r} must be 'max' or 'min'")
             before = [
                 own and _from_json(own) for own in (content.get("before"), probes.get("before"))
             ]
@@ -333,9 +336,13 @@ class TaskRecord:
             _check_scores(vars(record))
             named = all(0 <= task < len(record.task_names) for task in record.trained)
         except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"it is no task matrix: {error!r}") from error
+            raise ValueError(f"it is no task matrix ({error!r}): name another run") from error
+        except FormError as error:
+            raise ValueError(f"it is no task matrix ({error}): name another run") from error
         if not record.matrix or len(record.trained) != len(record.matrix) or not named:
-            raise ValueError("it is no task matrix: its rows are not of its tasks")
+            raise ValueError(
+                "it is no task matrix, its rows are not of its tasks: name another run"
+            )
         return record
 
     def state_dict(self) -> dict[str, Any]:
@@ -401,12 +408,12 @@ def _check_scores(state: Mapping[str, Any]) -> None:
         rows[f"measurements.{number}.scores"] = measured["scores"]
     for entry, scores in rows.items():
         if not 0 < len(scores) <= max(1, len(state["task_names"])):
-            raise ValueError(
+            raise FormError(
                 f"record.{entry} has {len(scores)} scores of {len(state['task_names'])} tasks"
             )
     for number, boundary in enumerate(state["boundaries"]):
         if not isinstance(boundary, (list, tuple)) or len(boundary) != 2:
-            raise ValueError(f"record.boundaries.{number} is no step and a name")
+            raise FormError(f"record.boundaries.{number} is no step and a name")
 
 
 def plain_json(value: Any) -> Any:

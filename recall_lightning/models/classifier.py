@@ -137,6 +137,6 @@ def _build(model: str | dict[str, Any], num_classes: int) -> torch.nn.Module:
         )
     if model.get("num_labels", num_classes) != num_classes:
         raise MisconfigurationException(
-            f"model has num_labels={model['num_labels']}, but num_classes={num_classes}."
+            f"model has num_labels={model['num_labels']}, which must be num_classes={num_classes}."
         )
     return build_transformer("ImageClassification", model, num_labels=num_classes)

@@ -61,12 +61,16 @@ def build_transformer(
         # A config takes any field, so a misspelled size would pass and leave a default of billions.
         unknown = [field for field in fields if not hasattr(defaults, field)]
         if unknown:
-            raise MisconfigurationException(f"model_type={model_type!r} has no fields {unknown}.")
+            raise MisconfigurationException(
+                f"model_type={model_type!r} has no fields {unknown}: drop them, or correct their "
+                "names."
+            )
         config = transformers.AutoConfig.for_model(model_type, **fields)
         return auto_model.from_config(config).train()
     except ValueError as error:
         raise MisconfigurationException(
-            f"model_type={model_type!r} cannot be built as AutoModelFor{head}: {error}"
+            f"model_type={model_type!r} cannot be built as AutoModelFor{head} ({error}): name "
+            "another type, or other fields"
         ) from error
 
 

@@ -63,7 +63,7 @@ def with_lora(model: nn.Module, settings: LoraSettings) -> PeftModel:
         adapted = peft.get_peft_model(model, config)
     except ValueError as error:
         raise MisconfigurationException(
-            f"lora={settings} does not fit the model: {error}"
+            f"lora={settings} does not fit the model ({error}): change its target_modules or rank"
         ) from error
     if settings.fresh_per_task:
         _refuse_shared_bases(adapted)

@@ -10,6 +10,7 @@ from typing import Any, TypedDict
 import torch
 from torch import Tensor
 
+from recall_lightning.checks import FormError
 from recall_lightning.measuring.blocks import Block
 from recall_lightning.measuring.linear_maps import LinearMap
 from recall_lightning.measuring.moments import Moments, moments_from
@@ -18,6 +19,7 @@ from recall_lightning.merging.coefficients import Coefficient
 from recall_lightning.merging.lora.pairs import LoraPair
 from recall_lightning.merging.odds import with_kept_odds
 from recall_lightning.merging.rules import MergeInputs, MergeRule
+from recall_lightning.merging.rules.unasked import only_asked
 from recall_lightning.merging.structure import Structure
 from recall_lightning.weights.growth import is_new
 
@@ -91,7 +93,8 @@ class PreparedMerge:
             ValueError: If the rule's coefficients don't fit.
         """
         blocks, newest = self.inputs[-1].blocks, self.snapshots[-1]
-        given = self.rule.joint_coefficients([replace(own, keep=keep) for own in self.inputs])
+        inputs = [only_asked(self.rule, replace(own, keep=keep)) for own in self.inputs]
+        given = self.rule.joint_coefficients(inputs)
         if len(given) != len(self.inputs):
             raise ValueError(
                 f"the rule gave coefficients of {len(given)} models for {len(self.inputs)} "
@@ -154,10 +157,10 @@ class PreparedMerge:
             maps = [LinearMap(**each) for each in state["maps"]]
             pairs = [LoraPair(**each) for each in state["lora_pairs"]]
         except TypeError as error:
-            raise ValueError(f"last_merge is of another version: {error}") from error
+            raise FormError(f"last_merge is of another version: {error}") from error
         live = dict(state["live"])
         if any(name not in snapshot for snapshot in snapshots for name in live):
-            raise ValueError("last_merge holds weights that are in no snapshot")
+            raise FormError("last_merge holds weights that are in no snapshot")
         structure = Structure(blocks, maps, pairs)
         inputs = [
             MergeInputs(structure, live, {n: snapshot[n] for n in live}, **_restored(measured))

@@ -12,7 +12,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, device, nn
 
 from recall_lightning.callbacks._trainer.stored_state import check_tensors, count_tensors
-from recall_lightning.checks import check_form
+from recall_lightning.checks import FormError, check_form
 from recall_lightning.merging.blockwise import mean_by_block
 from recall_lightning.merging.estimated_forgetting import estimated_forgetting
 from recall_lightning.merging.rules import MergeRule
@@ -203,11 +203,13 @@ def state_in(checkpoint: Mapping[str, Any]) -> str:
         states = checkpoint.get("callbacks", {})
         keys = [k for k, own in states.items() if {"history", "snapshots"} <= set(own)]
         if not keys:
-            raise ValueError("the checkpoint holds no state of RecallCallback")
+            raise ValueError(
+                "the checkpoint holds no state of RecallCallback: name one of a run with it"
+            )
         state = states[keys[0]]
         wanted, found = state.get("tensors"), count_tensors(state)
         if wanted is not None and found != wanted:
-            raise ValueError(f"the checkpoint's state is damaged: {found} of {wanted} tensors")
+            raise FormError(f"it holds {found} tensors, and held {wanted}")
     return str(keys[0])
 
 
@@ -238,7 +240,11 @@ def _damage_is_said() -> Iterator[None]:
     except (KeyError, IndexError, TypeError, AttributeError, ZeroDivisionError) as error:
         raise ValueError(
             f"the checkpoint's state is damaged, or of another version ({type(error).__name__}: "
-            f"{error})"
+            f"{error}): name another checkpoint"
+        ) from error
+    except FormError as error:
+        raise ValueError(
+            f"the checkpoint's state is damaged, {error}: name another checkpoint"
         ) from error
 
 
@@ -259,8 +265,8 @@ def retuned(checkpoint: Mapping[str, Any], plasticity: float, folder: Path) -> d
     state = checkpoint["callbacks"][key]
     if state.get("last_merge") is None:
         raise ValueError(NOTHING_KEPT)
-    check_form(state, _Held)
     with _damage_is_said():
+        check_form(state, _Held)
         return _retuned(checkpoint, key, plasticity, folder)
 
 
@@ -303,6 +309,6 @@ def _from_file(reference: FileReference, folder: Path) -> FileSnapshot:
         except ValueError as error:
             failure = error
     raise ValueError(
-        f"the snapshot's file {reference.name} is in none of {', '.join(map(str, places))}: "
-        f"{failure}"
+        f"the snapshot's file {reference.name} must be whole in one of "
+        f"{', '.join(map(str, places))}: {failure}"
     )

@@ -205,7 +205,8 @@ class SnapshotSettings:
                 torch.device(self.device)
             except RuntimeError as error:
                 raise ValueError(
-                    f"snapshots.device={self.device!r} is no device: {error}"
+                    f"snapshots.device={self.device!r} must be a device, as 'cpu' or 'cuda:0' "
+                    f"({error})"
                 ) from error
 
 

@@ -111,7 +111,7 @@ class SnapshotStorage:
             outcome = f"not every process sees {folder / reference.name}"
         if self.on_failed_write == "error":
             raise ValueError(
-                f"the snapshot of task {task} could not be stored in {folder}: {outcome}; make "
+                f"the snapshot of task {task} could not be stored in {folder} ({outcome}): make "
                 "room, or go on with it in memory: snapshots.on_failed_write='keep_in_memory'"
             )
         rank_zero_warn(

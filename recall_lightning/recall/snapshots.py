@@ -7,6 +7,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
+from recall_lightning.checks import FormError
 from recall_lightning.merging.lora.pairs import LoraPair
 from recall_lightning.recall.settings import SnapshotSettings
 from recall_lightning.recall.snapshot_storage import SnapshotStorage
@@ -177,10 +178,10 @@ class KeptSnapshots:
         """
         visits = "visits" if "visits" in state_dict else "tasks"  # of which none came twice
         if visits not in state_dict:
-            raise ValueError("snapshots.visits is missing")
+            raise FormError("snapshots.visits is missing")
         numbers = {len(state_dict[n]) for n in ("tensors", "files", visits) if n in state_dict}
         if len(numbers) > 1:
-            raise ValueError(f"snapshots.tensors, .files and .{visits} are not of one length")
+            raise FormError(f"snapshots.tensors, .files and .{visits} are not of one length")
         self.snapshots = [Snapshot(tensors) for tensors in state_dict["tensors"]]
         self.visits = list(state_dict[visits])
         self._rest = state_dict["rest"]

@@ -9,6 +9,7 @@ from torch.optim import Optimizer
 
 from recall_lightning.callbacks._trainer.clock import TaskClock
 from recall_lightning.callbacks._trainer.gradients import amp_scale, dense, optimized_weights
+from recall_lightning.checks import FormError
 from recall_lightning.weights.sharding import sharded_like, whole
 
 
@@ -110,6 +111,6 @@ class SquaredGradients:
             ValueError: If not every mean has its count.
         """
         if state_dict["mean"].keys() != state_dict["counts"].keys():
-            raise ValueError("the mean and the counts of squared gradients are not of the same")
+            raise FormError("the mean and the counts of squared gradients are not of the same")
         self._mean = dict(state_dict["mean"])
         self._counts = dict(state_dict["counts"])

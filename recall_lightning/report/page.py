@@ -128,7 +128,7 @@ def damage_is_said() -> Iterator[None]:
     except (KeyError, IndexError, TypeError, AttributeError) as error:
         raise ValueError(
             "a run's task_matrix.json, merges.json or config.yaml is damaged or of another version "
-            f"({type(error).__name__}: {error})"
+            f"({type(error).__name__}: {error}): write the report by the version that trained"
         ) from error
 
 

@@ -128,7 +128,7 @@ def _merges(path: Path) -> list[dict[str, Any]]:
                 merge[what] = {n: math.nan if v is None else float(v) for n, v in values.items()}
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(
-            f"{path} holds no merges as RecallCallback writes them: {error!r}"
+            f"{path} holds no merges as RecallCallback writes them ({error!r}): remove it"
         ) from error
     return merges
 
@@ -137,9 +137,9 @@ def _settings(path: Path) -> Mapping[str, Any]:
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} cannot be read as YAML: {error}") from error
+        raise ValueError(f"{path} cannot be read as YAML ({error}): mend or remove it") from error
     if not isinstance(config, dict):
-        raise ValueError(f"{path} holds no settings")
+        raise ValueError(f"{path} must hold settings, as 'name: value'")
     return used_settings(config) if "method" in config else config
 
 
@@ -147,7 +147,7 @@ def _json(path: Path, kind: type) -> Any:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path} cannot be read as JSON: {error}") from error
+        raise ValueError(f"{path} cannot be read as JSON ({error}): mend or remove it") from error
     if not isinstance(content, kind):
-        raise ValueError(f"{path} holds no {'object' if kind is dict else 'list'} of JSON")
+        raise ValueError(f"{path} must hold {'an object' if kind is dict else 'a list'} of JSON")
     return content

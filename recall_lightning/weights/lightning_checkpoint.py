@@ -25,11 +25,15 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             "lightning.pytorch.utilities.consolidate_checkpoint"
         )
     if not path.is_file():
-        raise ValueError(f"there is no file {path}")
+        raise ValueError(
+            f"there is no file {path}: name a checkpoint, such as one of ModelCheckpoint"
+        )
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # of as many kinds as there are ways to damage a file
-        raise ValueError(f"{path} cannot be read as a checkpoint ({error})") from error
+        raise ValueError(
+            f"{path} cannot be read as a checkpoint ({error}): name another"
+        ) from error
     if not isinstance(checkpoint, Mapping):
         raise ValueError(f"{path} is no checkpoint of Lightning: it holds no names")
     return dict(checkpoint)
@@ -65,7 +69,9 @@ def with_weights(
     names = {canonical_name(name): name for name in state_dict}
     for name, weight in weights.items():
         if name not in names or state_dict[names[name]].shape != weight.shape:
-            raise ValueError(f"the checkpoint's model has no weight {name!r} of that shape")
+            raise ValueError(
+                f"the checkpoint's model needs a weight {name!r} of the shape {tuple(weight.shape)}"
+            )
     written = {_storage(state_dict[names[name]]) for name in weights}
     copies: dict[int, torch.UntypedStorage] = {}  # with all views of it that the state has
     changed = {}

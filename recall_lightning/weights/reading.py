@@ -188,7 +188,7 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) < len(pairs):
         keys = [key for key, _ in pairs]
         twice = next(key for key in found if keys.count(key) > 1)
-        raise ValueError(f"it has the key {twice!r} twice")
+        raise ValueError(f"it has the key {twice!r} twice, and must have it once")
     return found
 
 

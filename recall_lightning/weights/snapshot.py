@@ -22,10 +22,13 @@ def weights_to_copy(module: nn.Module) -> dict[str, Tensor]:
     """
     live = named_weights(module)
     if not live:
-        raise ValueError("the model has no trainable floating-point parameter to snapshot")
+        raise ValueError("the model needs a trainable floating-point parameter to snapshot")
     for name, weight in live.items():
         if not all_finite(weight):
-            raise ValueError(f"the weight {name!r} holds NaN or infinite values at the snapshot")
+            raise ValueError(
+                f"the weight {name!r} holds NaN or infinite values at the snapshot, and must be "
+                "finite"
+            )
     return live
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from recall_lightning.checks import FormError
 from recall_lightning.weights.atomic import atomic_file
 from recall_lightning.weights.chunks import chunk_size
 from recall_lightning.weights.reading import open_model
@@ -35,10 +36,10 @@ def checked_name(name: str) -> str:
         'task_0-0123abcd.safetensors'
         >>> checked_name("../../model.safetensors")
         Traceback (most recent call last):
-        ValueError: '../../model.safetensors' is no name of a snapshot's file, such as...
+        recall_lightning.checks.FormError: '../../model.safetensors' is no name of a...
     """
     if not _NAME.fullmatch(name):
-        raise ValueError(
+        raise FormError(
             f"{name!r} is no name of a snapshot's file, such as 'task_0-0123abcd{SUFFIX}'"
         )
     return name
@@ -67,14 +68,18 @@ class FileReference:
 
     def __post_init__(self) -> None:
         if checked_name(self.name)[-len(SUFFIX) - 8 :] != self.checksum[:8] + SUFFIX:
-            raise ValueError(f"{self.name!r} is not named by its checksum, {self.checksum}")
+            raise FormError(f"{self.name!r} is not named by its checksum, {self.checksum}")
 
     def state_dict(self) -> dict[str, Any]:
         """Return plain Python, of which ``FileReference(**state)`` makes the reference again."""
         return asdict(self)
 
 
-class MissingSnapshotError(ValueError):
+class SnapshotFileError(ValueError):
+    """A snapshot's file is not what was written; who looks for it says what to do."""
+
+
+class MissingSnapshotError(SnapshotFileError):
     """A snapshot's file is not where it was looked for."""
 
 
@@ -149,14 +154,14 @@ class FileSnapshot(Snapshot):
         try:
             size = path.stat().st_size
             if size != reference.nbytes:
-                raise ValueError(f"{what} has {size:,} bytes")
+                raise SnapshotFileError(f"{what} has {size:,} bytes")
             checksum = _checksum(path)
         except FileNotFoundError as error:
             raise MissingSnapshotError(f"{what} is missing") from error
         except OSError as error:
-            raise ValueError(f"{what} cannot be read ({error.strerror})") from error
+            raise SnapshotFileError(f"{what} cannot be read ({error.strerror})") from error
         if checksum != reference.checksum:
-            raise ValueError(f"{what} has been altered: its checksum is not the one it had")
+            raise SnapshotFileError(f"{what} has been altered: its checksum is not the one it had")
         return cls.map(reference, folder)
 
     @classmethod

@@ -76,6 +76,6 @@ def test_an_update_that_is_not_finite_stops_before_anything_is_changed(tmp_path)
             super().on_task_end(trainer, pl_module, task)
 
     callback, model = Breaks(), Adapted()
-    with pytest.raises(MisconfigurationException, match=r"FreshAdapter.*not finite"):
+    with pytest.raises(MisconfigurationException, match=r"FreshAdapter.*must be finite"):
         fit(model, callback, tmp_path)
     assert torch.equal(weight_of(model), callback.base)

@@ -23,7 +23,7 @@ from torchmetrics import (
 
 from recall_lightning import ForgettingMonitor, TaskStream
 from recall_lightning.callbacks.early_stopping import TaskEarlyStopping
-from tests.support.processes import run_python
+from tests.support.processes import run_ranks
 from tests.support.training import Plain, loader, task_data
 
 SIZES = (40, 56, 24)  # of the validation data; the last batch is smaller
@@ -500,7 +500,7 @@ def test_early_stopping_alone_reads_the_tasks_own_score(tmp_path):
 def test_numbers_of_two_processes_are_gathered_whether_lightning_was_told_to_or_not(
     synced, tmp_path
 ):
-    run_python("-m", __name__, synced, folder=tmp_path)
+    run_ranks(__name__, synced, folder=tmp_path)
 
 
 class Halves(Plain):

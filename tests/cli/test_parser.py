@@ -62,7 +62,7 @@ def test_a_mistake_is_told_in_a_few_lines(word, given, said, capsys, monkeypatch
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ("trainer: {a: b\n  c: [", r"r.yaml, line 2 is no YAML: "),
+        ("trainer: {a: b\n  c: [", r"r.yaml, line 2 is no YAML "),
         ("- 1\n- 2", r"r.yaml holds no settings"),
         ("trainer: {max_epohs: 1}", r"no option 'trainer.max_epohs'; did you mean trainer.max_ep"),
         (

@@ -54,7 +54,7 @@ def test_what_is_wrong_is_one_line_and_nothing_is_written(folder, tmp_path, caps
     assert "is a folder" in refused(capsys, folder, "--out", tmp_path)
     for file, text, complaint in (
         ("merges.json", "[{}]", "holds no merges"),
-        ("merges.json", "{}", "holds no list"),
+        ("merges.json", "{}", "must hold a list"),
         ("config.yaml", "a: [", "cannot be read as YAML"),
         ("environment.json", "nothing", "cannot be read as JSON"),
         ("task_matrix.json", "{}", "is no task matrix"),

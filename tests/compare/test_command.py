@@ -306,9 +306,9 @@ def test_a_folder_of_something_else_is_left_alone(recipe, tmp_path, capsys):
         (["--seeds", "0"], "--seeds 0 must be a positive number"),
         (["--first-seed", "-1"], "--first-seed -1 must be"),
         (["-c", "none.yaml"], "the recipe none.yaml does not exist"),
-        (["--joint-reference", "upper"], "--joint-reference 'upper' is none of the rows"),
+        (["--joint-reference", "upper"], "--joint-reference 'upper' must be one of the rows"),
         (["--out", ""], "no output folder"),
-        (["--", "-c", "other.yaml"], "-c after --: name all recipes by -c before it"),
+        (["--", "-c", "other.yaml"], "-c stands after --: name all recipes by -c before it"),
         (["--", "--trainer.max_epohs", "1"], "finetune: "),
     ],
 )

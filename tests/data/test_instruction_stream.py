@@ -109,8 +109,7 @@ def test_an_answer_that_is_too_long_alone_is_a_bad_row(folder):
         ({"pack": True, "streaming": True}, "drop one"),
     ],
 )
-def test_what_does_not_fit_is_said(change, said, folder, monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+def test_what_does_not_fit_is_said(change, said, folder):
     with pytest.raises(MisconfigurationException, match=said):
         stream(folder, **change).train_dataset(0)
 

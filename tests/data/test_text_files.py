@@ -114,7 +114,7 @@ def test_general_text_is_scored_from_the_start_and_no_metric_counts_it(folder):
 @pytest.mark.parametrize(
     ("task", "said"),
     [
-        ({"train": "none"}, "no file or folder"),
+        ({"train": "none"}, "must name a file or folder"),
         ({"pattern": "*.rst"}, "no files like '[*].rst'"),
         ({"train": "rows.jsonl", "column": "title"}, "no column 'title', but 'text', 'body'"),
         ({"train": "short.txt"}, "holds 4 tokens, too few"),

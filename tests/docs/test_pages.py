@@ -3,13 +3,14 @@
 import ast
 import importlib
 import re
+from functools import cache
 
 import pytest
 
 from docs.extension.evidence import of_method, of_rule, tables
-from docs.extension.messages import Message, errors, warnings
+from docs.extension.messages import TOLD_WITHIN, Message, errors, warnings
 from docs.extension.options import groups_of, parser_of
-from docs.extension.reference import pages
+from docs.extension.reference import errors_page
 from docs.extension.sources import PACKAGE, ROOT, Source, sources
 from docs.pictures import PICTURES
 from docs.pictures.style import DARK, LIGHT
@@ -30,6 +31,31 @@ PUBLIC = [
     *("recall_lightning.merging.functional", "recall_lightning.merging.rules"),
     "recall_lightning.measuring.predictions",
 ]
+
+
+@cache
+def messages(read):
+    """Return what the whole package raises or warns of."""
+    return [message for each in sources() for message in read(each)]
+
+
+WITHOUT_ADVICE = {
+    # python's own way of saying that a name is not there
+    "module ‹package› has no attribute ‹name›",
+    "there is no ‹kind› ‹name›",
+    # these hand on what another message says, with its advice
+    "‹pattern› is no format: ‹error›",
+    "the adapters of ‹module›: ‹error›",
+    "the adapter of ‹module›: ‹error›",
+    "‹where›, ‹first›. Mend it, or leave such rows out: bad_rows='skip'",
+    # LAPACK fails at finite numbers
+    "the low-rank updates cannot be decomposed: ‹error›",
+    # a run that another process shows, or the installation: nobody's input
+    "training ended before all tasks were trained and validated",
+    "‹history› merges of ‹MERGES›, with the shares ‹shares›",
+    "the checkpoint holds no state of RecallCallback, but of ‹…›",
+    "resumed after the first epoch, weights end up to ‹apart› apart",
+}
 
 
 def source(text):
@@ -130,17 +156,35 @@ def test_a_message_without_advice_is_whole():
     assert (message.wrong, message.advice) == (message.text, "")
 
 
+@pytest.mark.parametrize("told", ["2 must be 3", "2 needs 3"])
+def test_a_message_that_names_what_is_wanted_needs_no_advice(told):
+    assert Message("ValueError", f"x=‹must› {told}", PACKAGE).names_what_is_wanted
+    assert not Message("ValueError", "x=‹must› is 2", PACKAGE).names_what_is_wanted
+
+
+def test_every_error_says_what_to_do():
+    lacking = {m.text for m in messages(errors) if not m.advice and not m.names_what_is_wanted}
+    assert lacking == WITHOUT_ADVICE
+
+
+@pytest.mark.parametrize("kind", TOLD_WITHIN)
+def test_what_is_told_with_an_error_stands_in_a_message(kind):
+    found = messages(errors) + messages(warnings)
+    assert any(m.kind == kind for m in found)
+    assert any(m.kind != kind and TOLD_WITHIN[kind] in m.text for m in found)
+
+
 def test_warnings_are_read_too():
     found = warnings(source('rank_zero_warn(f"{x} was never read: pass y=…, or leave it")'))
     assert [each.advice for each in found] == ["pass y=…, or leave it"]
 
 
 def test_the_page_of_errors_has_what_users_meet():
-    page = pages()[next(path for path in pages() if path.name == "errors.rst")]
+    page = "\n".join(errors_page())
     assert "must be a fraction of the task in (0, 1] (float) or a positive" in page
-    found = [each for each in sources() if errors(each)]
+    found = {each.path for each in messages(errors)}
     assert len(found) > 80
-    assert all(f"``{each.path}``" in page for each in found)
+    assert all(f"``{path}``" in page for path in found)
 
 
 @pytest.mark.parametrize("command", _COMMANDS)

@@ -1,4 +1,5 @@
 import re
+import sys
 from importlib.metadata import PackageNotFoundError, version
 from types import SimpleNamespace
 
@@ -154,6 +155,20 @@ def test_what_other_packages_bring_is_listed(report, monkeypatch):
     assert code == 0
     assert rows["mild"] == "rule of recall-mild 1.5"
     assert rows["lost"] == "the rule 'lost' of recall-lost cannot be used (OSError: …/x)"
+
+
+@pytest.mark.usefixtures("healthy")
+def test_what_other_packages_say_when_they_are_imported_is_not_shown(report, monkeypatch):
+    def complaints():
+        print("welcome to recall-mild")
+        print("it is in beta", file=sys.stderr)
+        return {}
+
+    found = SimpleNamespace(packages={"mild": "recall-mild"}, complaints=complaints)
+    monkeypatch.setattr(named, "RULE_PLUGINS", found)
+    _, rows, text = report()
+    assert rows["mild"].startswith("rule of recall-mild")
+    assert "welcome" not in text
 
 
 def test_a_word_too_many_is_refused(capsys):

@@ -112,9 +112,7 @@ def run(folder, scenario, kill_at):
 
 def in_process(*arguments):
     """Run in a process of its own; return how it ended."""
-    imported = ["lightning.pytorch.loggers", "recall_lightning.recall.callback", "sklearn.cluster"]
-    imported += ["matplotlib.figure", "torch.utils.tensorboard", __name__]
-    return exit_code_of(run, *arguments, preload=imported)
+    return exit_code_of(run, *arguments)
 
 
 def reference(folder, scenario):

@@ -2,7 +2,7 @@ import pytest
 
 from tests.faults.killing import SCENARIOS, reference, trial
 
-KILLS = 32
+KILLS = 16  # python -m tests.faults makes more
 
 
 @pytest.mark.processes

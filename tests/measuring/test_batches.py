@@ -97,7 +97,7 @@ def test_texts_in_a_tuple_are_parted_too():
 
 
 def test_tensors_of_another_number_do_not_fit():
-    with pytest.raises(ValueError, match="2 tensors do not fit a batch of 1"):
+    with pytest.raises(ValueError, match="2 tensors must be 1"):
         rebuild({"x": X}, [X, Y])
 
 

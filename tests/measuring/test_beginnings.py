@@ -52,5 +52,8 @@ def test_tokens_that_the_model_does_not_know_begin_nothing(tmp_path):
 def test_starts_that_there_are_not_are_left_out_and_none_at_all_is_refused():
     found = beginnings(tiny_llama(bos_token_id=3))
     assert available(("random", "chat", "bos"), found) == [Beginning(None), Beginning((3,))]
-    with pytest.raises(ValueError, match=r"starts=\['chat'\]: the model can begin with 'bos', 'r"):
+    with pytest.raises(
+        ValueError,
+        match=r"starts=\['chat'\] must have one that the model can begin with, 'bos', 'r",
+    ):
         available(("chat",), found)

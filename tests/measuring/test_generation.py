@@ -14,7 +14,7 @@ def test_a_causal_language_model_is_found_inside_and_no_other_model():
     model = tiny_llama()
     assert find_generator(nn.ModuleDict({"inner": model})) is model
     assert find_generator(model.model) is None  # without a head
-    with pytest.raises(ValueError, match="Linear holds no causal language model"):
+    with pytest.raises(ValueError, match="Linear must hold a causal language model"):
         write_sequences(nn.Linear(2, 2), 2, 4, seed=0)
 
 

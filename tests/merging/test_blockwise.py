@@ -141,8 +141,8 @@ def test_a_weight_may_have_a_coefficient_an_element():
         ({"deep": torch.rand(3, 2)}, r"deep coefficients of the shape \(3, 2\)"),
         ({"deep": torch.full((2, 3), 1.5)}, "coefficients from 1.5 to 1.5"),
         ({"deep": -0.1}, "block deep the coefficient -0.1"),
-        ({"deep": "half"}, "block deep the coefficient half, which is no number"),
-        ({}, "no coefficient for the weight"),
+        ({"deep": "half"}, "block deep the coefficient half, which must be a number"),
+        ({}, "must give a coefficient for the weight"),
     ],
 )
 def test_coefficients_that_do_not_fit_are_refused(given, message):
@@ -153,7 +153,7 @@ def test_coefficients_that_do_not_fit_are_refused(given, message):
 def test_elements_that_are_not_finite_refuse_the_merge_before_anything_is_written():
     live = tensors(0)
     weights = dict.fromkeys(live, 0.5) | {"deep.weight": torch.full((2, 3), math.nan)}
-    with pytest.raises(ValueError, match=r"merge weight of 'deep\.weight' is not finite"):
+    with pytest.raises(ValueError, match=r"merge weight of 'deep\.weight' must be finite"):
         merge_snapshots_(live, [tensors(1)], [weights])
     assert torch.equal(live["shallow.weight"], tensors(0)["shallow.weight"])
 

@@ -406,7 +406,9 @@ def test_logits_that_cannot_be_found_are_asked_for():
     ):
         quiet_trainer(LearningWithoutForgetting()).fit(TwoParts(), loader(0))
     quiet_trainer(LearningWithoutForgetting(module="net")).fit(TwoParts(), loader(0))
-    with pytest.raises(MisconfigurationException, match="module='nett' is no submodule of TwoPar"):
+    with pytest.raises(
+        MisconfigurationException, match="module='nett' must be a submodule of TwoPar"
+    ):
         quiet_trainer(LearningWithoutForgetting(module="nett")).fit(TwoParts(), loader(0))
 
 

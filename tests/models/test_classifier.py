@@ -104,7 +104,7 @@ def test_given_module_keeps_its_mode() -> None:
     ("model", "message"),
     [
         ({"image_size": 8}, "no model_type"),
-        ({**TINY, "num_labels": 3}, "num_labels=3, but num_classes=10"),
+        ({**TINY, "num_labels": 3}, "num_labels=3, which must be num_classes=10"),
         ("./no/such/folder", "is no folder, seen from"),
     ],
 )

@@ -100,7 +100,7 @@ def chinese(score, **kwargs):
         (chinese("bleu", language="fr"), "its tokenizer '13a'"),
         (chinese("bleu", bleu_tokenizer="intl"), "its tokenizer 'intl'"),
         (chinese("f1"), "task 'one': score='f1' counts words.*use score: exact_match"),
-        (chinese("bleu", bleu_tokenizer="13b"), "task 'one': bleu_tokenizer='13b' is none of"),
+        (chinese("bleu", bleu_tokenizer="13b"), "task 'one': bleu_tokenizer='13b' must be one of"),
     ],
 )
 def test_a_score_of_words_is_refused_where_no_spaces_part_them(folder, template, said):

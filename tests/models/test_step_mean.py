@@ -13,7 +13,7 @@ from recall_lightning.data.instructions.collating import collate, collate_packed
 from recall_lightning.data.instructions.encoding import Encoded
 from recall_lightning.methods.lwf import LearningWithoutForgetting
 from recall_lightning.models import CausalLMModule, ClassifierModule
-from tests.support.processes import run_python
+from tests.support.processes import run_ranks
 from tests.support.training import quiet_trainer
 
 TINY = {
@@ -214,37 +214,27 @@ def test_a_classifiers_step_is_the_mean_over_its_samples():
     torch.testing.assert_close(trained(model, data, 3, 3, **gather), expected, rtol=0, atol=1e-6)
 
 
-DISTRIBUTED = """
-import sys, torch
-from lightning.pytorch import Trainer
-from torch.utils.data import DataLoader
-from recall_lightning.data.instructions.collating import collate
-from tests.models.test_step_mean import EXAMPLES, Losses, language_model
-
-processes, size, steps = map(int, sys.argv[1:])
-model, losses = language_model(lr=0.1), Losses()
-loader = DataLoader(EXAMPLES[:4], batch_size=size, collate_fn=lambda found: collate(found, 0))
-trainer = Trainer(
-    accelerator="cpu", devices=processes, strategy="ddp" if processes > 1 else "auto",
-    max_epochs=2, accumulate_grad_batches=steps, callbacks=[losses], gradient_clip_val=0.1,
-    logger=False, enable_checkpointing=False, enable_progress_bar=False,
-)
-trainer.fit(model, loader)
-if trainer.is_global_zero:
-    weights = torch.cat([p.detach().flatten() for p in model.parameters()])
-    torch.save((weights, losses.seen), "out.pt")
-"""
+def run_on(processes, size, steps):
+    """Train on a part of the examples' rows a process; return weights and losses."""
+    model, losses = language_model(lr=0.1), Losses()
+    loader = DataLoader(EXAMPLES[:4], batch_size=size, collate_fn=gathered)
+    options = {"max_epochs": 2, "accumulate_grad_batches": steps, "gradient_clip_val": 0.1}
+    strategy = "ddp" if processes > 1 else "auto"
+    trainer = quiet_trainer(losses, devices=processes, strategy=strategy, **options)
+    trainer.fit(model, loader)
+    return trainer, (weights_of(model), losses.seen)
 
 
 @pytest.mark.processes
-@pytest.mark.parametrize(("size", "steps"), [(1, 2), (2, 1)])
-def test_processes_step_as_one_with_all_their_rows(size, steps, tmp_path):
-    found = []
-    for arguments in ((2, size, steps), (1, 4, 1)):
-        folder = tmp_path / str(arguments[0])
-        folder.mkdir()
-        (folder / "train.py").write_text(DISTRIBUTED)
-        run_python("train.py", *map(str, arguments), folder=folder)
-        found.append(torch.load(folder / "out.pt"))
-    torch.testing.assert_close(found[0][0], found[1][0], rtol=0, atol=1e-6)
-    assert found[0][1] == pytest.approx(found[1][1], rel=1e-5)
+def test_processes_step_as_one_with_all_their_rows(tmp_path):
+    run_ranks(__name__, folder=tmp_path)
+    _, (weights, losses) = run_on(1, 4, 1)
+    for found in torch.load(tmp_path / "out.pt"):
+        torch.testing.assert_close(found[0], weights, rtol=0, atol=1e-6)
+        assert found[1] == pytest.approx(losses, rel=1e-5)
+
+
+if __name__ == "__main__":
+    runs = [run_on(2, size, steps) for size, steps in ((1, 2), (2, 1))]
+    if runs[0][0].is_global_zero:
+        torch.save([found for _, found in runs], "out.pt")

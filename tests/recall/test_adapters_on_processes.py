@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.support.adapter_runs import RUNS
-from tests.support.processes import run_python
+from tests.support.processes import run_ranks
 
 pytestmark = pytest.mark.processes
 
@@ -17,8 +17,8 @@ def run(tmp_path_factory):
 
     def run(kind, processes=2):
         if kind not in done:
-            script = ("-m", "tests.support.adapter_runs")
-            run_python(*script, kind, processes, parent / kind, folder=parent, timeout=400)
+            arguments = (kind, processes, parent / kind)
+            run_ranks("tests.support.adapter_runs", *arguments, folder=parent, processes=processes)
             done[kind] = [
                 {name: torch.load(parent / kind / f"{name}-{rank}.pt") for name in RUNS}
                 for rank in range(processes)

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from recall_lightning.weights.naming import named_weights
-from tests.support.processes import run_python
+from tests.support.processes import run_python, run_ranks
 from tests.support.sharded_runs import RESUMED, RULES, Uneven
 
 SCRIPT = "tests.support.sharded_runs"
@@ -21,11 +21,14 @@ def run(tmp_path_factory):
     def run(kind, processes=2, resume=(), launcher=(), precision=()):
         folder = folder_of(kind, processes, resume, precision)
         if folder not in done:
-            arguments = [*launcher, "-m", SCRIPT, kind, processes, folder]
+            arguments = [kind, processes, folder, *precision]
             if resume:
                 run(*resume)
                 arguments += ["--resume", folder_of(*resume)]
-            run_python(*arguments, *precision, folder=parent)
+            if launcher:
+                run_python(*launcher, "-m", SCRIPT, *arguments, folder=parent)
+            else:
+                run_ranks(SCRIPT, *arguments, folder=parent, processes=processes)
             done[folder] = [
                 {path.stem[:-2]: torch.load(path) for path in folder.glob(f"*-{rank}.pt")}
                 for rank in range(processes)

@@ -63,7 +63,7 @@ def test_a_merge_of_weights_that_are_not_finite_is_refused_and_reported():
 @pytest.mark.parametrize(
     ("coefficients", "message"),
     [
-        ({}, "no coefficient for the weight net.0"),
+        ({}, "must give a coefficient for the weight net.0"),
         ({"net.0": 1.5}, "block net.0 the coefficient 1.5"),
         ({"net.0": 0.5, "net.2": 0.5, "net.4": 0.5, "head": 1.0}, "'head' a coefficient"),
     ],
@@ -115,7 +115,7 @@ def test_a_matrix_that_could_not_be_solved_for_writes_nothing():
             return weights
 
     callback = RecallCallback(every=1.0, rule="importance", end_rule=Unsolvable())
-    with pytest.warns(UserWarning, match=r"merge refused.*'net\.4\.weight' is not finite"):
+    with pytest.warns(UserWarning, match=r"merge refused.*'net\.4\.weight' must be finite"):
         quiet_trainer(callback).fit(model, loader(0))
     assert same(weights_of(model), before[0])
 

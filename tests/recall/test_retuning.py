@@ -98,7 +98,7 @@ def test_snapshots_in_files_are_found_beside_the_checkpoint(tmp_path):
     assert same(weights_of(model), made["state_dict"])
     moved = tmp_path / "elsewhere"
     (path.parent / "snapshots").rename(moved)
-    with pytest.raises(ValueError, match=r"is in none of .*snapshots"):
+    with pytest.raises(ValueError, match=r"must be whole in one of .*snapshots"):
         retuned(read_checkpoint(path), 0.5, path.parent)
 
 

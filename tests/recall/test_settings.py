@@ -32,7 +32,7 @@ from recall_lightning.recall.settings import (
         (PriorSettings, {"starts": ("bos", "words")}, "prior.starts='words' is unknown: use 'bos'"),
         (SnapshotSettings, {"number": 0}, "snapshots.number=0 must be 'all' or how many"),
         (SnapshotSettings, {"number": "every"}, "snapshots.number='every' must be 'all'"),
-        (SnapshotSettings, {"device": "gpu"}, "snapshots.device='gpu' is no device"),
+        (SnapshotSettings, {"device": "gpu"}, "snapshots.device='gpu' must be a device"),
         (
             SnapshotSettings,
             {"to": "disk"},

@@ -127,7 +127,7 @@ CALLBACKS["two snapshots"] = lambda: [recall(every=1, snapshots=2)]
 
 
 def returning_stream():
-    return stream(epochs_per_task=1, order=ORDER)
+    return stream(epochs_per_task=1, order=ORDER, batch_size=18)  # three batches a visit
 
 
 @pytest.mark.parametrize("callbacks", CALLBACKS.values(), ids=CALLBACKS)

@@ -32,6 +32,14 @@ def test_a_file_of_before_boundaries_and_limits_is_read(tmp_path):
     assert (run.record.boundaries, run.exceeded, run.merges, run.method) == ([], None, None, "–")
 
 
+@pytest.mark.parametrize("mode", [7, None, "upwards"])
+def test_a_direction_that_is_none_is_refused(tmp_path, mode):
+    content = {"monitor": "m", "mode": mode, "tasks": ["a"], "matrix": [[0.5]]}
+    (tmp_path / "task_matrix.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=rf"mode={mode!r} must be 'max' or 'min'"):
+        read_run(tmp_path, "mine")
+
+
 def test_the_rest_of_a_runs_files_may_lie_in_another_folder(tmp_path):
     TaskRecord("m", True, ["a"], [[0.5]]).write(tmp_path / "own")
     (tmp_path / "merges.json").write_text(json.dumps([MERGE]))

@@ -5,6 +5,7 @@ Tests that use this carry ``pytest.mark.processes``.
 
 import multiprocessing
 import os
+import runpy
 import signal
 import socket
 import subprocess
@@ -17,6 +18,12 @@ from typing import NamedTuple
 ROOT = Path(__file__).parents[2]
 OF_WANDB = "WANDB_SERVICE"  # this process's own, which would go on holding a killed one's run
 OF_A_LAUNCHER = ("RANK", "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+OF_THE_SERVER = (
+    *("lightning.pytorch.loggers", "matplotlib.figure", "sklearn.cluster"),
+    *("torch.utils.tensorboard", "tests.support.sharded_runs", "tests.support.adapter_runs"),
+)
+"""What the process that others are forked from imports: what they would, and computes nothing."""
 
 PATIENCE = 10  # seconds that other processes of a group have to end after the first
 
@@ -73,14 +80,12 @@ def tracked_files():
     return [ROOT / name for name in listed.stdout.decode().split("\0") if name]
 
 
-def exit_code_of(function, *arguments, preload=(), timeout=120):
-    """Call a function in a process forked from one that has imported modules; return how it ended.
+def exit_code_of(function, *arguments, timeout=120):
+    """Call a function in a process forked from one with imports done; return how it ended.
 
     A negative code is the signal that it died of.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(list(preload))
-    process = context.Process(target=_in_own_group, args=(function, *arguments))
+    process = _server().Process(target=_in_own_group, args=(function, *arguments))
     process.start()
     process.join(timeout)
     late = process.exitcode is None
@@ -89,6 +94,63 @@ def exit_code_of(function, *arguments, preload=(), timeout=120):
     if late:
         raise TimeoutError(f"{function.__name__}{arguments} took more than {timeout} s")
     return process.exitcode
+
+
+def run_ranks(module, *arguments, folder, processes=2, timeout=400):
+    """Run a module in processes that know of each other, as those that a launcher has started.
+
+    They are forked from one with imports done.
+
+    Args:
+        module: Its name; what it does as ``__main__`` is run.
+        arguments: What it finds in ``sys.argv``.
+        folder: Where they run, and what they write is kept, as ``rank_N.log``.
+        processes: How many.
+        timeout: Seconds.
+    """
+    port = free_port()
+    group = [
+        _server().Process(
+            target=_in_own_group,
+            args=(_as_rank, module, list(map(str, arguments)), folder, rank, processes, port),
+        )
+        for rank in range(processes)
+    ]
+    deadline = time.monotonic() + timeout
+    for each in group:
+        each.start()
+    while any(each.exitcode is None for each in group) and time.monotonic() < deadline:
+        if any(each.exitcode for each in group):  # the others would wait for it
+            deadline = min(deadline, time.monotonic() + PATIENCE)
+        time.sleep(0.02)
+    codes = [each.exitcode for each in group]
+    for each in group:
+        kill_group(each.pid)
+        each.join()
+    said = "\n".join(Path(folder, f"rank_{n}.log").read_text()[-3000:] for n in range(processes))
+    assert codes == [0] * processes, f"{module} {arguments} ended with {codes}: {said}"
+
+
+def _server():
+    """Return what starts processes that are forked from one, which imports once for all of them."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(list(OF_THE_SERVER))
+    return context
+
+
+def _as_rank(module, arguments, folder, rank, processes, port):
+    with open(Path(folder, f"rank_{rank}.log"), "w") as log:
+        for stream in (1, 2):
+            os.dup2(log.fileno(), stream)
+    os.chdir(folder)
+    sys.argv = [module, *arguments]
+    for name in (*OF_A_LAUNCHER, OF_WANDB):
+        os.environ.pop(name, None)
+    if processes > 1:
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        place = {"WORLD_SIZE": processes, "NODE_RANK": 0, "LOCAL_RANK": rank}
+        os.environ |= {name: str(value) for name, value in (address | place).items()}
+    runpy.run_module(module, run_name="__main__")
 
 
 def _in_own_group(function, *arguments):

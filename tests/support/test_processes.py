@@ -1,11 +1,12 @@
 import os
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
 from tests.support import processes
-from tests.support.processes import ROOT, exit_code_of, run_python
+from tests.support.processes import ROOT, exit_code_of, run_python, run_ranks
 
 pytestmark = pytest.mark.processes
 
@@ -66,3 +67,32 @@ def test_a_forked_process_tells_how_it_ended():
     assert exit_code_of(os.abort) < 0
     with pytest.raises(TimeoutError, match="sleep"):
         exit_code_of(time.sleep, 60, timeout=1)
+
+
+def test_ranks_know_of_each_other_and_run_in_their_folder(tmp_path):
+    run_ranks(__name__, "writes", folder=tmp_path, processes=3)
+    assert [(tmp_path / str(rank)).read_text() for rank in range(3)] == ["of 3"] * 3
+    assert (tmp_path / "rank_1.log").read_text() == "rank 1\n"
+
+
+def test_where_a_rank_fails_the_others_are_ended_and_it_is_told_what_it_wrote(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(processes, "PATIENCE", 0.2)
+    with pytest.raises(AssertionError, match=r"ended with \[None, 1\](.|\n)*it broke"):
+        run_ranks(__name__, "fails", folder=tmp_path)
+    with pytest.raises(AssertionError, match=r"ended with \[None, None\]"):
+        run_ranks(__name__, "sleeps", folder=tmp_path, timeout=2)
+    assert until_killed(tmp_path)
+
+
+if __name__ == "__main__":
+    rank = os.environ["LOCAL_RANK"]
+    print("rank", rank)
+    if sys.argv[1] == "writes":
+        Path(rank).write_text(f"of {os.environ['WORLD_SIZE']}")
+    elif sys.argv[1] == "fails" and rank == "1":
+        raise SystemExit("it broke")
+    else:
+        Path("pid").write_text(str(os.getpid()))
+        time.sleep(60)

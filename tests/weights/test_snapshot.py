@@ -117,5 +117,5 @@ def test_non_finite_weights_and_empty_models_are_refused():
     nn.init.constant_(model.bias, float("nan"))
     with pytest.raises(ValueError, match="'bias' holds NaN"):
         Snapshot.take(model)
-    with pytest.raises(ValueError, match="no trainable"):
+    with pytest.raises(ValueError, match="needs a trainable"):
         Snapshot.take(nn.ReLU())

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from recall_lightning.callbacks._trainer.position import PositionState
 from recall_lightning.callbacks._trainer.resuming import restore_random_state
-from recall_lightning.checks import check_form
+from recall_lightning.checks import FormError, check_form
 from recall_lightning.measuring.isolation import isolated_rng
 
 
@@ -72,7 +72,7 @@ def check_state(callback: Any, state: Any) -> None:
         check_form(state, callback.state_form)
         wanted = state.get("tensors")
         if wanted is not None and count_tensors(state) != wanted:
-            raise ValueError(f"it holds {count_tensors(state)} tensors, and held {wanted}")
+            raise FormError(f"it holds {count_tensors(state)} tensors, and held {wanted}")
 
 
 def count_tensors(state: Any) -> int:
@@ -110,7 +110,7 @@ def _check_random_state(state: RandomStates, where: str) -> None:
         try:
             restore_random_state(state, torch.device("cpu"))
         except Exception as error:  # each generator has its own
-            raise ValueError(f"{where} restores no generator ({error})") from error
+            raise FormError(f"{where} restores no generator ({error})") from error
 
 
 def check_tensors(tensors: Mapping[str, Tensor], weights: Mapping[str, Tensor], where: str) -> None:
@@ -121,10 +121,10 @@ def check_tensors(tensors: Mapping[str, Tensor], weights: Mapping[str, Tensor], 
     """
     for name, tensor in tensors.items():
         if name not in weights:
-            raise ValueError(f"{where}.{name} is of no weight of the model")
+            raise FormError(f"{where}.{name} is of no weight of the model")
         if tensor.shape != weights[name].shape:
             shapes = f"{tuple(tensor.shape)} for {tuple(weights[name].shape)}"
-            raise ValueError(f"{where}.{name} has another shape than the weight, {shapes}")
+            raise FormError(f"{where}.{name} has another shape than the weight, {shapes}")
 
 
 def say_missing_state(callback: Callback, checkpoint: Mapping[str, Any]) -> None:

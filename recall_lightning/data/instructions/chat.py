@@ -51,7 +51,9 @@ class ChatFormat:
             begun, alone = self._write(asked, ask=True), self._write(asked)
             whole = [self._write([*asked, Message("assistant", answer)]) for answer in answers]
         except RowError as error:
-            raise MisconfigurationException(f"{self._name} writes no answer: {error}") from error
+            raise MisconfigurationException(
+                f"{self._name} writes no answer ({error}): mend it, or set chat=False"
+            ) from error
         if not all(map(str.__contains__, whole, answers)):
             raise MisconfigurationException(f"{self._name} leaves answers out: mend it")
         between = whole[0][len(begun) : whole[0].index(answers[0])]

@@ -45,21 +45,25 @@ def parse(pattern: str) -> _Parts:
         if field is None:
             continue
         if field in ("#", "^"):
-            raise ValueError(f"the section {{{field}}} names no column")
+            raise ValueError(
+                f"the section {{{field}}} names no column: write one as {{{field}column}}"
+            )
         if field[:1] in ("#", "^"):
             opened.append((field, []))
         elif field[:1] == "/":
             begun, parts = opened.pop()
             if begun[1:] != field[1:] or not opened:
-                raise ValueError(f"{{{field}}} closes no section that was opened last")
+                raise ValueError(f"{{{field}}} must close the section that was opened last")
             opened[-1][1].append(_Section(field[1:], begun[0] == "#", tuple(parts)))
         elif not field:
-            raise ValueError("{} names no column")
+            raise ValueError("{} must name a column, as {column}")
         else:
             parse(spec or "")
             opened[-1][1].append(_Field(field, conversion, spec or ""))
     if len(opened) > 1:
-        raise ValueError(f"the section {{{opened[-1][0]}}} is never closed")
+        raise ValueError(
+            f"the section {{{opened[-1][0]}}} is never closed: end it with {{/{opened[-1][0][1:]}}}"
+        )
     return tuple(opened[0][1])
 
 

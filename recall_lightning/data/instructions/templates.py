@@ -102,11 +102,11 @@ class Template:
         if self.labels is not None:
             names = [_label_name(label) for label in self.labels]
             if len(set(names)) < len(names):
-                raise ValueError(f"labels={list(self.labels)} are not all different")
+                raise ValueError(f"labels={list(self.labels)} must all be different")
             listed = None if isinstance(self.choices, str) else self.choices
             if listed is not None and len(listed) != len(names):
                 raise ValueError(
-                    f"labels={list(self.labels)} are not one for each of the {len(listed)} choices"
+                    f"labels={list(self.labels)} must be one for each of the {len(listed)} choices"
                 )
 
     @property

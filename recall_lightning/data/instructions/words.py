@@ -32,7 +32,8 @@ def check_language(template: Template | Conversation) -> None:
     for name in ("language", "bleu_tokenizer"):
         if getattr(template, name) is not None and template.score != "bleu":
             raise ValueError(
-                f"{name}={getattr(template, name)!r} is for BLEU, and score is {template.score!r}"
+                f"{name}={getattr(template, name)!r} is for BLEU, and score is {template.score!r}: "
+                f"leave {name} out, or set score: bleu"
             )
 
 
@@ -55,7 +56,7 @@ def bleu_tokenizer(template: Template | Conversation) -> str:
     name = template.bleu_tokenizer or _TOKENIZERS.get(language, BLEU.TOKENIZER_DEFAULT)
     if name not in BLEU.TOKENIZERS:
         raise ValueError(
-            f"bleu_tokenizer={name!r} is none of sacreBLEU's: {', '.join(BLEU.TOKENIZERS)}"
+            f"bleu_tokenizer={name!r} must be one of sacreBLEU's: {', '.join(BLEU.TOKENIZERS)}"
         )
     try:
         BLEU(tokenize=name)

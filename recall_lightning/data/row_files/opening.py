@@ -98,7 +98,8 @@ def opened(file: str, encoding: str | None = None, newline: str | None = None) -
             yield io.TextIOWrapper(buffered, name, "surrogateescape", newline)
     except (OSError, EOFError, zlib.error, lzma.LZMAError, UnicodeError) as error:
         raise MisconfigurationException(
-            f"{file} cannot be read ({type(error).__name__}: {error})"
+            f"{file} cannot be read ({type(error).__name__}: {error}): check its permissions, or "
+            "download it again"
         ) from error
 
 
@@ -106,7 +107,7 @@ def _check(file: str, first: bytes, encoding: str | None) -> None:
     """Refuse what its first bytes show to be no text in the encoding."""
     for mark, how in _COMPRESSED.items():
         if re.match(mark, first):
-            raise MisconfigurationException(f"{file} is compressed with {how}")
+            raise MisconfigurationException(f"{file} is compressed with {how}: unpack it")
     if first.startswith(b"version https://git-lfs.github.com/spec/"):
         raise MisconfigurationException(
             f"{file} is a pointer of Git LFS, and not the file itself: get it with git lfs pull"

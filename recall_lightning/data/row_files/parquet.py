@@ -31,7 +31,8 @@ def read_parquet(file: str) -> Iterator[Row]:
             twice = sorted({name for name in names if names.count(name) > 1})
             if twice:
                 raise MisconfigurationException(
-                    f"{file} names the column {', '.join(map(repr, twice))} more than once"
+                    f"{file} names the column {', '.join(map(repr, twice))} more than once: "
+                    "rename one"
                 )
             for batch in parquet.iter_batches():
                 for row in _rows(batch):
@@ -39,7 +40,8 @@ def read_parquet(file: str) -> Iterator[Row]:
                     yield number, row
     except (pyarrow.ArrowException, OSError) as error:
         raise MisconfigurationException(
-            f"{file} cannot be read as Parquet (behind row {number}, {error})"
+            f"{file} cannot be read as Parquet (behind row {number}, {error}): write or download "
+            "it again"
         ) from error
 
 

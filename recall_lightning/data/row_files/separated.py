@@ -63,11 +63,13 @@ def _row(header: list[str], cells: list[str]) -> dict[str, Any] | RowError:
 def _header(file: str, cells: list[str] | RowError, between: str, given: bool) -> list[str]:
     """Return the columns' names."""
     if isinstance(cells, RowError):
-        raise MisconfigurationException(f"the header of {file} cannot be read: {cells}")
+        raise MisconfigurationException(f"the header of {file} cannot be read ({cells}): mend it")
     try:
         names = [text_of(cell, "it") if cell.strip() else "" for cell in cells]
     except RowError as error:
-        raise MisconfigurationException(f"the header of {file} cannot be read: {error}") from None
+        raise MisconfigurationException(
+            f"the header of {file} cannot be read ({error}): mend it"
+        ) from None
     if len(names) == 1 and not given:
         others = [other for other in ",;\t|" if other != between and other in names[0]]
         if others:

@@ -40,7 +40,10 @@ class OfDistribution(Predictions):
         try:
             between = kl_divergence(old, new)
         except NotImplementedError as error:
-            raise ValueError(f"torch knows no divergence between {old} and {new}") from error
+            raise ValueError(
+                f"torch knows no divergence between {old} and {new}: use another kind of "
+                "distribution, or torch.distributions.register_kl"
+            ) from error
         return temperature**2 * _summed(between, student)
 
     def _distribution(self, outputs: Tensor) -> Distribution:

@@ -303,7 +303,7 @@ def check_merged_maps(
             if not all_finite(_merged(live, snapshot, coefficient)):
                 raise ValueError(
                     f"merging made the weight {coefficient.linear_map.weight!r} infinite in its "
-                    "precision"
+                    "precision: use another rule or precision"
                 )
 
 

@@ -33,20 +33,17 @@ def as_adapter(model: ModelFiles) -> ModelFiles:
     if isinstance(about, Mapping) and isinstance(lora, Mapping):
         return _of_checkpoint(model, about, lora)
     whole = next((name for name in model if _PART_OF_BASE.search(name)), None)
-    how = (
-        "merge it into its base by PEFT's merge_and_unload and save that, or save the adapter"
-        if whole
-        else "save it"
-    )
     beside = model.path.parent / "adapter_config.json"
-    give = (
-        f"give its folder, {model.path.parent}"
-        if model.kind == "safetensors" and beside.is_file()
-        else f"{how} by PEFT's save_pretrained and give the folder"
-    )
+    first = ""
+    if model.kind != "safetensors" or not beside.is_file():
+        first = (
+            "merge it into its base by PEFT's merge_and_unload and save that, or save the adapter "
+            if whole
+            else "save it "
+        ) + "by PEFT's save_pretrained and "
     raise ValueError(
         f"{model.path} holds an adapter, such as {found!r}, whose factors are merged as the update "
-        f"that they stand for, and nothing in it tells its scale: {give}"
+        f"that they stand for, and nothing in it tells its scale: {first}give its folder"
     )
 
 

@@ -138,7 +138,7 @@ def _read_adapter(model: ModelFiles) -> tuple[dict[str, LoraPair], list[str]]:
     pairs, plain = adapter_pairs(model, config, str(model.path))
     for pair in pairs:
         if min(len(model.shape(pair.a)), len(model.shape(pair.b))) < 2:
-            raise ValueError(f"{model.path} holds no matrices for {pair.module!r}")
+            raise ValueError(f"{model.path} must hold matrices for {pair.module!r}")
     return {pair.module: pair for pair in pairs}, plain
 
 

@@ -61,7 +61,8 @@ def open_models(
     named = [] if donor is None else [_untied(open_model(donor))]
     if kinds == {True} and unite:
         raise ValueError(
-            f"tokenizer='union' is for whole models, and {models[0].path} is an adapter"
+            f"tokenizer='union' is for whole models, and {models[0].path} is an adapter: leave it "
+            "out"
         )
     if kinds == {True}:
         if not allow_different_configs:

@@ -249,8 +249,8 @@ def _loaded(model: ModelFiles, settings: MergeSettings) -> nn.Module:
             module = PeftModel.from_pretrained(module, str(model.path))
     except Exception as error:  # what the files make it do may raise anything
         raise ValueError(
-            f"{model.path} cannot be loaded to be measured with the config in {folder}: "
-            f"{_first_line(error)}"
+            f"{model.path} cannot be loaded to be measured with the config in {folder} "
+            f"({_first_line(error)}): use a method that measures nothing, or mend it"
         ) from error
     if found["missing_keys"]:
         raise ValueError(

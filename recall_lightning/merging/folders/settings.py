@@ -241,8 +241,10 @@ class MergeSettings:
         kinds = self.how.option_types
         for option, value in self.options.items():
             if option not in kinds:
-                has = f"it has {', '.join(kinds)}" if kinds else "it has none"
-                raise ValueError(f"{self.method} has no option {option!r}: {has}")
+                has = ", ".join(kinds) or "none"
+                raise ValueError(
+                    f"{self.method} has no option {option!r}: it has {has}, so leave it out"
+                )
             _check_option(option, value, kinds[option])
         for option, parameter in self.how.options.items():
             if parameter.default is parameter.empty and option not in self.options:

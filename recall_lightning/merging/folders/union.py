@@ -65,12 +65,14 @@ class UnitedVocabulary:
                 )
             if (rules := read[0].difference_of_rules(vocabulary)) is not None:
                 raise ValueError(
-                    f"the tokenizers of {model.path} and {models[0].path} cannot be united: {rules}"
+                    f"the tokenizers of {model.path} and {models[0].path} cannot be united: "
+                    f"{rules}; leave tokenizer='union' out"
                 )
             own.append({token: number for number, token in sorted(vocabulary.tokens.items())})
         if not (folders[0] / "tokenizer.json").is_file():
             raise ValueError(
-                f"tokenizer='union' writes a tokenizer.json, and {folders[0]} has none"
+                f"tokenizer='union' needs a tokenizer.json, and {folders[0]} has none: save one "
+                "there"
             )
         ids: dict[str, int] = dict(own[0])
         added: dict[str, Mapping[str, Any]] = {}
@@ -137,8 +139,8 @@ class UnitedVocabulary:
         names = [name for name in models[0] if self._has_rows(models[0], name)]
         if not any(len(models[0].shape(name)) == 2 for name in names):
             raise ValueError(
-                f"tokenizer='union' moves rows of embeddings, and {models[0].path} has none that "
-                f"are called so and have {len(self.own[0])} rows or more"
+                f"tokenizer='union' needs embeddings called so with {len(self.own[0])} rows or "
+                f"more, and {models[0].path} has none"
             )
         for model, own in zip(models, self.own, strict=True):
             for name in names:

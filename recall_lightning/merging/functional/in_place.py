@@ -50,7 +50,7 @@ def lerp_(
     """
     for name, copy in snapshot.items():
         if name not in live:
-            raise ValueError(f"the snapshot's weight {name!r} has no live weight of that name")
+            raise ValueError(f"the snapshot's weight {name!r} needs a live weight of that name")
         check_alike(name, live[name], copy)
         low, high = _range_of_weight(name, weights, copy)
         if not (low >= 0 and high <= 1):  # also false for NaN
@@ -126,15 +126,15 @@ def weighted_sum_(
         tensor([2., 3.])
     """
     if not models or len(models) != len(weights):
-        raise ValueError(f"{len(models)} models cannot be summed with {len(weights)} weights")
+        raise ValueError(f"{len(models)} models need as many weights, not {len(weights)}")
     for i, (model, weight) in enumerate(zip(models, weights, strict=True)):
         for name, tensor in out.items():
             if name not in model:
-                raise ValueError(f"model {i} has no weight {name!r}")
+                raise ValueError(f"model {i} lacks the weight {name!r}, which all models must have")
             check_alike(name, tensor, model[name])
             low, high = _range_of_weight(name, weight, tensor)
             if not (math.isfinite(low) and math.isfinite(high)):
-                raise ValueError(f"model {i}'s merge weight of {name!r} is not finite")
+                raise ValueError(f"model {i}'s merge weight of {name!r} must be finite")
             if check_finite:
                 _check_finite(f"model {i}'s weight {name!r}", model[name])
     with torch.no_grad():
@@ -231,17 +231,20 @@ def check_alike(name: str, tensor: Tensor, other: Tensor) -> None:
     """
     if tensor.shape != other.shape:
         raise ValueError(
-            f"the weight {name!r} has the shape {tuple(tensor.shape)} and its copy "
-            f"{tuple(other.shape)}"
+            f"the weight {name!r} has the shape {tuple(tensor.shape)}, which its copy needs, too, "
+            f"and not {tuple(other.shape)}"
         )
     if tensor.is_floating_point() != other.is_floating_point():
-        raise ValueError(f"the weight {name!r} is {tensor.dtype} and its copy {other.dtype}")
+        raise ValueError(
+            f"the weight {name!r} is {tensor.dtype} and its copy {other.dtype}: cast one"
+        )
     sharding = [
         (getattr(t, "device_mesh", None), getattr(t, "placements", ())) for t in (tensor, other)
     ]
     if sharding[0] != sharding[1]:
         raise ValueError(
-            f"the weight {name!r} is sharded as {sharding[0][1]} and its copy as {sharding[1][1]}"
+            f"the weight {name!r} is sharded as {sharding[0][1]}, as its copy must be, and not as "
+            f"{sharding[1][1]}"
         )
 
 
@@ -261,7 +264,7 @@ def _weight_of(name: str, weights: Weights) -> float | Tensor:
     if not isinstance(weights, Mapping):
         return weights
     if name not in weights:
-        raise ValueError(f"there is no merge weight for {name!r}")
+        raise ValueError(f"the weight {name!r} needs a merge weight")
     return weights[name]
 
 
@@ -282,7 +285,7 @@ def check_broadcasts(name: str, weight: Tensor, merged: Tensor) -> None:
     sizes = zip(reversed(weight.shape), reversed(merged.shape), strict=False)
     if weight.dim() > merged.dim() or any(size not in (1, own) for size, own in sizes):
         raise ValueError(
-            f"the merge weight of {name!r} has the shape {tuple(weight.shape)}, which does not "
+            f"the merge weight of {name!r} has the shape {tuple(weight.shape)}, which must "
             f"broadcast to the weight's {tuple(merged.shape)}"
         )
 
@@ -302,4 +305,4 @@ def range_of(tensor: Tensor) -> tuple[float, float]:
 
 def _check_finite(what: str, tensor: Tensor) -> None:
     if tensor.is_floating_point() and not all_finite(tensor):
-        raise ValueError(f"{what} holds NaN or infinite values")
+        raise ValueError(f"{what} holds NaN or infinite values, and must be finite")

@@ -117,7 +117,7 @@ def rounded(merged: Tensor, like: Tensor) -> Tensor:
 def _check_tensor(label: str, tensor: Tensor, shape: torch.Size) -> None:
     if not tensor.is_floating_point():
         raise ValueError(
-            f"{label} holds {tensor.dtype}: only floating-point weights are merged, copy the others"
+            f"{label} holds {tensor.dtype}, and must hold floating-point weights: copy the others"
         )
     if tensor.shape != shape:
         raise ValueError(
@@ -125,4 +125,4 @@ def _check_tensor(label: str, tensor: Tensor, shape: torch.Size) -> None:
             "one architecture is needed"
         )
     if not all_finite(tensor):
-        raise ValueError(f"{label} holds NaN or infinite values")
+        raise ValueError(f"{label} holds NaN or infinite values, and must be finite")

@@ -111,7 +111,7 @@ def merged_adapter_config(configs: Sequence[Any], ranks: Mapping[str, int]) -> d
         (8, 8, {'^2\\.q': 6}, {'^2\\.q': 6})
     """
     if not configs or not ranks:
-        raise ValueError("there is no adapter to merge, or it adapts no module")
+        raise ValueError("there must be an adapter to merge, and a module that it adapts")
     sources = [_as_json(config) for config in configs]
     for index, source in enumerate(sources):
         AdapterConfig.read(source, f"adapter {index}")
@@ -162,10 +162,12 @@ def _patterns(settings: Mapping[str, Any], name: str, where: str) -> dict[str, A
 def _refuse_variants(settings: Mapping[str, Any], where: str) -> None:
     kind = settings.get("peft_type")
     if str(getattr(kind, "value", kind)).upper() != "LORA":
-        raise ValueError(f"{where}: peft_type={kind!r}: only LORA adapters can be merged")
+        raise ValueError(f"{where}: peft_type={kind!r} must be LORA to be merged")
     for name, reason in _REFUSED.items():
         if settings.get(name):
-            raise ValueError(f"{where}: {name}={settings[name]!r} cannot be merged: {reason}")
+            raise ValueError(
+                f"{where}: {name}={settings[name]!r} cannot be merged ({reason}): train without it"
+            )
     if settings.get("bias") not in (None, "none"):
         raise ValueError(
             f"{where}: bias={settings['bias']!r} cannot be merged: trained biases are no update B A"

@@ -27,7 +27,7 @@ def add_to_base(model: nn.Module) -> list[nn.Parameter]:
     adapters = [(layer, adapter) for layer in layers for adapter in layer.lora_A]
     for layer, adapter in adapters:
         if not layer.get_delta_weight(adapter).isfinite().all():
-            raise ValueError(f"the update of an adapter {adapter!r} is not finite")
+            raise ValueError(f"the update of the adapter {adapter!r} must be finite")
     restarted: list[nn.Parameter] = []
     for layer, adapter in adapters:
         layer.merge(adapter_names=[adapter])

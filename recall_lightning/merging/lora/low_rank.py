@@ -138,16 +138,21 @@ def _check(
 ) -> int:
     """Check what :func:`merge_lora` got and return the rank of its result."""
     if not factors or len(factors) != len(weights):
-        raise ValueError(f"there are {len(factors)} low-rank updates and {len(weights)} weights")
+        raise ValueError(
+            f"the low-rank updates need a weight each: there are {len(factors)} and {len(weights)}"
+        )
     for weight in weights:
         if not math.isfinite(weight):
             raise ValueError(f"the weight of a low-rank update must be finite, not {weight}")
     members = [*factors, like] if like else list(factors)
     ends = {(f.b.shape[0], f.a.shape[1]) for f in members}
     if len(ends) > 1:
-        raise ValueError(f"the low-rank updates are of weights of different shapes: {sorted(ends)}")
+        raise ValueError(
+            f"the low-rank updates are of weights of different shapes, and must be of one: "
+            f"{sorted(ends)}"
+        )
     if not all(all_finite(t) for f in members for t in (f.a, f.b)):
-        raise ValueError("a low-rank update holds NaN or infinite values")
+        raise ValueError("a low-rank update holds NaN or infinite values, and must be finite")
     if like and like.scale == 0:
         raise ValueError("the live update has the scale 0: no update can be written in its factors")
     if rank is None:

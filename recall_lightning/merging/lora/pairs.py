@@ -68,11 +68,13 @@ class LoraPair:
         """
         for name in (self.a, self.b):
             if name not in tensors:
-                raise ValueError(f"the weight {name!r} of the adapter is missing")
+                raise ValueError(f"the adapter must have the weight {name!r}")
         a, b = (whole(tensors[name].detach()) for name in (self.a, self.b))
         for name, tensor in ((self.a, a), (self.b, b)):
             if not all_finite(tensor):
-                raise ValueError(f"the weight {name!r} holds NaN or infinite values")
+                raise ValueError(
+                    f"the weight {name!r} holds NaN or infinite values, and must be finite"
+                )
         if a.ndim < 2 or b.ndim < 2 or a.shape[0] != self.rank or b.shape[1] != self.rank:
             raise ValueError(
                 f"the factors of {self.module!r} have the shapes {tuple(a.shape)} and "
@@ -173,7 +175,9 @@ def lerp_adapters_(
         for name, tensor in pair.tensors(result, live).items():
             merged[name] = tensor.to(live[name].dtype)
             if not all_finite(merged[name]):
-                raise ValueError(f"merging made the weight {name!r} infinite in its precision")
+                raise ValueError(
+                    f"merging made the weight {name!r} infinite in its precision: use another one"
+                )
         discarded[pair.module] = result.discarded_energy
     with torch.no_grad():
         for name, tensor in merged.items():
@@ -212,12 +216,14 @@ def adapter_pairs(
             key = (match["module"], match["embedding"] is not None)
             sides.setdefault(key, {})[match["side"]] = name
         elif adapter_tensor([name]):
-            raise ValueError(f"{where}: the tensor {name!r} is of no plain LoRA adapter")
+            raise ValueError(f"{where}: the tensor {name!r} must be of a plain LoRA adapter")
         else:
             rest.append(name)
     for found in sides.values():
         if len(found) < 2:
-            raise ValueError(f"{where}: the factor {next(iter(found.values()))!r} lacks its other")
+            raise ValueError(
+                f"{where}: the factor {next(iter(found.values()))!r} lacks its other: save both"
+            )
     pairs = [
         LoraPair(m, found["A"], found["B"], config.scale(m), config.rank(m), embedding)
         for (m, embedding), found in sides.items()
@@ -234,7 +240,7 @@ def _parts(
     """Return the updates whose weighted sum is the merge, and their weights."""
     for given in weights:
         if pair.a not in given:
-            raise ValueError(f"there is no merge weight for {pair.a!r}")
+            raise ValueError(f"the factor {pair.a!r} needs a merge weight")
     taken = weights[0][pair.a]
     if isinstance(taken, MapCoefficient):
         parts = [live, *_pulled(taken, live, old[0])]

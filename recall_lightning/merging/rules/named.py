@@ -10,9 +10,11 @@ from recall_lightning.plugins import Plugins
 
 def _check(name: str, found: object) -> type[MergeRule]:
     if not (inspect.isclass(found) and issubclass(found, MergeRule)):
-        raise ValueError(f"{found!r} is no subclass of MergeRule")
+        raise ValueError(f"{found!r} must be a subclass of MergeRule")
     if found.name != name:
-        raise ValueError(f"its class {found.__name__} has the name {found.name!r}")
+        raise ValueError(
+            f"its class {found.__name__} has the name {found.name!r}, which must be {name!r}"
+        )
     return found
 
 

@@ -10,6 +10,7 @@ from recall_lightning.merging.coefficients import Coefficient
 from recall_lightning.merging.coefficients.linear_maps import MapCoefficient
 from recall_lightning.merging.rules.base import OF_MAPS, MergeInputs, MergeRule
 from recall_lightning.merging.rules.importance import Importance
+from recall_lightning.merging.rules.unasked import only_asked
 
 
 class Product(MergeRule):
@@ -38,10 +39,12 @@ class Product(MergeRule):
     def __init__(self, rules: Sequence[MergeRule], strength: Setting = 1.0) -> None:
         super().__init__(strength)
         if len(rules) < 2 or not all(isinstance(rule, MergeRule) for rule in rules):
-            raise ValueError(f"a product is of two rules or more, each a MergeRule, not {rules!r}")
+            raise ValueError(
+                f"a product must be of two rules or more, each a MergeRule, not {rules!r}"
+            )
         similar = [rule for rule in rules if "similarity" in rule.needs]
         if len(similar) > 1:
-            raise ValueError("a product of rules can measure one similarity, not two")
+            raise ValueError("a product must have one rule of similarity, not two")
         of_maps = [rule for rule in rules if rule.needs & OF_MAPS]
         if of_maps and any(isinstance(r, Importance) and r not in of_maps for r in rules):
             raise ValueError(
@@ -50,11 +53,13 @@ class Product(MergeRule):
             )
         if len(of_maps) > 1:
             raise ValueError(
-                "of subspace, kfac_subspace and kfac_importance, which give matrices, only one can "
-                "be in a product"
+                "a product must have one of subspace, kfac_subspace and kfac_importance, which "
+                "give matrices, not two"
             )
         if any(set(numbers_of(rule.strength)) != {1.0} for rule in rules):
-            raise ValueError("give the product a strength, not one of its rules")
+            raise ValueError(
+                "a rule of a product has a strength of its own: give it to the product"
+            )
         self.rules = list(rules)
         self.needs = frozenset().union(*(rule.needs for rule in rules))  # type: ignore[misc]
         if similar:
@@ -62,7 +67,7 @@ class Product(MergeRule):
 
     def coefficients(self, inputs: MergeInputs) -> dict[str, Coefficient]:
         """Return the products, weight by weight."""
-        given = [rule.coefficients(inputs) for rule in self.rules]
+        given = [rule.coefficients(only_asked(rule, inputs)) for rule in self.rules]
         products: dict[str, Coefficient] = {}
         scaled: _Scaled = {}  # the weights of a linear map go on sharing one matrix
         for block in inputs.blocks:
@@ -80,15 +85,15 @@ _Scaled = dict[tuple[int, float], tuple[MapCoefficient, MapCoefficient]]
 
 def _times(first: Coefficient, second: Coefficient | None, scaled: _Scaled) -> Coefficient:
     if second is None:
-        raise ValueError("a rule of a product gave no coefficient for every block")
+        raise ValueError("a rule of a product must give a coefficient for every block")
     if not isinstance(first, MapCoefficient) and not isinstance(second, MapCoefficient):
         return first * second
     matrix, number = (first, second) if isinstance(first, MapCoefficient) else (second, first)
     assert isinstance(matrix, MapCoefficient)
     if isinstance(number, MapCoefficient) or (isinstance(number, Tensor) and number.numel() > 1):
         raise ValueError(
-            f"the matrix of {matrix.linear_map.weight!r} can be multiplied by a number alone, not "
-            f"by a {type(number).__name__}"
+            f"the matrix of {matrix.linear_map.weight!r} must be multiplied by a number, not by a "
+            f"{type(number).__name__}"
         )
     key = (id(matrix), float(number))
     if key not in scaled:

@@ -52,4 +52,7 @@ def rule_from_plain(stored: Mapping[str, Any]) -> MergeRule:
     try:
         return rule(**stored["arguments"])
     except TypeError as error:
-        raise ValueError(f"the rule {name!r} has other arguments now: {error}") from error
+        raise ValueError(
+            f"the rule {name!r} has other arguments now ({error}): go on with the version that "
+            "stored it"
+        ) from error

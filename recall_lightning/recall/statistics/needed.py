@@ -7,7 +7,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from recall_lightning.checks import check_form
+from recall_lightning.checks import FormError, check_form
 from recall_lightning.measuring.predictions import FoundPredictions
 from recall_lightning.merging.rules import MergeRule
 from recall_lightning.merging.structure import Structure
@@ -161,7 +161,7 @@ class NeededStatistics:
                 own = state_dict[statistic.name]
                 check_form(own, statistic.form, f"statistics.{statistic.name}")
                 if not own.get("processes", [None]):
-                    raise ValueError(f"statistics.{statistic.name}.processes is empty")
+                    raise FormError(f"statistics.{statistic.name}.processes is empty")
 
     def load_state_dict(self, state_dict: Mapping[str, Any], ended: int = 0) -> None:
         """Restore what :meth:`state_dict` returned.

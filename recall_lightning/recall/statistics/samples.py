@@ -9,6 +9,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 
 from recall_lightning.callbacks._trainer.strategies import is_sharded
+from recall_lightning.checks import FormError
 from recall_lightning.measuring.batches import (
     batch_size,
     concatenate,
@@ -203,7 +204,7 @@ class TypicalSamples(Statistic):
         if self.snapshot_states and not (
             whole and len(self.snapshot_states) == len(context.snapshots)
         ):
-            raise ValueError(
+            raise FormError(
                 "statistics.samples.snapshot_states are not of the model's blocks, under each of "
                 f"{len(context.snapshots)} snapshot(s)"
             )
@@ -247,7 +248,7 @@ class TypicalSamples(Statistic):
             if not torch.isfinite(state).all():
                 raise ValueError(
                     f"the snapshot's hidden states of block {name} hold NaN or infinite values on "
-                    "this task's training data"
+                    "this task's training data: check its inputs, or leave the block out"
                 )
         self.snapshot_states, self._typical, self._candidates = states, typical, []
 

@@ -9,6 +9,7 @@ import torch
 from lightning.fabric.utilities.apply_func import move_data_to_device
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
+from recall_lightning.checks import FormError
 from recall_lightning.measuring.curvature import KroneckerFactors
 from recall_lightning.measuring.input_moments import empty_moments
 from recall_lightning.measuring.linear_maps import LinearMap
@@ -157,7 +158,7 @@ class SummedMoments:
         outputs = _restored(state_dict.get("old_outputs", {}), "old_outputs")
         for name, moments in outputs.items():
             if isinstance(moments, RowCounts):
-                raise ValueError(f"statistics.moments.old_outputs.{name} lacks 'matrix'")
+                raise FormError(f"statistics.moments.old_outputs.{name} lacks 'matrix'")
         self.inputs, self.outputs, self.tasks = inputs, outputs, state_dict["tasks"]
         self.mean = state_dict.get("mean", math.nan)
 
@@ -194,7 +195,7 @@ class SummedMoments:
                 ("old_outputs", self.outputs.get(name), outputs),
             ):
                 if known is not None and known.width != wanted:
-                    raise ValueError(
+                    raise FormError(
                         f"statistics.moments.{entry}.{name} is of {known.width} entries, and the "
                         f"model's map has {wanted}"
                     )
@@ -245,7 +246,7 @@ def _restored(states: Mapping[str, Mapping[str, torch.Tensor]], entry: str) -> d
             moments[name] = shared[where]
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             what = f"lacks {error}" if isinstance(error, KeyError) else str(error)
-            raise ValueError(f"statistics.moments.{entry}.{name} {what}") from error
+            raise FormError(f"statistics.moments.{entry}.{name} {what}") from error
     return moments
 
 

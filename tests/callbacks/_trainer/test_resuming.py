@@ -29,6 +29,10 @@ from tests.support.training import loader, quiet_trainer
 EVERYWHERE = ["batch", "validation", "epoch"]
 
 
+def few_batches(**kwargs):
+    return stream(batch_size=18, **kwargs)  # three an epoch, the last one smaller
+
+
 def recall(**kwargs):
     return lambda: [RecallCallback(every=2, **kwargs)]
 
@@ -36,7 +40,6 @@ def recall(**kwargs):
 @pytest.mark.parametrize(
     "trainer",
     [
-        {"logger": True},
         {"val_check_interval": 0.5},
         {"check_val_every_n_epoch": 2},
         {"accumulate_grad_batches": 4},
@@ -47,6 +50,14 @@ def recall(**kwargs):
 )
 def test_a_run_resumed_anywhere_ends_bit_for_bit_as_one_that_went_through(trainer, tmp_path):
     assert resumed_from_each(tmp_path, recall(), EVERYWHERE, stream, **trainer) == {}
+
+
+def test_one_that_draws_figures_does_too(tmp_path):
+    def short():  # each run draws for a second
+        return few_batches(epochs_per_task=1)
+
+    options = {"logger": True, "max_epochs": 2}
+    assert resumed_from_each(tmp_path, recall(), EVERYWHERE, short, **options) == {}
 
 
 METHODS = [AdaptiveInterval, ElasticWeightConsolidation, HalfFineTuning, L2ToSnapshot]
@@ -65,7 +76,7 @@ CALLBACKS["gradients"] = recall(
 
 @pytest.mark.parametrize("callback", CALLBACKS.values(), ids=CALLBACKS)
 def test_every_method_resumes_exactly(callback, tmp_path):
-    assert resumed_from_each(tmp_path, callback, ["batch"], stream) == {}
+    assert resumed_from_each(tmp_path, callback, ["batch"], few_batches) == {}
 
 
 @pytest.mark.parametrize(
@@ -73,7 +84,7 @@ def test_every_method_resumes_exactly(callback, tmp_path):
 )
 def test_old_data_comes_back_in_its_order(options, tmp_path):
     def with_options():
-        return stream(**options)
+        return few_batches(**options)
 
     assert resumed_from_each(tmp_path, recall(), ["batch"], with_options) == {}
 

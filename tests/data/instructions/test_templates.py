@@ -116,10 +116,10 @@ def test_alpaca_rows_need_no_input():
     ("pattern", "said"),
     [
         ("{#a}x", "the section {#a} is never closed"),
-        ("x{/a}", "closes no section"),
-        ("{#a}{#b}{/a}{/b}", "closes no section"),
+        ("x{/a}", "must close the section"),
+        ("{#a}{#b}{/a}{/b}", "must close the section"),
         ("{#}x{/}", "names no column"),
-        ("{}", "names no column"),
+        ("{}", "must name a column"),
     ],
 )
 def test_sections_that_do_not_close_are_refused(pattern, said):
@@ -152,8 +152,8 @@ def test_a_label_that_is_none_is_never_made_one(value, labels):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ({"labels": ("1", 1)}, "not all different"),
-        ({"labels": ("A", "B", "C")}, "not one for each of the 2 choices"),
+        ({"labels": ("1", 1)}, "must all be different"),
+        ({"labels": ("A", "B", "C")}, "must be one for each of the 2 choices"),
     ],
 )
 def test_labels_that_do_not_fit_are_refused(arguments, said):

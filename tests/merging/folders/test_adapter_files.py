@@ -92,12 +92,14 @@ def test_factors_without_what_tells_their_scale_are_refused(base, tmp_path):
     export(checkpoint(base, tmp_path / "a.ckpt", 0), tmp_path / "a")
     bare = tmp_path / "a" / "adapter_model.safetensors"
     refused(
-        f"holds an adapter, such as .*lora_A.*give its folder, {tmp_path}/a$", [bare] * 2, tmp_path
+        "holds an adapter, such as .*lora_A.*tells its scale: give its folder$",
+        [bare] * 2,
+        tmp_path,
     )
     for name in ("moved.safetensors", "moved.bin"):
         shutil.copy(bare, tmp_path / name)
         refused(
-            "save it by PEFT's save_pretrained and give the folder", [tmp_path / name] * 2, tmp_path
+            "save it by PEFT's save_pretrained and give its folder", [tmp_path / name] * 2, tmp_path
         )
     held = torch.load(tmp_path / "a.ckpt")
     torch.save({"state_dict": held["state_dict"]}, tmp_path / "plain.ckpt")
@@ -144,11 +146,13 @@ def test_other_adapters_are_refused_in_folders_and_in_files(base, tmp_path, conf
     model = get_peft_model(loaded(base), config)
     model.save_pretrained(tmp_path / "a")
     torch.save({"state_dict": model.state_dict()}, tmp_path / "a.ckpt")
-    refused("adapter_config.json: .*(only LORA|cannot be merged)", [tmp_path / "a"] * 2, tmp_path)
+    refused(
+        "adapter_config.json: .*(must be LORA|cannot be merged)", [tmp_path / "a"] * 2, tmp_path
+    )
     refused("a.ckpt holds an adapter", [tmp_path / "a.ckpt"] * 2, tmp_path)
     file = tmp_path / "a" / "adapter_config.json"  # one that lies about its content
     file.write_text(json.dumps({"peft_type": "LORA", "r": 2, "lora_alpha": 2}))
-    refused("is of no plain LoRA adapter", [tmp_path / "a"] * 2, tmp_path)
+    refused("must be of a plain LoRA adapter", [tmp_path / "a"] * 2, tmp_path)
 
 
 def test_an_adapter_in_a_checkpoint_cannot_be_measured(base, tmp_path):

@@ -233,7 +233,7 @@ def test_factors_that_are_no_matrices_are_named(base, tmp_path):
     path = adapter(base, tmp_path / "a", 0)
     held = load_file(f"{path}/adapter_model.safetensors")
     save_file({name: torch.tensor(1.0) for name in held}, f"{path}/adapter_model.safetensors")
-    refused(tmp_path, "a holds no matrices for 'model.layers.0.self_attn.q_proj'", [path, path])
+    refused(tmp_path, "a must hold matrices for 'model.layers.0.self_attn.q_proj'", [path, path])
 
 
 def test_what_float16_cannot_hold_is_refused(base, tmp_path):

@@ -72,14 +72,14 @@ def broken(change):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda live, snap, w: live.pop("scalar"), "'scalar' has no live weight"),
+        (lambda live, snap, w: live.pop("scalar"), "'scalar' needs a live weight"),
         (lambda live, snap, w: snap.update(b=torch.ones(2)), r"'b' has the shape \(7,\).*\(2,\)"),
-        (lambda live, snap, w: w.pop("b"), "no merge weight for 'b'"),
+        (lambda live, snap, w: w.pop("b"), "'b' needs a merge weight"),
         (lambda live, snap, w: w.update(b=float("nan")), "'b' must lie in"),
         (lambda live, snap, w: w.update(b=1.1), "'b' must lie in"),
         (
             lambda live, snap, w: w.update(b=torch.ones(3)),
-            r"'b' has the shape \(3,\), which does not",
+            r"'b' has the shape \(3,\), which must",
         ),
         (lambda live, snap, w: live["b"].fill_(float("inf")), "live weight 'b' holds NaN or inf"),
         (lambda live, snap, w: snap["b"].fill_(float("nan")), "snapshot weight 'b' holds NaN"),
@@ -169,8 +169,8 @@ def test_weights_of_a_sum_may_be_by_name_and_by_element():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda models, shares: models.pop(), "1 models cannot be summed with 2 weights"),
-        (lambda models, shares: models[1].pop("b"), "model 1 has no weight 'b'"),
+        (lambda models, shares: models.pop(), "1 models need as many weights, not 2"),
+        (lambda models, shares: models[1].pop("b"), "model 1 lacks the weight 'b'"),
         (lambda models, shares: models[1].update(b=torch.ones(2)), r"'b' has the shape \(7,\)"),
         (
             lambda models, shares: models[1].update(b=torch.ones(7).int()),
@@ -178,7 +178,7 @@ def test_weights_of_a_sum_may_be_by_name_and_by_element():
         ),
         (
             lambda models, shares: shares.append(math.inf) or shares.pop(0),
-            "weight of 'a' is not fin",
+            "weight of 'a' must be fin",
         ),
         (lambda models, shares: models[0]["b"].fill_(math.nan), "model 0's weight 'b' holds NaN"),
     ],

@@ -105,7 +105,7 @@ def test_merged_config_names_the_modules_where_the_choices_differ():
 
 
 def test_refuses_to_merge_configs_that_do_not_fit():
-    with pytest.raises(ValueError, match="no adapter to merge"):
+    with pytest.raises(ValueError, match="must be an adapter to merge"):
         merged_adapter_config([], {"q": 4})
     with pytest.raises(ValueError, match=r"adapter 1 saves the modules \['head'\]"):
         merged_adapter_config([PLAIN, PLAIN | {"modules_to_save": ["head"]}], {"q": 4})

@@ -237,8 +237,8 @@ def test_result_has_the_scale_of_like():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (lambda f: ([], []), "0 low-rank updates and 0 weights"),
-        (lambda f: ([f], [0.5, 0.5]), "1 low-rank updates and 2 weights"),
+        (lambda f: ([], []), "a weight each: there are 0 and 0"),
+        (lambda f: ([f], [0.5, 0.5]), "a weight each: there are 1 and 2"),
         (lambda f: ([f], [float("nan")]), "weight .* finite"),
         (lambda f: ([f, random_factors((2, 4, 5), 0)], [1, 1]), "different shapes"),
         (lambda f: ([LoraFactors(f.a / 0, f.b)], [1.0]), "NaN or infinite"),

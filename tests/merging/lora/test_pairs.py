@@ -340,8 +340,8 @@ def lerp_case(change):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda live, then, w: then.pop("y.b"), "'y.b' of the adapter is missing"),
-        (lambda live, then, w: w.pop("y.a"), "no merge weight for 'y.a'"),
+        (lambda live, then, w: then.pop("y.b"), "adapter must have the weight 'y.b'"),
+        (lambda live, then, w: w.pop("y.a"), "'y.a' needs a merge weight"),
         (lambda live, then, w: w.update({"y.a": 1.5}), "'y.a' must be parts of 1"),
         (lambda live, then, w: w.update({"y.a": float("nan")}), "'y.a' must be parts of 1"),
         (lambda live, then, w: w.update({"y.a": torch.ones(2)}), "'y.a' needs one merge weight"),
@@ -475,9 +475,9 @@ def test_file_tensors_are_paired_by_name():
     ("name", "message"),
     [
         ("q.lora_A.weight", "here: the factor 'q.lora_A.weight' lacks"),
-        ("q.lora_magnitude_vector.weight", "here: .* no plain LoRA"),
-        ("q.lora_B.bias", "here: .* no plain LoRA"),
-        ("q.lora_A.default.weight", "here: .* no plain LoRA"),
+        ("q.lora_magnitude_vector.weight", "here: .* of a plain LoRA"),
+        ("q.lora_B.bias", "here: .* of a plain LoRA"),
+        ("q.lora_A.default.weight", "here: .* of a plain LoRA"),
     ],
 )
 def test_refuses_file_tensors_by_name(name, message):

@@ -87,10 +87,10 @@ def test_the_factors_of_a_lora_pair_go_on_sharing_a_matrix():
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("rbf*cka", "one similarity, not two"),
+        ("rbf*cka", "one rule of similarity, not two"),
         ("importance*subspace", "importance times a subspace or kfac rule"),
-        ("subspace*subspace", "only one can be in a product"),
-        ("kfac_importance*subspace", "only one can be in a product"),
+        ("subspace*subspace", "give matrices, not two"),
+        ("kfac_importance*subspace", "give matrices, not two"),
         (
             "importance*kfac_importance",
             "importance times a subspace or kfac rule",
@@ -104,7 +104,7 @@ def test_products_that_mean_nothing_are_refused(name, message):
 
 def test_its_strength_is_given_to_the_product_alone():
     assert Product([Half(), Half()], strength=0.5).strength == 0.5
-    with pytest.raises(ValueError, match="give the product a strength, not one of its rules"):
+    with pytest.raises(ValueError, match="strength of its own: give it to the product"):
         Product([Half(), Importance(strength=0.5)])
 
 
@@ -114,7 +114,7 @@ class Elementwise(Half):
 
 
 def test_a_matrix_times_a_number_an_element_is_refused():
-    with pytest.raises(ValueError, match="can be multiplied by a number alone, not by a Tensor"):
+    with pytest.raises(ValueError, match="must be multiplied by a number, not by a Tensor"):
         Product([Elementwise(), Subspace()]).coefficients(measured())
 
 
@@ -123,7 +123,7 @@ def test_a_factor_that_leaves_out_a_block_is_refused():
         def coefficients(self, inputs):
             return {}
 
-    with pytest.raises(ValueError, match="gave no coefficient for every block"):
+    with pytest.raises(ValueError, match="must give a coefficient for every block"):
         Product([Nothing(), Half()]).coefficients(measured())
 
 
@@ -137,5 +137,5 @@ def test_products_of_products_measure_one_similarity():
     nested = Product([Product([Rbf(), Uniform(0.5)]), Importance()])
     states = torch.eye(3)
     assert nested.similarity(states, states) == 1.0
-    with pytest.raises(ValueError, match="one similarity, not two"):
+    with pytest.raises(ValueError, match="one rule of similarity, not two"):
         Product([nested, Rbf()])

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.support.processes import run_python
+from tests.support.processes import run_ranks
 
 pytestmark = pytest.mark.processes
 
@@ -16,8 +16,8 @@ def run(tmp_path_factory):
 
     def run(kind, processes=2):
         if kind not in done:
-            script = ("-m", "tests.support.drift_runs")
-            run_python(*script, kind, processes, parent / kind, folder=parent, timeout=400)
+            arguments = (kind, processes, parent / kind)
+            run_ranks("tests.support.drift_runs", *arguments, folder=parent, processes=processes)
             ranks = range(processes)
             done[kind] = [torch.load(parent / kind / f"{rank}.pt") for rank in ranks]
         return done[kind]

@@ -95,7 +95,7 @@ def test_starts_choose_among_them(tmp_path):
 
 def test_a_start_that_there_is_not_is_refused_before_training():
     callback = subspace(prior=PriorSettings(starts=("chat",)))
-    with pytest.raises(MisconfigurationException, match=r"prior.starts=\['chat'\]: the model can"):
+    with pytest.raises(MisconfigurationException, match=r"prior.starts=\['chat'\] must have one"):
         quiet_trainer(callback).fit(Language(), texts())
 
 
