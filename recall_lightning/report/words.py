@@ -78,6 +78,28 @@ def lost(record: TaskRecord, exceeded: Sequence[Mapping[str, Any]] | None = None
     return " ".join(said)
 
 
+def boundaries_found(record: TaskRecord) -> str | None:
+    """Say where boundaries were found that nobody announced; None where nothing looked for them.
+
+    Example:
+        >>> found = [{"visit": 0, "step": 66, "began": 60, "signal": "loss"}]
+        >>> boundaries_found(TaskRecord("val/acc", True, ["a"], [[0.9]], found_boundaries=found))
+        '1 boundary was found that nobody had announced: with step 60 (as the loss told at step 66).'
+        >>> boundaries_found(TaskRecord("val/acc", True, ["a"], [[0.9]], found_boundaries=[]))
+        'No boundary was found in the data, in which nobody had announced any.'
+    """  # noqa: E501
+    if record.found_boundaries is None:
+        return None
+    if not record.found_boundaries:
+        return "No boundary was found in the data, in which nobody had announced any."
+    places = [
+        f"with step {each['began']} (as the {each['signal']} told at step {each['step']})"
+        for each in record.found_boundaries
+    ]
+    was = "1 boundary was" if len(places) == 1 else f"{len(places)} boundaries were"
+    return f"{was} found that nobody had announced: {listed(places)}."
+
+
 def cost(record: TaskRecord, merges: Sequence[Mapping[str, Any]] | None = None) -> str:
     """Say how long training and its merges took.
 

@@ -62,6 +62,7 @@ OPTIONAL |= {
     "rolled_back",
     "exceeded",
     "start",
+    "found_boundaries",
 }  # an older one has none
 FREE = {"settings", "merge_seconds", "probe_seconds", "condition"}
 FREE |= {"earlier_shapes", "shapes", "marks", "outputs"}  # any names may be there
