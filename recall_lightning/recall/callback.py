@@ -88,6 +88,9 @@ class RecallCallback(TaskAwareCallback):
     A PEFT model's adapter is merged as what it adds to the base, ΔW = scale · BA, not factor by
     factor, and brought back to its rank. The base is frozen, so neither copied nor merged.
 
+    A Trainer takes one: Lightning refuses a second, whose state in a checkpoint would replace the
+    first one's. Several rules are one by ``"rbf*importance"``, or a ``MergeRule`` of your own.
+
     Example:
         >>> from lightning.pytorch import Trainer
         >>> trainer = Trainer(callbacks=[RecallCallback(every=0.25)], logger=False)
@@ -451,11 +454,8 @@ class RecallCallback(TaskAwareCallback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say so where every checkpoint is from before the last merge."""
         super().on_fit_end(trainer, pl_module)
-        whole = [
-            callback
-            for callback in trainer.checkpoint_callbacks
-            if not getattr(callback, "save_weights_only", False)
-        ]
+        savers = trainer.checkpoint_callbacks
+        whole = [each for each in savers if not getattr(each, "save_weights_only", False)]
         stopped_early = self.clock.stopped_early  # which has been said
         if whole and self.task_ended and not (self._is_merge_saved or stopped_early):
             rank_zero_warn(
