@@ -55,6 +55,7 @@ class RecordState(TypedDict):
     seconds: float
     rolled_back: NotRequired[list[int]]
     found_boundaries: NotRequired[list[FoundBoundary] | None]
+    retuned: NotRequired[list[int]]
 
 
 @dataclass
@@ -80,6 +81,7 @@ class TaskRecord:
             scores of those.
         found_boundaries: Where nobody announces the tasks' ends and a callback looks for them: what
             it found, as ``RecallCallback.changes`` has it. None where none looks.
+        retuned: The rows that were measured before the last merge of their task was made again.
 
     Example:
         >>> record = TaskRecord("val/loss", False, ["a", "b"], [[1.0, 4.0], [1.5, 1.25]])
@@ -105,6 +107,7 @@ class TaskRecord:
     trained: list[int] = field(default_factory=list)
     rolled_back: list[int] = field(default_factory=list)
     found_boundaries: list[FoundBoundary] | None = None
+    retuned: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.trained = self.trained or list(range(len(self.matrix)))
@@ -219,6 +222,17 @@ class TaskRecord:
         self.trained.append(task)
         self.probes.append(measured.get("probes", []))
 
+    def retune(self, step: int) -> None:
+        """Note that a merge was made again, if the last row was measured after it.
+
+        Args:
+            step: The optimizer step of the merge.
+        """
+        row, measured = len(self.matrix) - 1, self.measurements[-1:]
+        is_of_last_task = len(self.matrix) == len(self.boundaries)
+        if is_of_last_task and measured and measured[0]["step"] >= step and row not in self.retuned:
+            self.retuned.append(row)
+
     def find(self, boundaries: Sequence[FoundBoundary]) -> None:
         """Take the boundaries that a callback has found so far; those of earlier fits stay."""
         known = {each["step"]: each for each in [*(self.found_boundaries or []), *boundaries]}
@@ -231,6 +245,7 @@ class TaskRecord:
             self.found_boundaries = [e for e in self.found_boundaries if e["step"] <= start]
         del self.matrix[row:], self.trained[row:], self.probes[row:], self.boundaries[row:]
         self.rolled_back = [each for each in self.rolled_back if each < row]
+        self.retuned = [each for each in self.retuned if each < row]
         if row == 0:
             self.measurements = []
             if self.before is not None:
@@ -319,6 +334,8 @@ class TaskRecord:
                 "before": plain_json(self.probes_before),
                 "matrix": [plain_json(row) for row in self.probes],
             }
+        if self.retuned:
+            content["retuned"] = self.retuned
         if self.found_boundaries is not None:
             content["found_boundaries"] = self.found_boundaries
         write_whole(folder / "task_matrix.json", json.dumps(content, indent=1))
@@ -358,6 +375,7 @@ class TaskRecord:
                 list(content.get("trained", [])),
                 list(content.get("rolled_back", [])),
                 None if found is None else [_found_boundary(each) for each in found],
+                list(content.get("retuned", [])),
             )
             _check_scores(vars(record))
             named = all(0 <= task < len(record.task_names) for task in record.trained)
@@ -365,6 +383,17 @@ class TaskRecord:
             raise ValueError(f"it is no task matrix: {error!r}") from error
         if not record.matrix or len(record.trained) != len(record.matrix) or not named:
             raise ValueError("it is no task matrix: its rows are not of its tasks")
+        return record
+
+    @classmethod
+    def of_state(cls, state: Mapping[str, Any]) -> "TaskRecord":
+        """Return the record of which a checkpoint holds the state.
+
+        Raises:
+            ValueError: If its rows are not of its tasks.
+        """
+        record = cls(state["score_name"], state["higher_is_better"])
+        record.load_state_dict(state)
         return record
 
     def state_dict(self) -> dict[str, Any]:
@@ -388,6 +417,7 @@ class TaskRecord:
                 setattr(self, name, list(value) if isinstance(value, list) else value)
         self.rolled_back = list(state_dict.get("rolled_back", []))  # older ones have none of these
         self.found_boundaries = state_dict.get("found_boundaries")
+        self.retuned = list(state_dict.get("retuned", []))
         if "trained" not in state_dict:  # of a time when a task was trained once
             self.trained = list(range(len(self.matrix)))
 
@@ -402,8 +432,9 @@ class TaskRecord:
         if self.before is not None:
             shown[first] = [*self.before, *(self.probes_before or [])]
         for row, (scores, others) in enumerate(zip(self.matrix, probes, strict=False)):
-            undone = ", rolled back" if row in self.rolled_back else ""
-            shown[f"after {self.visit_name(row)}{undone}"] = [*scores, *others]
+            remark = ", rolled back" if row in self.rolled_back else ""
+            remark += ", before retuning" if row in self.retuned else ""
+            shown[f"after {self.visit_name(row)}{remark}"] = [*scores, *others]
         return shown
 
     def visit_name(self, row: int) -> str:

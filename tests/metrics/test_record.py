@@ -109,3 +109,21 @@ def test_boundaries_that_were_found_are_marked_in_curves():
     figure = own.curves_figure({"merge": [4]})
     assert [text.get_text() for text in figure.legends[0].get_texts()][-1] == "boundary found"
     assert list(figure.axes[0].lines[-1].get_xdata()) == [9, 27]
+
+
+def test_a_row_that_was_measured_before_a_merge_was_made_again_says_so(tmp_path):
+    own = record(measurements=[{"step": 16, "scores": [1.5, 1.25, 5.0]}])
+    own.retune(16)
+    own.retune(16)
+    assert list(own.rows("before"))[1:] == ["after a", "after b, before retuning"]
+    own.write(tmp_path)
+    content = json.loads((tmp_path / "task_matrix.json").read_text())
+    assert TaskRecord.read(content).retuned == own.retuned == [1]
+    own.restart_from(1)
+    assert own.retuned == []
+
+
+def test_a_row_that_a_merge_came_after_is_not_of_it():
+    own = record(measurements=[{"step": 8, "scores": [1.0, 4.0, 5.0]}])
+    own.retune(16)
+    assert own.retuned == []
