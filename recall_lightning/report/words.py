@@ -84,20 +84,25 @@ def boundaries_found(record: TaskRecord) -> str | None:
     Example:
         >>> found = [{"visit": 0, "step": 66, "began": 60, "signal": "loss"}]
         >>> boundaries_found(TaskRecord("val/acc", True, ["a"], [[0.9]], found_boundaries=found))
-        '1 boundary was found that nobody had announced: with step 60 (as the loss told at step 66).'
+        '1 boundary was found that nobody had announced, after step 60, by the loss 6 steps later.'
         >>> boundaries_found(TaskRecord("val/acc", True, ["a"], [[0.9]], found_boundaries=[]))
         'No boundary was found in the data, in which nobody had announced any.'
-    """  # noqa: E501
+    """
     if record.found_boundaries is None:
         return None
     if not record.found_boundaries:
         return "No boundary was found in the data, in which nobody had announced any."
-    places = [
-        f"with step {each['began']} (as the {each['signal']} told at step {each['step']})"
-        for each in record.found_boundaries
-    ]
-    was = "1 boundary was" if len(places) == 1 else f"{len(places)} boundaries were"
-    return f"{was} found that nobody had announced: {listed(places)}."
+    found = record.found_boundaries
+    steps = [str(each["began"]) for each in found]
+    signals = dict.fromkeys(f"the {each['signal']}" for each in found)
+    late = sorted({each["step"] - each["began"] for each in found})
+    later = f"{late[0]} to {late[-1]}" if len(late) > 1 else str(late[0])
+    several = len(found) > 1
+    return (
+        f"{len(found)} {'boundaries were' if several else 'boundary was'} found that nobody had "
+        f"announced, after step{'s' * several} {listed(steps)}, by {listed(list(signals))} {later} "
+        "steps later."
+    )
 
 
 def cost(record: TaskRecord, merges: Sequence[Mapping[str, Any]] | None = None) -> str:
