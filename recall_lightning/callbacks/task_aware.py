@@ -167,11 +167,7 @@ class TaskAwareCallback(Callback):
 
     @property
     def found_boundaries(self) -> list[FoundBoundary] | None:
-        """The tasks' ends that it has found in the data; None where it is told of them.
-
-        A dict each, with ``visit``, ``step``, ``began`` and ``signal`` as
-        :attr:`RecallCallback.changes <recall_lightning.RecallCallback.changes>` has them.
-        """
+        """The tasks' ends that it has found in the data; None where it is told of them."""
         return None
 
     # What a user says of the next fit, where every fit is a task.

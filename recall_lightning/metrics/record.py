@@ -30,7 +30,14 @@ class Measurement(TypedDict):
 
 
 class FoundBoundary(TypedDict):
-    """A task's end that nobody announced."""
+    """A task's end that nobody announced, and that was found.
+
+    Attributes:
+        visit: The number of the visit that it ended.
+        step: The optimizer step at which it was noticed.
+        began: The step with which the task ended.
+        signal: What told it: ``"loss"`` or ``"representations"``.
+    """
 
     visit: int
     step: int

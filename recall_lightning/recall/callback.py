@@ -233,11 +233,7 @@ class RecallCallback(TaskAwareCallback):
 
     @property
     def changes(self) -> list[FoundBoundary]:
-        """The changes that were noticed with ``boundaries="drift"``, a dict each.
-
-        ``step`` is the optimizer step at which one was noticed, ``began`` the one with which the
-        task ended, whose ``visit`` it was, and ``signal`` what told it.
-        """
+        """The changes that were noticed with ``boundaries="drift"``."""
         return [] if self._drift is None else list(self._drift.changes)
 
     @property
