@@ -53,9 +53,9 @@ for change in recall.changes:
 print("tasks started at", *[step for step, _ in records["fine-tuning"].boundaries])
 
 # %%
-# The scores over training, with the steps at which a change was noticed.
+# The scores over training, with the boundaries that were found.
 
-records["RECALL, boundaries found"].curves_figure({"change": recall.marked_steps["change"]})
+records["RECALL, boundaries found"].curves_figure(recall.marked_steps)
 
 # %%
 # Accuracy on all tasks so far, after each.

@@ -255,6 +255,7 @@ class ForgettingMonitor(TaskScoreCallback):
         self.check_loaders(trainer, loaders)
         scores = self.scores(trainer)
         self._name_tasks(trainer, loaders)
+        self._find_boundaries(trainer)
         if not fitting:
             self.record.start_with(scores)
             return
@@ -278,6 +279,7 @@ class ForgettingMonitor(TaskScoreCallback):
             self._conclude(trainer)
 
     def _conclude(self, trainer: Trainer) -> None:
+        self._find_boundaries(trainer)
         if self.visit is not None and self.task_ended:
             self._fill_missing_rows(trainer, self.visit + 1)
         if not self.matrix or not self.record.task_names:
@@ -318,6 +320,12 @@ class ForgettingMonitor(TaskScoreCallback):
         self._limits.optimizers = state_dict.get("start_optimizers")
         with _misconfiguration():
             self.record.load_state_dict(state_dict["record"])
+
+    def _find_boundaries(self, trainer: Trainer) -> None:
+        """Take over the boundaries that a callback has found so far, where one looks for them."""
+        for callback in task_aware_callbacks(trainer):
+            if callback.found_boundaries is not None:
+                self.record.find(callback.found_boundaries)
 
     def _keep_limits(self, trainer: Trainer, pl_module: LightningModule | None) -> None:
         """Look whether the last row keeps the limits, and do what is to be done.

@@ -17,6 +17,7 @@ from recall_lightning.callbacks._trainer.stored_state import (
     check_state,
     say_missing_state,
 )
+from recall_lightning.metrics.record import FoundBoundary
 
 
 class TaskAwareCallback(Callback):
@@ -163,6 +164,11 @@ class TaskAwareCallback(Callback):
     def marked_steps(self) -> dict[str, list[int]]:
         """Steps worth marking on a plot over training, by label; see :meth:`steps_trained`."""
         return {}
+
+    @property
+    def found_boundaries(self) -> list[FoundBoundary] | None:
+        """The tasks' ends that it has found in the data; None where it is told of them."""
+        return None
 
     # What a user says of the next fit, where every fit is a task.
 

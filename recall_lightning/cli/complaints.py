@@ -62,6 +62,26 @@ def sentence(message: str, options: Iterable[str] = ()) -> str:
     return _told(_read(message)) or _short(message)
 
 
+def reason(error: BaseException) -> str:
+    r"""Return why a value was refused that jsonargparse hands to a class.
+
+    It retells what the class has said, and names as the cause what the first of the types says that
+    the value could have been of.
+
+    Example:
+        >>> first = ValueError("Expected a typing.Literal['all']. Got value: x")
+        >>> told = ValueError("Errors:\n  - Expected a typing.Literal['all']\n  - x must be odd")
+        >>> told.__cause__ = first
+        >>> reason(told)
+        'x must be odd'
+    """
+    said = _read(str(error)).reasons
+    while error.__cause__ is not None:
+        error = error.__cause__
+    of_a_type = str(error).startswith("Expected a ")
+    return " ".join(said) if said and of_a_type else str(error)
+
+
 def _read(message: str) -> _Found:
     found = _Found()
     for line in _first_branch(re.sub(r'(?<=":) (?=\S)', "\n  ", message).split("\n")):

@@ -20,7 +20,9 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 import recall_lightning.models  # noqa: F401  # lets recipes name the modules without their path
 from recall_lightning.callbacks._trainer.loggers import keep_file, log_page, run_folder
 from recall_lightning.callbacks.forgetting import ForgettingMonitor
+from recall_lightning.callbacks.task_aware import TaskAwareCallback
 from recall_lightning.cli.arguments import refuse
+from recall_lightning.cli.complaints import reason
 from recall_lightning.cli.parser import PlainParser
 from recall_lightning.cli.run_config import SaveRunConfig
 from recall_lightning.data import TaskStream
@@ -170,6 +172,7 @@ class RecallCLI(LightningCLI):
         method.give_old_data(self.datamodule, built)
         _follow_stream(config, self.datamodule)
         own = [built] if isinstance(built, Callback) else []
+        _check_each_is_one([*own, *callbacks, *_listed(config.get("callbacks"))])
         try:
             return super()._instantiate_trainer(config, [*own, *callbacks])
         except (ValueError, TypeError) as error:  # what Lightning says of an argument's value
@@ -219,10 +222,7 @@ def build_method(method: Method, arguments: Any) -> Any:
     try:
         return parser.instantiate_classes(parser.parse_object(given))[method.name]
     except ValueError as error:
-        found: BaseException = error
-        while found.__cause__ is not None:  # jsonargparse retells what a rule has said
-            found = found.__cause__
-        raise MisconfigurationException(f"{method.name}: {found}") from error
+        raise MisconfigurationException(f"{method.name}: {reason(error)}") from error
 
 
 def last_checkpoint(trainer: Trainer) -> str | None:
@@ -232,6 +232,28 @@ def last_checkpoint(trainer: Trainer) -> str | None:
     folders = [folder for folder in given if folder] or [trainer.default_root_dir]
     found = [path for folder in folders for path in Path(folder).rglob("last*.ckpt")]
     return str(max(found, key=lambda path: path.stat().st_mtime)) if found else None
+
+
+def _listed(callbacks: Any) -> list[Any]:
+    return callbacks if isinstance(callbacks, list) else [callbacks]
+
+
+def _check_each_is_one(callbacks: Sequence[Any]) -> None:
+    """Check that there are no two of a kind, whose states in a checkpoint could not be told apart.
+
+    Raises:
+        MisconfigurationException: Naming the kind.
+    """
+    known = set()
+    for each in callbacks:
+        if isinstance(each, TaskAwareCallback):
+            if each.state_key in known:
+                raise MisconfigurationException(
+                    f"trainer.callbacks has {type(each).__name__}, and a Trainer takes one, which "
+                    "the command line builds from --method and --forgetting.*: set it there, and "
+                    "leave it out of trainer.callbacks"
+                )
+            known.add(each.state_key)
 
 
 def _follow_stream(config: dict[str, Any], datamodule: LightningDataModule | None) -> None:

@@ -82,6 +82,8 @@ def _run(path: Path, shares: Sequence[float], out: str | None) -> None:
         write_checkpoint(made, target)
         record = made["callbacks"][key]["history"][-1]
         print(f"{target}: {100 * share:.4g} % left, the old counts {record['keep']:.3g} times")
+    if shares and any("record" in state for state in checkpoint["callbacks"].values()):
+        print("scores of it were not measured: the last ones that are stored are from before")
 
 
 def _targets(path: Path, shares: Sequence[float], out: Path) -> list[Path]:

@@ -49,8 +49,7 @@ class Training:
         plain = "joint training or replay" if about["reads_old_data"] else "finetune"
         record = None
         if measured := states.get("ForgettingMonitor", {}).get("record"):
-            record = TaskRecord(measured["score_name"], measured["higher_is_better"])
-            record.load_state_dict(measured)
+            record = TaskRecord.of_state(measured)
         return cls(
             base if isinstance(base, str) else None,
             about["tasks"],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,6 +19,7 @@ MEMORY = 30  # values over which baselines forget
 _FIRST = 10  # values from which a baseline is made before any is compared with it
 _FARTHEST, _PULL = 4.0, 2.0  # standard deviations that one value counts, and moves a baseline by
 _SLACK = 1.0  # standard deviations above the baseline that are no change, however long
+_LEAST_RISE = 0.05  # of what values have fallen by, that a standard deviation is at least
 _RECENT = 5  # values whose mean tells a rise from a fall
 _CALM = 2.0  # a run of values above the baseline of less than this is no sign of a change
 
@@ -26,10 +28,13 @@ class ChangeDetector:
     """Tells when a number has risen for good: a running loss, a distance.
 
     Each value is compared with a baseline of those before it, a mean and a standard deviation that
-    forget over 30 values, so that a loss that falls is no change and its scale does not matter.
-    Values that point to a change move the baseline only once 30 of them have not proved one. The
-    distance, in standard deviations and at most four of them, goes into a detector of ``river``,
-    which decides; a fall is none.
+    forget over 30 values, so that a loss that falls is no change and its scale does not matter. A
+    loss that has fallen to almost nothing, on data that the model knows by heart, may rise a
+    hundredfold by a few unlucky steps: the standard deviation is a twentieth at least of what
+    values have fallen by from where a change first counts, the median of 30 there. Values that
+    point to a change move the baseline only once 30 of them have not proved one. The distance, in
+    standard deviations and at most four of them, goes into a detector of ``river``, which decides;
+    a fall is none.
 
     Source: Page (1954), "Continuous Inspection Schemes", for ``"page_hinkley"``; Bifet and Gavaldà
     (2007) for ``"adwin"``; Raab et al. (2020) for ``"kswin"``.
@@ -60,6 +65,7 @@ class ChangeDetector:
         self._values: list[float] = []
         self._recent: list[float] = []
         self._mean = self._variance = self._run = 0.0
+        self._began = -math.inf  # the values that it fell from; there are none yet
         self._suspected = 0  # values in a row that point to a change
         self._detector = copy.deepcopy(self._made_by)
 
@@ -91,6 +97,8 @@ class ChangeDetector:
             return False
         deviation = self._deviation(value)
         self._values.append(value)
+        if len(self._values) == max(_FIRST, self._least):
+            self._began = median(self._values[-MEMORY:])
         self._recent = [*self._recent[1 - _RECENT :], deviation]
         self._run = max(0.0, self._run + deviation - _SLACK)
         self._suspected = 0 if self.is_calm else self._suspected + 1
@@ -105,7 +113,8 @@ class ChangeDetector:
     def _deviation(self, value: float) -> float:
         """Return how far a value is from the baseline, and move that."""
         seen, off = len(self._values), value - self._mean
-        scale = math.sqrt(max(self._variance, 1e-24))
+        fallen = max(0.0, self._began - self._mean)
+        scale = max(math.sqrt(self._variance), _LEAST_RISE * fallen, 1e-12)
         deviation = 0.0
         if seen >= _FIRST:
             deviation = max(-_FARTHEST, min(_FARTHEST, off / scale))

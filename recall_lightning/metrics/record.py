@@ -30,6 +30,22 @@ class Measurement(TypedDict):
     probes: NotRequired[list[float]]
 
 
+class FoundBoundary(TypedDict):
+    """A task's end that nobody announced, and that was found.
+
+    Attributes:
+        visit: The number of the visit that it ended.
+        step: The optimizer step at which it was noticed.
+        began: The step with which the task ended.
+        signal: What told it: ``"loss"`` or ``"representations"``.
+    """
+
+    visit: int
+    step: int
+    began: int
+    signal: str
+
+
 class RecordState(TypedDict):
     """What a checkpoint holds of a record; an older one has no probes, and no task twice."""
 
@@ -46,6 +62,8 @@ class RecordState(TypedDict):
     boundaries: list[Any]
     seconds: float
     rolled_back: NotRequired[list[int]]
+    found_boundaries: NotRequired[list[FoundBoundary] | None]
+    retuned: NotRequired[list[int]]
 
 
 @dataclass
@@ -69,6 +87,9 @@ class TaskRecord:
         trained: The task of each row, counted from 0; by default row i is of task i.
         rolled_back: The rows of tasks after which earlier weights were put back; a row has the
             scores of those.
+        found_boundaries: Where nobody announces the tasks' ends and a callback looks for them: what
+            it found, as ``RecallCallback.changes`` has it. None where none looks.
+        retuned: The rows that were measured before the last merge of their task was made again.
 
     Example:
         >>> record = TaskRecord("val/loss", False, ["a", "b"], [[1.0, 4.0], [1.5, 1.25]])
@@ -93,6 +114,8 @@ class TaskRecord:
     seconds: float = 0.0
     trained: list[int] = field(default_factory=list)
     rolled_back: list[int] = field(default_factory=list)
+    found_boundaries: list[FoundBoundary] | None = None
+    retuned: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.trained = self.trained or list(range(len(self.matrix)))
@@ -207,10 +230,30 @@ class TaskRecord:
         self.trained.append(task)
         self.probes.append(measured.get("probes", []))
 
+    def retune(self, step: int) -> None:
+        """Note that a merge was made again, if the last row was measured after it.
+
+        Args:
+            step: The optimizer step of the merge.
+        """
+        row, measured = len(self.matrix) - 1, self.measurements[-1:]
+        is_of_last_task = len(self.matrix) == len(self.boundaries)
+        if is_of_last_task and measured and measured[0]["step"] >= step and row not in self.retuned:
+            self.retuned.append(row)
+
+    def find(self, boundaries: Sequence[FoundBoundary]) -> None:
+        """Take the boundaries that a callback has found so far; those of earlier fits stay."""
+        known = {each["step"]: each for each in [*(self.found_boundaries or []), *boundaries]}
+        self.found_boundaries = [known[step] for step in sorted(known)]
+
     def restart_from(self, row: int) -> None:
         """Forget a row and later ones: its task starts, perhaps after an interruption."""
+        if self.found_boundaries and row < len(self.boundaries):
+            start = self.boundaries[row][0]
+            self.found_boundaries = [e for e in self.found_boundaries if e["step"] <= start]
         del self.matrix[row:], self.trained[row:], self.probes[row:], self.boundaries[row:]
         self.rolled_back = [each for each in self.rolled_back if each < row]
+        self.retuned = [each for each in self.retuned if each < row]
         if row == 0:
             self.measurements = []
             if self.before is not None:
@@ -251,11 +294,16 @@ class TaskRecord:
         )
 
     def curves_figure(self, marks: Mapping[str, Sequence[int]]) -> "Figure":
-        """Draw each task's score over training, with marks at the steps given by label."""
+        """Draw each task's score over training, with marks at the steps given by label.
+
+        Where boundaries were found, they are marked too.
+        """
         from recall_lightning.metrics.figures import curves_figure
 
         steps = [measured["step"] for measured in self.measurements]
         scores = [[*each["scores"], *each.get("probes", [])] for each in self.measurements]
+        if self.found_boundaries:
+            marks = {**marks, "boundary found": [each["began"] for each in self.found_boundaries]}
         return curves_figure(
             steps, _padded(scores), self._columns, self.score_name, self.boundaries, marks
         )
@@ -294,6 +342,10 @@ class TaskRecord:
                 "before": plain_json(self.probes_before),
                 "matrix": [plain_json(row) for row in self.probes],
             }
+        if self.retuned:
+            content["retuned"] = self.retuned
+        if self.found_boundaries is not None:
+            content["found_boundaries"] = self.found_boundaries
         write_whole(folder / "task_matrix.json", json.dumps(content, indent=1))
 
     @classmethod
@@ -308,7 +360,7 @@ class TaskRecord:
             >>> TaskRecord.read(content).summary()["plasticity"]
             0.5
         """
-        probes = content.get("probes") or {}
+        probes, found = content.get("probes") or {}, content.get("found_boundaries")
         try:
             if content["mode"] not in ("max", "min"):
                 raise FormError(f"mode={content['mode']!r} must be 'max' or 'min'")
@@ -332,6 +384,8 @@ class TaskRecord:
                 float(content.get("seconds", 0.0)),
                 list(content.get("trained", [])),
                 list(content.get("rolled_back", [])),
+                None if found is None else [_found_boundary(each) for each in found],
+                list(content.get("retuned", [])),
             )
             _check_scores(vars(record))
             named = all(0 <= task < len(record.task_names) for task in record.trained)
@@ -343,6 +397,17 @@ class TaskRecord:
             raise ValueError(
                 "it is no task matrix, its rows are not of its tasks: name another run"
             )
+        return record
+
+    @classmethod
+    def of_state(cls, state: Mapping[str, Any]) -> "TaskRecord":
+        """Return the record of which a checkpoint holds the state.
+
+        Raises:
+            ValueError: If its rows are not of its tasks.
+        """
+        record = cls(state["score_name"], state["higher_is_better"])
+        record.load_state_dict(state)
         return record
 
     def state_dict(self) -> dict[str, Any]:
@@ -364,7 +429,9 @@ class TaskRecord:
         for name, value in state_dict.items():
             if name not in ("score_name", "higher_is_better"):
                 setattr(self, name, list(value) if isinstance(value, list) else value)
-        self.rolled_back = list(state_dict.get("rolled_back", []))  # older ones have none
+        self.rolled_back = list(state_dict.get("rolled_back", []))  # older ones have none of these
+        self.found_boundaries = state_dict.get("found_boundaries")
+        self.retuned = list(state_dict.get("retuned", []))
         if "trained" not in state_dict:  # of a time when a task was trained once
             self.trained = list(range(len(self.matrix)))
 
@@ -379,8 +446,9 @@ class TaskRecord:
         if self.before is not None:
             shown[first] = [*self.before, *(self.probes_before or [])]
         for row, (scores, others) in enumerate(zip(self.matrix, probes, strict=False)):
-            undone = ", rolled back" if row in self.rolled_back else ""
-            shown[f"after {self.visit_name(row)}{undone}"] = [*scores, *others]
+            remark = ", rolled back" if row in self.rolled_back else ""
+            remark += ", before retuning" if row in self.retuned else ""
+            shown[f"after {self.visit_name(row)}{remark}"] = [*scores, *others]
         return shown
 
     def visit_name(self, row: int) -> str:
@@ -428,6 +496,15 @@ def plain_json(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [plain_json(each) for each in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _found_boundary(content: Mapping[str, Any]) -> FoundBoundary:
+    return {
+        "visit": content["visit"],
+        "step": content["step"],
+        "began": content["began"],
+        "signal": content["signal"],
+    }
 
 
 def _from_json(row: Sequence[float | None] | None) -> list[float]:

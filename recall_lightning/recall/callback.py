@@ -33,11 +33,8 @@ from recall_lightning.merging.rules import MergeRule
 from recall_lightning.merging.rules.base import OF_MAPS
 from recall_lightning.merging.rules.stored import rule_as_plain
 from recall_lightning.merging.structure import Structure
-from recall_lightning.recall.arguments import (
-    check_share,
-    described,
-    plain_settings,
-)
+from recall_lightning.metrics.record import FoundBoundary
+from recall_lightning.recall.arguments import check_share, described, plain_settings
 from recall_lightning.recall.artifacts import LogArtifacts, TaskArtifacts
 from recall_lightning.recall.context import TaskContext
 from recall_lightning.recall.costs import ExpectedMemory, expected_memory
@@ -90,6 +87,9 @@ class RecallCallback(TaskAwareCallback):
 
     A PEFT model's adapter is merged as what it adds to the base, ΔW = scale · BA, not factor by
     factor, and brought back to its rank. The base is frozen, so neither copied nor merged.
+
+    A Trainer takes one: Lightning refuses a second, whose state in a checkpoint would replace the
+    first one's. Several rules are one by ``"rbf*importance"``, or a ``MergeRule`` of your own.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -232,12 +232,8 @@ class RecallCallback(TaskAwareCallback):
         return list(self._structure.blocks)
 
     @property
-    def changes(self) -> list[dict[str, Any]]:
-        """The changes that were noticed with ``boundaries="drift"``, a dict each.
-
-        ``step`` is the optimizer step at which one was noticed, ``began`` the one with which the
-        task ended, whose ``visit`` it was, and ``signal`` what told it.
-        """
+    def changes(self) -> list[FoundBoundary]:
+        """The changes that were noticed with ``boundaries="drift"``."""
         return [] if self._drift is None else list(self._drift.changes)
 
     @property
@@ -454,11 +450,8 @@ class RecallCallback(TaskAwareCallback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say so where every checkpoint is from before the last merge."""
         super().on_fit_end(trainer, pl_module)
-        whole = [
-            callback
-            for callback in trainer.checkpoint_callbacks
-            if not getattr(callback, "save_weights_only", False)
-        ]
+        savers = trainer.checkpoint_callbacks
+        whole = [each for each in savers if not getattr(each, "save_weights_only", False)]
         stopped_early = self.clock.stopped_early  # which has been said
         if whole and self.task_ended and not (self._is_merge_saved or stopped_early):
             rank_zero_warn(
@@ -585,8 +578,12 @@ class RecallCallback(TaskAwareCallback):
     @property
     def marked_steps(self) -> dict[str, list[int]]:
         """The global steps of all merges."""
-        marks = {"merge": [record["step"] for record in self.history]}
-        return marks | ({"change": [each["step"] for each in self.changes]} if self._drift else {})
+        return {"merge": [record["step"] for record in self.history]}
+
+    @property
+    def found_boundaries(self) -> list[FoundBoundary] | None:
+        """The changes that were noticed, where the callback looks for them."""
+        return None if self._drift is None else self.changes
 
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
@@ -676,8 +673,7 @@ class RecallCallback(TaskAwareCallback):
 
     def _reset_optimizers(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.optimizer_state == "reset":
-            merged = find_weights(pl_module, self.snapshots[-1])
-            forget(trainer.optimizers, merged.values())
+            forget(trainer.optimizers, find_weights(pl_module, self.snapshots[-1]).values())
 
     def _merge_by(self, rule: MergeRule, trainer: Trainer, pl_module: LightningModule) -> bool:
         """Merge, if there is something to merge and the rule can decide; tell whether."""
@@ -690,8 +686,8 @@ class RecallCallback(TaskAwareCallback):
             return False
         self._watch.observe_merge()
         self._is_merge_saved = False
-        when = {"task": self.task, "visit": self.visit, "step": self.steps_trained(trainer)}
-        record = {**when, **merged}
+        step = self.steps_trained(trainer)
+        record = {"task": self.task, "visit": self.visit, "step": step, **merged}
         self.history.append(record)
         log_merge(trainer, record)
         return True

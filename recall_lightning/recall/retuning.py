@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ from recall_lightning.merging.blockwise import mean_by_block
 from recall_lightning.merging.estimated_forgetting import estimated_forgetting
 from recall_lightning.merging.rules import MergeRule
 from recall_lightning.merging.rules.stored import rule_from_plain
+from recall_lightning.metrics.record import TaskRecord
 from recall_lightning.recall.front import FrontPoint, keep_of
 from recall_lightning.recall.prepared_merge import PreparedMerge, PreparedState
 from recall_lightning.recall.records import of_both
@@ -251,7 +253,8 @@ def _damage_is_said() -> Iterator[None]:
 def retuned(checkpoint: Mapping[str, Any], plasticity: float, folder: Path) -> dict[str, Any]:
     """Return a checkpoint whose last merge leaves another share of the task's gain.
 
-    Statistics of the task that has ended are as they were measured; so is what the optimizer holds.
+    Statistics of the task that has ended are as they were measured; so is what the optimizer holds,
+    and ForgettingMonitor's last row, which then says so.
 
     Args:
         checkpoint: One from a task's end; left as it is.
@@ -285,12 +288,25 @@ def _retuned(
     merged, record = merged_again(
         made_from, rule_from_plain(stored), snapshots, records[-1], plasticity
     )
-    changed = {**state, "history": [*records[:-1], record]}
+    states = {
+        name: {**own, "record": _outdated(own["record"], record["step"])}
+        if "record" in own
+        else own
+        for name, own in checkpoint["callbacks"].items()
+    }
+    states[key] = {**state, "history": [*records[:-1], record]}
     return {
         **checkpoint,
         "state_dict": with_weights(checkpoint["state_dict"], merged),
-        "callbacks": {**checkpoint["callbacks"], key: changed},
+        "callbacks": states,
     }
+
+
+def _outdated(state: Mapping[str, Any], step: int) -> dict[str, Any]:
+    """Return a task record's state that says that its last row is of another merge."""
+    record = TaskRecord.of_state(copy.deepcopy(state))
+    record.retune(step)
+    return record.state_dict()
 
 
 def _snapshots(state: Mapping[str, Any], folder: Path) -> list[Mapping[str, Tensor]]:

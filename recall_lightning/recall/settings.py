@@ -217,7 +217,8 @@ class DriftSettings:
     Attributes:
         detector: What decides: ``"page_hinkley"``, ``"adwin"``, ``"kswin"``, or a drift detector of
             the package ``river``, with a seed if it draws at random. It is given each signal in
-            standard deviations from a baseline of its last 30 values or so.
+            standard deviations from a baseline of its last 30 values or so, where a rise by less
+            than a twentieth of what the signal has fallen by in the task is none.
         signals: What is watched, each by a detector of its own, of which one is enough: the
             training ``"loss"``, and with ``"representations"`` the distance of a batch's mean
             hidden state from those of the batches before it, which counts while the loss does not

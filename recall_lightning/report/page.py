@@ -15,7 +15,14 @@ from recall_lightning.report import figures
 from recall_lightning.report.environment import environment
 from recall_lightning.report.numbers import decimals_for, duration, shown
 from recall_lightning.report.run import Run, distinct_names, read_run
-from recall_lightning.report.words import cost, learned, lost, merge_seconds, score_decimals
+from recall_lightning.report.words import (
+    boundaries_found,
+    cost,
+    learned,
+    lost,
+    merge_seconds,
+    score_decimals,
+)
 from recall_lightning.weights.atomic import write_whole
 
 if TYPE_CHECKING:
@@ -187,13 +194,14 @@ def _run(run: Run, key: str, curves: Figure | None) -> dict[str, Any]:
         ("Learned", learned(run.record)),
         ("Lost", lost(run.record, run.exceeded)),
         ("Cost", cost(run.record, run.merges)),
+        ("Boundaries", boundaries_found(run.record)),
     ]
     label = f"Line chart: {run.record.score_name} on each task over all optimizer steps."
     return {
         "key": key,
         "name": run.name,
         "method": run.method,
-        "said": said,
+        "said": [(what, sentence) for what, sentence in said if sentence is not None],
         "matrix": _matrix(run),
         "curves": _figure(curves, f"{key}-curves", "Scores", label),
         "fronts": _fronts(run, key),

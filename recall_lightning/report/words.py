@@ -78,6 +78,33 @@ def lost(record: TaskRecord, exceeded: Sequence[Mapping[str, Any]] | None = None
     return " ".join(said)
 
 
+def boundaries_found(record: TaskRecord) -> str | None:
+    """Say where boundaries were found that nobody announced; None where nothing looked for them.
+
+    Example:
+        >>> found = [{"visit": 0, "step": 66, "began": 60, "signal": "loss"}]
+        >>> boundaries_found(TaskRecord("val/acc", True, ["a"], [[0.9]], found_boundaries=found))
+        '1 boundary was found that nobody had announced, after step 60, by the loss 6 steps later.'
+        >>> boundaries_found(TaskRecord("val/acc", True, ["a"], [[0.9]], found_boundaries=[]))
+        'No boundary was found in the data, in which nobody had announced any.'
+    """
+    if record.found_boundaries is None:
+        return None
+    if not record.found_boundaries:
+        return "No boundary was found in the data, in which nobody had announced any."
+    found = record.found_boundaries
+    steps = [str(each["began"]) for each in found]
+    signals = dict.fromkeys(f"the {each['signal']}" for each in found)
+    late = sorted({each["step"] - each["began"] for each in found})
+    later = f"{late[0]} to {late[-1]}" if len(late) > 1 else str(late[0])
+    several = len(found) > 1
+    return (
+        f"{len(found)} {'boundaries were' if several else 'boundary was'} found that nobody had "
+        f"announced, after step{'s' * several} {listed(steps)}, by {listed(list(signals))} {later} "
+        "steps later."
+    )
+
+
 def cost(record: TaskRecord, merges: Sequence[Mapping[str, Any]] | None = None) -> str:
     """Say how long training and its merges took.
 

@@ -362,6 +362,51 @@ def test_a_model_or_tokenizer_that_is_not_there_is_one_line(argument, capsys, mo
     assert "a hub id" in last
 
 
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ("detector=ddm", "boundaries: detector='ddm' is unknown: use 'page_hinkley', 'adwin'"),
+        ("minimal_steps=0", "boundaries.minimal_steps=0 must be an integer of 1 or more"),
+    ],
+)
+def test_settings_that_one_of_several_types_refuses_are_told_in_its_words(option, said, capsys):
+    drift = "--recall.boundaries=DriftSettings", f"--recall.boundaries.{option}"
+    with pytest.raises(SystemExit) as stopped:
+        run("fit", "-c", RECIPES / "digits_permuted.yaml", *drift, *SMALL)
+    assert stopped.value.code == 2
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last.startswith(f"recall-lightning: error: recall: {said}")
+
+
+@pytest.mark.parametrize("boundaries", ["drift", "DriftSettings"])
+def test_without_river_the_command_says_what_to_install(boundaries, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "river", None)
+    recipe = RECIPES / "digits_permuted.yaml"
+    with pytest.raises(SystemExit):
+        run("fit", "-c", recipe, f"--recall.boundaries={boundaries}", *SMALL)
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last.endswith("pip install 'recall-lightning[drift]'")
+
+
+@pytest.mark.parametrize(
+    ("extra", "kind"),
+    [
+        (["recall_lightning.RecallCallback"], "RecallCallback"),
+        (
+            ["recall_lightning.ForgettingMonitor", "--trainer.callbacks.monitor=val/acc"],
+            "ForgettingMonitor",
+        ),
+    ],
+)
+def test_a_callback_that_the_command_builds_itself_is_refused_a_second_time(extra, kind, capsys):
+    recipe = RECIPES / "digits_permuted.yaml"
+    with pytest.raises(SystemExit) as stopped:
+        run("fit", "-c", recipe, f"--trainer.callbacks+={extra[0]}", *extra[1:], *SMALL)
+    assert stopped.value.code == 2
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert f"trainer.callbacks has {kind}, and a Trainer takes one" in last
+
+
 def test_arguments_of_a_method_that_is_not_used_are_refused(capsys):
     recipe = str(RECIPES / "digits_rotated.yaml")
     with pytest.raises(SystemExit):

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from recall_lightning import RecallCallback
+from recall_lightning import ForgettingMonitor, RecallCallback
 from recall_lightning.cli.main import main
+from recall_lightning.metrics.record import TaskRecord
 from recall_lightning.weights.lightning_checkpoint import read_checkpoint
 from tests.support.training import Plain, loader, quiet_trainer
 
@@ -41,6 +42,25 @@ def test_one_share_makes_one_checkpoint_that_a_trainer_reads(checkpoint, tmp_pat
     assert history(checkpoint)[-1]["plasticity"] != 0.5
     trainer = quiet_trainer(RecallCallback(keep_live=True), max_epochs=2)
     trainer.fit(Plain(), loader(0), ckpt_path=out)
+
+
+def test_scores_of_before_are_said_to_be_that(tmp_path, capsys):
+    torch.manual_seed(0)
+    monitor = ForgettingMonitor("val/acc")
+    trainer = quiet_trainer(RecallCallback(keep_live=True), monitor)
+    trainer.fit(Plain(), loader(0), [loader(0, 64, shuffle=False)])
+    trainer.save_checkpoint(tmp_path / "end.ckpt")
+    capsys.readouterr()
+    out = tmp_path / "new.ckpt"
+    main(["retune", str(tmp_path / "end.ckpt"), "--plasticity", "0.5", "--out", str(out)])
+    assert "scores of it were not measured" in capsys.readouterr().out
+    of_before, of_new = (
+        TaskRecord.of_state(read_checkpoint(path)["callbacks"]["ForgettingMonitor"]["record"])
+        for path in (tmp_path / "end.ckpt", out)
+    )
+    assert "before retuning" not in of_before.table()
+    assert "after task 0, before retuning" in of_new.table()
+    assert of_new.matrix == of_before.matrix
 
 
 def test_several_shares_make_several(checkpoint, tmp_path):

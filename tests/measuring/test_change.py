@@ -42,6 +42,19 @@ def test_a_loss_that_falls_all_the_time_has_no_change():
     assert found(ChangeDetector(), falling) == []
 
 
+def test_a_loss_of_almost_nothing_changes_where_it_rises_by_a_part_of_what_it_fell_by():
+    learned = [2 * math.exp(-step / 40) for step in range(300)]
+    by_heart = [*learned, *(0.001 * math.exp(each) for each in noise(300))]
+    unlucky = [0.03 * math.exp(each) for each in noise(300, 1)]
+    assert found(ChangeDetector(least=50), by_heart + unlucky) == []
+    assert 600 <= found(ChangeDetector(least=50), by_heart + [2.0] * 20)[0] < 608
+
+
+def test_first_values_of_any_size_do_not_hide_a_change():
+    values = [1e3] * 5 + noise(500) + [3 + each for each in noise(40, 1)]
+    assert 505 <= found(ChangeDetector(least=50), values)[0] < 525
+
+
 @settings(max_examples=20, deadline=None)
 @given(scale=st.floats(1e-6, 1e6), shift=st.floats(-1e3, 1e3))
 def test_scale_and_offset_do_not_matter(scale, shift):

@@ -66,3 +66,64 @@ def test_a_state_comes_back():
 def test_the_table_has_a_row_a_task_and_the_untrained_one():
     lines = record().table().split("\n")
     assert [line.split("  ")[0] for line in lines] == ["val/loss", "before", "after a", "after b"]
+
+
+def found(*steps):
+    return [{"visit": n, "step": s, "began": s - 3, "signal": "loss"} for n, s in enumerate(steps)]
+
+
+def test_boundaries_that_were_found_are_written_and_read(tmp_path):
+    own = record()
+    own.write(tmp_path)
+    assert "found_boundaries" not in json.loads((tmp_path / "task_matrix.json").read_text())
+    own.find(found(12))
+    own.write(tmp_path)
+    again = TaskRecord.read(json.loads((tmp_path / "task_matrix.json").read_text()))
+    assert again.found_boundaries == own.found_boundaries == found(12)
+
+
+def test_boundaries_of_another_form_are_refused():
+    content = {"monitor": "a", "mode": "max", "tasks": ["a"], "matrix": [[0.5]]}
+    with pytest.raises(ValueError, match=r"no task matrix.*began"):
+        TaskRecord.read(content | {"found_boundaries": [{"visit": 0, "step": 3}]})
+
+
+def test_boundaries_of_several_fits_add_up():
+    own = record()
+    own.find(found(12))
+    own.find(found(12, 30))
+    own.find([])
+    assert own.found_boundaries == found(12, 30)
+
+
+def test_what_was_found_in_a_task_that_starts_again_is_forgotten():
+    own = record()
+    own.find(found(6, 12))
+    own.restart_from(1)
+    assert own.found_boundaries == found(6)
+
+
+def test_boundaries_that_were_found_are_marked_in_curves():
+    own = record()
+    own.find(found(12, 30))
+    figure = own.curves_figure({"merge": [4]})
+    assert [text.get_text() for text in figure.legends[0].get_texts()][-1] == "boundary found"
+    assert list(figure.axes[0].lines[-1].get_xdata()) == [9, 27]
+
+
+def test_a_row_that_was_measured_before_a_merge_was_made_again_says_so(tmp_path):
+    own = record(measurements=[{"step": 16, "scores": [1.5, 1.25, 5.0]}])
+    own.retune(16)
+    own.retune(16)
+    assert list(own.rows("before"))[1:] == ["after a", "after b, before retuning"]
+    own.write(tmp_path)
+    content = json.loads((tmp_path / "task_matrix.json").read_text())
+    assert TaskRecord.read(content).retuned == own.retuned == [1]
+    own.restart_from(1)
+    assert own.retuned == []
+
+
+def test_a_row_that_a_merge_came_after_is_not_of_it():
+    own = record(measurements=[{"step": 8, "scores": [1.0, 4.0, 5.0]}])
+    own.retune(16)
+    assert own.retuned == []

@@ -185,3 +185,11 @@ def test_a_record_without_curves_or_with_no_number_makes_a_page():
     Outline(report_page([Run("old", record(measurements=[], boundaries=[], before=None))]))
     nothing = record(matrix=[[math.nan, math.nan]], before=None, measurements=[])
     assert "What was learned is not known" in report_page([Run("none", nothing)])
+
+
+def test_where_boundaries_were_looked_for_the_page_says_what_was_found():
+    found = [{"visit": 0, "step": 12, "began": 9, "signal": "loss"}]
+    page = report_page([Run("mine", record(found_boundaries=found))])
+    assert "after step 9, by the loss 3 steps later" in page
+    assert "boundary found" in page
+    assert "<dt>Boundaries</dt>" not in report_page([PLAIN])

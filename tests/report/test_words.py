@@ -3,7 +3,7 @@
 import math
 
 from recall_lightning.metrics.record import TaskRecord
-from recall_lightning.report.words import cost, learned, lost
+from recall_lightning.report.words import boundaries_found, cost, learned, lost
 
 NAN = math.nan
 
@@ -101,3 +101,16 @@ def test_the_cost_of_merges_is_part_of_that_of_training():
         "Training took 12.0 s, validation included; 6.0 s of it went into 2 merges (50 %)."
     )
     assert cost(of([[0.9]], seconds=12.0), []).endswith("of merges nothing is recorded.")
+
+
+def test_boundaries_that_were_found_are_told_by_where_they_were():
+    places = [(60, 66, "loss"), (120, 124, "representations"), (190, 196, "loss")]
+    found = [
+        {"visit": visit, "step": step, "began": began, "signal": signal}
+        for visit, (began, step, signal) in enumerate(places)
+    ]
+    assert boundaries_found(of([[0.9]], found_boundaries=found)) == (
+        "3 boundaries were found that nobody had announced, after steps 60, 120 and 190, by the "
+        "loss and the representations 4 to 6 steps later."
+    )
+    assert boundaries_found(of([[0.9]])) is None

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from recall_lightning.callbacks._trainer.loggers import log_scalars
 from recall_lightning.measuring.change import ChangeDetector
+from recall_lightning.metrics.record import FoundBoundary
 from recall_lightning.recall.context import TaskContext
 from recall_lightning.recall.drift.earlier_weights import EarlierWeights, EarlierWeightsState
 from recall_lightning.recall.drift.signals import TrainingSignals
@@ -27,7 +28,7 @@ class DriftState(TypedDict):
     mean: NotRequired[Tensor | None]
     variance: NotRequired[Tensor | None]
     seen: int
-    changes: list[dict[str, Any]]
+    changes: list[FoundBoundary]
     weights: EarlierWeightsState
 
 
@@ -47,7 +48,7 @@ class DriftWatch:
     """
 
     def __init__(self, settings: DriftSettings, recent: RecentBatches) -> None:
-        self.changes: list[dict[str, Any]] = []
+        self.changes: list[FoundBoundary] = []
         self._recent = recent
         self._signals = TrainingSignals(settings.signals)
         self._detectors = {
@@ -123,6 +124,7 @@ class DriftWatch:
         step = clock.steps_trained(trainer)
         began = self._weights.step if self._weights.has_copy else step
         self._go_back(context.pl_module)
+        assert clock.visit is not None
         self.changes.append({"visit": clock.visit, "step": step, "began": began, "signal": signal})
         log_scalars(trainer, {"recall/change": float(began)})
         rank_zero_info(

@@ -62,6 +62,8 @@ OPTIONAL |= {
     "rolled_back",
     "exceeded",
     "start",
+    "found_boundaries",
+    "retuned",
 }  # an older one has none
 FREE = {"settings", "merge_seconds", "probe_seconds", "condition"}
 FREE |= {"earlier_shapes", "shapes", "marks", "outputs"}  # any names may be there

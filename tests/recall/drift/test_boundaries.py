@@ -1,5 +1,7 @@
 """RecallCallback in a stream whose tasks nobody announces."""
 
+import json
+
 import pytest
 import torch
 from lightning.pytorch import Callback
@@ -110,8 +112,33 @@ def test_others_see_the_datamodules_tasks_and_this_one_sees_changes():
     assert [name for _, name in monitor.record.boundaries] == ["red", "blue"]
     assert [step for step, _ in monitor.record.boundaries] == [0, STEPS]
     assert [change["step"] > STEPS for change in own.changes] == [True]
-    assert own.marked_steps["change"] == [own.changes[0]["step"]]
+    assert monitor.record.found_boundaries == own.changes
     assert own.task_name(trainer, 1) == "task 1"
+
+
+def test_a_monitor_notes_what_is_found_and_a_resume_goes_on_from_there(tmp_path):
+    class Saves(Callback):
+        def on_train_batch_end(self, trainer, *_):
+            if trainer.global_step == 2 * STEPS - 4:
+                trainer.save_checkpoint(tmp_path / "late.ckpt")
+
+    monitor, own = ForgettingMonitor("val/acc", folder=str(tmp_path)), callback()
+    model = fit(monitor, own, Saves(), val_check_interval=20)
+    assert len(own.changes) == 1
+    content = json.loads((tmp_path / "task_matrix.json").read_text())
+    assert content["found_boundaries"] == monitor.record.found_boundaries == own.changes
+    assert len(content["matrix"]) == 1
+    alone = ForgettingMonitor("val/acc")  # it is in the monitor's own state
+    trainer = quiet_trainer(alone, val_check_interval=20)
+    loaders = [loader(task, 64, shuffle=False) for task in range(2)]
+    trainer.fit(model, stream(), loaders, ckpt_path=tmp_path / "late.ckpt")
+    assert alone.record.found_boundaries == own.changes
+
+
+def test_without_drift_nothing_says_that_boundaries_were_looked_for():
+    monitor = ForgettingMonitor("val/acc")
+    fit(RecallCallback(merge_first_task=False), monitor)
+    assert monitor.record.found_boundaries is None
 
 
 def test_gradient_accumulation_counts_batches_and_steps_apart():
