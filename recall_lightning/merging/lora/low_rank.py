@@ -67,9 +67,10 @@ def merge_lora(
 
     The factors are stacked, both stacks reduced by QR, and the small core between the triangles
     decomposed: its truncated SVD is that of the sum (Eckart and Young 1936), and no (out, in)
-    matrix is formed. Where the stacks are much wider than the rank, and the sum does not nearly
-    cancel, their Gram matrices take the place of the QR, which is exact to 1e-6 of their norms.
-    Computed in float64: the matrices are thin, and updates may be tiny.
+    matrix is formed, but where the stacks are no narrower than it. Where they are much wider than
+    the rank, and the sum does not nearly cancel, their Gram matrices take the place of the QR,
+    which is exact to 1e-6 of their norms. Computed in float64: the matrices are thin, and updates
+    may be tiny.
 
     ΔW = B A leaves an invertible matrix between B and A free. Without ``like`` the singular values
     are split evenly, with zeros where the sum has fewer ranks than asked for. With ``like`` the
@@ -185,8 +186,12 @@ def _svd_of_sum(
     a = torch.cat([f.a for f, _ in used])
     sizes = [abs(w * f.scale) * torch.linalg.norm(f.a) * torch.linalg.norm(f.b) for f, w in used]
     noise = 8 * torch.finfo(a.dtype).eps * float(sum(sizes))
-    found = _leading(b, a, rank) if len(a) > _WIDE * rank else None
-    if found is not None and float(found[1][:1].sum()) > _DROWNED * float(sum(sizes)):
+    narrower = len(a) < min(len(b), a.shape[1])
+    found = _leading(b, a, rank) if narrower and len(a) > _WIDE * rank else None
+    if not narrower:
+        u, s, vh = torch.linalg.svd((b @ a).cpu(), full_matrices=False)
+        u, v, rest = u[:, :rank], vh[:rank].T, float(s[rank:].square().sum())
+    elif found is not None and float(found[1][:1].sum()) > _DROWNED * float(sum(sizes)):
         u, s, v, rest = found
     else:
         q_b, r_b = torch.linalg.qr(b.cpu())
