@@ -42,7 +42,7 @@ class ComparedPredictions:
         self._batches = last_with(batches, _MOST, self._view)
         self._first = len(batches) - len(self._batches)
         self._called = None if is_sharded(context.trainer) else self._heard_module(context)
-        self._heard: dict[int, Tensor | None] = {}
+        self._heard: dict[int, Tensor] = {}
 
     @contextmanager
     def watched(self, number: int, given: Any) -> Iterator[None]:
@@ -85,6 +85,9 @@ class ComparedPredictions:
             float32; None where the model cannot be run, or its predictions contradict their kind.
         """
         heard, self._heard = self._heard, {}
+        numbered = list(enumerate(self._batches))
+        if len(heard) == len(numbered):
+            return [heard[number] for number, _ in numbered]
 
         def of_batches(some: Sequence[tuple[int, Any]]) -> list[Tensor | None]:
             return [
@@ -94,7 +97,6 @@ class ComparedPredictions:
                 for number, one in some
             ]
 
-        numbered = list(enumerate(self._batches))
         try:
             with self._run.ready(context) as view:
                 each = self._run.evenly(context.trainer, numbered, of_batches)

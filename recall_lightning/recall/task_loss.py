@@ -47,19 +47,22 @@ def task_losses(
     module = context.pl_module
     if not module.automatic_optimization:
         raise UnknownLossError(f"{type(module).__name__} optimises by hand")
+    accepted = _accepted(module)
+
+    def losses(some: Sequence[Any]) -> list[float]:
+        return [_loss_of(module, one, number, accepted, watch) for number, one in enumerate(some)]
+
     with run.quietly(context):
-        return run.evenly(
-            context.trainer,
-            batches,
-            lambda some: [_loss_of(module, one, number, watch) for number, one in enumerate(some)],
-        )
+        return run.evenly(context.trainer, batches, losses)
 
 
-def _loss_of(module: LightningModule, batch: Any, number: int, watch: Watch) -> float:
+def _loss_of(
+    module: LightningModule, batch: Any, number: int, accepted: int, watch: Watch
+) -> float:
     def step() -> float:
         given = (detached(batch), number)  # a step may write into its batch
         with watch(number, given[0]):
-            loss = module.training_step(*given[: _accepted(module)])
+            loss = module.training_step(*given[:accepted])
         loss = loss.get("loss") if isinstance(loss, Mapping) else loss
         return math.nan if loss is None else float(loss)
 
