@@ -125,7 +125,7 @@ class RecallCallback(TaskAwareCallback):
             texts, or a DataLoader or list of batches like the training ones (a vision model's
             images), of which ``moments.batches`` are read. By default a causal language model
             writes it down itself, as :class:`~recall_lightning.PriorSettings` say, and of any other
-            model the first task's inputs stand in. None of it is kept.
+            model the first task's inputs stand in. What is given is not kept.
         snapshots: How many tasks' snapshots are kept and merged at once, or all settings of them.
         buffers: What a merge does to running means and variances, such as BatchNorm's: ``"merge"``
             merges them as weights, with their block's coefficient; ``"keep"`` leaves the live ones,

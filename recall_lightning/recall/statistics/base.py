@@ -36,6 +36,11 @@ class Statistic:
         """What is known of the model's predictions, if this looks at them."""
         return None
 
+    @property
+    def written(self) -> Sequence[Mapping[str, Tensor]]:
+        """What a language model wrote itself before its first task, if this has it."""
+        return []
+
     def notes(self, structure: Structure, module: nn.Module) -> Mapping[str, str]:
         """Say of weights that are merged otherwise than their rules have it how and why."""
         return {}
