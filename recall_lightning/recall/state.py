@@ -7,6 +7,7 @@ from recall_lightning.callbacks._trainer.clock import CallbackState
 from recall_lightning.recall.drift.watch import DriftState
 from recall_lightning.recall.prepared_merge import PreparedState
 from recall_lightning.recall.snapshots import SnapshotsState
+from recall_lightning.recall.training_estimates import EstimateState
 
 _ADVICE = "resume with what the checkpoint was written with, or from one at a task's end"
 
@@ -62,6 +63,7 @@ class RecallState(CallbackState):
     statistics: dict[str, dict[str, Any]]
     last_merge: NotRequired[LastMergeState | None]
     drift: NotRequired[DriftState | None]
+    estimate: NotRequired[EstimateState | None]
 
 
 def check_same_blocks(now: Sequence[str], then: Sequence[str]) -> None:

@@ -37,6 +37,11 @@ class Statistic:
         return None
 
     @property
+    def of_maps(self) -> Mapping[str, Any]:
+        """What this knows of linear maps in earlier tasks, as fields of ``MergeInputs``."""
+        return {}
+
+    @property
     def written(self) -> Sequence[Mapping[str, Tensor]]:
         """What a language model wrote itself before its first task, if this has it."""
         return []

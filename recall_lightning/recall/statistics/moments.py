@@ -107,6 +107,16 @@ class MapMoments(Statistic):
         self._written: list[Mapping[str, torch.Tensor]] = []
 
     @property
+    def of_maps(self) -> dict[str, Any]:
+        """The sums over earlier tasks."""
+        return {
+            "old_moments": self.known.inputs,
+            "old_output_moments": self.known.outputs,
+            "earlier_tasks": max(1, self.known.tasks),
+            "curvature_mean": self.known.mean,
+        }
+
+    @property
     def written(self) -> Sequence[Mapping[str, torch.Tensor]]:
         """The first batch of what the model wrote before its first task, if it did."""
         return self._written
@@ -242,12 +252,7 @@ class MapMoments(Statistic):
 
     def give(self, context: TaskContext, rule: MergeRule) -> Sequence[Mapping[str, Any]]:
         """Return old moments and, measured now, those of the current task."""
-        own: dict[str, Any] = {
-            "old_moments": self.known.inputs,
-            "old_output_moments": self.known.outputs,
-            "earlier_tasks": max(1, self.known.tasks),
-            "curvature_mean": self.known.mean,
-        }
+        own = self.of_maps
         if "new_moments" in rule.needs:
             new = self.measure(context)
             own |= {"new_moments": new.inputs, "new_output_moments": new.outputs}

@@ -50,6 +50,7 @@ OPTIONAL |= {"shape", "predictions", "old_outputs", "from_first_task", "monitor"
 OPTIONAL |= {"probe_names", "probes_before", "similarity", "drift", "started", "shapes"}
 OPTIONAL |= {
     "prior_written",
+    "estimate",
     "start_optimizers",
     "visits",
     "visit",
