@@ -6,9 +6,8 @@ from recall_lightning import PriorSettings, RecallCallback
 from recall_lightning.measuring.isolation import undisturbed
 from recall_lightning.recall.records import record_scalars
 from tests.support.callbacks import statistic
+from tests.support.language_modules import Language, texts
 from tests.support.training import Plain, loader, quiet_trainer
-
-from .statistics.test_prior import Language, texts
 
 PRIOR = PriorSettings(sequences=4, tokens=16)
 
