@@ -492,7 +492,8 @@ class RecallCallback(TaskAwareCallback):
         if due and self.clock.has_learned and self._merge_by(self.rule, trainer, pl_module):
             self._reset_optimizers(trainer, pl_module)
         elif self._drift is None:
-            self._estimates.observe_step(self._context(trainer, pl_module))
+            with _misconfiguration():
+                self._estimates.observe_step(self._context(trainer, pl_module))
 
     def on_task_end(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:
         """Merge at the last step, learn what the task depends on, and log its coefficients."""

@@ -59,6 +59,7 @@ def test_both_are_logged_between_merges():
     assert list(forgotten) == [10, 12, 14, 16]
     assert 0 < forgotten[10] < forgotten[14]
     assert forgotten[16] == merge["estimated_forgetting"]["live"]
+    assert callback.estimates == {"estimated_forgetting": merge["estimated_forgetting"]["merged"]}
 
 
 @pytest.mark.usefixtures("often")
