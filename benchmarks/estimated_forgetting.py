@@ -26,10 +26,12 @@ from benchmarks.support.tables import table
 from recall_lightning import RecallCallback
 from recall_lightning.callbacks._trainer.loggers import run_folder
 from recall_lightning.compare.results import Run
+from recall_lightning.measuring.isolation import undisturbed
 from recall_lightning.measuring.predictions import FoundPredictions
 from recall_lightning.merging.structure import Structure
+from recall_lightning.recall.compared_predictions import ComparedPredictions
 from recall_lightning.recall.context import TaskContext
-from recall_lightning.recall.divergence import SnapshotDivergence
+from recall_lightning.recall.divergence import mean_divergence
 from recall_lightning.recall.model_run import ModelRun
 from recall_lightning.weights.naming import find_weights
 
@@ -71,13 +73,15 @@ class Watch(Callback):
             return
         snapshot = recall.snapshots[-1]
         context = TaskContext(trainer, pl_module, recall.clock, Structure(), [snapshot])
-        with snapshot.applied_to(pl_module):
-            divergence = SnapshotDivergence(
-                context, ModelRun(), FoundPredictions("classes"), self.batches
-            )
+        found = FoundPredictions("classes")
+        compared = ComparedPredictions(context, ModelRun(), found, self.batches)
+        with undisturbed(pl_module):
+            with snapshot.applied_to(pl_module):
+                then = compared.taken(context)
+            divergence = mean_divergence(context, found, then, compared.taken(context))
         live = find_weights(pl_module, snapshot)
         squares = [float((live[n] - snapshot[n]).square().sum()) for n in live]
-        own = {"divergence": divergence.measured(context), "distance": sum(squares) ** 0.5}
+        own = {"divergence": divergence, "distance": sum(squares) ** 0.5}
         self.estimates.append({"visit": recall.visit, **known, **own})
         folder = run_folder(trainer)
         assert folder is not None

@@ -41,7 +41,7 @@ def default_forward(module: nn.Module, batch: Any) -> Any:
         torch.Size([1, 1])
     """
     target = called_module(module)
-    args, kwargs = _bind(target, batch)
+    args, kwargs = arguments_of(target, batch)
     return target(*args, **kwargs)
 
 
@@ -79,7 +79,12 @@ _PASSED_ON = ("attention_mask", "position_ids", "token_type_ids", "decoder_atten
 _LIGHTNING_MODULE = "lightning.pytorch.core.module"
 
 
-def _bind(target: nn.Module, batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def arguments_of(target: nn.Module, batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return what :func:`default_forward` gives the module that it calls, by place and by name.
+
+    Raises:
+        ValueError: If that cannot be worked out.
+    """
     original = _uncompiled(target)
     parameters = inspect.signature(original.forward).parameters.values()
     named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
@@ -101,7 +106,7 @@ def _bind(target: nn.Module, batch: Any) -> tuple[tuple[Any, ...], dict[str, Any
         )
     if isinstance(batch, (tuple, list)) and batch:
         if isinstance(batch[0], Mapping) or is_dataclass(batch[0]):
-            return _bind(target, batch[0])
+            return arguments_of(target, batch[0])
         count = max(1, len(required) + len(positional_only))
         if count <= len(batch):
             return tuple(batch[:count]), {}

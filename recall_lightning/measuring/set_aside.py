@@ -64,9 +64,13 @@ class _SetAside:
         self._seen: dict[int, tuple[Any, Any]] = {}  # by identity: the original, what stands in
         self._modules: set[int] = set()
         self._undo: list[Callable[[], None]] = []
+        self._empty: list[Any] = []  # tables of hooks and the like: most of what modules have
         self._watched: list[tuple[str, Tensor, int]] = []
 
     def put_back(self) -> None:
+        for container in self._empty:
+            if container:
+                container.clear()
         for undo in reversed(self._undo):
             undo()
         written = [name for name, tensor, version in self._watched if tensor._version != version]
@@ -93,7 +97,10 @@ class _SetAside:
         internal = {"_buffers", "_non_persistent_buffers_set"} if sharded else _OF_MODULES
         for key in internal & fields.keys():
             if type(fields[key]) is not bool and fields[key] is not None:
-                self._undo.append(_restoring(fields[key]))
+                if fields[key]:
+                    self._undo.append(_restoring(fields[key]))
+                else:
+                    self._empty.append(fields[key])
         for key in own:
             fields[key] = self._stand_in(fields[key], f"{name}.{key}".lstrip("."))
         buffers: dict[str, Any] = module._buffers
@@ -173,30 +180,30 @@ def _restoring(container: Any) -> Callable[[], None]:
     """Return what gives a container the entries back that it has now."""
     if isinstance(container, dict):
         return _restoring_dict(container)
-    entries = list(container)
+    return partial(_restore, container, list(container))
 
-    def restore() -> None:
-        if isinstance(container, list):
-            list.__setitem__(container, slice(None), entries)
-        else:
-            container.clear()
-            (container.update if isinstance(container, set) else container.extend)(entries)
 
-    return restore
+def _restore(container: Any, entries: list[Any]) -> None:
+    if isinstance(container, list):
+        list.__setitem__(container, slice(None), entries)
+    else:
+        container.clear()
+        (container.update if isinstance(container, set) else container.extend)(entries)
 
 
 def _restoring_dict(container: dict[Any, Any]) -> Callable[[], None]:
     # whatever a class of the user's own makes of setting entries is left out
     kind = OrderedDict if isinstance(container, OrderedDict) else dict
-    entries = dict(kind.items(container))
+    return partial(_restore_dict, kind, container, dict(kind.items(container)))
 
-    def restore() -> None:
-        if list(kind.keys(container)) != list(entries):
-            kind.clear(container)
-        for key, value in entries.items():
-            kind.__setitem__(container, key, value)
 
-    return restore
+def _restore_dict(
+    kind: type[dict[Any, Any]], container: dict[Any, Any], entries: dict[Any, Any]
+) -> None:
+    if list(kind.keys(container)) != list(entries):
+        kind.clear(container)
+    for key, value in entries.items():
+        kind.__setitem__(container, key, value)
 
 
 def _copying_back(tensor: Tensor, value: Tensor) -> Callable[[], None]:

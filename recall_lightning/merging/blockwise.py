@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -319,12 +320,13 @@ def merge_snapshots_(
 
 def _check_fits(name: str, weight: Coefficient, live: Mapping[str, Tensor]) -> None:
     if isinstance(weight, MapCoefficient) and name == weight.linear_map.weight:
-        own = [n for n in (name, weight.linear_map.bias) if n is not None]
-        matrix = as_matrix(weight.linear_map, {n: live[n].to("meta") for n in own})  # no copy
-        if not weight.fits(matrix):
+        of_weight = replace(weight.linear_map, bias=None)
+        rows, width = as_matrix(of_weight, {name: live[name].to("meta")}).shape  # without a copy
+        width += weight.linear_map.bias is not None
+        if not weight.fits(torch.empty(rows, width, device="meta")):
             raise ValueError(
                 f"the merge weight of {name!r} does not fit its matrix, with any bias of the shape "
-                f"{tuple(matrix.shape)}: was the layer changed during the task?"
+                f"{(rows, width)}: was the layer changed during the task?"
             )
 
 

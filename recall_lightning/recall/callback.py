@@ -125,7 +125,7 @@ class RecallCallback(TaskAwareCallback):
             texts, or a DataLoader or list of batches like the training ones (a vision model's
             images), of which ``moments.batches`` are read. By default a causal language model
             writes it down itself, as :class:`~recall_lightning.PriorSettings` say, and of any other
-            model the first task's inputs stand in. None of it is kept.
+            model the first task's inputs stand in. What is given is not kept.
         snapshots: How many tasks' snapshots are kept and merged at once, or all settings of them.
         buffers: What a merge does to running means and variances, such as BatchNorm's: ``"merge"``
             merges them as weights, with their block's coefficient; ``"keep"`` leaves the live ones,
@@ -204,7 +204,7 @@ class RecallCallback(TaskAwareCallback):
             parts = parts_of(given)
         self.rule, self.end_rule = parts.rule, parts.end_rule
         self._kept, self._statistics, self._trained = parts.kept, parts.statistics, parts.trained
-        self._merge, self._drift = parts.merge, parts.drift
+        self._merge, self._estimates, self._drift = parts.merge, parts.estimates, parts.drift
         if self._drift is not None:
             self.clock = TaskClock(UntoldSchedule())
         self._artifacts = TaskArtifacts(log_artifacts)
@@ -373,7 +373,7 @@ class RecallCallback(TaskAwareCallback):
         """Take the snapshot, and let the task's statistics start."""
         assert self.visit is not None
         self._trained.start_task()
-        self._last_merge = self._sums = None
+        self._last_merge = self._sums = self._estimates.last = None
         self._first_batch_is_checked = False
         if self.visit == 0:
             self._first_visit = 0
@@ -484,6 +484,9 @@ class RecallCallback(TaskAwareCallback):
                 due = not self._drift.observe_step(self._context(trainer, pl_module)) and due
         if due and self.clock.has_learned and self._merge_by(self.rule, trainer, pl_module):
             self._reset_optimizers(trainer, pl_module)
+        elif self._drift is None:
+            with _misconfiguration():
+                self._estimates.observe_step(self._context(trainer, pl_module))
 
     def on_task_end(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:
         """Merge at the last step, learn what the task depends on, and log its coefficients."""
@@ -499,10 +502,8 @@ class RecallCallback(TaskAwareCallback):
             return
         rule, due = self.end_rule, self.should_merge(self.step_in_task, self.step_in_task)
         merged = due and rule is not None and self._merge_by(rule, trainer, pl_module)
-        if merged and rule is not None:
-            made_from = self._merge.take_last()
-            if made_from is not None:
-                self._last_merge = {"rule": rule_as_plain(rule), "made_from": made_from}
+        if merged and rule is not None and (made_from := self._merge.take_last()) is not None:
+            self._last_merge = {"rule": rule_as_plain(rule), "made_from": made_from}
         if any(each.may_roll_back for each in task_aware_callbacks(trainer)):
             self._sums = self._statistics.sums()
         with _misconfiguration():
@@ -569,11 +570,8 @@ class RecallCallback(TaskAwareCallback):
 
     @property
     def estimates(self) -> dict[str, float]:
-        """What the last merge of the task has left forgotten, in nats a prediction."""
-        last = self.history[-1] if self.history and self._drift is None else {}
-        if last.get("visit") != self.visit or "estimated_forgetting" not in last:
-            return {}
-        return {"estimated_forgetting": last["estimated_forgetting"]["merged"]}
+        """What the task has forgotten by its last merge or estimate, in nats a prediction."""
+        return {} if self._drift is not None else self._estimates.latest(self.history, self.visit)
 
     @property
     def marked_steps(self) -> dict[str, list[int]]:
@@ -605,6 +603,7 @@ class RecallCallback(TaskAwareCallback):
             "statistics": self._statistics.state_dict(),
             "last_merge": self._last_merge,
             "drift": None if self._drift is None else self._drift.state_dict(),
+            "estimate": self._estimates.last,
         }
         state["tensors"] = count_tensors(state)
         # Lightning would save one process's shards, and load them without a word
@@ -634,7 +633,8 @@ class RecallCallback(TaskAwareCallback):
             self._statistics.check_forms(state_dict["statistics"])
         with _misconfiguration():
             self._statistics.load_state_dict(state_dict["statistics"], ended)
-        self._last_merge = state_dict.get("last_merge")  # older checkpoints have none of these
+        later = ("last_merge", "estimate")  # older checkpoints have none of these
+        self._last_merge, self._estimates.last = map(state_dict.get, later)
         if self._drift is not None and state_dict.get("drift") is not None:
             self._drift.load_state_dict(state_dict["drift"])
         if state_dict["task_ended"]:  # earlier versions kept its samples until the next one

@@ -30,6 +30,7 @@ from recall_lightning.recall.snapshots import KeptSnapshots
 from recall_lightning.recall.statistics.needed import NeededStatistics
 from recall_lightning.recall.statistics.recent_batches import RecentBatches
 from recall_lightning.recall.trained_weights import TrainedWeights
+from recall_lightning.recall.written_divergence import WrittenDivergence
 from recall_lightning.weights.growth import new_since
 from recall_lightning.weights.naming import find_weights, running_statistics
 from recall_lightning.weights.sharding import reshard
@@ -158,14 +159,19 @@ class SnapshotMerge:
         batches, predictions = self._recent.batches, self._statistics.predictions
         if self._buffers == "recalibrate":  # or the merge would be compared with stale ones
             recalibrate(context, self._run, batches)
+        written = self._statistics.written
+        of_written = WrittenDivergence(context, written) if written else None
+        live = None if of_written is None else of_written.measured(context)
         before = None if self._plasticity.share is None else prepared.copied()
-        made = self._plasticity.merge(
+        made, found = self._plasticity.merge(
             context, prepared.live, before.live if before else None, batches, merge, predictions
         )
         keeps = bool(context.structure.lora_pairs) if self._keep_live == "auto" else self._keep_live
-        if before is not None and keeps and made[1].get("front"):
+        if before is not None and keeps and found.get("front"):
             self._last = before.state_dict()
-        return made
+        if of_written is not None:
+            found |= of_both("written_divergence", live, of_written.measured(context))
+        return made, found
 
     def _prepared(self, context: TaskContext, rule: MergeRule, last: bool) -> PreparedMerge | None:
         """Gather what the merge reads; None where there is nothing to merge, or not yet."""

@@ -29,6 +29,7 @@ from recall_lightning.recall.statistics.available import statistics_for
 from recall_lightning.recall.statistics.needed import NeededStatistics
 from recall_lightning.recall.statistics.recent_batches import RecentBatches
 from recall_lightning.recall.trained_weights import TrainedWeights
+from recall_lightning.recall.training_estimates import TrainingEstimates
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class Parts:
         statistics: What rules decide from.
         trained: Tells which weights are merged.
         merge: Makes a merge.
+        estimates: Tells through a task what is forgotten.
         drift: Notices changes, where nobody tells the boundaries.
     """
 
@@ -55,6 +57,7 @@ class Parts:
     statistics: NeededStatistics
     trained: TrainedWeights
     merge: SnapshotMerge
+    estimates: TrainingEstimates
     drift: DriftWatch | None
 
 
@@ -106,7 +109,10 @@ def parts_of(given: Mapping[str, Any]) -> Parts:
     measured = MeasuredPlasticity(plasticity, run, predictions)
     keep_live = check_keep_live(given["keep_live"], plasticity, buffers)
     merge = SnapshotMerge(kept, statistics, trained, buffers, run, recent, measured, keep_live)
+    estimates = TrainingEstimates(statistics, run, recent)
     drift = None
     if boundaries != "known":
         drift = DriftWatch(DriftSettings() if boundaries == "drift" else boundaries, recent)
-    return Parts(rule, end_rule, every, plasticity, kept, statistics, trained, merge, drift)
+    return Parts(
+        *(rule, end_rule, every, plasticity, kept, statistics, trained, merge, estimates, drift)
+    )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -11,14 +12,16 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torch.distributions import Distribution
 
+from recall_lightning.measuring.isolation import undisturbed
 from recall_lightning.measuring.predictions import KINDS, FoundPredictions, Predictions
+from recall_lightning.recall.compared_predictions import ComparedPredictions
 from recall_lightning.recall.context import TaskContext
-from recall_lightning.recall.divergence import SnapshotDivergence
+from recall_lightning.recall.divergence import mean_divergence
 from recall_lightning.recall.front import FrontPoint, keep_of, measured_front
 from recall_lightning.recall.model_run import ModelRun
 from recall_lightning.recall.process_means import sum_over_processes
 from recall_lightning.recall.records import of_both
-from recall_lightning.recall.task_loss import UnknownLossError, task_losses
+from recall_lightning.recall.task_loss import UnknownLossError, Watch, task_losses
 from recall_lightning.weights.sharding import write_into
 
 Merged = TypeVar("Merged")
@@ -129,7 +132,9 @@ class MeasuredPlasticity:
     def check_batch(self, context: TaskContext, batch: Any) -> None:
         """Warn if the training loss cannot be measured on a task's first batch."""
         if self.share is not None:
-            self._losses(context, [batch], "on its first batch; if it cannot at its end either")
+            when = "on its first batch; if it cannot at its end either"
+            with undisturbed(context.pl_module):
+                self._losses(context, [batch], when, _unwatched)
 
     def merge(
         self,
@@ -161,10 +166,14 @@ class MeasuredPlasticity:
             ``divergence`` and ``front``.
         """
         batches = list(batches)[-_BATCHES:]
-        each = self._losses(context, batches, "at its end")
+        predictions = found or self._predictions
+        kind = None if predictions.kind is None else predictions.kind.name
+        compared = None
+        if self.share is not None:
+            compared = ComparedPredictions(context, self._run, predictions, batches)
+        each, of_live = self._measured(context, batches, compared)
         if each is None:
             return merge(1.0), {} if self.share is None else {"keep": 1.0}
-        predictions = found or self._predictions
         counted = [number for number, loss in enumerate(each) if math.isfinite(loss)]
 
         def mean(losses: Sequence[float] | None) -> float:
@@ -172,23 +181,21 @@ class MeasuredPlasticity:
             known = [math.inf if math.isnan(loss) else loss for loss in own]
             return _mean(context, math.fsum(known), len(known))
 
-        def measured() -> float:
-            return mean(self._losses(context, batches, "at its end"))
-
         now = mean(each)
-        kind = None if predictions.kind is None else predictions.kind.name
         of_values = kind == "values" or (kind not in KINDS and now > _UNLIKELY)
         with context.snapshots[-1].applied_to(context.pl_module):
-            then = measured()
-            if self.share is not None:
-                divergence = SnapshotDivergence(context, self._run, predictions, batches)
+            losses, of_snapshot = self._measured(context, batches, compared)
+        then = mean(losses)
         if self.share is None:
             merged = merge(1.0)
-            gain = TaskGain(then, now, measured(), of_values)
+            losses, _ = self._measured(context, batches, compared)
+            gain = TaskGain(then, now, mean(losses), of_values)
             self._tell_cost(context, gain)
             return merged, {"plasticity": gain.share, "loss": gain.losses}
         assert before is not None
-        of_live = divergence.measured(context)
+
+        def divergence(outputs: list[Tensor] | None) -> float | None:
+            return mean_divergence(context, predictions, of_snapshot, outputs)
 
         def put_back() -> None:
             write_into({name: live[name] for name in before}, before)
@@ -196,8 +203,9 @@ class MeasuredPlasticity:
         def tried(keep: float) -> _Try[Merged]:
             put_back()
             merged = merge(keep)
-            gain = TaskGain(then, now, measured(), of_values)
-            return _Try(merged, gain, keep, divergence.measured(context))
+            losses, outputs = self._measured(context, batches, compared)
+            gain = TaskGain(then, now, mean(losses), of_values)
+            return _Try(merged, gain, keep, divergence(outputs))
 
         try:
             if TaskGain(then, now, now, of_values).is_positive:
@@ -217,17 +225,28 @@ class MeasuredPlasticity:
             "keep": made.keep,
             "plasticity": made.gain.share,
             "loss": made.gain.losses,
-            **of_both("divergence", of_live, made.divergence),
+            **of_both("divergence", divergence(of_live), made.divergence),
             "front": [vars(point) for point in front],
         }
 
+    def _measured(
+        self, context: TaskContext, batches: Sequence[Any], compared: ComparedPredictions | None
+    ) -> tuple[list[float] | None, list[Tensor] | None]:
+        """Return the loss of each batch, and what is predicted of those that are compared."""
+        watch = _unwatched if compared is None else compared.watched
+        with undisturbed(context.pl_module):
+            losses = self._losses(context, batches, "at its end", watch)
+            if losses is None or compared is None:
+                return losses, None
+            return losses, compared.taken(context)
+
     def _losses(
-        self, context: TaskContext, batches: Sequence[Any], when: str
+        self, context: TaskContext, batches: Sequence[Any], when: str, watch: Watch
     ) -> list[float] | None:
         """Return the loss of each batch; None, with a warning, where not all processes know."""
         why, losses = None, []
         try:
-            losses = task_losses(context, self._run, batches)
+            losses = task_losses(context, self._run, batches, watch)
         except UnknownLossError as error:
             why = str(error)
         finite = sum(math.isfinite(loss) for loss in losses)
@@ -272,6 +291,11 @@ class MeasuredPlasticity:
             rank_zero_warn(
                 f"{_said(context, gain)}: set plasticity, as plasticity=0.9, to have it leave more"
             )
+
+
+@contextmanager
+def _unwatched(number: int, given: Any) -> Iterator[None]:
+    yield
 
 
 def _said(context: TaskContext, gain: TaskGain) -> str:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 _BY_BLOCK = ("similarity", "coefficient", "drift", "condition", "discarded_energy")
 FRONT_COLUMNS = ("keep", "plasticity", "loss", "divergence", "merged")
-_OF_BOTH = ("divergence", "estimated_forgetting")  # weights, live and merged
+_OF_BOTH = ("divergence", "estimated_forgetting", "written_divergence")  # weights, live and merged
 _AXIS = "recall/step"
 _OF_THE_MODEL = ("keep", "plasticity", "probe_seconds", "merge_seconds")
 

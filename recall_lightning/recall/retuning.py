@@ -81,7 +81,7 @@ def merged_again(
     keep = keep_of(front_in(record), plasticity)
     weights = prepared.weights(keep)
     prepared.write(weights)
-    measured = {"loss", "divergence", "discarded_energy", "condition"}
+    measured = {"loss", "divergence", "written_divergence", "discarded_energy", "condition"}
     coefficient = mean_by_block(weights[-1], prepared.inputs[-1].blocks, prepared.live)
     kept = {name: value for name, value in record.items() if name not in measured}
     again = {"keep": keep, "plasticity": plasticity, "coefficient": coefficient, "retuned": True}

@@ -7,6 +7,7 @@ from recall_lightning.callbacks._trainer.clock import CallbackState
 from recall_lightning.recall.drift.watch import DriftState
 from recall_lightning.recall.prepared_merge import PreparedState
 from recall_lightning.recall.snapshots import SnapshotsState
+from recall_lightning.recall.training_estimates import EstimateState
 
 _ADVICE = "resume with what the checkpoint was written with, or from one at a task's end"
 
@@ -26,12 +27,14 @@ class MergeRecord(TypedDict):
     with ``plasticity`` there are ``keep`` (how many times the old counted), ``plasticity`` (the
     share that is left), ``loss`` (under the snapshot's, the live and the merged weights),
     ``divergence`` (of the latter two from the snapshot, in nats a prediction) and ``front`` (a list
-    of the merges that were tried, see :class:`~recall_lightning.recall.front.FrontPoint`). With the
-    subspace rule there is ``condition`` (block name to the worst condition number of the systems it
-    solved), with LoRA ``discarded_energy`` (block name to the fraction of ‖ΔW‖² that merged factors
-    lost on their way back to their rank), and with several snapshots ``earlier`` (a list of dicts
-    with the ``task``, ``visit``, ``similarity`` and ``coefficient`` of each but the newest, which
-    the other entries are about).
+    of the merges that were tried, see :class:`~recall_lightning.recall.front.FrontPoint`). Where a
+    language model wrote down what it knew before its first task, there is at a task's end
+    ``written_divergence``, as ``divergence``, on some of that, in nats a token. With the subspace
+    rule there is ``condition`` (block name to the worst condition number of the systems it solved),
+    with LoRA ``discarded_energy`` (block name to the fraction of ‖ΔW‖² that merged factors lost on
+    their way back to their rank), and with several snapshots ``earlier`` (a list of dicts with the
+    ``task``, ``visit``, ``similarity`` and ``coefficient`` of each but the newest, which the other
+    entries are about).
     """
 
     task: int
@@ -60,6 +63,7 @@ class RecallState(CallbackState):
     statistics: dict[str, dict[str, Any]]
     last_merge: NotRequired[LastMergeState | None]
     drift: NotRequired[DriftState | None]
+    estimate: NotRequired[EstimateState | None]
 
 
 def check_same_blocks(now: Sequence[str], then: Sequence[str]) -> None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
 
 from recall_lightning.measuring.batches import detached
-from recall_lightning.measuring.isolation import undisturbed
 from recall_lightning.recall.context import TaskContext
 from recall_lightning.recall.model_run import ModelRun
 
@@ -20,15 +20,22 @@ class UnknownLossError(ValueError):
     """The training loss cannot be had without training: the message says why."""
 
 
-def task_losses(context: TaskContext, run: ModelRun, batches: Sequence[Any]) -> list[float]:
+Watch = Callable[[int, Any], AbstractContextManager[None]]
+"""Is given a batch's number and the copy that a step is given, and entered around the step."""
+
+
+def task_losses(
+    context: TaskContext, run: ModelRun, batches: Sequence[Any], watch: Watch
+) -> list[float]:
     """Return what ``training_step`` returns on each of this process's batches.
 
-    The module is in evaluation mode, logs nothing, and is left as it was; so are the batches.
+    To be called with the module undisturbed. It logs nothing, and batches are left as they are.
 
     Args:
         context: The task.
         run: How the model is run.
         batches: On the module's device.
+        watch: Watches each step.
 
     Returns:
         A loss for each batch, NaN where the step returned none.
@@ -40,18 +47,22 @@ def task_losses(context: TaskContext, run: ModelRun, batches: Sequence[Any]) -> 
     module = context.pl_module
     if not module.automatic_optimization:
         raise UnknownLossError(f"{type(module).__name__} optimises by hand")
-    with undisturbed(module), run.quietly(context):
-        return run.evenly(
-            context.trainer,
-            batches,
-            lambda some: [_loss_of(module, batch, number) for number, batch in enumerate(some)],
-        )
+    accepted = _accepted(module)
+
+    def losses(some: Sequence[Any]) -> list[float]:
+        return [_loss_of(module, one, number, accepted, watch) for number, one in enumerate(some)]
+
+    with run.quietly(context):
+        return run.evenly(context.trainer, batches, losses)
 
 
-def _loss_of(module: LightningModule, batch: Any, number: int) -> float:
+def _loss_of(
+    module: LightningModule, batch: Any, number: int, accepted: int, watch: Watch
+) -> float:
     def step() -> float:
         given = (detached(batch), number)  # a step may write into its batch
-        loss = module.training_step(*given[: _accepted(module)])
+        with watch(number, given[0]):
+            loss = module.training_step(*given[:accepted])
         loss = loss.get("loss") if isinstance(loss, Mapping) else loss
         return math.nan if loss is None else float(loss)
 

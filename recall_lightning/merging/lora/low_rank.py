@@ -67,9 +67,10 @@ def merge_lora(
 
     The factors are stacked, both stacks reduced by QR, and the small core between the triangles
     decomposed: its truncated SVD is that of the sum (Eckart and Young 1936), and no (out, in)
-    matrix is formed. Where the stacks are much wider than the rank, and the sum does not nearly
-    cancel, their Gram matrices take the place of the QR, which is exact to 1e-6 of their norms.
-    Computed in float64: the matrices are thin, and updates may be tiny.
+    matrix is formed. Where the stacks are much wider than the rank, Gram matrices take the place
+    of the QR, which is exact to 1e-6 of norms: those of the stacks if the sum does not nearly
+    cancel, or that of the matrix itself if it is no wider than they are. Computed in float64: the
+    matrices are thin, and updates may be tiny.
 
     ΔW = B A leaves an invertible matrix between B and A free. Without ``like`` the singular values
     are split evenly, with zeros where the sum has fewer ranks than asked for. With ``like`` the
@@ -190,8 +191,13 @@ def _svd_of_sum(
     a = torch.cat([f.a for f, _ in used])
     sizes = [abs(w * f.scale) * torch.linalg.norm(f.a) * torch.linalg.norm(f.b) for f, w in used]
     noise = 8 * torch.finfo(a.dtype).eps * float(sum(sizes))
-    found = _leading(b, a, rank) if len(a) > _WIDE * rank else None
-    if found is not None and float(found[1][:1].sum()) > _DROWNED * float(sum(sizes)):
+    found = None
+    if len(a) > _WIDE * rank and len(a) >= min(len(b), a.shape[1]):
+        found = _leading_of_matrix((b @ a).cpu(), rank)
+    elif len(a) > _WIDE * rank:
+        found = _leading(b, a, rank)
+        found = found if float(found[1][:1].sum()) > _DROWNED * float(sum(sizes)) else None
+    if found is not None:
         u, s, v, rest = found
     else:
         q_b, r_b = torch.linalg.qr(b.cpu())
@@ -221,6 +227,21 @@ def _leading(b: Tensor, a: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor, f
     u, s, vh = torch.linalg.svd(half_b.T @ half_a, full_matrices=False)
     left, right = (whitened_b @ u[:, :rank]).to(b), (whitened_a @ vh[:rank].T).to(a)
     return (b @ left).cpu(), s[:rank], (a.T @ right).cpu(), float(s[rank:].square().sum())
+
+
+def _leading_of_matrix(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor, float]:
+    """Return the leading U, σ, V of a matrix, and the sum of all other σ², from its Gram matrix.
+
+    The σ that are less than 1e-6 of the largest are rounding noise there, and left out.
+    """
+    if len(matrix) < matrix.shape[1]:
+        v, s, u, rest = _leading_of_matrix(matrix.T, rank)
+        return u, s, v, rest
+    squares, directions = torch.linalg.eigh(matrix.T @ matrix)
+    seen = squares > _NOISE * squares[-1]
+    squares, directions = squares[seen].flip(0), directions[:, seen].flip(1)
+    s, v = squares[:rank].sqrt(), directions[:, :rank]
+    return matrix @ (v / s), s, v, float(squares[rank:].sum())
 
 
 def _halves(gram: Tensor) -> tuple[Tensor, Tensor]:

@@ -36,6 +36,16 @@ class Statistic:
         """What is known of the model's predictions, if this looks at them."""
         return None
 
+    @property
+    def of_maps(self) -> Mapping[str, Any]:
+        """What this knows of linear maps in earlier tasks, as fields of ``MergeInputs``."""
+        return {}
+
+    @property
+    def written(self) -> Sequence[Mapping[str, Tensor]]:
+        """What a language model wrote itself before its first task, if this has it."""
+        return []
+
     def notes(self, structure: Structure, module: nn.Module) -> Mapping[str, str]:
         """Say of weights that are merged otherwise than their rules have it how and why."""
         return {}

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NotRequired
 
 import torch
+from lightning.fabric.utilities.apply_func import move_data_to_device
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch.distributions import Distribution
 
@@ -36,7 +37,7 @@ from recall_lightning.recall.statistics.recent_batches import RecentBatches, las
 from recall_lightning.recall.statistics.summed_moments import SummedMoments, Sums, SumsState
 from recall_lightning.recall.training_loss import TrainingLoss
 from recall_lightning.weights.naming import named_weights
-from recall_lightning.weights.sharding import reshard
+from recall_lightning.weights.sharding import of_all_processes, of_this_process, reshard
 
 
 class MomentsState(SumsState):
@@ -45,6 +46,7 @@ class MomentsState(SumsState):
     predictions: NotRequired[str | None]
     curvature: NotRequired[bool]
     kind: NotRequired[str | None]
+    prior_written: NotRequired[list[list[dict[str, torch.Tensor]]]]
 
 
 class MapMoments(Statistic):
@@ -102,6 +104,22 @@ class MapMoments(Statistic):
         self._run = run
         self._recent = recent
         self._prior = prior
+        self._written: list[Mapping[str, torch.Tensor]] = []
+
+    @property
+    def of_maps(self) -> dict[str, Any]:
+        """The sums over earlier tasks."""
+        return {
+            "old_moments": self.known.inputs,
+            "old_output_moments": self.known.outputs,
+            "earlier_tasks": max(1, self.known.tasks),
+            "curvature_mean": self.known.mean,
+        }
+
+    @property
+    def written(self) -> Sequence[Mapping[str, torch.Tensor]]:
+        """The first batch of what the model wrote before its first task, if it did."""
+        return self._written
 
     @property
     def predictions(self) -> FoundPredictions | None:
@@ -125,6 +143,7 @@ class MapMoments(Statistic):
             self._prior.check(context)
         if context.clock.visit == 0:
             self.known.forget()
+            self._written = []
         self._loss.stop()
         self.known.fit_to(context.structure.maps, named_weights(module))
 
@@ -220,6 +239,7 @@ class MapMoments(Statistic):
                 except ValueError as error:
                     raise ValueError(f"prior=: {error}") from error
                 self.known.add(measured)
+                self._written = [] if self._prior.is_given else batches[:1]
             else:
                 rank_zero_warn(
                     "there are no inputs of what the model knew before its first task: "
@@ -232,12 +252,7 @@ class MapMoments(Statistic):
 
     def give(self, context: TaskContext, rule: MergeRule) -> Sequence[Mapping[str, Any]]:
         """Return old moments and, measured now, those of the current task."""
-        own: dict[str, Any] = {
-            "old_moments": self.known.inputs,
-            "old_output_moments": self.known.outputs,
-            "earlier_tasks": max(1, self.known.tasks),
-            "curvature_mean": self.known.mean,
-        }
+        own = self.of_maps
         if "new_moments" in rule.needs:
             new = self.measure(context)
             own |= {"new_moments": new.inputs, "new_output_moments": new.outputs}
@@ -377,6 +392,7 @@ class MapMoments(Statistic):
             "predictions": self._predictions.found,
             "curvature": self.curvature,
             "kind": _kind(self._predictions),
+            "prior_written": of_all_processes(self._written),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -388,6 +404,7 @@ class MapMoments(Statistic):
         if state_dict["tasks"]:
             self._check_measured_alike(state_dict)
         self.known.load_state_dict(state_dict)
+        self._written = of_this_process(state_dict.get("prior_written", [[]]))
         self._predictions.restore(state_dict.get("predictions") or state_dict.get("kind"))
 
     def _check_measured_alike(self, state_dict: Mapping[str, Any]) -> None:
@@ -411,6 +428,7 @@ class MapMoments(Statistic):
             ValueError: If moments are kept otherwise now than they were, and can't be summed.
         """
         self.known.resume(context.structure.maps, context.pl_module.device)
+        self._written = move_data_to_device(self._written, context.pl_module.device)
 
     def check_fits(self, context: TaskContext) -> None:
         """Check the widths of what is known of the model's maps."""

@@ -46,6 +46,16 @@ class NeededStatistics:
         """What is known of the model's predictions; None where no statistic looks at them."""
         return next((s.predictions for s in self.active if s.predictions is not None), None)
 
+    @property
+    def of_earlier_tasks(self) -> Mapping[str, Any]:
+        """What is known of linear maps in earlier tasks, as fields of ``MergeInputs``."""
+        return {name: value for s in self.active for name, value in s.of_maps.items()}
+
+    @property
+    def written(self) -> Sequence[Mapping[str, Tensor]]:
+        """What a language model wrote itself before its first task, as far as it is kept."""
+        return next((s.written for s in self.active if s.written), [])
+
     def notes(self, structure: Structure, module: nn.Module) -> dict[str, str]:
         """Return what all say of weights that are merged in a way of their own."""
         return {name: how for s in self.active for name, how in s.notes(structure, module).items()}

@@ -31,7 +31,7 @@ class Prior:
     """Batches of what a model knew before its first task, of which there is no training data.
 
     They are the user's own, texts or batches; else a causal language model writes sequences, and of
-    any other model there is nothing. Nothing of them is kept.
+    any other model there is nothing. Nothing of the user's is kept.
 
     Args:
         given: Settings of what a language model writes, or the user's texts or batches.
@@ -82,9 +82,14 @@ class Prior:
         except ValueError as error:
             raise ValueError(f"prior=: {error}") from error
 
+    @property
+    def is_given(self) -> bool:
+        """Whether they are the user's own."""
+        return self._given is not None
+
     def is_known(self, module: LightningModule) -> bool:
         """Tell whether there are batches at all."""
-        return self._given is not None or find_generator(module) is not None
+        return self.is_given or find_generator(module) is not None
 
     def batches(self, context: TaskContext) -> tuple[list[Any], ModelView | None]:
         """Return this process's batches, and the view for them if it is not the model's own."""
@@ -123,11 +128,11 @@ class Prior:
                 f"RecallCallback: what the model wrote itself, for what it knew {when}, is "
                 f"degenerate: {why}. Merges will protect little of what it can do{advice}"
             )
-        return self._parted(written), _view_of(module, generator)
+        return self._parted(written), view_of_writer(module)
 
     def _own_view(self, module: LightningModule) -> ModelView | None:
-        generator = find_generator(module) if is_texts(self._given) else None
-        return None if generator is None else _view_of(module, generator)
+        texts = is_texts(self._given) and find_generator(module) is not None
+        return view_of_writer(module) if texts else None
 
     def _parted(self, written: Written) -> list[Any]:
         return list(written.batches(max(1, _TOKENS_AT_ONCE // written.ids.shape[1])))
@@ -209,7 +214,10 @@ def _moved(batch: Any, trainer: Trainer, module: LightningModule) -> Any:
     return trainer.strategy.batch_to_device(batch, module.device)
 
 
-def _view_of(module: LightningModule, generator: Any) -> ModelView:
+def view_of_writer(module: LightningModule) -> ModelView:
+    """Return a view that runs the causal language model inside a module on sequences alone."""
+    generator: Any = find_generator(module)
+
     def forward(_: torch.nn.Module, batch: Mapping[str, torch.Tensor]) -> Any:
         return generator(**batch)
 

@@ -49,6 +49,8 @@ OPTIONAL = {"blocks", "settings", "files", "written", "elsewhere", "tensors", "c
 OPTIONAL |= {"shape", "predictions", "old_outputs", "from_first_task", "monitor", "probes"}
 OPTIONAL |= {"probe_names", "probes_before", "similarity", "drift", "started", "shapes"}
 OPTIONAL |= {
+    "prior_written",
+    "estimate",
     "start_optimizers",
     "visits",
     "visit",

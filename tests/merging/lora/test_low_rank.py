@@ -54,14 +54,25 @@ def test_lower_rank_is_the_best_approximation(size, seed, continues):
     assert merged.discarded_energy == pytest.approx(lost, abs=1e-5)
 
 
-def test_the_leading_part_of_many_ranks_is_the_best_approximation():
-    factors = random_factors((150, 90, 120), 0)  # iterated, as it is wider than four ranks and more
-    falling = torch.logspace(0, -3, 150)
+# wider than four ranks and more: narrower than the matrix, and wider than it on either side
+@pytest.mark.parametrize("size", [(60, 90, 120), (150, 90, 120), (150, 120, 90)])
+def test_the_leading_part_of_many_ranks_is_the_best_approximation(size):
+    factors = random_factors(size, 0)
+    falling = torch.logspace(0, -3, size[0])
     factors = LoraFactors(falling[:, None] * factors.a, factors.b)
     merged = merge_lora([factors], [1.0], rank=4)
     expected, lost = best_of_rank(delta(factors), 4)
     assert_same_delta(merged, expected)
     assert merged.discarded_energy == pytest.approx(lost, abs=1e-6)
+
+
+def test_many_ranks_whose_sum_has_few_lose_nothing():
+    one = random_factors((3, 20, 30), 0)
+    many = LoraFactors(one.a.repeat(10, 1), one.b.repeat(1, 10))
+    merged = merge_lora([many], [0.1], rank=4)
+    assert_same_delta(merged, delta(one))
+    assert merged.discarded_energy == 0
+    assert not merged.a[3].any()
 
 
 @property_test

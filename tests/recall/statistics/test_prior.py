@@ -4,7 +4,6 @@ import warnings
 import pytest
 import torch
 import transformers
-from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
@@ -18,8 +17,8 @@ from recall_lightning.recall.settings import MomentSettings
 from recall_lightning.recall.statistics.prior import find_tokenizer
 from tests.support.callbacks import Never, statistic
 from tests.support.chat_templates import CHATML
+from tests.support.language_modules import Language, texts
 from tests.support.tiny_language_model import save_model, save_tokenizer
-from tests.support.tiny_transformers import tiny_llama
 from tests.support.training import Plain, loader, quiet_trainer, task_data
 
 DEGENERATE = "is degenerate: "
@@ -28,25 +27,6 @@ EMBEDDED = "model.model.embed_tokens.weight"
 
 def subspace(**kwargs):
     return RecallCallback(**({"every": 1.0, "rule": "subspace"} | kwargs))
-
-
-class Language(LightningModule):
-    def __init__(self, tokenizer=None, **config):
-        super().__init__()
-        torch.manual_seed(0)
-        self.model = tiny_llama(**({"vocab_size": 300, "bos_token_id": 0} | config))
-        self.tokenizer = tokenizer
-
-    def training_step(self, batch, batch_idx):
-        return self.model(**batch).loss
-
-    def configure_optimizers(self):
-        return torch.optim.AdamW(self.parameters(), lr=1e-2)
-
-
-def texts(samples=16):
-    ids = torch.randint(250, 254, (samples, 6), generator=torch.Generator().manual_seed(0))
-    return DataLoader([{"input_ids": row, "labels": row} for row in ids], batch_size=4)
 
 
 def chat_tokenizer(folder):

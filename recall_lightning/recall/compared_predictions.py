@@ -1,0 +1,144 @@
+"""What a model predicts on batches that are at hand, under one set of weights and another."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from torch import Tensor, nn
+
+from recall_lightning.callbacks._trainer.strategies import is_sharded
+from recall_lightning.measuring.batches import detached, tensors_of
+from recall_lightning.measuring.forward import arguments_of, called_module
+from recall_lightning.measuring.predictions import FoundPredictions
+from recall_lightning.measuring.view import ModelView, given_by_name, view_of
+from recall_lightning.recall.context import TaskContext
+from recall_lightning.recall.model_run import ModelRun
+from recall_lightning.recall.statistics.recent_batches import last_with
+
+_MOST = 512  # predictions of each process: vocabularies are large
+
+
+class ComparedPredictions:
+    """The parameters of up to 512 predictions, of as many of the last batches as hold those.
+
+    Where a ``training_step`` that runs on those batches anyway is watched (:meth:`watched`), its
+    outputs are taken; for all others the model is run.
+
+    Args:
+        context: The task.
+        run: How the model is run.
+        found: Of which kind its predictions are.
+        batches: On the model's device.
+    """
+
+    def __init__(
+        self, context: TaskContext, run: ModelRun, found: FoundPredictions, batches: Sequence[Any]
+    ) -> None:
+        self._run, self._found = run, found
+        self._view = view_of(context.pl_module, run.view)
+        self._batches = last_with(batches, _MOST, self._view)
+        self._first = len(batches) - len(self._batches)
+        self._called = None if is_sharded(context.trainer) else self._heard_module(context)
+        self._heard: dict[int, Tensor] = {}
+
+    @contextmanager
+    def watched(self, number: int, given: Any) -> Iterator[None]:
+        """Take the outputs of a step that runs inside the block, if the view would have the same.
+
+        That is where the step calls what the view calls, once, with all that the view gives it.
+
+        Args:
+            number: Of the batch, among those of the start.
+            given: The copy of it that the step is given.
+        """
+        own = number - self._first
+        self._heard.pop(own, None)
+        if self._called is None or own < 0:
+            yield
+            return
+        calls: list[Tensor | None] = []
+
+        def hear(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            same = not calls and _is_given(module, given, (args, kwargs))
+            calls.append(None)
+            if same:
+                with suppress(Exception):  # comes again where the model is run for it
+                    calls[0] = self._of_batch(output, self._batches[own])
+
+        handle = self._called.register_forward_hook(hear, with_kwargs=True)
+        try:
+            yield
+        finally:
+            handle.remove()
+        if len(calls) == 1 and calls[0] is not None:
+            self._heard[own] = calls[0]
+
+    def taken(self, context: TaskContext) -> list[Tensor] | None:
+        """Return them under the weights as they are, batch by batch, (predictions, parameters).
+
+        To be called with the module undisturbed, right after the steps that were watched.
+
+        Returns:
+            float32; None where the model cannot be run, or its predictions contradict their kind.
+        """
+        heard, self._heard = self._heard, {}
+        numbered = list(enumerate(self._batches))
+        if len(heard) == len(numbered):
+            return [heard[number] for number, _ in numbered]
+
+        def of_batches(some: Sequence[tuple[int, Any]]) -> list[Tensor | None]:
+            return [
+                heard[number]
+                if number in heard
+                else self._of_batch(view.forward(context.pl_module, detached(one)), one)
+                for number, one in some
+            ]
+
+        try:
+            with self._run.ready(context) as view:
+                each = self._run.evenly(context.trainer, numbered, of_batches)
+        except ValueError:
+            return None
+        return [rows for rows in each if rows is not None]
+
+    def _of_batch(self, output: Any, batch: Any) -> Tensor | None:
+        """Return the parameters of a batch's predictions, (predictions, parameters) float32."""
+        view = self._view
+        outputs, targets = view.logits(output), view.targets(batch)
+        if outputs is None or self._found.of(outputs, targets, view.inputs(batch)) is None:
+            return None
+        outputs = outputs.detach()
+        parameters = self._found.to_parameters(outputs, targets)(outputs)
+        rows = parameters[view.counts(batch, parameters[..., 0])]
+        most = max(1, _MOST // len(self._batches))
+        return rows[:: max(1, math.ceil(len(rows) / most))].float()
+
+    def _heard_module(self, context: TaskContext) -> nn.Module | None:
+        """Return what the view calls; None where that is not known, or compiled with its hooks."""
+        view = self._view
+        if "forward" in vars(view) or type(view).forward is not ModelView.forward:
+            return None
+        with suppress(ValueError):
+            called = called_module(context.pl_module)
+            if getattr(called, "_compiled_call_impl", None) is None:
+                return called
+        return None
+
+
+def _is_given(module: nn.Module, batch: Any, given: Any) -> bool:
+    """Tell whether a module is given what a view would give it of a batch, unchanged.
+
+    Labels may be missing, as what is predicted does not depend on them.
+    """
+    try:
+        wanted = tensors_of(arguments_of(module, batch))
+    except ValueError:
+        return False
+    labels = given_by_name(batch).get("labels")
+    there = set(map(id, tensors_of(given)))
+    return all(
+        tensor is labels or (id(tensor) in there and tensor._version == 0) for tensor in wanted
+    )

@@ -1,0 +1,111 @@
+"""What is forgotten while a task trains, told a few times before its end."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any, NotRequired, TypedDict
+
+from recall_lightning.measuring.isolation import undisturbed
+from recall_lightning.merging.estimated_forgetting import estimated_forgetting
+from recall_lightning.merging.rules import MergeInputs
+from recall_lightning.recall.compared_predictions import ComparedPredictions
+from recall_lightning.recall.context import TaskContext
+from recall_lightning.recall.divergence import mean_divergence
+from recall_lightning.recall.model_run import ModelRun
+from recall_lightning.recall.records import log_merge
+from recall_lightning.recall.statistics.needed import NeededStatistics
+from recall_lightning.recall.statistics.recent_batches import RecentBatches
+from recall_lightning.weights.naming import find_weights
+from recall_lightning.weights.sharding import reshard
+
+_ESTIMATE = "estimated_forgetting"
+_TIMES = 10  # a task
+_APART = 200  # steps at least: one costs as much as a step or two
+
+
+class EstimateState(TypedDict):
+    """What a checkpoint holds of the last ones: they are of live weights."""
+
+    visit: int | None
+    step: int
+    estimated_forgetting: NotRequired[dict[str, float]]
+    divergence: NotRequired[dict[str, float]]
+
+
+class TrainingEstimates:
+    """Estimates ten times a task, and not more often than every 200 steps, what is forgotten.
+
+    That is ``estimated_forgetting`` of the live weights, once something is known of earlier tasks,
+    and their ``divergence`` from the snapshot on the current batch.
+
+    Args:
+        statistics: What is known of earlier tasks.
+        run: How the model is run.
+        recent: The last batches.
+
+    Attributes:
+        last: The last ones of the task.
+    """
+
+    def __init__(self, statistics: NeededStatistics, run: ModelRun, recent: RecentBatches) -> None:
+        self.last: EstimateState | None = None
+        self._statistics, self._run, self._recent = statistics, run, recent
+
+    def observe_step(self, context: TaskContext) -> None:
+        """After a step without a merge, estimate and log if it is time."""
+        clock = context.clock
+        interval = max(_APART, (clock.task_steps or 0) // _TIMES)
+        known = bool(context.snapshots) and self._statistics.predictions is not None
+        if known and not clock.task_ended and clock.step_in_task % interval == 0:
+            self.last = self.measured(context)
+            log_merge(context.trainer, self.last)
+
+    def measured(self, context: TaskContext) -> EstimateState:
+        """Return what is estimated of the weights as they are."""
+        clock = context.clock
+        found: EstimateState = {
+            "visit": clock.visit,
+            "step": clock.steps_trained(context.trainer),
+        }
+        forgotten, divergence = self._forgotten(context), self._divergence(context)
+        if forgotten is not None:
+            found["estimated_forgetting"] = {"live": forgotten}
+        if divergence is not None:
+            found["divergence"] = {"live": divergence}
+        return found
+
+    def latest(self, history: Sequence[Mapping[str, Any]], visit: int | None) -> dict[str, float]:
+        """Return the last estimate of a visit by name: that of its last merge, or one since then.
+
+        Args:
+            history: The merges.
+            visit: The number of the visit.
+        """
+        told: list[Mapping[str, Any]] = [*history[-1:], *([] if self.last is None else [self.last])]
+        known = [each for each in told if each["visit"] == visit and _ESTIMATE in each]
+        if not known:
+            return {}
+        newest = max(known, key=lambda each: each["step"])[_ESTIMATE]
+        return {_ESTIMATE: newest.get("merged", newest["live"])}
+
+    def _forgotten(self, context: TaskContext) -> float | None:
+        snapshot = context.snapshots[-1]
+        reshard(context.pl_module)
+        live = find_weights(context.pl_module, snapshot)
+        live = {name: now for name, now in live.items() if now.shape == snapshot[name].shape}
+        known = self._statistics.of_earlier_tasks
+        return estimated_forgetting(MergeInputs(context.structure, live, snapshot, **known))
+
+    def _divergence(self, context: TaskContext) -> float | None:
+        batches = self._recent.batches[-1:]
+        if not batches:
+            return None
+        found = copy.copy(self._statistics.predictions)  # what merges go by stays as it is
+        assert found is not None
+        compared = ComparedPredictions(context, self._run, found, batches)
+        with undisturbed(context.pl_module):
+            now = compared.taken(context)
+            with context.snapshots[-1].applied_to(context.pl_module):
+                then = compared.taken(context)
+        return mean_divergence(context, found, then, now)

@@ -1,0 +1,87 @@
+import pytest
+import torch
+from torch import nn
+
+from recall_lightning import RecallCallback
+from recall_lightning.measuring.view import ModelView
+from recall_lightning.merging.rules import Uniform
+from tests.support.training import Plain, loader, quiet_trainer
+
+RUNS = []  # no attribute: those are put back
+
+
+class Counted(Plain):
+    def forward(self, inputs):
+        RUNS.append(self.training)
+        return self.net(inputs)
+
+    def training_step(self, batch, batch_idx):
+        return nn.functional.cross_entropy(self(batch[0]), batch[1])
+
+
+class Scaled(Counted):
+    def training_step(self, batch, batch_idx):  # what the model predicts is of other inputs
+        return nn.functional.cross_entropy(self(batch[0] * 2), batch[1])
+
+
+class InPlace(Counted):
+    def training_step(self, batch, batch_idx):
+        return nn.functional.cross_entropy(self(batch[0].mul_(2)), batch[1])
+
+
+class Twice(Counted):
+    def training_step(self, batch, batch_idx):
+        self(batch[0])
+        return super().training_step(batch, batch_idx)
+
+
+class Inside(Counted):
+    def training_step(self, batch, batch_idx):
+        return nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+
+
+class Aside(Counted):
+    def training_step(self, batch, batch_idx):
+        outputs = self(batch[0])
+        loss = nn.functional.cross_entropy(outputs, batch[1])
+        outputs.detach().zero_()
+        return loss
+
+
+class Mapped(ModelView):
+    def forward(self, module, batch):
+        return module(batch[0])
+
+
+def merged(kind, view=None):
+    """Return a merge, how often the model was run, and how many steps were for the merge."""
+    torch.manual_seed(0)
+    RUNS.clear()
+    callback = RecallCallback(rule=Uniform(0.5), every=1.0, plasticity=0.9, view=view)
+    quiet_trainer(callback).fit(kind(), loader(0))
+    record = callback.history[0]
+    return record, RUNS.count(False), 4 * (len(record["front"]) + 3)
+
+
+def test_predictions_are_taken_from_the_step_that_measures_the_loss():
+    _, runs, steps = merged(Counted)
+    _, with_a_view, _ = merged(Counted, Mapped())
+    assert with_a_view - runs == steps
+
+
+def test_they_are_those_that_a_view_has():
+    (one, *_), (other, *_) = merged(Counted), merged(Counted, Mapped())
+    assert one["divergence"] == other["divergence"]
+    assert one["front"] == other["front"]
+
+
+def test_what_is_written_into_outputs_afterwards_does_not_count():
+    (one, *_), (other, *_) = merged(Aside), merged(Aside, Mapped())
+    assert one["front"] == other["front"]
+
+
+@pytest.mark.parametrize("kind", [Scaled, InPlace, Twice, Inside])
+def test_where_a_step_runs_the_model_otherwise_it_is_run_for_them(kind):
+    (one, runs, _), (other, with_a_view, _) = merged(kind), merged(kind, Mapped())
+    assert one["front"] == other["front"]
+    assert runs == with_a_view

@@ -1,0 +1,116 @@
+import pytest
+import torch
+from lightning.pytorch.loggers.logger import Logger, rank_zero_experiment
+from torch import nn
+
+from recall_lightning import ForgettingMonitor, RecallCallback
+from recall_lightning.recall import training_estimates
+from tests.support.callbacks import same, weights_of
+from tests.support.training import Plain, loader, quiet_trainer
+
+FORGOTTEN, DIVERGENCE = "recall/estimated_forgetting/live", "recall/divergence/live"
+
+
+class Recorded(Logger):
+    def __init__(self):
+        super().__init__()
+        self.logged = []
+
+    name, version = "recorded", "0"
+
+    @property
+    @rank_zero_experiment
+    def experiment(self):
+        return None
+
+    def log_hyperparams(self, *args, **kwargs):
+        pass
+
+    def log_metrics(self, metrics, step=None):
+        self.logged.append(metrics)
+
+    def curve(self, key):
+        return {each["recall/step"]: each[key] for each in self.logged if key in each}
+
+
+@pytest.fixture
+def often(monkeypatch):
+    """Have tasks of eight steps estimated after every second one."""
+    monkeypatch.setattr(training_estimates, "_APART", 2)
+
+
+def trained(tasks=2, kind=Plain, others=(), **options):
+    torch.manual_seed(0)
+    model, callback, recorded = kind(), RecallCallback(**options), Recorded()
+    for task in range(tasks):
+        data = loader(task, generator=torch.Generator().manual_seed(task))
+        held_out = [loader(each, shuffle=False) for each in range(tasks)] if others else None
+        trainer = quiet_trainer(callback, *others, logger=recorded)
+        trainer.fit(model, data, held_out)
+    return model, callback, recorded
+
+
+@pytest.mark.usefixtures("often")
+def test_both_are_logged_between_merges():
+    _, callback, recorded = trained(merge_first_task=False, every=1.0)
+    assert list(recorded.curve(DIVERGENCE)) == [10, 12, 14]
+    (merge,) = callback.history
+    forgotten = recorded.curve(FORGOTTEN)
+    assert list(forgotten) == [10, 12, 14, 16]
+    assert 0 < forgotten[10] < forgotten[14]
+    assert forgotten[16] == merge["estimated_forgetting"]["live"]
+    assert callback.estimates == {"estimated_forgetting": merge["estimated_forgetting"]["merged"]}
+
+
+@pytest.mark.usefixtures("often")
+def test_before_anything_is_known_of_earlier_tasks_there_is_the_divergence_alone():
+    _, _, recorded = trained(tasks=1)
+    assert list(recorded.curve(DIVERGENCE)) == [2, 4, 6, 8]  # the last is the merge's
+    assert list(recorded.curve(FORGOTTEN)) == [8]
+
+
+@pytest.mark.usefixtures("often")
+def test_they_change_neither_training_nor_merges(monkeypatch):
+    class Random(Plain):
+        def __init__(self):
+            super().__init__(nn.Sequential(nn.Linear(8, 16), nn.Dropout(0.2), nn.Linear(16, 2)))
+
+    model, callback, _ = trained(kind=Random)
+    monkeypatch.setattr(training_estimates, "_APART", 200)
+    other, rare, recorded = trained(kind=Random)
+    assert list(recorded.curve(FORGOTTEN)) == [8, 16]
+    assert same(weights_of(model), weights_of(other))
+    assert [each["keep"] for each in callback.history] == [each["keep"] for each in rare.history]
+
+
+@pytest.mark.usefixtures("often")
+def test_a_limit_is_held_against_the_last_where_a_task_ends_without_a_merge():
+    limited = ForgettingMonitor("val/acc", limits={"estimated_forgetting": 0.0})
+    with pytest.warns(UserWarning, match="estimated_forgetting is .*, and its limit 0"):
+        _, callback, recorded = trained(
+            others=[limited], merge_first_task=False, every=100, end_rule="never", plasticity=None
+        )
+    assert callback.history == []
+    (one,) = limited.exceeded
+    assert one["value"] == recorded.curve(FORGOTTEN)[16 - 2]
+
+
+@pytest.mark.usefixtures("often")
+def test_a_checkpoint_of_a_running_task_holds_the_last():
+    _, callback, recorded = trained(merge_first_task=False, every=1.0)
+    held = callback.state_dict()["estimate"]
+    assert held["estimated_forgetting"] == {"live": recorded.curve(FORGOTTEN)[14]}
+    other = RecallCallback(merge_first_task=False, every=1.0)
+    other.load_state_dict(callback.state_dict())
+    assert other.state_dict()["estimate"] == held
+
+
+def test_a_short_task_has_none():
+    _, _, recorded = trained()
+    assert list(recorded.curve(FORGOTTEN)) == [8, 16]
+
+
+@pytest.mark.usefixtures("often")
+def test_rules_without_curvature_have_none():
+    _, _, recorded = trained(rule="rbf", every=1.0)
+    assert not recorded.curve(DIVERGENCE)
