@@ -5,9 +5,10 @@
 Trains three recipes' streams so many steps a task, with ``RecallCallback`` merging once at each
 task's end under ``plasticity=0.95``. In that one run it is timed what the search for the balance
 takes at a task's end (all merges that are tried, the one that is made, and the losses and
-divergences that are measured of each) and what the estimates of forgetting take. Both are laid
-beside the time that training itself took: from the first batch to the last, without validation and
-without any hook of ``RecallCallback``. Writes ``benchmarks/results/front_cost.md``.
+divergences that are measured of each) and what the estimates of forgetting take: those of each
+merge, on what a language model wrote, and in the course of a task. Both are laid beside the time
+that training itself took: from the first batch to the last, without validation and without any hook
+of ``RecallCallback``. Writes ``benchmarks/results/front_cost.md``.
 """
 
 import argparse
@@ -22,6 +23,8 @@ from recall_lightning import ForgettingMonitor, RecallCallback
 from recall_lightning.compare.worker import fit
 from recall_lightning.recall import merge
 from recall_lightning.recall.plasticity import MeasuredPlasticity
+from recall_lightning.recall.training_estimates import TrainingEstimates
+from recall_lightning.recall.written_divergence import WrittenDivergence
 
 STREAMS = {  # the recipe, steps an epoch
     "digits, permuted pixels, MLP of 43 thousand parameters": ("digits_permuted", 43),
@@ -77,7 +80,13 @@ def main() -> None:
     given = parser.parse_args()
     taken: dict[str, float] = {}
     MeasuredPlasticity.merge = timed(taken, "front", MeasuredPlasticity.merge)  # type: ignore[method-assign]
-    merge.estimated_forgetting = timed(taken, "estimates", merge.estimated_forgetting)
+    for owner, name in (
+        (merge, "estimated_forgetting"),
+        (WrittenDivergence, "__init__"),
+        (WrittenDivergence, "measured"),
+        (TrainingEstimates, "measured"),
+    ):
+        setattr(owner, name, timed(taken, "estimates", getattr(owner, name)))
     rows = [
         [name, *measured(recipe, steps, given.steps, taken)]
         for name, (recipe, steps) in STREAMS.items()
@@ -88,8 +97,8 @@ def main() -> None:
         "# What the front and the estimates cost\n\n"
         "Seconds a task of training alone, of the search for the balance at a task's end (all "
         "merges tried, that which is made, and the losses and divergences of each) and of the "
-        "estimates of forgetting, of one run each with one thread; the last column is the share of "
-        "front and estimates in the seconds of training.",
+        "estimates of forgetting, at merges and in the course of a task, of one run each with one "
+        "thread; the last column is the share of front and estimates in the seconds of training.",
         machine(),
         table(
             [
