@@ -65,11 +65,12 @@ def called_module(module: nn.Module) -> nn.Module:
 
 
 def _defines_forward(module: nn.Module) -> bool:
-    definition = inspect.unwrap(type(_uncompiled(module)).forward)
+    definition = inspect.unwrap(type(uncompiled(module)).forward)
     return definition.__module__ not in ("torch.nn.modules.module", _LIGHTNING_MODULE)
 
 
-def _uncompiled(module: nn.Module) -> nn.Module:
+def uncompiled(module: nn.Module) -> nn.Module:
+    """Return the module that ``torch.compile`` has wrapped, or the module itself."""
     return getattr(module, "_orig_mod", module)
 
 
@@ -85,7 +86,7 @@ def arguments_of(target: nn.Module, batch: Any) -> tuple[tuple[Any, ...], dict[s
     Raises:
         ValueError: If that cannot be worked out.
     """
-    original = _uncompiled(target)
+    original = uncompiled(target)
     parameters = inspect.signature(original.forward).parameters.values()
     named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     required = [p.name for p in parameters if p.default is p.empty and p in named]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -11,9 +12,10 @@ from torch import Tensor, nn
 
 from recall_lightning.callbacks._trainer.strategies import is_sharded
 from recall_lightning.measuring.batches import detached, tensors_of
-from recall_lightning.measuring.forward import arguments_of, called_module
+from recall_lightning.measuring.forward import arguments_of, called_module, uncompiled
+from recall_lightning.measuring.isolation import undisturbed
 from recall_lightning.measuring.predictions import FoundPredictions
-from recall_lightning.measuring.view import ModelView, given_by_name, view_of
+from recall_lightning.measuring.view import ModelView, view_of
 from recall_lightning.recall.context import TaskContext
 from recall_lightning.recall.model_run import ModelRun
 from recall_lightning.recall.statistics.recent_batches import last_with
@@ -48,7 +50,7 @@ class ComparedPredictions:
     def watched(self, number: int, given: Any) -> Iterator[None]:
         """Take the outputs of a step that runs inside the block, if the view would have the same.
 
-        That is where the step calls what the view calls, once, with all that the view gives it.
+        That is where the step calls what the view calls, once, with just what the view gives it.
 
         Args:
             number: Of the batch, among those of the start.
@@ -62,7 +64,7 @@ class ComparedPredictions:
         calls: list[Tensor | None] = []
 
         def hear(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-            same = not calls and _is_given(module, given, (args, kwargs))
+            same = not (calls or module.training) and _is_given(module, given, args, kwargs)
             calls.append(None)
             if same:
                 with suppress(Exception):  # comes again where the model is run for it
@@ -79,7 +81,8 @@ class ComparedPredictions:
     def taken(self, context: TaskContext) -> list[Tensor] | None:
         """Return them under the weights as they are, batch by batch, (predictions, parameters).
 
-        To be called with the module undisturbed, right after the steps that were watched.
+        To be called right after the steps that were watched. Where the model is run, that is
+        undisturbed: a step may have left it in another mode.
 
         Returns:
             float32; None where the model cannot be run, or its predictions contradict their kind.
@@ -98,7 +101,7 @@ class ComparedPredictions:
             ]
 
         try:
-            with self._run.ready(context) as view:
+            with undisturbed(context.pl_module), self._run.ready(context) as view:
                 each = self._run.evenly(context.trainer, numbered, of_batches)
         except ValueError:
             return None
@@ -128,17 +131,33 @@ class ComparedPredictions:
         return None
 
 
-def _is_given(module: nn.Module, batch: Any, given: Any) -> bool:
-    """Tell whether a module is given what a view would give it of a batch, unchanged.
+def _is_given(module: nn.Module, batch: Any, args: Any, kwargs: Any) -> bool:
+    """Tell whether a module is given what a view would give it of a batch, unchanged, and no more.
 
-    Labels may be missing, as what is predicted does not depend on them.
+    Either may leave labels out, as what is predicted does not depend on them.
     """
     try:
-        wanted = tensors_of(arguments_of(module, batch))
-    except ValueError:
+        wanted_args, wanted_kwargs = arguments_of(module, batch)
+        wanted = _by_name(module, wanted_args, wanted_kwargs)
+        given = _by_name(module, args, kwargs)
+    except (TypeError, ValueError):
         return False
-    labels = given_by_name(batch).get("labels")
-    there = set(map(id, tensors_of(given)))
-    return all(
-        tensor is labels or (id(tensor) in there and tensor._version == 0) for tensor in wanted
+    if None in (wanted.get("labels"), given.get("labels")):
+        wanted.pop("labels", None)
+        given.pop("labels", None)
+    return (
+        wanted.keys() == given.keys()
+        and all(value is given[name] for name, value in wanted.items())
+        and all(tensor._version == 0 for tensor in tensors_of(wanted))
     )
+
+
+def _by_name(module: nn.Module, args: Any, kwargs: Any) -> dict[str, Any]:
+    """Return all arguments of a call of a module, defaults too, by name."""
+    bound = inspect.signature(uncompiled(module).forward).bind(*args, **kwargs)
+    bound.apply_defaults()
+    named = dict(bound.arguments)
+    for parameter in bound.signature.parameters.values():
+        if parameter.kind is parameter.VAR_KEYWORD:
+            named |= named.pop(parameter.name)
+    return named

@@ -236,9 +236,9 @@ class MeasuredPlasticity:
         watch = _unwatched if compared is None else compared.watched
         with undisturbed(context.pl_module):
             losses = self._losses(context, batches, "at its end", watch)
-            if losses is None or compared is None:
-                return losses, None
-            return losses, compared.taken(context)
+        if losses is None or compared is None:
+            return losses, None
+        return losses, compared.taken(context)
 
     def _losses(
         self, context: TaskContext, batches: Sequence[Any], when: str, watch: Watch

@@ -6,7 +6,6 @@ import copy
 from collections.abc import Mapping, Sequence
 from typing import Any, NotRequired, TypedDict
 
-from recall_lightning.measuring.isolation import undisturbed
 from recall_lightning.merging.estimated_forgetting import estimated_forgetting
 from recall_lightning.merging.rules import MergeInputs
 from recall_lightning.recall.compared_predictions import ComparedPredictions
@@ -104,8 +103,7 @@ class TrainingEstimates:
         found = copy.copy(self._statistics.predictions)  # what merges go by stays as it is
         assert found is not None
         compared = ComparedPredictions(context, self._run, found, batches)
-        with undisturbed(context.pl_module):
-            now = compared.taken(context)
-            with context.snapshots[-1].applied_to(context.pl_module):
-                then = compared.taken(context)
+        now = compared.taken(context)
+        with context.snapshots[-1].applied_to(context.pl_module):
+            then = compared.taken(context)
         return mean_divergence(context, found, then, now)

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from recall_lightning.measuring.isolation import undisturbed
 from recall_lightning.measuring.predictions import FoundPredictions
 from recall_lightning.recall.compared_predictions import ComparedPredictions
 from recall_lightning.recall.context import TaskContext
@@ -28,12 +27,8 @@ class WrittenDivergence:
         run = ModelRun(view_of_writer(context.pl_module))
         self._compared = ComparedPredictions(context, run, self._found, written)
         with context.snapshots[-1].applied_to(context.pl_module):
-            self._then = self._taken(context)
+            self._then = self._compared.taken(context)
 
     def measured(self, context: TaskContext) -> float | None:
         """Return it under the weights as they are; None where the model cannot be run on them."""
-        return mean_divergence(context, self._found, self._then, self._taken(context))
-
-    def _taken(self, context: TaskContext) -> list[Tensor] | None:
-        with undisturbed(context.pl_module):
-            return self._compared.taken(context)
+        return mean_divergence(context, self._found, self._then, self._compared.taken(context))
