@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from numbers import Integral
 from types import UnionType
-from typing import Any, cast, get_args, get_origin, get_type_hints, is_typeddict
+from typing import Any, NotRequired, cast, get_args, get_origin, get_type_hints, is_typeddict
 
 
 def check_choice(name: str, value: object, *choices: str) -> None:
@@ -101,10 +101,13 @@ def check_form(value: object, form: Any, where: str = "") -> None:
         return
     if is_typeddict(form):
         _check_type(value, dict, where)
-        for name, of in get_type_hints(form).items():
+        # not __required_keys__, which has all names where annotations are postponed
+        for name, of in get_type_hints(form, include_extras=True).items():
+            may_lack = get_origin(of) is NotRequired
+            of = get_args(of)[0] if may_lack else of
             if name in cast(dict[str, object], value):
                 check_form(cast(dict[str, object], value)[name], of, _entry(where, name))
-            elif name in form.__required_keys__:
+            elif not may_lack:
                 raise FormError(f"{_entry(where, name)} is missing")
     elif isinstance(form, UnionType):
         _check_union(value, get_args(form), where)

@@ -105,6 +105,14 @@ def test_a_checkpoint_of_a_running_task_holds_the_last():
     assert other.state_dict()["estimate"] == held
 
 
+@pytest.mark.usefixtures("often")
+def test_a_checkpoint_of_before_anything_is_known_of_earlier_tasks_can_be_loaded():
+    _, callback, _ = trained(tasks=1)
+    other = RecallCallback()
+    other.load_state_dict(callback.state_dict())
+    assert other.state_dict()["estimate"].keys() == {"visit", "step", "divergence"}
+
+
 def test_a_short_task_has_none():
     _, _, recorded = trained()
     assert list(recorded.curve(FORGOTTEN)) == [8, 16]
