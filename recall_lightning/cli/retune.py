@@ -83,7 +83,9 @@ def _run(path: Path, shares: Sequence[float], out: str | None) -> None:
         record = made["callbacks"][key]["history"][-1]
         print(f"{target}: {100 * share:.4g} % left, the old counts {record['keep']:.3g} times")
     if shares and any("record" in state for state in checkpoint["callbacks"].values()):
-        print("scores of it were not measured: the last ones that are stored are from before")
+        print(
+            "not measured yet, the scores in it are from before: recall-lightning validate does it"
+        )
 
 
 def _targets(path: Path, shares: Sequence[float], out: Path) -> list[Path]:

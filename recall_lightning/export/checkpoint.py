@@ -30,7 +30,7 @@ def read_language_model(path: Path) -> dict[str, Any]:
     if not isinstance(checkpoint.get("causal_lm"), Mapping):
         raise ValueError(
             f"{path} holds no CausalLMModule of recall_lightning, and only such a model is "
-            "exported; models of other kinds save themselves by their own save_pretrained"
+            "exported: load others by their class's load_from_checkpoint"
         )
     about = checkpoint["causal_lm"]
     lacking = [name for name in _NEEDED if name not in about]

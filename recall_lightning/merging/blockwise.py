@@ -61,7 +61,8 @@ def weights_of_names(
     for name in coefficients:
         if name not in known:
             raise ValueError(
-                f"the rule gave {name!r} a coefficient, which must be a block or a weight"
+                f"the rule gave {name!r} a coefficient, which must be a block or a weight: blocks "
+                f"are {', '.join(block.name for block in blocks)}"
             )
     weights: dict[str, Coefficient] = {}
     for block in blocks:

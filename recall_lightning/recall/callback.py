@@ -38,6 +38,7 @@ from recall_lightning.recall.arguments import check_share, described, plain_sett
 from recall_lightning.recall.artifacts import LogArtifacts, TaskArtifacts
 from recall_lightning.recall.context import TaskContext
 from recall_lightning.recall.costs import ExpectedMemory, expected_memory
+from recall_lightning.recall.earlier_callbacks import tell_of_an_earlier_one
 from recall_lightning.recall.merge_interval import MergeInterval
 from recall_lightning.recall.migration import migrated_state
 from recall_lightning.recall.optimizer_watch import OptimizerWatch
@@ -377,6 +378,7 @@ class RecallCallback(TaskAwareCallback):
         self._first_batch_is_checked = False
         if self.visit == 0:
             self._first_visit = 0
+            tell_of_an_earlier_one(self, pl_module)
         self._kept.make_room(self.visit)
         self.history = [record for record in self.history if record["visit"] < self.visit]
         if self.task_steps is None and self._interval.needs_length:

@@ -224,6 +224,8 @@ def _matrix(run: Run) -> Table:
         cells = [Cell(shown(v, digits), column == own) for column, v in enumerate(padded)]
         rows.append((label, cells))
     falls = record.lost()
+    if record.trained:  # nothing has followed the last one
+        falls[record.task_names[record.trained[-1]]] = math.nan
     foot = [Cell(shown(falls.get(name, math.nan), digits)) for name in names]
     better = "higher" if record.higher_is_better else "lower"
     return Table(
@@ -234,7 +236,7 @@ def _matrix(run: Run) -> Table:
         "Bold: right after the task's own training. Lost: by how much the last score is worse than "
         "the best since that"
         + (", and of held-out sets than before training" if record.probe_names else "")
-        + ". –: not measured.",
+        + ". –: not measured, or nothing followed.",
     )
 
 
@@ -283,10 +285,10 @@ def _merge_figures(run: Run, key: str) -> list[dict[str, Any]]:
             "Heatmap: how far each block's weights had gone from the snapshot before each merge, "
             "relative to the snapshot's norm.",
         ),
-        "Estimated forgetting": (
+        "Estimated forgetting, to rank merges by": (
             figures.estimated_forgetting(run),
-            "Line chart: forgetting as estimated from curvature, before and after each merge, in "
-            "nats a prediction.",
+            "Line chart: forgetting as estimated from curvature near the old weights, before and "
+            "after each merge, in nats a prediction. It ranks merges and is no measurement.",
         ),
     }
     return [

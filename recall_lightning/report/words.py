@@ -106,7 +106,7 @@ def boundaries_found(record: TaskRecord) -> str | None:
 
 
 def cost(record: TaskRecord, merges: Sequence[Mapping[str, Any]] | None = None) -> str:
-    """Say how long training and its merges took.
+    """Say how long training and its merges took; what is measured between merges is in neither.
 
     Args:
         record: Of the run.
@@ -117,15 +117,18 @@ def cost(record: TaskRecord, merges: Sequence[Mapping[str, Any]] | None = None) 
         'Training took 1 min 20 s, validation included; of merges nothing is recorded.'
         >>> merges = [{"probe_seconds": 1.5, "merge_seconds": 0.5}]
         >>> cost(TaskRecord("val/acc", True, ["a"], [[0.9]], seconds=80.0), merges)
-        'Training took 1 min 20 s, validation included; 2.0 s of it went into 1 merge (2.5 %).'
-    """
+        'Training took 1 min 20 s, validation included; 2.0 s of it went into 1 merge (2.5 %), not counting what is measured between merges.'
+    """  # noqa: E501
     said = f"Training took {duration(record.seconds)}, validation included"
     if not merges:
         return f"{said}; of merges nothing is recorded."
     seconds = merge_seconds(merges)
     count = f"{len(merges)} merge{'s' if len(merges) > 1 else ''}"
     share = f" ({100 * seconds / record.seconds:.2g} %)" if seconds < record.seconds else ""
-    return f"{said}; {duration(seconds)} of it went into {count}{share}."
+    return (
+        f"{said}; {duration(seconds)} of it went into {count}{share}, not counting what is "
+        "measured between merges."
+    )
 
 
 def merge_seconds(merges: Sequence[Mapping[str, Any]]) -> float:
@@ -168,6 +171,11 @@ def _lost_of_tasks(record: TaskRecord) -> list[str]:
     digits, by_name = score_decimals(record), record.lost()
     last = record.trained[-1]
     earlier = [task for task in dict.fromkeys(record.trained) if task != last]
+    if record.found_boundaries and len(record.trained) == 1:
+        return [
+            "What was lost is not known from the task matrix, which has one row for the whole fit: "
+            "the scores over training show what happened after each boundary that was found."
+        ]
     if not earlier:
         return ["There was no earlier task to forget."]
     falls = {task: by_name.get(record.task_names[task], math.nan) for task in earlier}

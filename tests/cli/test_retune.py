@@ -53,7 +53,7 @@ def test_scores_of_before_are_said_to_be_that(tmp_path, capsys):
     capsys.readouterr()
     out = tmp_path / "new.ckpt"
     main(["retune", str(tmp_path / "end.ckpt"), "--plasticity", "0.5", "--out", str(out)])
-    assert "scores of it were not measured" in capsys.readouterr().out
+    assert "the scores in it are from before" in capsys.readouterr().out
     of_before, of_new = (
         TaskRecord.of_state(read_checkpoint(path)["callbacks"]["ForgettingMonitor"]["record"])
         for path in (tmp_path / "end.ckpt", out)

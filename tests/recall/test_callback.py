@@ -113,6 +113,18 @@ def test_the_first_task_can_be_left_alone():
     assert {record["task"] for record in callback.history} == {1}
 
 
+def test_a_new_callback_that_leaves_its_first_task_unmerged_is_told_of_the_one_before():
+    model = Plain()
+    callback = recall(merge_first_task=False)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*under another one")
+        for task in range(2):
+            quiet_trainer(callback, max_epochs=1).fit(model, loader(task))
+        quiet_trainer(recall(merge_first_task=True), max_epochs=1).fit(model, loader(2))
+    with pytest.warns(UserWarning, match="under another one before.*build the callback once"):
+        quiet_trainer(recall(merge_first_task=False), max_epochs=1).fit(model, loader(2))
+
+
 def test_the_snapshot_is_the_weights_at_the_boundary():
     callback, model = recall(every=2), Plain()
     quiet_trainer(callback).fit(model, loader(0))

@@ -52,6 +52,12 @@ def test_one_task_has_nothing_to_forget():
     assert "“a”, the only task, scores 0.900" in learned(of([[0.9]]))
 
 
+def test_within_one_row_nothing_is_known_of_boundaries_that_were_found():
+    record = of([[0.9]])
+    record.found_boundaries = [{"visit": 0, "step": 66, "began": 60, "signal": "loss"}]
+    assert lost(record).startswith("What was lost is not known")
+
+
 def test_before_the_run_is_told_where_it_was_measured():
     assert learned(of([[0.9]], before=[0.1])).endswith("Before the run it was 0.100.")
 
@@ -98,7 +104,8 @@ def test_a_task_that_came_back_has_its_visits_number():
 def test_the_cost_of_merges_is_part_of_that_of_training():
     merges = [{"probe_seconds": 1.0, "merge_seconds": 2.0}] * 2
     assert cost(of([[0.9]], seconds=12.0), merges) == (
-        "Training took 12.0 s, validation included; 6.0 s of it went into 2 merges (50 %)."
+        "Training took 12.0 s, validation included; 6.0 s of it went into 2 merges (50 %), "
+        "not counting what is measured between merges."
     )
     assert cost(of([[0.9]], seconds=12.0), []).endswith("of merges nothing is recorded.")
 
