@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NotRequired, TypedDict
 
@@ -94,7 +95,9 @@ class TrainingEstimates:
         live = find_weights(context.pl_module, snapshot)
         live = {name: now for name, now in live.items() if now.shape == snapshot[name].shape}
         known = self._statistics.of_earlier_tasks
-        return estimated_forgetting(MergeInputs(context.structure, live, snapshot, **known))
+        forgotten = estimated_forgetting(MergeInputs(context.structure, live, snapshot, **known))
+        # weights that are no numbers have forgotten everything, which no limit allows
+        return math.inf if forgotten is not None and math.isnan(forgotten) else forgotten
 
     def _divergence(self, context: TaskContext) -> float | None:
         batches = self._recent.batches[-1:]

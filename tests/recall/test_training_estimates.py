@@ -96,6 +96,20 @@ def test_a_limit_is_held_against_the_last_where_a_task_ends_without_a_merge():
 
 
 @pytest.mark.usefixtures("often")
+def test_weights_that_are_no_numbers_keep_no_limit():
+    class Diverging(Plain):
+        def training_step(self, batch, batch_idx):
+            loss = super().training_step(batch, batch_idx)
+            last = self.trainer.callbacks[0].visit == 1 and batch_idx > 3
+            return loss * float("nan") if last and self.training else loss
+
+    limited = ForgettingMonitor("val/acc", limits={"estimated_forgetting": 1e9})
+    with pytest.warns(UserWarning, match="estimated_forgetting is inf"):
+        trained(kind=Diverging, others=[limited], merge_first_task=False, every=1.0)
+    assert len(limited.exceeded) == 1
+
+
+@pytest.mark.usefixtures("often")
 def test_a_checkpoint_of_a_running_task_holds_the_last():
     _, callback, recorded = trained(merge_first_task=False, every=1.0)
     held = callback.state_dict()["estimate"]
