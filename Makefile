@@ -1,5 +1,6 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
+IN_PARALLEL := --numprocesses auto --maxprocesses 4 --dist worksteal
 
 .PHONY: install docs notebooks demo demo-llm evidence evidence-quick evidence-real fashion-mnist \
 	test test-oldest test-newest release-check clean
@@ -39,7 +40,7 @@ test: install
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
+	$(BIN)/python -m pytest $(IN_PARALLEL)
 
 docs: .venv/installed-docs
 	$(BIN)/sphinx-build -W --keep-going --jobs auto -b html $(DOCS_OPTIONS) docs docs/_build/html
@@ -56,7 +57,7 @@ LANE_TESTS ?= tests/recall tests/callbacks tests/merging
 LANE_EXTRAS := .[test,lora,gguf,llm]
 
 test-oldest: .venv-oldest/installed
-	.venv-oldest/bin/python -m pytest -p no:xdist $(LANE_TESTS)
+	.venv-oldest/bin/python -m pytest $(IN_PARALLEL) $(LANE_TESTS)
 
 .venv-oldest/installed: pyproject.toml constraints-oldest.txt
 	$(PYTHON) -m venv .venv-oldest
@@ -69,7 +70,7 @@ test-newest:
 	.venv-newest/bin/pip install --quiet --upgrade --upgrade-strategy eager \
 		--constraint .venv-newest/torch.txt --editable '$(LANE_EXTRAS)'
 	.venv-newest/bin/pip freeze --exclude-editable > .venv-newest/versions.txt
-	.venv-newest/bin/python -m pytest -p no:xdist $(LANE_TESTS)
+	.venv-newest/bin/python -m pytest $(IN_PARALLEL) $(LANE_TESTS)
 
 release-check:
 	PYTHON=$(PYTHON) .ci/release-check

@@ -24,6 +24,6 @@ def tell_of_an_earlier_one(callback: "RecallCallback", module: LightningModule) 
     if earlier is not None and earlier() is not callback and not callback.merge_first_task:
         rank_zero_warn(
             f"RecallCallback: this {type(module).__name__} was trained under another one before; "
-            "this one knows nothing of those tasks, and leaves its own first one unmerged: build the "
-            "callback once, and pass the same object to every Trainer"
+            "this one knows nothing of those tasks, and leaves its own first one unmerged: build "
+            "the callback once, and pass the same object to every Trainer"
         )
