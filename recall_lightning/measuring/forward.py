@@ -74,6 +74,15 @@ def uncompiled(module: nn.Module) -> nn.Module:
     return getattr(module, "_orig_mod", module)
 
 
+def is_compiled_in_place(module: nn.Module) -> bool:
+    """Tell whether ``module.compile()`` was called, which compiles hooks along with it.
+
+    >>> is_compiled_in_place(nn.Linear(2, 1))
+    False
+    """
+    return getattr(module, "_compiled_call_impl", None) is not None
+
+
 _PASSED_ON = ("attention_mask", "position_ids", "token_type_ids", "decoder_attention_mask")
 """Inputs that a ``forward(input_ids, **kwargs)`` hands to its transformer unseen."""
 

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from recall_lightning.measuring.forward import is_compiled_in_place, uncompiled
+
 _ENTRIES = 2**24
 """How many logits are held in float32 at a time: 64 MiB."""
 
@@ -131,8 +133,7 @@ def _uncompiled(model: Any) -> Iterator[None]:
     """Run what was compiled as it is written: compiled code would not call hooks."""
     modules = model.modules() if isinstance(model, nn.Module) else ()
     compiled = "torch._dynamo" in sys.modules and any(
-        getattr(module, "_compiled_call_impl", None) is not None or hasattr(module, "_orig_mod")
-        for module in modules
+        is_compiled_in_place(module) or uncompiled(module) is not module for module in modules
     )
     with ExitStack() as stack:
         if compiled:

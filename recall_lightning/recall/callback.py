@@ -504,8 +504,10 @@ class RecallCallback(TaskAwareCallback):
             return
         rule, due = self.end_rule, self.should_merge(self.step_in_task, self.step_in_task)
         merged = due and rule is not None and self._merge_by(rule, trainer, pl_module)
-        if merged and rule is not None and (made_from := self._merge.take_last()) is not None:
-            self._last_merge = {"rule": rule_as_plain(rule), "made_from": made_from}
+        if merged and rule is not None:
+            made_from = self._merge.take_last()
+            if made_from is not None:
+                self._last_merge = {"rule": rule_as_plain(rule), "made_from": made_from}
         if any(each.may_roll_back for each in task_aware_callbacks(trainer)):
             self._sums = self._statistics.sums()
         with _misconfiguration():
@@ -635,8 +637,8 @@ class RecallCallback(TaskAwareCallback):
             self._statistics.check_forms(state_dict["statistics"])
         with _misconfiguration():
             self._statistics.load_state_dict(state_dict["statistics"], ended)
-        later = ("last_merge", "estimate")  # older checkpoints have none of these
-        self._last_merge, self._estimates.last = map(state_dict.get, later)
+        self._last_merge = state_dict.get("last_merge")  # older checkpoints have neither
+        self._estimates.last = state_dict.get("estimate")
         if self._drift is not None and state_dict.get("drift") is not None:
             self._drift.load_state_dict(state_dict["drift"])
         if state_dict["task_ended"]:  # earlier versions kept its samples until the next one

@@ -12,7 +12,12 @@ from torch import Tensor, nn
 
 from recall_lightning.callbacks._trainer.strategies import is_sharded
 from recall_lightning.measuring.batches import detached, tensors_of
-from recall_lightning.measuring.forward import arguments_of, called_module, uncompiled
+from recall_lightning.measuring.forward import (
+    arguments_of,
+    called_module,
+    is_compiled_in_place,
+    uncompiled,
+)
 from recall_lightning.measuring.isolation import undisturbed
 from recall_lightning.measuring.predictions import FoundPredictions
 from recall_lightning.measuring.view import ModelView, view_of
@@ -126,7 +131,7 @@ class ComparedPredictions:
             return None
         with suppress(ValueError):
             called = called_module(context.pl_module)
-            if getattr(called, "_compiled_call_impl", None) is None:
+            if not is_compiled_in_place(called):
                 return called
         return None
 

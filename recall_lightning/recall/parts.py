@@ -114,5 +114,14 @@ def parts_of(given: Mapping[str, Any]) -> Parts:
     if boundaries != "known":
         drift = DriftWatch(DriftSettings() if boundaries == "drift" else boundaries, recent)
     return Parts(
-        *(rule, end_rule, every, plasticity, kept, statistics, trained, merge, estimates, drift)
+        rule,
+        end_rule,
+        every,
+        plasticity,
+        kept,
+        statistics,
+        trained,
+        merge,
+        estimates,
+        drift,
     )

@@ -56,8 +56,9 @@ class TrainingEstimates:
         """After a step without a merge, estimate and log if it is time."""
         clock = context.clock
         interval = max(_APART, (clock.task_steps or 0) // _TIMES)
-        known = bool(context.snapshots) and self._statistics.predictions is not None
-        if known and not clock.task_ended and clock.step_in_task % interval == 0:
+        if clock.task_ended or clock.step_in_task % interval:
+            return
+        if context.snapshots and self._statistics.predictions is not None:
             self.last = self.measured(context)
             log_merge(context.trainer, self.last)
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from recall_lightning.measuring.blocks import has_parameters
-from recall_lightning.measuring.forward import called_module
+from recall_lightning.measuring.forward import called_module, is_compiled_in_place
 from recall_lightning.measuring.predictions.loss import LossEvidence, evidence_in
 from recall_lightning.measuring.view import ModelView
 
@@ -82,6 +82,5 @@ class TrainingLoss:
 
 def _who_may_predict(module: nn.Module) -> Iterator[nn.Module]:
     for child in (module, *module.children()):
-        compiled = getattr(child, "_compiled_call_impl", None) is not None
-        if has_parameters(child) and not compiled:  # compiled in place, it would compile hooks
+        if has_parameters(child) and not is_compiled_in_place(child):
             yield child
