@@ -165,4 +165,6 @@ def _by_name(module: nn.Module, args: Any, kwargs: Any) -> dict[str, Any]:
     for parameter in bound.signature.parameters.values():
         if parameter.kind is parameter.VAR_KEYWORD:
             named |= named.pop(parameter.name)
+        elif parameter.kind is parameter.VAR_POSITIONAL:
+            named |= {f"*{place}": value for place, value in enumerate(named.pop(parameter.name))}
     return named

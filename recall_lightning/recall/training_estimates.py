@@ -21,7 +21,7 @@ from recall_lightning.weights.sharding import reshard
 
 _ESTIMATE = "estimated_forgetting"
 _TIMES = 10  # a task
-_APART = 200  # steps at least: one costs as much as a step or two
+_APART = 400  # steps at least: one costs as much as a step or two
 
 
 class EstimateState(TypedDict):
@@ -34,7 +34,7 @@ class EstimateState(TypedDict):
 
 
 class TrainingEstimates:
-    """Estimates ten times a task, and not more often than every 200 steps, what is forgotten.
+    """Estimates ten times a task, and not more often than every 400 steps, what is forgotten.
 
     That is ``estimated_forgetting`` of the live weights, once something is known of earlier tasks,
     and their ``divergence`` from the snapshot on the current batch.

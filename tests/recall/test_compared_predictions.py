@@ -20,6 +20,11 @@ class Counted(Plain):
         return nn.functional.cross_entropy(self(batch[0]), batch[1])
 
 
+class Variadic(Counted):
+    def forward(self, *args, **kwargs):
+        return super().forward(*args, **kwargs)
+
+
 class Scaled(Counted):
     def training_step(self, batch, batch_idx):  # what the model predicts is of other inputs
         return nn.functional.cross_entropy(self(batch[0] * 2), batch[1])
@@ -95,9 +100,10 @@ def merged(kind, view=None, data=None):
     return record, RUNS.count(False), 4 * (len(record["front"]) + 3)
 
 
-def test_predictions_are_taken_from_the_step_that_measures_the_loss():
-    _, runs, steps = merged(Counted)
-    _, with_a_view, _ = merged(Counted, Mapped())
+@pytest.mark.parametrize("kind", [Counted, Variadic])
+def test_predictions_are_taken_from_the_step_that_measures_the_loss(kind):
+    _, runs, steps = merged(kind)
+    _, with_a_view, _ = merged(kind, Mapped())
     assert with_a_view - runs == steps
 
 

@@ -76,7 +76,7 @@ def test_they_change_neither_training_nor_merges(monkeypatch):
             super().__init__(nn.Sequential(nn.Linear(8, 16), nn.Dropout(0.2), nn.Linear(16, 2)))
 
     model, callback, _ = trained(kind=Random)
-    monkeypatch.setattr(training_estimates, "_APART", 200)
+    monkeypatch.setattr(training_estimates, "_APART", 400)
     other, rare, recorded = trained(kind=Random)
     assert list(recorded.curve(FORGOTTEN)) == [8, 16]
     assert same(weights_of(model), weights_of(other))
