@@ -378,7 +378,7 @@ class RecallCallback(TaskAwareCallback):
         self._first_batch_is_checked = False
         if self.visit == 0:
             self._first_visit = 0
-            tell_of_an_earlier_one(self, pl_module)
+            tell_of_an_earlier_one(self, pl_module, self.merge_first_task)
         self._kept.make_room(self.visit)
         self.history = [record for record in self.history if record["visit"] < self.visit]
         if self.task_steps is None and self._interval.needs_length:

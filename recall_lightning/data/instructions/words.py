@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from recall_lightning.data.instructions.conversations import Conversation
-    from recall_lightning.data.instructions.templates import Template
+from typing import Protocol
 
 _HAN = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 _KANA = "\u3040-\u30ff\u31f0-\u31ff"
@@ -23,7 +19,23 @@ _NOT_PARTED = {  # of scripts without spaces, those in which a tokenizer finds n
 _TOKENIZERS = {"zh": "zh", "ja": "ja-mecab", "ko": "ko-mecab"}  # as sacreBLEU has them
 
 
-def check_language(template: Template | Conversation) -> None:
+class ScoredAnswers(Protocol):
+    """What a template says of how written answers are scored."""
+
+    @property
+    def score(self) -> str:
+        """The score's name."""
+
+    @property
+    def language(self) -> str | None:
+        """The language that answers are written in."""
+
+    @property
+    def bleu_tokenizer(self) -> str | None:
+        """The name of one of sacreBLEU's tokenizers."""
+
+
+def check_language(template: ScoredAnswers) -> None:
     """Refuse a language, or a tokenizer of BLEU's, of answers that another score is of.
 
     Raises:
@@ -37,7 +49,7 @@ def check_language(template: Template | Conversation) -> None:
             )
 
 
-def bleu_tokenizer(template: Template | Conversation) -> str:
+def bleu_tokenizer(template: ScoredAnswers) -> str:
     """Return the name of sacreBLEU's tokenizer for the language of a template's answers.
 
     Raises:
@@ -74,7 +86,7 @@ def bleu_tokenizer(template: Template | Conversation) -> str:
     return name
 
 
-def check_words(template: Template | Conversation, references: Iterable[str]) -> None:
+def check_words(template: ScoredAnswers, references: Iterable[str]) -> None:
     """Refuse scores that count words where most letters are of a script that does not part them.
 
     Raises:
