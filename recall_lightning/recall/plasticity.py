@@ -212,11 +212,7 @@ class MeasuredPlasticity:
                 front = measured_front(lambda keep: tried(keep).point)
                 made = tried(keep_of(front, self.share))
             else:
-                front = []
-                for keep in _WITHOUT_GAIN:
-                    made = tried(keep)
-                    if made.gain.merged <= made.gain.live:
-                        break
+                front, made = [], _without_loss(tried)
         except BaseException:
             put_back()
             raise
@@ -291,6 +287,15 @@ class MeasuredPlasticity:
             rank_zero_warn(
                 f"{_said(context, gain)}: set plasticity, as plasticity=0.9, to have it leave more"
             )
+
+
+def _without_loss(tried: Callable[[float], _Try[Merged]]) -> _Try[Merged]:
+    """Make the merge that keeps most of those that are no worse than the live weights."""
+    for keep in _WITHOUT_GAIN:
+        made = tried(keep)
+        if made.gain.merged <= made.gain.live:
+            break
+    return made
 
 
 def _unwatched(number: int, given: Any) -> AbstractContextManager[None]:
