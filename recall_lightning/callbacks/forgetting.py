@@ -33,6 +33,7 @@ from recall_lightning.callbacks._trainer.optimizer_state import StateOfParameter
 from recall_lightning.callbacks.task_aware import task_aware_callbacks
 from recall_lightning.checks import first_of
 from recall_lightning.metrics.record import RecordState, TaskRecord
+from recall_lightning.metrics.task_matrix_file import write_task_matrix
 from recall_lightning.weights.sharding import gathered
 from recall_lightning.weights.snapshot import Snapshot
 
@@ -293,7 +294,7 @@ class ForgettingMonitor(TaskScoreCallback):
         log_summary(trainer, {f"continual/{n}": value for n, value in self.summary().items()})
         if folder is not None:
             with _failure_is_said(folder):
-                self.record.write(folder, self.exceeded)
+                write_task_matrix(self.record, folder, self.exceeded)
                 self._write_figures(trainer, folder)
                 for name in _FILES:
                     keep_file(trainer, folder / name)
@@ -439,7 +440,7 @@ class ForgettingMonitor(TaskScoreCallback):
         log_curves(trainer, "continual/scores_by_task", tasks, scores, "tasks trained", point)
         if folder is not None:
             with _failure_is_said(folder):
-                self.record.write(folder, self.exceeded)
+                write_task_matrix(self.record, folder, self.exceeded)
         values = "  ".join(f"{name} {value:.3f}" for name, value in summary.items())
         trainer.print(f"after {self.visit_name(trainer)!r}: {values}")
 

@@ -1,12 +1,10 @@
 """What was measured of a model over a sequence of tasks, and how it is shown."""
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 import torch
@@ -14,7 +12,6 @@ from torch import Tensor
 
 from recall_lightning import metrics
 from recall_lightning.checks import FormError
-from recall_lightning.weights.atomic import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -308,97 +305,6 @@ class TaskRecord:
             steps, _padded(scores), self._columns, self.score_name, self.boundaries, marks
         )
 
-    def write(self, folder: Path, exceeded: Sequence[Mapping[str, Any]] = ()) -> None:
-        """Write ``task_matrix.json`` into a folder, whole or not at all.
-
-        Args:
-            folder: Which.
-            exceeded: The limits that were not kept, as ``ForgettingMonitor.exceeded`` has them.
-
-        Raises:
-            OSError: If it cannot be written.
-        """
-        content: dict[str, Any] = {
-            "monitor": self.score_name,
-            "mode": "max" if self.higher_is_better else "min",
-            "tasks": self.task_names,
-            "before": plain_json(self.before),
-            "matrix": [plain_json(row) for row in self.matrix],
-            "trained": self.trained,
-            "rolled_back": self.rolled_back,
-            "boundaries": [list(boundary) for boundary in self.boundaries],
-            "exceeded": [plain_json(each) for each in exceeded],
-            "metrics": self.summary(),
-            "forgetting_variant": FORGETTING_VARIANT,
-            "seconds": self.seconds,
-            "measurements": [
-                {k: v if k == "step" else plain_json(v) for k, v in measured.items()}
-                for measured in self.measurements
-            ],
-        }
-        if self.probe_names:
-            content["probes"] = {
-                "names": self.probe_names,
-                "before": plain_json(self.probes_before),
-                "matrix": [plain_json(row) for row in self.probes],
-            }
-        if self.retuned:
-            content["retuned"] = self.retuned
-        if self.found_boundaries is not None:
-            content["found_boundaries"] = self.found_boundaries
-        write_whole(folder / "task_matrix.json", json.dumps(content, indent=1))
-
-    @classmethod
-    def read(cls, content: Mapping[str, Any]) -> "TaskRecord":
-        """Return the record of which :meth:`write` wrote this, read as JSON.
-
-        Raises:
-            ValueError: If it is not of that form.
-
-        Example:
-            >>> content = {"monitor": "val/acc", "mode": "max", "tasks": ["a"], "matrix": [[0.5]]}
-            >>> TaskRecord.read(content).summary()["plasticity"]
-            0.5
-        """
-        probes, found = content.get("probes") or {}, content.get("found_boundaries")
-        try:
-            if content["mode"] not in ("max", "min"):
-                raise FormError(f"mode={content['mode']!r} must be 'max' or 'min'")
-            before = [
-                own and _from_json(own) for own in (content.get("before"), probes.get("before"))
-            ]
-            record = cls(
-                content["monitor"],
-                content["mode"] == "max",
-                list(content["tasks"]),
-                [_from_json(row) for row in content["matrix"]],
-                before[0],
-                list(probes.get("names", [])),
-                [_from_json(row) for row in probes.get("matrix", [])],
-                before[1],
-                [
-                    {name: v if name == "step" else _from_json(v) for name, v in measured.items()}
-                    for measured in content.get("measurements", [])
-                ],
-                [(step, name) for step, name in content.get("boundaries", [])],
-                float(content.get("seconds", 0.0)),
-                list(content.get("trained", [])),
-                list(content.get("rolled_back", [])),
-                None if found is None else [_found_boundary(each) for each in found],
-                list(content.get("retuned", [])),
-            )
-            _check_scores(vars(record))
-            named = all(0 <= task < len(record.task_names) for task in record.trained)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"it is no task matrix ({error!r}): name another run") from error
-        except FormError as error:
-            raise ValueError(f"it is no task matrix ({error}): name another run") from error
-        if not record.matrix or len(record.trained) != len(record.matrix) or not named:
-            raise ValueError(
-                "it is no task matrix, its rows are not of its tasks: name another run"
-            )
-        return record
-
     @classmethod
     def of_state(cls, state: Mapping[str, Any]) -> "TaskRecord":
         """Return the record of which a checkpoint holds the state.
@@ -425,7 +331,7 @@ class TaskRecord:
                 f"monitor={self.score_name!r}, and the scores in the checkpoint are of "
                 f"{state_dict['score_name']!r}: resume with that"
             )
-        _check_scores(state_dict)
+        check_scores(state_dict)
         for name, value in state_dict.items():
             if name not in ("score_name", "higher_is_better"):
                 setattr(self, name, list(value) if isinstance(value, list) else value)
@@ -470,7 +376,12 @@ def _lost(earlier: Sequence[float], now: float) -> float:
     return max(known) - now if math.isfinite(now) else math.inf
 
 
-def _check_scores(state: Mapping[str, Any]) -> None:
+def check_scores(state: Mapping[str, Any]) -> None:
+    """Check that what a record is to hold has scores of its tasks, and boundaries.
+
+    Raises:
+        FormError: Naming the entry that is not of that form.
+    """
     rows = {f"matrix.{row}": scores for row, scores in enumerate(state["matrix"])}
     for number, measured in enumerate(state["measurements"]):
         rows[f"measurements.{number}.scores"] = measured["scores"]
@@ -482,34 +393,6 @@ def _check_scores(state: Mapping[str, Any]) -> None:
     for number, boundary in enumerate(state["boundaries"]):
         if not isinstance(boundary, (list, tuple)) or len(boundary) != 2:
             raise FormError(f"record.boundaries.{number} is no step and a name")
-
-
-def plain_json(value: Any) -> Any:
-    """Replace NaN and infinities, which JSON does not know, by None, however deep they are.
-
-    Example:
-        >>> plain_json({"loss": [0.5, math.nan], "step": 3})
-        {'loss': [0.5, None], 'step': 3}
-    """
-    if isinstance(value, Mapping):
-        return {name: plain_json(each) for name, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain_json(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _found_boundary(content: Mapping[str, Any]) -> FoundBoundary:
-    return {
-        "visit": content["visit"],
-        "step": content["step"],
-        "began": content["began"],
-        "signal": content["signal"],
-    }
-
-
-def _from_json(row: Sequence[float | None] | None) -> list[float]:
-    """Return a row of scores as it was, but for infinities."""
-    return [math.nan if score is None else float(score) for score in row or []]
 
 
 def _padded(rows: Sequence[list[float]]) -> Tensor:

@@ -13,7 +13,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from recall_lightning.callbacks._trainer.loggers import keeps_artifacts, log_artifact
 from recall_lightning.callbacks._trainer.strategies import is_sharded
-from recall_lightning.metrics.record import plain_json
+from recall_lightning.metrics.task_matrix_file import plain_json
 from recall_lightning.weights.snapshot import Snapshot
 from recall_lightning.weights.snapshot_file import FileSnapshot
 

@@ -21,7 +21,7 @@ from recall_lightning.merging.blockwise import mean_by_block, worst_condition
 from recall_lightning.merging.coefficients import Coefficient
 from recall_lightning.merging.lora.pairs import LoraPair
 from recall_lightning.merging.rules import MergeInputs
-from recall_lightning.metrics.record import plain_json
+from recall_lightning.metrics.task_matrix_file import plain_json
 from recall_lightning.weights.atomic import write_whole
 
 if TYPE_CHECKING:

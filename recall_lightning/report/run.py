@@ -13,6 +13,7 @@ import yaml
 
 from recall_lightning.cli.run_config import used_settings
 from recall_lightning.metrics.record import TaskRecord
+from recall_lightning.metrics.task_matrix_file import read_task_matrix
 
 # what a merge measured block by block or of the model; None in a file is a number that is none
 _MEASURED = ("coefficient", "drift", "estimated_forgetting")
@@ -79,7 +80,7 @@ def read_run(folder: Path, name: str, beside: Path | None = None) -> Run:
         )
     content = _json(folder / "task_matrix.json", dict)
     try:
-        record = TaskRecord.read(content)
+        record = read_task_matrix(content)
     except ValueError as error:
         raise ValueError(f"{folder / 'task_matrix.json'}: {error}") from error
 

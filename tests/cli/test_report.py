@@ -8,6 +8,7 @@ import pytest
 from recall_lightning import ForgettingMonitor, RecallCallback
 from recall_lightning.cli.main import main
 from recall_lightning.metrics.record import TaskRecord
+from recall_lightning.metrics.task_matrix_file import write_task_matrix
 from tests.support.training import Plain, loader, quiet_trainer
 
 
@@ -16,7 +17,7 @@ def folder(tmp_path):
     matrix = [[0.9, 0.1], [math.nan, 0.8]]
     measured = [{"step": 10, "scores": [0.9, 0.1]}]
     record = TaskRecord("val/acc", True, ["a", "b"], matrix, measurements=measured)
-    record.write(tmp_path / "mine")
+    write_task_matrix(record, tmp_path / "mine")
     return tmp_path / "mine"
 
 
@@ -40,7 +41,7 @@ def test_a_folder_becomes_a_page(folder, tmp_path, capsys):
 
 
 def test_several_folders_of_one_name_are_told_apart(folder, tmp_path):
-    TaskRecord("val/acc", True, ["a"], [[0.5]]).write(tmp_path / "other" / "mine")
+    write_task_matrix(TaskRecord("val/acc", True, ["a"], [[0.5]]), tmp_path / "other" / "mine")
     out = tmp_path / "page.html"
     main(["report", str(folder), str(tmp_path / "other" / "mine"), "--out", str(out)])
     assert "other/<wbr>mine" in out.read_text()

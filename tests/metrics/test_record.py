@@ -1,4 +1,3 @@
-import json
 import math
 
 import pytest
@@ -50,13 +49,6 @@ def test_only_the_newest_tasks_own_measurement_stands_in_for_its_row():
     assert record().last_measured_of(0) is None
 
 
-def test_json_is_written_whole_and_without_what_it_does_not_know(tmp_path):
-    record(matrix=[[1.0, math.nan, math.inf]]).write(tmp_path / "run")
-    content = json.loads((tmp_path / "run" / "task_matrix.json").read_text())
-    assert content["matrix"] == [[1.0, None, None]]
-    assert [path.name for path in (tmp_path / "run").iterdir()] == ["task_matrix.json"]
-
-
 def test_a_state_comes_back():
     again = TaskRecord("val/loss", higher_is_better=False)
     again.load_state_dict(record().state_dict())
@@ -70,22 +62,6 @@ def test_the_table_has_a_row_a_task_and_the_untrained_one():
 
 def found(*steps):
     return [{"visit": n, "step": s, "began": s - 3, "signal": "loss"} for n, s in enumerate(steps)]
-
-
-def test_boundaries_that_were_found_are_written_and_read(tmp_path):
-    own = record()
-    own.write(tmp_path)
-    assert "found_boundaries" not in json.loads((tmp_path / "task_matrix.json").read_text())
-    own.find(found(12))
-    own.write(tmp_path)
-    again = TaskRecord.read(json.loads((tmp_path / "task_matrix.json").read_text()))
-    assert again.found_boundaries == own.found_boundaries == found(12)
-
-
-def test_boundaries_of_another_form_are_refused():
-    content = {"monitor": "a", "mode": "max", "tasks": ["a"], "matrix": [[0.5]]}
-    with pytest.raises(ValueError, match=r"no task matrix.*began"):
-        TaskRecord.read(content | {"found_boundaries": [{"visit": 0, "step": 3}]})
 
 
 def test_boundaries_of_several_fits_add_up():
@@ -111,14 +87,12 @@ def test_boundaries_that_were_found_are_marked_in_curves():
     assert list(figure.axes[0].lines[-1].get_xdata()) == [9, 27]
 
 
-def test_a_row_that_was_measured_before_a_merge_was_made_again_says_so(tmp_path):
+def test_a_row_that_was_measured_before_a_merge_was_made_again_says_so():
     own = record(measurements=[{"step": 16, "scores": [1.5, 1.25, 5.0]}])
     own.retune(16)
     own.retune(16)
     assert list(own.rows("before"))[1:] == ["after a", "after b, before retuning"]
-    own.write(tmp_path)
-    content = json.loads((tmp_path / "task_matrix.json").read_text())
-    assert TaskRecord.read(content).retuned == own.retuned == [1]
+    assert own.retuned == [1]
     own.restart_from(1)
     assert own.retuned == []
 

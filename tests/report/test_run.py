@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from recall_lightning.metrics.record import TaskRecord
+from recall_lightning.metrics.task_matrix_file import write_task_matrix
 from recall_lightning.report.run import distinct_names, read_run
 
 MERGE = {"task": 0, "visit": 0, "step": 1, "coefficient": {"net": None}, "drift": {"net": 0.1}}
@@ -19,7 +20,9 @@ def test_a_record_that_was_written_is_read_again(tmp_path):
         "val/loss", False, ["a", "b"], [[1.0, 4.0], [1.5, 1.0]], [5.0, 5.0], **probes,
         measurements=measured, boundaries=[(0, "a"), (4, "b")], seconds=3.0, rolled_back=[1],
     )  # fmt: skip
-    record.write(tmp_path, [{"task": "b", "name": "a", "value": math.inf, "limit": 0.1}])
+    write_task_matrix(
+        record, tmp_path, [{"task": "b", "name": "a", "value": math.inf, "limit": 0.1}]
+    )
     run = read_run(tmp_path, "mine")
     assert repr(run.record) == repr(record)  # NaN is not equal to itself
     assert run.exceeded == [{"task": "b", "name": "a", "value": None, "limit": 0.1}]
@@ -41,7 +44,7 @@ def test_a_direction_that_is_none_is_refused(tmp_path, mode):
 
 
 def test_the_rest_of_a_runs_files_may_lie_in_another_folder(tmp_path):
-    TaskRecord("m", True, ["a"], [[0.5]]).write(tmp_path / "own")
+    write_task_matrix(TaskRecord("m", True, ["a"], [[0.5]]), tmp_path / "own")
     (tmp_path / "merges.json").write_text(json.dumps([MERGE]))
     (tmp_path / "config.yaml").write_text("{method: l2, l2: {strength: 1.0}, ewc: {}}")
     run = read_run(tmp_path / "own", "mine", tmp_path)
