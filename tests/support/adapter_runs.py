@@ -12,13 +12,13 @@ from pathlib import Path
 import peft
 import torch
 from lightning.pytorch import Callback, LightningModule
-from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 
 from recall_lightning import PriorSettings, RecallCallback, TaskStream
 from recall_lightning.callbacks import FreshAdapter
 from recall_lightning.merging.rules import Uniform
 from recall_lightning.weights.naming import named_weights
 from recall_lightning.weights.sharding import whole
+from tests.support.strategies import own_rank, strategy_of
 from tests.support.tiny_transformers import tiny_llama
 from tests.support.training import quiet_trainer
 
@@ -123,17 +123,9 @@ def main():
     torch.set_num_threads(1)
     folder.mkdir(parents=True, exist_ok=True)
 
-    def strategy():
-        if kind == "single":
-            return "auto"
-        if kind == "ddp":
-            return DDPStrategy(process_group_backend="gloo")
-        return ModelParallelStrategy(processes, 1, process_group_backend="gloo")
-
     for name in RUNS:
-        result = train(strategy(), processes, name)
-        rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
-        torch.save(result, folder / f"{name}-{rank}.pt")
+        result = train(strategy_of(kind, processes), processes, name)
+        torch.save(result, folder / f"{name}-{own_rank()}.pt")
 
 
 if __name__ == "__main__":

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import torch
 from lightning.pytorch import Callback
-from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 
 from recall_lightning import DriftSettings, RecallCallback, TaskStream
 from recall_lightning.weights.naming import named_weights
 from recall_lightning.weights.sharding import whole
 from tests.support.sharded_runs import Uneven
+from tests.support.strategies import own_rank, strategy_of
 from tests.support.training import quiet_trainer, task_data
 
 SAVED = (50, 66)  # optimizer steps: in the first task, and right after the change
@@ -63,18 +63,11 @@ def main():
     torch.set_num_threads(1)
     folder.mkdir(parents=True, exist_ok=True)
 
-    def strategy():
-        if kind == "single":
-            return "auto"
-        if kind == "ddp":
-            return DDPStrategy(process_group_backend="gloo")
-        return ModelParallelStrategy(processes, 1, process_group_backend="gloo")
-
-    results = {"whole": train(strategy(), processes, Saves(folder))}
+    results = {"whole": train(strategy_of(kind, processes), processes, Saves(folder))}
     for step in SAVED:
-        results[str(step)] = train(strategy(), processes, resume=folder / f"{step}.ckpt")
-    rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
-    torch.save(results, folder / f"{rank}.pt")
+        saved = folder / f"{step}.ckpt"
+        results[str(step)] = train(strategy_of(kind, processes), processes, resume=saved)
+    torch.save(results, folder / f"{own_rank()}.pt")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ from pathlib import Path
 
 import torch
 from lightning.pytorch import Callback
-from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -32,6 +31,7 @@ from recall_lightning.recall.settings import (
 )
 from recall_lightning.weights.naming import named_weights
 from recall_lightning.weights.sharding import whole
+from tests.support.strategies import own_rank, strategy_of
 from tests.support.training import Plain, quiet_trainer, task_data
 
 RULES = {
@@ -159,21 +159,9 @@ def main():
     torch.set_num_threads(1)
     given.folder.mkdir(parents=True, exist_ok=True)
 
-    def strategy():
-        if given.kind == "single":
-            return "auto"
-        if given.kind in ("ddp", "unequal", "files"):
-            return DDPStrategy(process_group_backend="gloo")
-        return ModelParallelStrategy(
-            data_parallel_size=given.processes,
-            tensor_parallel_size=1,
-            save_distributed_checkpoint=given.kind == "distributed",
-            process_group_backend="gloo",
-        )
-
     if given.kind == "unequal":
-        result = train_unequally(strategy())
-        torch.save(result, given.folder / f"unequal-{torch.distributed.get_rank()}.pt")
+        result = train_unequally(strategy_of(given.kind, given.processes))
+        torch.save(result, given.folder / f"unequal-{own_rank()}.pt")
         return
     few = given.resume or given.kind in ("distributed", "files") or given.precision != "32-true"
     for name in RESUMED if few else RULES:
@@ -184,9 +172,9 @@ def main():
         if given.kind == "files":
             kept = arguments.get("snapshots", SnapshotSettings())
             arguments["snapshots"] = replace(kept, to="file")
-        result = train(strategy(), given.processes, arguments, save, start, **options)
-        rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
-        torch.save(result, given.folder / f"{name}-{rank}.pt")
+        strategy = strategy_of(given.kind, given.processes)
+        result = train(strategy, given.processes, arguments, save, start, **options)
+        torch.save(result, given.folder / f"{name}-{own_rank()}.pt")
 
 
 if __name__ == "__main__":
