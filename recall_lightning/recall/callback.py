@@ -31,7 +31,6 @@ from recall_lightning.measuring.predictions import Predictions
 from recall_lightning.measuring.view import ModelView
 from recall_lightning.merging.rules import MergeRule
 from recall_lightning.merging.rules.base import OF_MAPS
-from recall_lightning.merging.rules.stored import rule_as_plain
 from recall_lightning.merging.structure import Structure
 from recall_lightning.metrics.record import FoundBoundary
 from recall_lightning.recall.arguments import check_share, described, plain_settings
@@ -39,12 +38,12 @@ from recall_lightning.recall.artifacts import LogArtifacts, TaskArtifacts
 from recall_lightning.recall.context import TaskContext
 from recall_lightning.recall.costs import ExpectedMemory, expected_memory
 from recall_lightning.recall.earlier_callbacks import tell_of_an_earlier_one
+from recall_lightning.recall.last_merge import LastMerge
 from recall_lightning.recall.merge_interval import MergeInterval
 from recall_lightning.recall.migration import migrated_state
 from recall_lightning.recall.optimizer_watch import OptimizerWatch
 from recall_lightning.recall.parts import parts_of
 from recall_lightning.recall.records import log_merge, log_task, write_merges
-from recall_lightning.recall.retuning import NOTHING_KEPT, merge_again_, merge_within_
 from recall_lightning.recall.settings import (
     Buffers,
     DriftSettings,
@@ -55,7 +54,6 @@ from recall_lightning.recall.settings import (
     SnapshotSettings,
 )
 from recall_lightning.recall.state import (
-    LastMergeState,
     RecallState,
     check_same_blocks,
     check_same_first_task,
@@ -224,7 +222,7 @@ class RecallCallback(TaskAwareCallback):
         self._is_merge_saved = True  # in a checkpoint
         self._watch = OptimizerWatch(forgets=optimizer_state == "reset")
         self._resumed: list[str] | None = None  # the blocks of a checkpoint that was just loaded
-        self._last_merge: LastMergeState | None = None
+        self._last_merge = LastMerge(self.end_rule)
         self._sums: list[Any] | None = None  # of before the last task's end, until the next starts
 
     @property
@@ -259,17 +257,9 @@ class RecallCallback(TaskAwareCallback):
         """
         with _misconfiguration():
             check_share(plasticity)
-            if self._last_merge is None or self.end_rule is None:
-                raise ValueError(NOTHING_KEPT)
-            record = merge_again_(
-                pl_module,
-                self._last_merge["made_from"],
-                self.end_rule,
-                self.snapshots,
-                self.history[-1],
-                plasticity,
-            )
-        self.history[-1] = record
+            record = self.history[-1] if self.history else {}
+            again = self._last_merge.again_(pl_module, self.snapshots, record, plasticity)
+        self.history[-1] = again
 
     def expected_memory(self, pl_module: nn.Module, batch: Any) -> ExpectedMemory:
         """Tell before a run what it will take to keep what the model knows.
@@ -374,7 +364,7 @@ class RecallCallback(TaskAwareCallback):
         """Take the snapshot, and let the task's statistics start."""
         assert self.visit is not None
         self._trained.start_task()
-        self._last_merge = self._sums = self._estimates.last = None
+        self._last_merge.state = self._sums = self._estimates.last = None
         self._first_batch_is_checked = False
         if self.visit == 0:
             self._first_visit = 0
@@ -504,10 +494,7 @@ class RecallCallback(TaskAwareCallback):
             return
         rule, due = self.end_rule, self.should_merge(self.step_in_task, self.step_in_task)
         merged = due and rule is not None and self._merge_by(rule, trainer, pl_module)
-        if merged and rule is not None:
-            made_from = self._merge.take_last()
-            if made_from is not None:
-                self._last_merge = {"rule": rule_as_plain(rule), "made_from": made_from}
+        self._last_merge.keep(self._merge.take_last() if merged else None)
         if any(each.may_roll_back for each in task_aware_callbacks(trainer)):
             self._sums = self._statistics.sums()
         with _misconfiguration():
@@ -534,10 +521,10 @@ class RecallCallback(TaskAwareCallback):
 
         That takes what the merge was made from, see ``keep_live``.
         """
-        if self._last_merge is None or self.end_rule is None or not self.estimates:
+        if not self.estimates:
             return None
-        made_from, record = self._last_merge["made_from"], self.history[-1]
-        again = merge_within_(pl_module, made_from, self.end_rule, self.snapshots, record, most)
+        record = self.history[-1]
+        again = self._last_merge.within_(pl_module, self.snapshots, record, most)
         if again is None:
             return None
         self.history[-1] = again
@@ -552,7 +539,7 @@ class RecallCallback(TaskAwareCallback):
         """Forget what was measured of the task that has ended."""
         if self._sums is not None:  # not of a run that was resumed between the end and here
             self._statistics.put_back(self._sums)
-        self._last_merge = self._sums = None
+        self._last_merge.state = self._sums = None
         self._artifacts.leave_out(self.visit)
         if self.visit == self._first_visit:
             self._first_visit += 1
@@ -605,7 +592,7 @@ class RecallCallback(TaskAwareCallback):
             "settings": self._settings,
             "snapshots": self._kept.state_dict(),
             "statistics": self._statistics.state_dict(),
-            "last_merge": self._last_merge,
+            "last_merge": self._last_merge.state,
             "drift": None if self._drift is None else self._drift.state_dict(),
             "estimate": self._estimates.last,
         }
@@ -637,7 +624,7 @@ class RecallCallback(TaskAwareCallback):
             self._statistics.check_forms(state_dict["statistics"])
         with _misconfiguration():
             self._statistics.load_state_dict(state_dict["statistics"], ended)
-        self._last_merge = state_dict.get("last_merge")  # older checkpoints have neither
+        self._last_merge.state = state_dict.get("last_merge")  # older checkpoints have neither
         self._estimates.last = state_dict.get("estimate")
         if self._drift is not None and state_dict.get("drift") is not None:
             self._drift.load_state_dict(state_dict["drift"])

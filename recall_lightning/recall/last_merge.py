@@ -1,0 +1,199 @@
+"""A task's last merge made again with another balance of old and new, without training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lightning.fabric.utilities.apply_func import move_data_to_device
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from torch import Tensor, device, nn
+
+from recall_lightning.callbacks._trainer.stored_state import check_tensors
+from recall_lightning.merging.blockwise import mean_by_block
+from recall_lightning.merging.estimated_forgetting import estimated_forgetting
+from recall_lightning.merging.rules import MergeRule
+from recall_lightning.merging.rules.stored import rule_as_plain
+from recall_lightning.recall.front import FrontPoint, keep_of
+from recall_lightning.recall.prepared_merge import PreparedMerge, PreparedState
+from recall_lightning.recall.records import of_both
+from recall_lightning.recall.state import LastMergeState
+from recall_lightning.weights.naming import find_weights
+from recall_lightning.weights.sharding import is_sharded, write_into
+from recall_lightning.weights.snapshot import Snapshot
+
+NOTHING_KEPT = (
+    "what the last merge was made from is not known: it is kept from a task's end until the next "
+    "task, with a plasticity, of a task that has gained something, and where keep_live=True says "
+    "so or an adapter is trained"
+)
+"""Why a merge cannot be made again."""
+
+
+class LastMerge:
+    """A task's last merge, which can be made again until the next task starts.
+
+    Args:
+        rule: Of the task's end; None where nothing is merged there.
+
+    Attributes:
+        state: What it was made from, as a checkpoint holds it; None where that is not known.
+    """
+
+    def __init__(self, rule: MergeRule | None) -> None:
+        self.state: LastMergeState | None = None
+        self._rule = rule
+
+    def keep(self, made_from: PreparedState | None) -> None:
+        """Keep what it was made from, if that is to be known."""
+        if made_from is None or self._rule is None:
+            self.state = None
+        else:
+            self.state = {"rule": rule_as_plain(self._rule), "made_from": made_from}
+
+    def again_(
+        self,
+        module: nn.Module,
+        snapshots: Sequence[Snapshot],
+        record: Mapping[str, Any],
+        plasticity: float,
+    ) -> dict[str, Any]:
+        """Make it again, into the weights of a module.
+
+        Args:
+            module: The model.
+            snapshots: The snapshots, oldest first.
+            record: The merge's entry in ``RecallCallback.history``.
+            plasticity: The share of the task's gain that is left.
+
+        Returns:
+            The entry for the new merge.
+
+        Raises:
+            ValueError: If what it was made from is not known, the model is another or sharded, or
+                snapshots are not at hand. Nothing has been written then.
+        """
+        if self.state is None or self._rule is None:
+            raise ValueError(NOTHING_KEPT)
+        made_from = self.state["made_from"]
+        weights, on = _weights(module, made_from, snapshots)
+        merged, entry = merged_again(made_from, self._rule, snapshots, record, plasticity, on)
+        write_into({name: weights[name] for name in merged}, merged)
+        return entry
+
+    def within_(
+        self,
+        module: nn.Module,
+        snapshots: Sequence[Snapshot],
+        record: Mapping[str, Any],
+        most: float,
+    ) -> dict[str, Any] | None:
+        """Make it again so that the estimate of what is forgotten keeps a limit.
+
+        Of the merges that were tried and kept more of the old than the one that was made, it is the
+        first that does, from the one that leaves most of the task's gain on.
+
+        Args:
+            module: The model, whose weights are written if there is one.
+            snapshots: The snapshots, oldest first.
+            record: The merge's entry in ``RecallCallback.history``.
+            most: The largest estimate that is allowed, in nats a prediction.
+
+        Returns:
+            The entry for the new merge; None where none of them keeps the limit, or it cannot be
+            made again, of which a warning tells.
+        """
+        if self.state is None or self._rule is None:
+            return None
+        try:
+            return self._within(module, self.state["made_from"], snapshots, record, most)
+        except ValueError as error:
+            rank_zero_warn(f"RecallCallback cannot make the last merge again: {error}")
+            return None
+
+    def _within(
+        self,
+        module: nn.Module,
+        made_from: PreparedState,
+        snapshots: Sequence[Snapshot],
+        record: Mapping[str, Any],
+        most: float,
+    ) -> dict[str, Any] | None:
+        assert self._rule is not None
+        weights, on = _weights(module, made_from, snapshots)
+        shares = sorted((point.plasticity for point in front_in(record)), reverse=True)
+        moved = move_data_to_device(made_from, on)
+        inputs = PreparedMerge.from_state(moved, self._rule, snapshots).inputs[-1]
+        for share in (each for each in shares if 0 < each < min(1.0, record["plasticity"])):
+            merged, entry = merged_again(made_from, self._rule, snapshots, record, share, on)
+            estimate = estimated_forgetting(inputs, merged)
+            if estimate is not None and estimate <= most:
+                write_into({name: weights[name] for name in merged}, merged)
+                live = record["estimated_forgetting"]["live"]
+                return entry | of_both("estimated_forgetting", live, estimate)
+        return None
+
+
+def front_in(record: Mapping[str, Any]) -> list[FrontPoint]:
+    """Return the merges that were tried, of an entry of ``RecallCallback.history``."""
+    return [FrontPoint(**point) for point in record["front"]]
+
+
+def merged_again(
+    state: PreparedState,
+    rule: MergeRule,
+    snapshots: Sequence[Mapping[str, Tensor]],
+    record: Mapping[str, Any],
+    plasticity: float,
+    on: device | str = "cpu",
+) -> tuple[Mapping[str, Tensor], dict[str, Any]]:
+    """Make a task's last merge again.
+
+    Args:
+        state: What it was made from, which is left as it is.
+        rule: Of the task's end.
+        snapshots: The snapshots, oldest first.
+        record: The merge's entry in ``RecallCallback.history``.
+        plasticity: The share of the task's gain that is left, in (0, 1).
+        on: Where it is computed.
+
+    Returns:
+        The merged weights by canonical name, and the entry for them: the share is the one that was
+        asked for, and what the merge before had measured is left out.
+
+    Raises:
+        ValueError: If the state is damaged, or the merge would not be finite.
+    """
+    state = move_data_to_device(state, on)
+    there = [{name: copy.to(on) for name, copy in snapshot.items()} for snapshot in snapshots]
+    prepared = PreparedMerge.from_state(state, rule, there).copied()
+    keep = keep_of(front_in(record), plasticity)
+    weights = prepared.weights(keep)
+    prepared.write(weights)
+    measured = {"loss", "divergence", "written_divergence", "discarded_energy", "condition"}
+    coefficient = mean_by_block(weights[-1], prepared.inputs[-1].blocks, prepared.live)
+    kept = {name: value for name, value in record.items() if name not in measured}
+    again = {"keep": keep, "plasticity": plasticity, "coefficient": coefficient, "retuned": True}
+    return prepared.live, kept | again
+
+
+def _weights(
+    module: nn.Module, state: PreparedState, snapshots: Sequence[Snapshot]
+) -> tuple[dict[str, Tensor], device]:
+    """Return the weights of a module that a merge writes, and where they are.
+
+    Raises:
+        ValueError: If it is another model or sharded, or snapshots are not at hand.
+    """
+    weights = find_weights(module, state["live"])
+    check_tensors(state["live"], weights, "the model that was merged:")
+    if any(map(is_sharded, weights.values())):
+        raise ValueError(
+            "a sharded model is merged again on disk: use recall-lightning retune on a checkpoint"
+        )
+    if not all(state["live"].keys() <= each.keys() for each in snapshots):
+        raise ValueError(
+            "the snapshots lie in files, which only a fit finds again: use recall-lightning retune "
+            "on the checkpoint"
+        )
+    return weights, next(iter(weights.values())).device
