@@ -58,6 +58,7 @@ from recall_lightning.recall.state import (
     check_same_blocks,
     check_same_first_task,
 )
+from recall_lightning.recall.unsaved_merges import UnsavedMerges
 from recall_lightning.weights.naming import find_weights
 from recall_lightning.weights.sharding import gathered, reshard
 from recall_lightning.weights.snapshot import Snapshot
@@ -219,7 +220,7 @@ class RecallCallback(TaskAwareCallback):
         self._structure = Structure()
         self._first_batch_is_checked = False
         self._first_visit = 0  # of those that took a step
-        self._is_merge_saved = True  # in a checkpoint
+        self._unsaved = UnsavedMerges()
         self._watch = OptimizerWatch(forgets=optimizer_state == "reset")
         self._resumed: list[str] | None = None  # the blocks of a checkpoint that was just loaded
         self._last_merge = LastMerge(self.end_rule)
@@ -426,37 +427,24 @@ class RecallCallback(TaskAwareCallback):
         """End the task; say so where the last validation and checkpoint came before its merge."""
         merges = len(self.history)
         super().on_train_end(trainer, pl_module)
-        self.on_train_epoch_end(trainer, pl_module)  # of a task that an early stop has ended
+        self._log_ended_task(trainer, pl_module)  # one that an early stop has ended
         self._statistics.release(self._context(trainer, pl_module))
         if self._drift is not None:
             self._drift.release()
         self._kept.storage.remove_unused(trainer, self.snapshots)
         write_merges(trainer, self.history, names_tasks=self._drift is not None)
         if self.clock.stopped_early and len(self.history) > merges:
-            rank_zero_warn(
-                "the fit stopped early, so the merge at its task's end came after the last "
-                "validation and checkpoint: validate and save the model once more (a checkpoint "
-                "from before holds the task's last batches)"
-            )
+            self._unsaved.tell_of_an_early_stop()
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say so where every checkpoint is from before the last merge."""
         super().on_fit_end(trainer, pl_module)
-        savers = trainer.checkpoint_callbacks
-        whole = [each for each in savers if not getattr(each, "save_weights_only", False)]
-        stopped_early = self.clock.stopped_early  # which has been said
-        if whole and self.task_ended and not (self._is_merge_saved or stopped_early):
-            rank_zero_warn(
-                "no checkpoint was written after the last merge, at the end of the last task: save "
-                "the model once more, as by trainer.save_checkpoint(…), or let a ModelCheckpoint "
-                "of its own save at the end of epochs or validations"
-            )
+        if self.task_ended and not self.clock.stopped_early:  # of which was told
+            self._unsaved.tell(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the weights of a task that has ended, and been validated, as an artifact."""
-        if self.task_ended:
-            records = [record for record in self.history if record["visit"] == self.visit]
-            self._artifacts.end_task(trainer, pl_module, records, self._known(trainer))
+        self._log_ended_task(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Enter the epoch's task, and see which weights are left of it."""
@@ -504,7 +492,7 @@ class RecallCallback(TaskAwareCallback):
         records = [record for record in self.history if record["visit"] == self.visit]
         log_task(trainer, self.visit_name(trainer), records, with_front=merged)
         if self._drift is not None:  # whose tasks end within an epoch
-            self.on_train_epoch_end(trainer, pl_module)
+            self._log_ended_task(trainer, pl_module)
 
     @property
     def can_estimate(self) -> bool:
@@ -528,7 +516,7 @@ class RecallCallback(TaskAwareCallback):
         if again is None:
             return None
         self.history[-1] = again
-        self._is_merge_saved = False
+        self._unsaved.last_is_saved = False
         return (
             f"of the merges that were tried, that which leaves {100 * again['plasticity']:.0f} % "
             f"of the task's gain takes the place of the one that left "
@@ -580,7 +568,7 @@ class RecallCallback(TaskAwareCallback):
         """Keep the files of snapshots that the checkpoint refers to."""
         super().on_save_checkpoint(trainer, pl_module, checkpoint)
         self._kept.storage.checkpoint_saved(self.snapshots)
-        self._is_merge_saved = True
+        self._unsaved.last_is_saved = True
 
     def state_dict(self) -> dict[str, Any]:
         """Return snapshots, what rules decide from, and the history."""
@@ -655,6 +643,11 @@ class RecallCallback(TaskAwareCallback):
         name, step = self.visit_name(trainer), self.steps_trained(trainer)
         return {"task": self.task, "name": name, "visit": self.visit, "step": step}
 
+    def _log_ended_task(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.task_ended:
+            records = [record for record in self.history if record["visit"] == self.visit]
+            self._artifacts.end_task(trainer, pl_module, records, self._known(trainer))
+
     def _find_structure(self, pl_module: LightningModule) -> None:
         reshard(pl_module)
         self._structure = self._structure_of(pl_module)
@@ -676,7 +669,7 @@ class RecallCallback(TaskAwareCallback):
         if merged is None:
             return False
         self._watch.observe_merge()
-        self._is_merge_saved = False
+        self._unsaved.last_is_saved = False
         step = self.steps_trained(trainer)
         record = {"task": self.task, "visit": self.visit, "step": step, **merged}
         self.history.append(record)
