@@ -331,6 +331,7 @@ def _average_(
     weighted_sum_(out, [out, *snapshots], [rest, *shares], check_finite=False)
 
 
+@torch.no_grad()
 def _mixed_variances(
     live: Mapping[str, Tensor],
     snapshots: Sequence[Mapping[str, Tensor]],
@@ -338,7 +339,7 @@ def _mixed_variances(
 ) -> dict[str, Tensor]:
     """Return the merged running variances, of those whose running means are merged, too."""
     means = means_of_variances({name: live[name].shape for name in shares[0]})
-    mixed = {name: live[name].detach().clone() for name in means}
+    mixed = {name: live[name].clone() for name in means}
     _average_(mixed, snapshots, [{name: own[name] for name in means} for own in shares])
     for name, mean in means.items():
         own, copies = [given[name] for given in shares], [copy[mean] for copy in snapshots]

@@ -46,7 +46,7 @@ def spread_of_means(
         tensor([1., 0.])
     """
     wide = torch.promote_types(live.dtype, torch.float32)
-    start = local(live.detach()).to(wide)
+    start = local(live).to(wide)
     away = [local(mean).to(start.device, wide) - start for mean in snapshots]
     own = [local(w).to(start) if isinstance(w, Tensor) else w for w in shares]
     middle, rest = torch.zeros_like(start), torch.ones_like(start)

@@ -38,7 +38,7 @@ def fitted(buffers, module=None, **kwargs):
     return spy, module
 
 
-def test_merged_statistics_lie_between_the_snapshots_and_the_live_ones():
+def test_a_merged_mean_lies_between_the_snapshots_and_the_live_one():
     spy, _ = fitted("merge")
     then = spy.snapshots[0]["net.1.running_mean"]
     torch.testing.assert_close(spy.after, (then + spy.before) / 2)
