@@ -239,6 +239,7 @@ class _ModelMerge:
         self._tied = {name: to for name, to in tied_names(first).items() if name in self.shapes}
         self._sums = CheckedSums(models, settings.device)
         self._means = means_of_variances(self.shapes)
+        self._sums_of_variances = CheckedSums(models, settings.device)
         self._statistics = [open_model(path) for path in settings.statistics]
         self._check_statistics()
         self._options = self._options_by_name()
@@ -262,13 +263,14 @@ class _ModelMerge:
     def _summed(
         self, name: str, shares: list[float], dtype: torch.dtype
     ) -> Tensor | Iterable[Tensor]:
-        chunks = self._sums.chunks(name, shares, dtype)
         are_parts = min(shares) >= 0 and math.isclose(math.fsum(shares), 1)
         if name not in self._means or not are_parts:
-            return chunks
+            return self._sums.chunks(name, shares, dtype)
         used = [(m, share) for m, share in zip(self.models, shares, strict=True) if share != 0]
         means = [self._read(model, self._means[name], torch.float64) for model, _ in used]
         spread = spread_of_means(means[0], means[1:], [share for _, share in used[1:]])
+        # the other sums' memory may still be written to disk
+        chunks = self._sums_of_variances.chunks(name, shares, dtype)
         mixed = torch.cat([chunk.clone() for chunk in chunks]).add_(spread.reshape(-1))
         if not all_finite(mixed):
             refuse_infinite([model for model, _ in used], name, dtype)

@@ -1,9 +1,12 @@
 """Running statistics of normalisation layers in models on disk."""
 
+import time
+
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from recall_lightning.merging.folders import writing
 from recall_lightning.merging.folders.merge import merge_files
 from recall_lightning.merging.folders.settings import MergeSettings
 from recall_lightning.merging.functional import sums
@@ -49,9 +52,15 @@ def test_merged_statistics_are_those_of_all_activations_together(paths, tmp_path
         torch.testing.assert_close(found[name].float(), expected, **rounding)
 
 
-def test_a_layer_of_many_chunks_is_the_same(paths, tmp_path, monkeypatch):
+def test_a_layer_of_many_chunks_is_the_same_however_slow_the_disk(paths, tmp_path, monkeypatch):
+    def slowly(*given):
+        time.sleep(0.05)  # what is written meanwhile must not be computed over
+        return write_all(*given)
+
     whole = merged(tmp_path / "whole", paths)
-    monkeypatch.setattr(sums, "chunk_size", lambda device: 16)
+    write_all = writing.write_all
+    monkeypatch.setattr(writing, "write_all", slowly)
+    monkeypatch.setattr(sums, "chunk_size", lambda device: 32)
     assert bits_equal(merged(tmp_path / "parts", paths), whole)
 
 
