@@ -25,8 +25,9 @@ from recall_lightning.merging.functional.in_place import (
     weighted_sum_,
 )
 from recall_lightning.merging.lora.pairs import LoraPair, lerp_adapters_
+from recall_lightning.merging.running_statistics import means_of_variances, spread_of_means
 from recall_lightning.weights.finite import all_finite
-from recall_lightning.weights.sharding import is_sharded, local, sharded_like, total
+from recall_lightning.weights.sharding import is_sharded, local, sharded_like, total, write_into
 from recall_lightning.weights.snapshot import Snapshot
 
 
@@ -258,6 +259,9 @@ def merge_snapshots_(
 ) -> dict[str, float]:
     """Merge in place: live ← live + Σᵢ wᵢ · (snapshotᵢ − live), LoRA factors by their product.
 
+    Of running variances it is that of the mixture of what the models' normalisation layers have
+    seen: :func:`~recall_lightning.merging.running_statistics.spread_of_means` comes on top.
+
     Args:
         live: Name to the tensor that is written.
         snapshots: Of each, name to tensor; the same names in all.
@@ -299,24 +303,53 @@ def merge_snapshots_(
         if check_elements and isinstance(weight, Tensor):
             _check_elements(name, weight, live[name])
     factors = {name for pair in lora_pairs for name in (pair.a, pair.b)}
-    plain = [name for name in names if name not in factors]
-    for name in plain:
-        _check_fits(name, weights[0][name], live)
-    given = {name: weights[0][name] for name in plain}
-    of_maps = list({id(w): w for w in given.values() if isinstance(w, MapCoefficient)}.values())
-    check_merged_maps(live, snapshots[0], of_maps)
+    plain = [{n: w for n, w in own.items() if n not in factors} for own in weights]
+    for name, weight in plain[0].items():
+        _check_fits(name, weight, live)
+    maps = list({id(w): w for w in plain[0].values() if isinstance(w, MapCoefficient)}.values())
+    check_merged_maps(live, snapshots[0], maps)
+    shares = [{n: w for n, w in own.items() if not isinstance(w, MapCoefficient)} for own in plain]
+    variances = _mixed_variances(live, snapshots, shares)  # before means are written
     # the last that may refuse, and then writes; what follows only writes
     discarded = lerp_adapters_(live, snapshots, weights, lora_pairs) if lora_pairs else {}
-    if len(snapshots) == 1:
-        others = {n: w for n, w in given.items() if not isinstance(w, MapCoefficient)}
-        merge_maps_(live, snapshots[0], of_maps)
-        lerp_unchecked_(live, {n: snapshots[0][n] for n in others}, others)
-    else:
-        numbers = [{name: mean_of(given[name]) for name in plain} for given in weights]
-        rest = {name: 1 - math.fsum(given[name] for given in numbers) for name in plain}
-        out = {name: live[name] for name in plain}
-        weighted_sum_(out, [out, *snapshots], [rest, *numbers], check_finite=False)
+    merge_maps_(live, snapshots[0], maps)
+    _average_(live, snapshots, shares)
+    write_into({name: live[name] for name in variances}, variances)
     return discarded
+
+
+def _average_(
+    live: Mapping[str, Tensor],
+    snapshots: Sequence[Mapping[str, Tensor]],
+    shares: Sequence[Mapping[str, float | Tensor]],
+) -> None:
+    if len(snapshots) == 1:
+        lerp_unchecked_(live, {name: snapshots[0][name] for name in shares[0]}, shares[0])
+        return
+    rest = {name: 1 - math.fsum(own[name] for own in shares) for name in shares[0]}
+    out = {name: live[name] for name in rest}
+    weighted_sum_(out, [out, *snapshots], [rest, *shares], check_finite=False)
+
+
+@torch.no_grad()
+def _mixed_variances(
+    live: Mapping[str, Tensor],
+    snapshots: Sequence[Mapping[str, Tensor]],
+    shares: Sequence[Mapping[str, float | Tensor]],
+) -> dict[str, Tensor]:
+    """Return the merged running variances, of those whose running means are merged, too."""
+    means = means_of_variances({name: live[name].shape for name in shares[0]})
+    mixed = {name: live[name].clone() for name in means}
+    _average_(mixed, snapshots, [{name: own[name] for name in means} for own in shares])
+    for name, mean in means.items():
+        own, copies = [given[name] for given in shares], [copy[mean] for copy in snapshots]
+        local(mixed[name]).add_(spread_of_means(live[mean], copies, own))
+        if not all_finite(mixed[name]):
+            raise ValueError(
+                f"the merged running variance {name!r} would not be finite in "
+                f"{mixed[name].dtype}: running means are not, or lie too far apart"
+            )
+    return mixed
 
 
 def _check_fits(name: str, weight: Coefficient, live: Mapping[str, Tensor]) -> None:

@@ -128,7 +128,7 @@ class RecallCallback(TaskAwareCallback):
             model the first task's inputs stand in. What is given is not kept.
         snapshots: How many tasks' snapshots are kept and merged at once, or all settings of them.
         buffers: What a merge does to running means and variances, such as BatchNorm's: ``"merge"``
-            merges them as weights, with their block's coefficient; ``"keep"`` leaves the live ones,
+            makes them those of both models' activations mixed; ``"keep"`` leaves the live ones,
             which training brings to the merged weights by and by; ``"recalibrate"`` measures them
             under the merged weights, on the last ``moments.batches`` batches.
         optimizer_state: ``"keep"``, or ``"reset"`` to have the optimizer forget its running means

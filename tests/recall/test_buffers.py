@@ -38,10 +38,49 @@ def fitted(buffers, module=None, **kwargs):
     return spy, module
 
 
-def test_merged_statistics_lie_between_the_snapshots_and_the_live_ones():
+def test_a_merged_mean_lies_between_the_snapshots_and_the_live_one():
     spy, _ = fitted("merge")
     then = spy.snapshots[0]["net.1.running_mean"]
     torch.testing.assert_close(spy.after, (then + spy.before) / 2)
+
+
+class Statistics(Running):
+    """Keeps the layer's whole statistics, before a merge and after it."""
+
+    def look(self, pl_module):
+        layer = pl_module.net[1]
+        return layer.running_mean.clone(), layer.running_var.clone()
+
+
+def test_a_merged_variance_is_that_of_the_activations_of_both_models():
+    spy = Statistics("merge")
+    quiet_trainer(spy).fit(model(), loader(0))
+    then = [spy.snapshots[0][f"net.1.running_{each}"] for each in ("mean", "var")]
+    drawn = [mean + var.sqrt() * torch.tensor([[-1.0], [1.0]]) for mean, var in (then, spy.before)]
+    torch.testing.assert_close(spy.after[1], torch.cat(drawn).var(0, correction=0))
+    assert (spy.after[1] > (then[1] + spy.before[1]) / 2).all()
+
+
+def test_new_channels_keep_their_statistics_and_the_others_are_merged():
+    spy, module = Statistics("merge"), model()
+    quiet_trainer(spy).fit(module, loader(0))
+    module.net = nn.Sequential(nn.Linear(8, 9), nn.BatchNorm1d(9), nn.Linear(9, 2))
+    quiet_trainer(spy).fit(module, loader(1))
+    then = [spy.snapshots[0][f"net.1.running_{each}"] for each in ("mean", "var")]
+    (mean, variance), after = spy.before, spy.after[1]
+    assert torch.equal(after[6:], variance[6:])
+    expected = (then[1] + variance) / 2 + (then[0] - mean) ** 2 / 4
+    torch.testing.assert_close(after[:6], expected[:6])
+
+
+@pytest.mark.parametrize("norm", [nn.LayerNorm, lambda size: nn.GroupNorm(2, size)])
+def test_a_norm_without_statistics_is_merged_as_weights_are(norm):
+    spy, module = Running("merge"), model(norm=norm)
+    spy.look = lambda pl_module: {n: w.clone() for n, w in named_weights(pl_module).items()}
+    quiet_trainer(spy).fit(module, loader(0))
+    assert spy.after.keys() == spy.snapshots[0].keys()
+    for name, then in spy.snapshots[0].items():
+        assert torch.equal(spy.after[name], spy.before[name].lerp(then, 0.5))
 
 
 def test_kept_statistics_are_not_touched_and_count_for_no_coefficient():

@@ -4,6 +4,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import nn
 
 from recall_lightning import RecallCallback
 from recall_lightning.merging.rules import KfacSubspace, MergeRule, Uniform
@@ -17,9 +18,9 @@ from tests.support.training import Plain, loader, quiet_trainer
 SHARES = (0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.99)
 
 
-def trained(folder=None, plasticity=0.8, tasks=2, **kwargs):
+def trained(folder=None, plasticity=0.8, tasks=2, net=None, **kwargs):
     torch.manual_seed(0)
-    model = Plain()
+    model = Plain(net and net())
     given = {"every": 1.0, "keep_live": True, "merge_first_task": False} | kwargs
     callback = RecallCallback(plasticity=plasticity, **given)
     for task in range(tasks):
@@ -44,6 +45,21 @@ def test_seven_shares_are_the_merges_of_seven_runs_bit_for_bit(tmp_path):
         assert same(weights_of(other), in_file(tmp_path, share)["state_dict"])
         assert callback.history[-1]["keep"] == own.history[-1]["keep"]
         assert callback.history[-1]["coefficient"] == own.history[-1]["coefficient"]
+
+
+def normalised():
+    return nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 2))
+
+
+def test_running_statistics_are_merged_again_bit_for_bit(tmp_path):
+    model, callback = trained(tmp_path, net=normalised)
+    before = weights_of(model)
+    for share in SHARES[::2]:
+        other, _ = trained(plasticity=share, net=normalised)
+        callback.retune(model, share)
+        assert same(weights_of(other), weights_of(model))
+        assert same(weights_of(other), in_file(tmp_path, share)["state_dict"])
+        assert not torch.equal(before["net.1.running_var"], model.net[1].running_var)
 
 
 @pytest.mark.parametrize(

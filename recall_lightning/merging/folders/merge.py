@@ -29,6 +29,7 @@ from recall_lightning.merging.folders.model_card import write_companions
 from recall_lightning.merging.folders.settings import MergeReport, MergeSettings
 from recall_lightning.merging.folders.union import UnitedVocabulary
 from recall_lightning.merging.folders.writing import ModelWriter, Plan
+from recall_lightning.merging.running_statistics import means_of_variances, spread_of_means
 from recall_lightning.weights.atomic import refuse_existing
 from recall_lightning.weights.chunks import chunk_size
 from recall_lightning.weights.finite import all_finite
@@ -44,9 +45,11 @@ def merge_files(settings: MergeSettings, progress: Progress | None = None) -> Me
     Weights are read lazily and written as they are merged; ``linear`` and ``recall`` hold a chunk
     of 256 k elements of each model at a time, other methods one tensor of each. Whole models are
     loaded for ``recall`` only, one at a time, to be measured. Integer and boolean tensors are
-    copied from the first model. The folder also gets the donor's config and tokenizer, a model
-    card, the settings (``merge.yaml``) and every block's coefficients (``coefficients.json``). It
-    appears whole or not at all.
+    copied from the first model. A summed ``running_var`` is that of the models' activations mixed
+    (:func:`~recall_lightning.merging.running_statistics.spread_of_means`), unless weights are no
+    parts of 1. The folder also gets the donor's config and tokenizer, a model card, the settings
+    (``merge.yaml``) and every block's coefficients (``coefficients.json``). It appears whole or not
+    at all.
 
     Args:
         settings: What to merge, how, and where to.
@@ -235,6 +238,8 @@ class _ModelMerge:
             raise ValueError(f"{first.path} holds no floating-point tensor: nothing can be merged")
         self._tied = {name: to for name, to in tied_names(first).items() if name in self.shapes}
         self._sums = CheckedSums(models, settings.device)
+        self._means = means_of_variances(self.shapes)
+        self._sums_of_variances = CheckedSums(models, settings.device)
         self._statistics = [open_model(path) for path in settings.statistics]
         self._check_statistics()
         self._options = self._options_by_name()
@@ -248,12 +253,28 @@ class _ModelMerge:
             if name not in self.shapes:
                 yield name, self.models[0][name]
             elif self.settings.how.sums(self._has_statistics(once)):
-                yield name, self._sums.chunks(once, [given[once] for given in weights], dtype)
+                yield name, self._summed(once, [given[once] for given in weights], dtype)
             else:
                 yield name, self._merge(once, [given[once] for given in weights], dtype)
 
     def _has_statistics(self, name: str) -> bool:
         return bool(self._statistics) and name in self._statistics[0]
+
+    def _summed(
+        self, name: str, shares: list[float], dtype: torch.dtype
+    ) -> Tensor | Iterable[Tensor]:
+        are_parts = min(shares) >= 0 and math.isclose(math.fsum(shares), 1)
+        if name not in self._means or not are_parts:
+            return self._sums.chunks(name, shares, dtype)
+        used = [(m, share) for m, share in zip(self.models, shares, strict=True) if share != 0]
+        means = [self._read(model, self._means[name], torch.float64) for model, _ in used]
+        spread = spread_of_means(means[0], means[1:], [share for _, share in used[1:]])
+        # the other sums' memory may still be written to disk
+        chunks = self._sums_of_variances.chunks(name, shares, dtype)
+        mixed = torch.cat([chunk.clone() for chunk in chunks]).add_(spread.reshape(-1))
+        if not all_finite(mixed):
+            refuse_infinite([model for model, _ in used], name, dtype)
+        return mixed
 
     def _merge(self, name: str, shares: list[float], dtype: torch.dtype) -> Tensor:
         how = self.settings.how
