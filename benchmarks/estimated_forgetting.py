@@ -2,10 +2,11 @@
 
     python -m benchmarks.estimated_forgetting [--seeds 0,1] [--jobs 2]
 
-Runs RECALL with five settings, from keeping much to keeping next to nothing, on four recipes'
+Runs RECALL with five settings, from keeping much to keeping next to nothing, on five recipes'
 streams. At each task's end what is estimated, by the curvature, by the divergence on the task's own
-last batches and by the weights' distance, is laid beside what was forgotten of the tasks before:
-the mean fall of their validation scores. Writes ``benchmarks/results/estimated_forgetting.md``.
+last batches, by that on what a pre-trained language model wrote, and by the weights' distance, is
+laid beside what was forgotten of the tasks before: the mean fall of their validation scores. Writes
+``benchmarks/results/estimated_forgetting.md``.
 """
 
 import argparse
@@ -35,7 +36,7 @@ from recall_lightning.recall.divergence import mean_divergence
 from recall_lightning.recall.model_run import ModelRun
 from recall_lightning.weights.naming import find_weights
 
-RECIPES = ("digits_permuted", "digits_split", "digits_rotated", "stdlib_text")
+RECIPES = ("digits_permuted", "digits_split", "digits_rotated", "stdlib_text", "five_tasks_tiny")
 SETTINGS = {
     "0.5": "recall:--recall.every 1.0 --recall.plasticity 0.5",
     "0.8": "recall:--recall.every 1.0 --recall.plasticity 0.8",
@@ -46,6 +47,7 @@ SETTINGS = {
 ESTIMATES = {
     "curvature": "estimated_forgetting",
     "divergence on the new task": "divergence",
+    "divergence on what it wrote": "written",
     "distance of weights": "distance",
 }
 _FILE = "estimates.json"
@@ -81,7 +83,8 @@ class Watch(Callback):
             divergence = mean_divergence(context, found, then, compared.taken(context))
         live = find_weights(pl_module, snapshot)
         squares = [float((live[n] - snapshot[n]).square().sum()) for n in live]
-        own = {"divergence": divergence, "distance": sum(squares) ** 0.5}
+        written = recall.history[-1].get("written_divergence", {}).get("merged")
+        own = {"divergence": divergence, "written": written, "distance": sum(squares) ** 0.5}
         self.estimates.append({"visit": recall.visit, **known, **own})
         folder = run_folder(trainer)
         assert folder is not None
@@ -108,8 +111,12 @@ def ends(run: Run, folder: Path) -> list[dict[str, Any]]:
 def row(name: str, found: Sequence[dict[str, Any]]) -> list[str]:
     """Return a stream's row: the rank correlation of each estimate with what was forgotten."""
     measured = [each["forgetting"] for each in found]
-    ranks = [spearmanr(measured, [each[key] for each in found])[0] for key in ESTIMATES.values()]
-    return [name, str(len(found)), *(f"{rank:.2f}" for rank in ranks)]
+
+    def rank(key: str) -> str:
+        estimated = [each[key] for each in found]
+        return "–" if None in estimated else f"{spearmanr(measured, estimated)[0]:.2f}"
+
+    return [name, str(len(found)), *map(rank, ESTIMATES.values())]
 
 
 def main() -> None:
