@@ -409,7 +409,8 @@ class ForgettingMonitor(TaskScoreCallback):
             raise MisconfigurationException(
                 f"ForgettingMonitor: task {name!r} has {batches} batches an epoch, and validation "
                 f"every {interval} of them (val_check_interval={trainer.val_check_interval}) does "
-                "not fall on the last: choose an interval that divides it"
+                "not fall on the last: choose an interval that divides it, or leave it out to "
+                "validate at each epoch's end"
             )
 
     def _report(self, trainer: Trainer) -> None:

@@ -18,6 +18,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
 import recall_lightning.models  # noqa: F401  # lets recipes name the modules without their path
+from recall_lightning.callbacks._limits import exceeded_in
 from recall_lightning.callbacks._trainer.loggers import keep_file, log_page, run_folder
 from recall_lightning.callbacks.forgetting import ForgettingMonitor
 from recall_lightning.callbacks.task_aware import TaskAwareCallback
@@ -302,7 +303,10 @@ class _RunCLI(RecallCLI):
         callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
         monitors = [each for each in callbacks if isinstance(each, ForgettingMonitor)]
         _report(self.trainer, monitors)
-        if any(each.exceeded for each in monitors):
+        exceeded = [each for monitor in monitors for each in monitor.exceeded]
+        if exceeded:
+            said = "; ".join(f"after {each['task']!r} {exceeded_in(each)}" for each in exceeded)
+            self.trainer.print(f"exit code {_LIMIT_NOT_KEPT}: {said}")
             raise SystemExit(_LIMIT_NOT_KEPT)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
@@ -331,6 +335,7 @@ def _report(trainer: Trainer, monitors: Sequence[ForgettingMonitor]) -> None:
         try:
             write_environment(folder, trainer.strategy.root_device)
             write_report([folder], folder / FILE_NAME, beside)
+            trainer.print(f"report: {folder / FILE_NAME}")
             log_page(trainer, "continual/report", folder / FILE_NAME)
             for name in (FILE_NAME, "environment.json", "merges.json"):
                 keep_file(trainer, folder / name)

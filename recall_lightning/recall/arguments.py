@@ -97,6 +97,11 @@ def chosen(
 def _rule_of(argument: str, given: object) -> MergeRule:
     if isinstance(given, str):
         return rule_by_name(given, argument)
+    if isinstance(given, type) and issubclass(given, MergeRule):
+        raise ValueError(
+            f"{argument}={given.__name__} is a class, and must be an object of it: "
+            f"{argument}={given.__name__}(…), with its arguments"
+        )
     if not isinstance(given, MergeRule):
         raise ValueError(f"{argument}={given!r} must be the name of a rule or a MergeRule object")
     return given
@@ -177,7 +182,7 @@ def check_arguments(given: Mapping[str, Any]) -> None:
     if plasticity not in ("auto", None) and not is_share:
         raise ValueError(
             f"plasticity={plasticity!r} must be 'auto', None, or a share between 0 and 1 of what a "
-            "task has gained"
+            f"task has gained{_meant(plasticity)}"
         )
     if is_share and given["end_rule"] == "never":
         raise ValueError(
@@ -209,16 +214,24 @@ def check_share(plasticity: object) -> None:
 
     >>> check_share(95)
     Traceback (most recent call last):
-    ValueError: plasticity=95 must be a share between 0 and 1 of what a task has gained
+    ValueError: plasticity=95 must be a share between 0 and 1 of what ... gained: for 95 % give 0.95
     """
     if not _is_share(plasticity):
         raise ValueError(
             f"plasticity={plasticity!r} must be a share between 0 and 1 of what a task has gained"
+            f"{_meant(plasticity)}"
         )
 
 
 def _is_share(plasticity: object) -> bool:
     return isinstance(plasticity, Real) and 0 < float(plasticity) < 1
+
+
+def _meant(plasticity: object) -> str:
+    """Return the share that was meant by what looks like a percentage."""
+    if not isinstance(plasticity, Real) or not 1 < float(plasticity) < 100:
+        return ""
+    return f": for {plasticity} % give {float(plasticity) / 100:g}"
 
 
 def check_keep_live(

@@ -60,14 +60,19 @@ def test_every_recipe_is_an_overlay_on_the_defaults(recipe, capsys):
 
 
 @pytest.mark.parametrize(("limit", "code"), [(0.0, 3), (1.0, None)])
-def test_a_fit_that_forgot_more_than_its_limits_ends_with_exit_code_3(limit, code, tmp_path):
+def test_a_fit_that_forgot_more_than_its_limits_ends_with_exit_code_3(
+    limit, code, tmp_path, capsys
+):
     ended, limits = None, ["--forgetting.limits", f"{{permuted_0: {limit}}}"]
     try:
         fit(tmp_path, "digits_permuted", "--method=finetune", *limits)
     except SystemExit as stopped:
         ended = stopped.code
     assert ended == code
-    assert (tmp_path / "digits_permuted" / "version_0" / "task_matrix.json").exists()
+    folder, said = tmp_path / "digits_permuted" / "version_0", capsys.readouterr().out
+    assert (folder / "task_matrix.json").exists()
+    assert f"report: {folder / 'report.html'}" in said
+    assert ("exit code 3: after 'permuted_1' permuted_0 is " in said) == (code == 3)
 
 
 def test_a_report_that_cannot_be_written_ends_no_run(tmp_path):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from recall_lightning import MergeRule, RecallCallback
+from recall_lightning import RecallCallback
 from recall_lightning.merging.rules import Importance, KfacSubspace, Uniform
 from recall_lightning.recall.settings import (
     ImportanceSettings,
@@ -22,7 +22,8 @@ from tests.support.callbacks import FEW, Fixed
         ({"rule": "mean"}, "rule='mean' is unknown"),
         ({"end_rule": "mean"}, "end_rule='mean' is unknown"),
         ({"rule": "never"}, "rule='never' is unknown"),
-        ({"rule": MergeRule}, "rule=.* must be the name of a rule or a MergeRule object"),
+        ({"rule": int}, "rule=.* must be the name of a rule or a MergeRule object"),
+        ({"rule": Uniform}, r"rule=Uniform is a class, and must be .*: rule=Uniform\(…\)"),
         ({"end_rule": 0.5}, "end_rule=0.5 must be the name of a rule or a MergeRule object"),
         ({"every": 0}, "every=0 must be"),
         ({"every": -0.5}, "every=-0.5 must be"),
@@ -33,6 +34,7 @@ from tests.support.callbacks import FEW, Fixed
             ({"plasticity": p}, f"plasticity={p} must be")
             for p in (0, -1.0, 1.0, math.inf, math.nan)
         ],
+        ({"plasticity": 95}, "plasticity=95 must be .* for 95 % give 0.95"),
         ({"plasticity": True}, "plasticity=True must be 'auto', None, or a share between 0 and 1"),
         ({"plasticity": "much"}, "plasticity='much' must be"),
         ({"samples": {"typical": 8}}, "samples=.* must be a SampleSettings"),
