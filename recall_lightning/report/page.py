@@ -19,6 +19,7 @@ from recall_lightning.report.words import (
     boundaries_found,
     cost,
     learned,
+    left,
     lost,
     merge_seconds,
     score_decimals,
@@ -193,6 +194,7 @@ def _run(run: Run, key: str, curves: Figure | None) -> dict[str, Any]:
     said = [
         ("Learned", learned(run.record)),
         ("Lost", lost(run.record, run.exceeded)),
+        ("Left", left(run.record)),
         ("Cost", cost(run.record, run.merges)),
         ("Boundaries", boundaries_found(run.record)),
     ]

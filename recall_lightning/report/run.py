@@ -41,8 +41,9 @@ class Run:
 
     @property
     def method(self) -> str:
-        """How it was trained; "–" where that is not known."""
-        return str((self.settings or {}).get("method", "–"))
+        """How it was trained; of a Trainer of the user's own, whether anything was merged."""
+        own = "own Trainer" if self.merges is None else "own Trainer, with merges"
+        return str((self.settings or {}).get("method", own))
 
     @property
     def last_merges(self) -> dict[str, Mapping[str, Any]]:

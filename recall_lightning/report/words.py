@@ -78,6 +78,21 @@ def lost(record: TaskRecord, exceeded: Sequence[Mapping[str, Any]] | None = None
     return " ".join(said)
 
 
+def left(record: TaskRecord) -> str | None:
+    """Say what all tasks score at the end; None of one alone, or where that is not known.
+
+    Example:
+        >>> left(TaskRecord("val/acc", True, ["a", "b"], [[0.9, 0.1], [0.5, 0.8]]))
+        'The 2 tasks score 0.650 on average at the end.'
+    """
+    tasks, average = len(set(record.trained)), record.summary().get("average")
+    if tasks < 2 or average is None:
+        return None
+    return (
+        f"The {tasks} tasks score {shown(average, score_decimals(record))} on average at the end."
+    )
+
+
 def boundaries_found(record: TaskRecord) -> str | None:
     """Say where boundaries were found that nobody announced; None where nothing looked for them.
 

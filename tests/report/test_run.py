@@ -32,7 +32,10 @@ def test_a_file_of_before_boundaries_and_limits_is_read(tmp_path):
     old = {"monitor": "m", "mode": "max", "tasks": ["a"], "before": None, "matrix": [[0.5]]}
     (tmp_path / "task_matrix.json").write_text(json.dumps(old))
     run = read_run(tmp_path, "old")
-    assert (run.record.boundaries, run.exceeded, run.merges, run.method) == ([], None, None, "–")
+    assert (run.record.boundaries, run.exceeded, run.merges) == ([], None, None)
+    assert run.method == "own Trainer"
+    (tmp_path / "merges.json").write_text("[]")
+    assert read_run(tmp_path, "old").method == "own Trainer, with merges"
 
 
 @pytest.mark.parametrize("mode", [7, None, "upwards"])

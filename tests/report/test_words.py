@@ -3,7 +3,7 @@
 import math
 
 from recall_lightning.metrics.record import TaskRecord
-from recall_lightning.report.words import boundaries_found, cost, learned, lost
+from recall_lightning.report.words import boundaries_found, cost, learned, left, lost
 
 NAN = math.nan
 
@@ -19,6 +19,12 @@ def test_a_run_that_forgot_says_how_much_and_what_most():
         "On average over 2 earlier tasks a task scores 0.250 worse at the end than at its best "
         "since its own training; “a” lost most, 0.400: it fell from 0.900 to 0.500."
     )
+
+
+def test_what_several_tasks_score_at_the_end_is_said_where_it_is_known():
+    assert left(of([[0.9, 0.1], [0.5, 0.8]])) == "The 2 tasks score 0.650 on average at the end."
+    assert left(of([[0.9, 0.1], [NAN, 0.8]])) is None
+    assert left(of([[0.9]])) is None
 
 
 def test_where_lower_is_better_a_score_that_rose_is_worse():
