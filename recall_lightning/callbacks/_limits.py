@@ -257,11 +257,6 @@ class Limits:
             callback.on_rollback(trainer, pl_module)
 
 
-def exceeded_in(entry: Mapping[str, Any]) -> Exceeded:
-    """Return what an entry of ``ForgettingMonitor.exceeded`` tells of."""
-    return Exceeded(entry["name"], entry["value"], entry["limit"])
-
-
 def done_by(on_limit: OnLimit, undone: bool) -> str:
     """Say what is done where a limit is not kept.
 

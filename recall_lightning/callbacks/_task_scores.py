@@ -16,7 +16,7 @@ from recall_lightning.callbacks._trainer.monitored_metric import (
     logged_for,
     scores_by_loader,
 )
-from recall_lightning.callbacks._trainer.validation_loaders import validation_batches
+from recall_lightning.callbacks._trainer.validation_loaders import moved_loader, validation_batches
 from recall_lightning.callbacks.task_aware import TaskAwareCallback
 
 
@@ -101,6 +101,13 @@ class TaskScoreCallback(TaskAwareCallback):
         if not batches:
             return
         self.check_loaders(trainer, len(batches))
+        moved = moved_loader(self, trainer.val_dataloaders)
+        if moved is not None:
+            raise MisconfigurationException(
+                f"{self._called}: validation dataloader {moved[0]} has the data of what was "
+                f"dataloader {moved[1]} in the fit before, so its scores would count for another "
+                "task: pass all of them in one order to every fit"
+            )
         if 0 in batches and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             raise MisconfigurationException(
                 f"{self._called}: validation dataloader {batches.index(0)} has no batches, so its "

@@ -18,7 +18,6 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
 import recall_lightning.models  # noqa: F401  # lets recipes name the modules without their path
-from recall_lightning.callbacks._limits import exceeded_in
 from recall_lightning.callbacks._trainer.loggers import keep_file, log_page, run_folder
 from recall_lightning.callbacks.forgetting import ForgettingMonitor
 from recall_lightning.callbacks.task_aware import TaskAwareCallback
@@ -35,6 +34,7 @@ from recall_lightning.methods.table import METHOD_PLUGINS, METHODS
 from recall_lightning.recall.migration import OLD_ARGUMENTS, migrated_arguments
 from recall_lightning.report.environment import write_environment
 from recall_lightning.report.page import FILE_NAME, write_report
+from recall_lightning.report.words import not_kept
 
 _EPILOG = (
     "Methods are compared by: recall-lightning compare -c RECIPE --methods finetune,recall --out "
@@ -305,7 +305,7 @@ class _RunCLI(RecallCLI):
         _report(self.trainer, monitors)
         exceeded = [each for monitor in monitors for each in monitor.exceeded]
         if exceeded:
-            said = "; ".join(f"after {each['task']!r} {exceeded_in(each)}" for each in exceeded)
+            said = "; ".join(map(not_kept, exceeded))
             self.trainer.print(f"exit code {_LIMIT_NOT_KEPT}: {said}")
             raise SystemExit(_LIMIT_NOT_KEPT)
 

@@ -74,7 +74,7 @@ def lost(record: TaskRecord, exceeded: Sequence[Mapping[str, Any]] | None = None
         )
     if exceeded:
         was = "limit was" if len(exceeded) == 1 else "limits were"
-        said.append(f"{len(exceeded)} {was} not kept: {'; '.join(map(_not_kept, exceeded))}.")
+        said.append(f"{len(exceeded)} {was} not kept: {'; '.join(map(not_kept, exceeded))}.")
     return " ".join(said)
 
 
@@ -91,6 +91,21 @@ def left(record: TaskRecord) -> str | None:
     return (
         f"The {tasks} tasks score {shown(average, score_decimals(record))} on average at the end."
     )
+
+
+def not_kept(one: Mapping[str, Any]) -> str:
+    """Say which limit was not kept, of an entry of ``ForgettingMonitor.exceeded``.
+
+    Example:
+        >>> not_kept({"task": "b", "name": "a", "value": 0.25, "limit": 0.1})
+        '“a” lost 0.250 after “b”, where 0.100 was allowed'
+    """
+    name, value, limit = one["name"], one["value"], one["limit"]
+    digits = decimals_for([value or 0.0, limit])
+    whole = name in ("forgetting", "estimated_forgetting")
+    what = f"{name.replace('_', ' ')} was" if whole else f"{quoted(name)} lost"
+    allowed = f"after {quoted(one['task'])}, where {shown(limit, digits)} was allowed"
+    return f"{what} {_amount(value, digits)} {allowed}"
 
 
 def boundaries_found(record: TaskRecord) -> str | None:
@@ -264,15 +279,6 @@ def _lost_of_probes(record: TaskRecord) -> list[str]:
         else:
             said.append(f"The held-out {quoted(name)} scores no worse than before training.")
     return said
-
-
-def _not_kept(one: Mapping[str, Any]) -> str:
-    name, value, limit = one["name"], one["value"], one["limit"]
-    digits = decimals_for([value or 0.0, limit])
-    whole = name in ("forgetting", "estimated_forgetting")
-    what = f"{name.replace('_', ' ')} was" if whole else f"{quoted(name)} lost"
-    allowed = f"after {quoted(one['task'])}, where {shown(limit, digits)} was allowed"
-    return f"{what} {_amount(value, digits)} {allowed}"
 
 
 def _amount(value: float | None, digits: int) -> str:

@@ -72,7 +72,7 @@ def test_a_fit_that_forgot_more_than_its_limits_ends_with_exit_code_3(
     folder, said = tmp_path / "digits_permuted" / "version_0", capsys.readouterr().out
     assert (folder / "task_matrix.json").exists()
     assert f"report: {folder / 'report.html'}" in said
-    assert ("exit code 3: after 'permuted_1' permuted_0 is " in said) == (code == 3)
+    assert ("exit code 3: “permuted_0” lost " in said) == (code == 3)
 
 
 def test_a_report_that_cannot_be_written_ends_no_run(tmp_path):

@@ -1,6 +1,13 @@
-"""How many validation dataloaders a fit has, before its first batch."""
+"""The validation dataloaders of a fit, before its first batch: how many, and in which order."""
 
-from lightning.pytorch import Trainer
+from typing import Any
+from weakref import WeakKeyDictionary, ref
+
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.utilities import CombinedLoader
+
+_SEEN: WeakKeyDictionary[Callback, list["ref[Any] | None"]] = WeakKeyDictionary()
+"""Callbacks to the data sets of their last fit's dataloaders, as far as they can be told again."""
 
 
 def validation_batches(trainer: Trainer) -> list[int | float]:
@@ -22,3 +29,35 @@ def validation_batches(trainer: Trainer) -> list[int | float]:
         trainer.fit_loop.epoch_loop.val_loop.setup_data()
         trainer.training = True
     return list(trainer.num_val_batches)
+
+
+def moved_loader(callback: Callback, loaders: Any) -> tuple[int, int] | None:
+    """Tell which dataloader is in another place than in the callback's last fit.
+
+    They are told by their data sets, the same objects in new dataloaders too; data sets that are
+    there twice, or are new, tell nothing.
+
+    Args:
+        callback: Whose fits these are.
+        loaders: Those of this fit, as the Trainer has them.
+
+    Returns:
+        The place of one now, and then; None where none has moved.
+    """
+    combined = loaders if isinstance(loaders, CombinedLoader) else CombinedLoader(loaders)
+    now = [getattr(loader, "dataset", None) for loader in combined.flattened]
+    then = [None if known is None else known() for known in _SEEN.get(callback, [])]
+    _SEEN[callback] = [_told_again(data) for data in now]
+    for place, data in enumerate(now):
+        before = [number for number, known in enumerate(then) if known is data]
+        alone = data is not None and len(before) == 1 and sum(data is one for one in now) == 1
+        if alone and before != [place]:
+            return place, before[0]
+    return None
+
+
+def _told_again(data: Any) -> "ref[Any] | None":
+    try:
+        return ref(data)
+    except TypeError:  # as of a list
+        return None
