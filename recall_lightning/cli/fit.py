@@ -25,6 +25,7 @@ from recall_lightning.cli.arguments import refuse
 from recall_lightning.cli.complaints import reason
 from recall_lightning.cli.parser import PlainParser
 from recall_lightning.cli.run_config import SaveRunConfig
+from recall_lightning.cli.unfit_checkpoints import unfit_checkpoint
 from recall_lightning.data import TaskStream
 from recall_lightning.data.plugins import STREAM_PLUGINS
 from recall_lightning.merging.rules.named import RULE_PLUGINS
@@ -289,7 +290,7 @@ def main(args: Sequence[str] | None = None) -> None:
             parser_kwargs={"epilog": _EPILOG} | dict.fromkeys(kind.subcommands(), defaults),
         )
     except Exception as error:
-        said = _misconfiguration(error)
+        said = _misconfiguration(error) or unfit_checkpoint(error, given)
         if said is None:
             raise
         refuse("recall-lightning", said)

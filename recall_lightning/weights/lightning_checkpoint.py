@@ -31,9 +31,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # of as many kinds as there are ways to damage a file
-        raise ValueError(
-            f"{path} cannot be read as a checkpoint ({error}): name another"
-        ) from error
+        why = str(error).partition(". ")[0]  # what follows is torch's advice
+        raise ValueError(f"{path} cannot be read as a checkpoint ({why}): name another") from error
     if not isinstance(checkpoint, Mapping):
         raise ValueError(f"{path} is no checkpoint of Lightning: it holds no names")
     return dict(checkpoint)
