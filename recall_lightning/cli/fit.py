@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from lightning.pytorch import Callback, LightningDataModule, Trainer
 from lightning.pytorch.cli import (
     ArgsType,
@@ -24,6 +23,7 @@ from recall_lightning.callbacks.task_aware import TaskAwareCallback
 from recall_lightning.cli.arguments import refuse
 from recall_lightning.cli.complaints import reason
 from recall_lightning.cli.parser import PlainParser
+from recall_lightning.cli.recipe_files import check_recipes, defaults_beside
 from recall_lightning.cli.run_config import SaveRunConfig
 from recall_lightning.cli.unfit_checkpoints import unfit_checkpoint
 from recall_lightning.data import TaskStream
@@ -362,47 +362,3 @@ def _misconfiguration(error: BaseException | None) -> BaseException | None:
     while error is not None and not isinstance(error, MisconfigurationException):
         error = error.__cause__
     return error
-
-
-def defaults_beside(args: Sequence[str]) -> list[str]:
-    """Return the ``defaults.yaml`` of each recipe's folder."""
-    beside = [recipe.parent / "defaults.yaml" for recipe in _recipes(args)]
-    return list(dict.fromkeys(str(file) for file in beside if file.is_file()))
-
-
-def check_recipes(args: Sequence[str]) -> None:
-    """Check that the recipes on a command line, and the defaults beside them, are readable YAML.
-
-    Raises:
-        MisconfigurationException: One sentence with the file and the line; a file that is not there
-            is left to whoever opens it.
-    """
-    for file in [*map(Path, defaults_beside(args)), *_recipes(args)]:
-        if not file.is_file():
-            continue
-        try:
-            content = yaml.safe_load(file.read_text(encoding="utf-8"))
-        except yaml.MarkedYAMLError as error:
-            mark = error.problem_mark
-            where = f", line {mark.line + 1}" if mark is not None else ""
-            raise MisconfigurationException(
-                f"{file}{where} is no YAML ({error.problem or error.context}): mend it"
-            ) from error
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise MisconfigurationException(
-                f"{file} cannot be read as YAML ({error}): mend it"
-            ) from error
-        if not isinstance(content, dict | type(None)):
-            raise MisconfigurationException(
-                f"{file} holds no settings: write them as 'name: value'"
-            )
-
-
-def _recipes(args: Sequence[str]) -> list[Path]:
-    found = []
-    for option, value in zip(args, [*args[1:], ""], strict=False):
-        if option.startswith(("--config=", "-c=")):
-            option, value = option.split("=", 1)
-        if option in ("-c", "--config"):
-            found.append(Path(value))
-    return found

@@ -9,7 +9,8 @@ from typing import Any
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from recall_lightning.cli.fit import build_method, check_recipes
+from recall_lightning.cli.fit import build_method
+from recall_lightning.cli.recipe_files import check_recipes
 from recall_lightning.compare.plan import PlannedRun
 from recall_lightning.compare.worker import MeasuredCLI, parser_settings
 from recall_lightning.methods.table import METHODS

@@ -18,7 +18,8 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from recall_lightning.cli.fit import RecallCLI, defaults_beside
+from recall_lightning.cli.fit import RecallCLI
+from recall_lightning.cli.recipe_files import defaults_beside
 from recall_lightning.cli.run_config import SaveRunConfig
 from recall_lightning.compare.measures import (
     HookProfiler,

@@ -8,7 +8,7 @@ import pytest
 import yaml
 from lightning.pytorch import Trainer
 
-from recall_lightning.cli.fit import RecallCLI, defaults_beside
+from recall_lightning.cli.fit import RecallCLI
 from recall_lightning.cli.main import main
 from recall_lightning.methods.table import METHODS
 from tests.support.processes import run_python
@@ -311,14 +311,6 @@ def test_too_few_epochs_are_one_sentence_and_exit_code_2(tmp_path, capsys):
     assert stopped.value.code == 2
     error = capsys.readouterr().err.strip().split("\n")[-1]
     assert error.startswith("recall-lightning: error: max_epochs=1 does not cover the stream")
-
-
-def test_defaults_are_looked_for_beside_the_recipe(tmp_path):
-    (tmp_path / "defaults.yaml").touch()
-    recipe = str(tmp_path / "mine.yaml")
-    assert defaults_beside(["fit", "-c", recipe]) == [str(tmp_path / "defaults.yaml")]
-    assert defaults_beside(["fit", f"--config={recipe}"]) == [str(tmp_path / "defaults.yaml")]
-    assert defaults_beside(["fit", "-c", str(tmp_path / "none" / "mine.yaml")]) == []
 
 
 @pytest.mark.processes
