@@ -299,10 +299,9 @@ class TaskRecord:
 
         steps = [measured["step"] for measured in self.measurements]
         scores = [[*each["scores"], *each.get("probes", [])] for each in self.measurements]
-        if self.found_boundaries:
-            marks = {**marks, "boundary found": [each["began"] for each in self.found_boundaries]}
+        found = [each["began"] for each in self.found_boundaries or []]
         return curves_figure(
-            steps, _padded(scores), self._columns, self.score_name, self.boundaries, marks
+            steps, _padded(scores), self._columns, self.score_name, self.boundaries, marks, found
         )
 
     @classmethod

@@ -22,6 +22,7 @@ def curves_figure(
     score_name: str,
     boundaries: Sequence[tuple[int, str]] = (),
     marks: Mapping[str, Sequence[int]] | None = None,
+    found: Sequence[int] = (),
 ) -> Figure:
     """Draw the score on every task over a whole run.
 
@@ -33,6 +34,7 @@ def curves_figure(
         boundaries: Step at which each task starts, with the task's name.
         marks: Steps to mark along the bottom, by the label that stands for them in the legend, such
             as ``{"merge": [100, 200]}``.
+        found: Steps after which a task ended that nobody announced, as far as that was found.
 
     Returns:
         The figure, with its legend right of the axes.
@@ -59,7 +61,7 @@ def curves_figure(
     check_names("task_names", task_names, y, axis=1)
     marks = marks or {}
 
-    legend_names = [*task_names, *marks]
+    legend_names = [*task_names, *marks, *["boundary found"] * bool(found)]
     width, height = 6.5, max(3.8, 1 + 0.23 * len(legend_names), longest([score_name]))
     figure = Figure(layout="constrained")
     axes = figure.add_subplot()
@@ -75,6 +77,7 @@ def curves_figure(
     rise = _draw_boundaries(axes, boundaries, task_names, width)
     figure.set_size_inches(width + 1.5 + longest(legend_names) + rise, height + 0.3 + rise)
     handles += _draw_marks(axes, marks)
+    handles += [axes.axvline(step, color="0.25", linewidth=1, linestyle="--") for step in found][:1]
     legend = figure.legend(handles, legend_names, loc="outside right upper", frameon=False)
     for text in legend.get_texts():
         text.set_parse_math(False)
