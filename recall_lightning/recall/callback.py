@@ -39,12 +39,13 @@ from recall_lightning.recall.artifacts import LogArtifacts, TaskArtifacts
 from recall_lightning.recall.context import TaskContext
 from recall_lightning.recall.costs import ExpectedMemory, expected_memory
 from recall_lightning.recall.earlier_callbacks import tell_of_an_earlier_one
+from recall_lightning.recall.expected_seconds import ExpectedSeconds, expected_seconds
 from recall_lightning.recall.merge_interval import MergeInterval
 from recall_lightning.recall.migration import migrated_state
 from recall_lightning.recall.optimizer_watch import OptimizerWatch
 from recall_lightning.recall.parts import parts_of
 from recall_lightning.recall.records import log_merge, log_task, write_merges
-from recall_lightning.recall.retuning import NOTHING_KEPT, merge_again_, merge_within_
+from recall_lightning.recall.retuning import NOTHING_KEPT, merge_again_, merge_within_, told_within
 from recall_lightning.recall.settings import (
     Buffers,
     DriftSettings,
@@ -202,7 +203,7 @@ class RecallCallback(TaskAwareCallback):
         given = dict(locals())
         super().__init__(task_epochs)
         with _misconfiguration():
-            parts = parts_of(given)
+            self._parts = parts = parts_of(given)
         self.rule, self.end_rule = parts.rule, parts.end_rule
         self._kept, self._statistics, self._trained = parts.kept, parts.statistics, parts.trained
         self._merge, self._estimates, self._drift = parts.merge, parts.estimates, parts.drift
@@ -261,15 +262,8 @@ class RecallCallback(TaskAwareCallback):
             check_share(plasticity)
             if self._last_merge is None or self.end_rule is None:
                 raise ValueError(NOTHING_KEPT)
-            record = merge_again_(
-                pl_module,
-                self._last_merge["made_from"],
-                self.end_rule,
-                self.snapshots,
-                self.history[-1],
-                plasticity,
-            )
-        self.history[-1] = record
+            given = (self._last_merge["made_from"], self.end_rule, self.snapshots)
+            self.history[-1] = merge_again_(pl_module, *given, self.history[-1], plasticity)
 
     def expected_memory(self, pl_module: nn.Module, batch: Any) -> ExpectedMemory:
         """Tell before a run what it will take to keep what the model knows.
@@ -297,13 +291,23 @@ class RecallCallback(TaskAwareCallback):
             (184, 20480)
         """
         with _misconfiguration():
-            by_curvature = "curvature" in self.rule.needs and self._interval.comes_before_end
-            return expected_memory(
-                *(pl_module, batch, self._structure_of(pl_module)),
-                *(self._kept, self._statistics, self._drift),
-                follows_curvature=by_curvature,
-                copies_live=self.plasticity is not None,
-            )
+            structure = self._structure_of(pl_module)
+            return expected_memory(pl_module, batch, structure, self._parts)
+
+    def expected_seconds(self, pl_module: nn.Module, batch: Any, steps: int) -> ExpectedSeconds:
+        """Tell before a run how long that will take beside training, as measured here and now.
+
+        Args:
+            pl_module: As for :meth:`expected_memory`; it is run and left as it was.
+            batch: Likewise.
+            steps: Of a task, each of one batch.
+
+        Raises:
+            MisconfigurationException: As there; or if the model cannot be trained so.
+        """
+        with _misconfiguration():
+            given = (self._structure_of(pl_module), self._parts, self.merge_first_task)
+            return expected_seconds(pl_module, batch, steps, *given, self.should_merge)
 
     def should_merge(self, step_in_task: int, task_steps: int | None) -> bool:
         """Decide whether to merge after an optimizer step; override it for a policy of your own.
@@ -542,11 +546,7 @@ class RecallCallback(TaskAwareCallback):
             return None
         self.history[-1] = again
         self._is_merge_saved = False
-        return (
-            f"of the merges that were tried, that which leaves {100 * again['plasticity']:.0f} % "
-            f"of the task's gain takes the place of the one that left "
-            f"{100 * record['plasticity']:.0f} %, with {self.estimates['estimated_forgetting']:.4g}"
-        )
+        return told_within(record, again)
 
     def on_rollback(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget what was measured of the task that has ended."""
