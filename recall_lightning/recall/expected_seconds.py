@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,14 +100,15 @@ def expected_seconds(
     """
     check_count("steps", steps)
     work = MeasuredWork(module, batch, structure, parts)
-    plan = _Plan(work, parts, steps, bool(running_statistics(module)), merges_first_task)
-    due = {step for step in range(1, steps + 1) if merges_after(step, steps)}
+    due = [step for step in range(1, steps + 1) if merges_after(step, steps)]
+    recalibrates = parts.buffers == "recalibrate" and bool(running_statistics(module))
+    plan = _Plan(work, parts, steps, due, merges_first_task, recalibrates)
     task = {
         "copies of batches": work.copies(steps),
         "trial of a first batch": plan.trial(),
         "typical samples": work.chosen_samples(),
-        "estimates": plan.estimates(steps, due),
-        "merges before the end": plan.merges(parts.rule, len(due - {steps})),
+        "estimates": plan.estimates(),
+        "merges before the end": plan.merges(parts.rule, [step for step in due if step < steps]),
         "merge at the end": plan.last_merge() if steps in due else Work(),
         "moments of the task": plan.task_moments(),
     }
@@ -118,79 +120,84 @@ def expected_seconds(
     )
 
 
+@dataclass(frozen=True)
 class _Plan:
     """Counts what a task takes.
 
-    Args:
+    Attributes:
         work: Measures it.
         parts: The parts.
         steps: Of the task.
-        has_running_statistics: Whether the model has any.
-        merges_first_task: Whether it knew something before its first task.
+        due: After which of them merges are.
+        merges_first_task: Whether the model knew something before its first task.
+        recalibrates: Whether each merge measures running statistics anew.
     """
 
-    def __init__(
-        self,
-        work: MeasuredWork,
-        parts: Parts,
-        steps: int,
-        has_running_statistics: bool,
-        merges_first_task: bool,
-    ) -> None:
-        self.work, self.parts = work, parts
-        self.merges_first_task = merges_first_task
-        self.batches = 0 if work.recent is None else min(steps, work.recent.number)
-        recalibrates = parts.buffers == "recalibrate" and has_running_statistics
-        self.recalibrated = self.batches if recalibrates else 0
+    work: MeasuredWork
+    parts: Parts
+    steps: int
+    due: Sequence[int]
+    merges_first_task: bool
+    recalibrates: bool
+
+    def kept(self, step: int) -> int:
+        """How many batches are kept after a step."""
+        return 0 if self.work.recent is None else min(step, self.work.recent.number)
 
     def trial(self) -> Work:
         """Try the task's first batch."""
-        losses, statistics = self.parts.plasticity is not None, self.recalibrated > 0
-        return self.work.forward(losses + statistics) + self.work.trial()
+        runs = (self.parts.plasticity is not None) + self.recalibrates
+        return self.work.forward(runs) + self.work.trial()
 
-    def estimates(self, steps: int, due: set[int]) -> Work:
-        """Estimate in the course of the task: what is forgotten, and the predictions of a batch."""
+    def estimates(self) -> Work:
+        """Estimate in the course of the task: what is forgotten, and how a batch is predicted."""
         moments = self.work.moments
         if self.parts.drift is not None or moments is None or not moments.curvature:
             return Work()
-        times = sum(estimate_is_due(each, steps) and each not in due for each in range(1, steps))
+        others = set(range(1, self.steps)).difference(self.due)
+        times = sum(estimate_is_due(step, self.steps) for step in others)
         return times * (self.work.forward(2) + self.work.estimate())
 
-    def merges(self, rule: MergeRule, times: int, tries: int = 1) -> Work:
-        """Measure for so many merges, and make each so often."""
-        measured = self.work.similarity(rule) if "similarity" in rule.needs else Work()
-        if "new_moments" in rule.needs:
-            measured += self.work.measured(self.batches)
-        measured += self.work.forward(tries * self.recalibrated) + 2 * self.work.estimate()
-        return times * measured + self.work.merges(rule, times * tries)
+    def merges(self, rule: MergeRule, steps: Sequence[int], tries: int = 1) -> Work:
+        """Measure for a merge after each of some steps, and make it so often."""
+        if not steps:
+            return Work()
+        similar = self.work.similarity(rule) if "similarity" in rule.needs else Work()
+        work = len(steps) * (similar + self.work.record())
+        for batches, times in Counter(map(self.kept, steps)).items():
+            if "new_moments" in rule.needs:
+                work += times * self.work.measured(batches)
+            work += self.work.forward(times * tries * batches * self.recalibrates)
+        return work + self.work.merges(rule, len(steps) * tries)
 
     def last_merge(self) -> Work:
         """Find the balance for ``plasticity``, or see what the merge costs the task's gain."""
         assert self.parts.end_rule is not None
-        tries = 1 if self.parts.plasticity is None else POINTS + 1
-        losses = (2 + tries) * min(self.batches, COMPARED_BATCHES)  # snapshot, live, merged
+        tries, kept = 1 if self.parts.plasticity is None else POINTS + 1, self.kept(self.steps)
+        losses = (2 + tries) * min(kept, COMPARED_BATCHES)  # snapshot, live, merged
         of_written = 3 if self.merges_first_task and self.work.writes else 0
-        others = self.work.forward(losses + of_written + self.recalibrated)
-        return self.merges(self.parts.end_rule, 1, tries) + others
+        others = self.work.forward(losses + of_written + kept * self.recalibrates)
+        return self.merges(self.parts.end_rule, [self.steps], tries) + others
 
     def task_moments(self) -> Work:
         """Measure what the task that ends depends on."""
         moments = self.work.moments
         if moments is not None and moments.settings.source == "generated":
-            return self.work.written()
-        return self.work.measured(self.batches)
+            return self.work.written
+        return self.work.measured(self.kept(self.steps))
 
     def known_before(self) -> dict[str, Work]:
         """Measure what the model knew before its first task, if anything is known of that."""
         moments = self.work.moments
-        if moments is None or not self.merges_first_task:
+        if moments is None or not (self.merges_first_task and self.due):
             return {}
         if self.work.writes:
-            return {"prior, written itself": self.work.written()}
+            return {"prior, written itself": self.work.written}
         if moments.prior.is_given:
             number = moments.prior.given_batches
             return {"prior, as given": self.work.forward(number) + self.work.measured(number)}
-        rules = [self.parts.rule, self.parts.end_rule]
-        if any(rule is not None and "new_moments" in rule.needs for rule in rules):
-            return {"the task in its place": self.work.measured(self.batches)}
+        for step in self.due:
+            rule = self.parts.end_rule if step == self.steps else self.parts.rule
+            if rule is not None and "new_moments" in rule.needs:
+                return {"the task in its place": self.work.measured(self.kept(step))}
         return {}

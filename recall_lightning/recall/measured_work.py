@@ -22,6 +22,7 @@ from recall_lightning.measuring.isolation import undisturbed
 from recall_lightning.measuring.map_check import differentiable, unlike_linear_maps
 from recall_lightning.measuring.typical_samples import choose_typical_samples
 from recall_lightning.measuring.view import ModelView, view_of
+from recall_lightning.merging.blockwise import Drift
 from recall_lightning.merging.estimated_forgetting import estimated_forgetting
 from recall_lightning.merging.rules import MergeInputs, MergeRule
 from recall_lightning.merging.structure import Structure
@@ -34,6 +35,7 @@ from recall_lightning.recall.statistics.prior import TOKENS_AT_ONCE, view_of_wri
 from recall_lightning.recall.statistics.recent_batches import RecentBatches
 from recall_lightning.recall.statistics.samples import TypicalSamples, comparison_of
 from recall_lightning.weights.naming import named_weights
+from recall_lightning.weights.snapshot import Snapshot
 
 _REPEATS = 3  # whose median counts, after one that does not
 _COPIES = 20  # of a batch, as one is too short to be timed
@@ -161,6 +163,7 @@ class MeasuredWork:
         chosen = self.moments.measured_of([self._batch] * batches, maps, self._view)
         return self._of_moments(len(chosen), *self._line_of_moments)
 
+    @cached_property
     def written(self) -> Work:
         """Write down what is known, and measure the moments of that."""
         assert self.moments is not None
@@ -193,7 +196,8 @@ class MeasuredWork:
             return work
         blocks = self._structure.blocks[-1:]
         (deepest,) = hidden_states(self._module, blocks, [self._batch], self._view).values()
-        states = torch.randn(settings.pool, deepest.shape[1])
+        generator = torch.Generator().manual_seed(0)
+        states = torch.randn(settings.pool, deepest.shape[1], generator=generator)
         seconds = self._seconds(lambda: choose_typical_samples(states, settings.typical))
         return work + self.forward(math.ceil(settings.pool / size)) + Work(seconds=seconds)
 
@@ -214,10 +218,14 @@ class MeasuredWork:
 
     def estimate(self) -> Work:
         """Estimate what is forgotten."""
-        return Work(seconds=self._forgetting)
+        return Work(seconds=self._told[0])
+
+    def record(self) -> Work:
+        """Tell of a merge how far weights have moved, and what is forgotten before and after."""
+        return 2 * self.estimate() + Work(seconds=self._told[1])
 
     def merges(self, rule: MergeRule, number: int) -> Work:
-        """Merge with what was measured; the first merge of a task finds eigenvectors."""
+        """Merge with what was measured; the first merge finds eigenvectors."""
         if not number:
             return Work()
         if rule not in self._of_merges:
@@ -304,10 +312,14 @@ class MeasuredWork:
         return statistics.median(first), statistics.median(other)
 
     @cached_property
-    def _forgetting(self) -> float:
-        if self.moments is None:
-            return 0.0
-        return self._seconds(partial(estimated_forgetting, self._inputs(frozenset())))
+    def _told(self) -> tuple[float, float]:
+        """The seconds of an estimate of what is forgotten, and of how far weights have moved."""
+        inputs = self._inputs(frozenset())
+        drift = Drift(Snapshot(inputs.snapshot))
+        return (
+            self._seconds(partial(estimated_forgetting, inputs)),
+            self._seconds(partial(drift.by_block, inputs.live, inputs.blocks)),
+        )
 
 
 def _merge(prepared: PreparedMerge) -> None:
