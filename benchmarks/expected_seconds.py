@@ -145,14 +145,15 @@ def main() -> None:
         "Seconds in the hooks of `RecallCallback` in a task, as "
         "`RecallCallback.expected_seconds` says on its first batch and as they were then, in the "
         "same process with one thread: the mean of all tasks but the first, and the first, where "
-        "it merges, too. Of training it says the passes forward and backward alone; measured is "
-        "all of it, with the optimizer, the loading of batches and the Trainer's loop.",
+        "it merges, too. What the hooks themselves take at each step is not in what is expected. "
+        "Of training that is the passes forward and backward alone; measured is all of it, with "
+        "the optimizer, the loading of batches and the Trainer's loop.",
         machine(),
         table(
             [
                 *("stream", "steps"),
                 *("s a task, expected", "measured", "expected / measured"),
-                "what is left of it, ms a step",
+                "measured − expected, ms a step",
                 *("first task, expected", "measured", "expected / measured"),
                 *("training, expected", "measured", "expected / measured"),
             ],

@@ -142,7 +142,7 @@ class _Plan:
 
     def kept(self, step: int) -> int:
         """How many batches are kept after a step."""
-        return 0 if self.work.recent is None else min(step, self.work.recent.number)
+        return min(step, self.work.most_batches)
 
     def trial(self) -> Work:
         """Try the task's first batch."""

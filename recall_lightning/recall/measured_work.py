@@ -38,6 +38,7 @@ from recall_lightning.weights.naming import named_weights
 from recall_lightning.weights.snapshot import Snapshot
 
 _REPEATS = 3  # whose median counts, after one that does not
+_BATCHES, _TOKENS = (1, 4), (8, 32)  # between which a line is drawn, and on to more
 _COPIES = 20  # of a batch, as one is too short to be timed
 
 Kind = TypeVar("Kind", bound=Statistic)
@@ -98,8 +99,13 @@ class MeasuredWork:
         unlike = unlike_linear_maps(module, structure.maps, batch, self._view)
         self._structure = structure.without_maps(unlike)
         self._of_merges: dict[MergeRule, tuple[float, float]] = {}
-        self.recent, self.moments = self._statistic(RecentBatches), self._statistic(MapMoments)
-        self._samples = self._statistic(TypicalSamples)
+        self.moments, self._samples = self._statistic(MapMoments), self._statistic(TypicalSamples)
+
+    @property
+    def most_batches(self) -> int:
+        """How many of a task's last batches are kept."""
+        recent = self._statistic(RecentBatches)
+        return 0 if recent is None else recent.most
 
     @property
     def writes(self) -> bool:
@@ -136,7 +142,7 @@ class MeasuredWork:
 
     def copies(self, batches: int) -> Work:
         """Keep batches in place of older ones."""
-        if self.recent is None:
+        if not self.most_batches:
             return Work()
         recent = RecentBatches(1, in_checkpoints=False)
 
@@ -173,7 +179,7 @@ class MeasuredWork:
         tokens = min(settings.tokens, most or settings.tokens)
         together, size = min(settings.sequences, AT_ONCE), max(1, TOKENS_AT_ONCE // tokens)
         once, each = self._line(
-            lambda few: write_sequences(self._module, together, few, seed), 4, 12
+            lambda few: write_sequences(self._module, together, few, seed), *_TOKENS
         )
         rounds = math.ceil(settings.sequences / AT_ONCE)
         writing = Work(forward=rounds * (tokens - 1), seconds=rounds * (once + tokens * each))
@@ -282,7 +288,7 @@ class MeasuredWork:
     def _measured_line(self, batch: Any, view: ModelView) -> tuple[float, float]:
         assert self.moments is not None
         tried, maps = self.moments.tried, self._structure.maps
-        return self._line(lambda n: tried(self._module, maps, [batch] * n, view), 1, 4)
+        return self._line(lambda n: tried(self._module, maps, [batch] * n, view), *_BATCHES)
 
     def _inputs(self, needs: frozenset[str]) -> MergeInputs:
         """Return what a rule is given, of the model and a copy of it that is a little larger."""

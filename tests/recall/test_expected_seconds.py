@@ -94,6 +94,14 @@ SETTINGS = {
         *(Writer, sequences),
         {"moments": MomentSettings(batches=6, source="generated")},
     ),
+    "no batch kept": (
+        *(Writer, sequences),
+        {
+            "moments": MomentSettings(batches=6, source="generated"),
+            "end_rule": None,
+            "plasticity": None,
+        },
+    ),
 }
 
 
