@@ -14,7 +14,7 @@ from recall_lightning.measuring.architecture import find_generator
 from recall_lightning.measuring.beginnings import Beginning, beginnings
 from recall_lightning.measuring.isolation import undisturbed
 
-_AT_ONCE = 64  # a token of many takes little longer than one of few, but their cache is memory
+AT_ONCE = 64  # a token of many takes little longer than one of few, but their cache is memory
 
 
 @dataclass(frozen=True)
@@ -82,8 +82,8 @@ def write_sequences(
     ends = _ends(generator)
     with undisturbed(module), nothing_of_its_own(generator):
         torch.manual_seed(seed)
-        for start in range(0, sequences, _AT_ONCE):
-            numbers = range(start, min(start + _AT_ONCE, sequences))
+        for start in range(0, sequences, AT_ONCE):
+            numbers = range(start, min(start + AT_ONCE, sequences))
             part = _Writing(generator, [begun[n % len(begun)] for n in numbers], length, ends)
             parts.append(part)
             part.write()

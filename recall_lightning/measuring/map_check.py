@@ -65,7 +65,7 @@ def unlike_linear_maps(
     calls = _Calls()
     with undisturbed(module), calls.of(module, maps), products_apart(), torch.enable_grad():
         torch.manual_seed(0)
-        outputs = _differentiable(view_of(module, view).forward(module, detached(batch)))
+        outputs = differentiable(view_of(module, view).forward(module, detached(batch)))
         calls.is_over = True  # checkpointed layers compute once more in backward
         if not maps or not outputs:
             return {}
@@ -190,8 +190,12 @@ def _whole(gradient: Tensor | None, weight: Tensor) -> Tensor:
     return gradient.to_dense() if gradient.is_sparse else gradient
 
 
-def _differentiable(output: Any) -> list[Tensor]:
-    """Return the tensors of what a model put out that have a gradient, as real numbers."""
+def differentiable(output: Any) -> list[Tensor]:
+    """Return the tensors of what a model put out that have a gradient, as real numbers.
+
+    >>> [one.shape for one in differentiable({"a": torch.ones(2, requires_grad=True), "b": 1.0})]
+    [torch.Size([2])]
+    """
     if isinstance(output, Tensor):
         real = torch.view_as_real(output) if output.is_complex() else output
         return [real.float()] if output.requires_grad else []
@@ -199,4 +203,4 @@ def _differentiable(output: Any) -> list[Tensor]:
     parts = entries.values() if entries is not None else output
     if not isinstance(parts, (tuple, list)) and entries is None:
         return []
-    return [tensor for part in parts for tensor in _differentiable(part)]
+    return [tensor for part in parts for tensor in differentiable(part)]

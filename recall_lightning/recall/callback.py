@@ -38,7 +38,8 @@ from recall_lightning.recall.artifacts import LogArtifacts, TaskArtifacts
 from recall_lightning.recall.context import TaskContext
 from recall_lightning.recall.costs import ExpectedMemory, expected_memory
 from recall_lightning.recall.earlier_callbacks import tell_of_an_earlier_one
-from recall_lightning.recall.last_merge import LastMerge
+from recall_lightning.recall.expected_seconds import ExpectedSeconds, expected_seconds
+from recall_lightning.recall.last_merge import LastMerge, told_within
 from recall_lightning.recall.merge_interval import MergeInterval
 from recall_lightning.recall.migration import migrated_state
 from recall_lightning.recall.optimizer_watch import OptimizerWatch
@@ -201,7 +202,7 @@ class RecallCallback(TaskAwareCallback):
         given = dict(locals())
         super().__init__(task_epochs)
         with _misconfiguration():
-            parts = parts_of(given)
+            self._parts = parts = parts_of(given)
         self.rule, self.end_rule = parts.rule, parts.end_rule
         self._kept, self._statistics, self._trained = parts.kept, parts.statistics, parts.trained
         self._merge, self._estimates, self._drift = parts.merge, parts.estimates, parts.drift
@@ -288,13 +289,23 @@ class RecallCallback(TaskAwareCallback):
             (184, 20480)
         """
         with _misconfiguration():
-            by_curvature = "curvature" in self.rule.needs and self._interval.comes_before_end
-            return expected_memory(
-                *(pl_module, batch, self._structure_of(pl_module)),
-                *(self._kept, self._statistics, self._drift),
-                follows_curvature=by_curvature,
-                copies_live=self.plasticity is not None,
-            )
+            structure = self._structure_of(pl_module)
+            return expected_memory(pl_module, batch, structure, self._parts)
+
+    def expected_seconds(self, pl_module: nn.Module, batch: Any, steps: int) -> ExpectedSeconds:
+        """Tell before a run how long that will take beside training, as measured here and now.
+
+        Args:
+            pl_module: As for :meth:`expected_memory`; it is run and left as it was.
+            batch: Likewise.
+            steps: Of a task, each of one batch.
+
+        Raises:
+            MisconfigurationException: As there; or if the model cannot be trained so.
+        """
+        with _misconfiguration():
+            given = (self._structure_of(pl_module), self._parts, self.merge_first_task)
+            return expected_seconds(pl_module, batch, steps, *given, self.should_merge)
 
     def should_merge(self, step_in_task: int, task_steps: int | None) -> bool:
         """Decide whether to merge after an optimizer step; override it for a policy of your own.
@@ -517,11 +528,7 @@ class RecallCallback(TaskAwareCallback):
             return None
         self.history[-1] = again
         self._unsaved.last_is_saved = False
-        return (
-            f"of the merges that were tried, that which leaves {100 * again['plasticity']:.0f} % "
-            f"of the task's gain takes the place of the one that left "
-            f"{100 * record['plasticity']:.0f} %, with {self.estimates['estimated_forgetting']:.4g}"
-        )
+        return told_within(record, again)
 
     def on_rollback(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget what was measured of the task that has ended."""

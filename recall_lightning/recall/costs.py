@@ -7,9 +7,8 @@ from typing import Any
 from torch import nn
 
 from recall_lightning.merging.structure import Structure
-from recall_lightning.recall.drift.watch import DriftWatch
-from recall_lightning.recall.snapshots import KeptSnapshots
-from recall_lightning.recall.statistics.needed import NeededStatistics
+from recall_lightning.recall.merge_interval import MergeInterval
+from recall_lightning.recall.parts import Parts
 from recall_lightning.weights.naming import named_weights
 
 _MIB = 2**20
@@ -61,11 +60,7 @@ def expected_memory(
     module: nn.Module,
     batch: Any,
     structure: Structure,
-    kept: KeptSnapshots,
-    statistics: NeededStatistics,
-    drift: DriftWatch | None,
-    follows_curvature: bool,
-    copies_live: bool,
+    parts: Parts,
 ) -> ExpectedMemory:
     """Tell what a callback's parts will hold.
 
@@ -73,21 +68,18 @@ def expected_memory(
         module: The model.
         batch: A training batch.
         structure: The model's blocks and maps.
-        kept: The snapshots.
-        statistics: What rules decide from.
-        drift: What notices changes, if anything does.
-        follows_curvature: Whether merges before a task's end go by curvature.
-        copies_live: Whether a task's last merge is found by tries, from a copy.
+        parts: The parts.
     """
+    kept, drift, before_end = parts.kept, parts.drift, MergeInterval(parts.every).comes_before_end
     number = 1 if kept.most == "all" else kept.most
-    held = statistics.expected_bytes(structure, module, batch, number)
+    held = parts.statistics.expected_bytes(structure, module, batch, number)
     copied = weight_bytes(module)
     held = {"snapshots": number * copied * (kept.storage.to == "checkpoint"), **held}
-    if not follows_curvature:
+    if not ("curvature" in parts.rule.needs and before_end):
         held.pop("eigenvectors", None)
     if drift is not None:
         held |= drift.expected_bytes(copied, batch)
     at_end = {"moments of the task": held["moments"]} if "moments" in held else {}
-    if copies_live:
+    if parts.plasticity is not None:  # found by tries, from a copy
         at_end["live weights"] = copied
     return ExpectedMemory(held, at_end)

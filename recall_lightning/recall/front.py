@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-_POINTS = 7  # at least this many merges are tried, unless they are all alike
+POINTS = 7  # at least this many merges are tried, unless they are all alike
 _STEP = 32.0  # between the first tries, which find the range
 _RANGE = 32.0**4
 _NEARLY_ALL = 0.99  # of the gain: nothing is sought beyond
@@ -61,7 +61,7 @@ def measured_front(tried: Callable[[float], FrontPoint]) -> list[FrontPoint]:
         front.insert(0, tried(front[0].keep / _STEP))
     while front[-1].plasticity > _LITTLE and front[-1].keep < _RANGE:
         front.append(tried(front[-1].keep * _STEP))
-    while 1 < len(front) < _POINTS:
+    while 1 < len(front) < POINTS:
         gaps = [abs(_lost(low) - _lost(high)) for low, high in pairwise(front)]
         widest = max(range(len(gaps)), key=gaps.__getitem__)
         if gaps[widest] < _ALIKE:

@@ -177,6 +177,15 @@ def merged_again(
     return prepared.live, kept | again
 
 
+def told_within(record: Mapping[str, Any], again: Mapping[str, Any]) -> str:
+    """Say which merge has taken the place of which, by their entries in ``history``."""
+    return (
+        f"of the merges that were tried, that which leaves {100 * again['plasticity']:.0f} % of "
+        f"the task's gain takes the place of the one that left {100 * record['plasticity']:.0f} %, "
+        f"with {again['estimated_forgetting']['merged']:.4g}"
+    )
+
+
 def _weights(
     module: nn.Module, state: PreparedState, snapshots: Sequence[Snapshot]
 ) -> tuple[dict[str, Tensor], device]:

@@ -18,6 +18,7 @@ from recall_lightning.recall.merge import SnapshotMerge
 from recall_lightning.recall.model_run import ModelRun
 from recall_lightning.recall.plasticity import MeasuredPlasticity
 from recall_lightning.recall.settings import (
+    Buffers,
     DriftSettings,
     ImportanceSettings,
     MomentSettings,
@@ -47,6 +48,9 @@ class Parts:
         merge: Makes a merge.
         estimates: Tells through a task what is forgotten.
         drift: Notices changes, where nobody tells the boundaries.
+        run: How the model is run.
+        recent: The last batches.
+        buffers: What merges do to running means and variances.
     """
 
     rule: MergeRule
@@ -59,6 +63,9 @@ class Parts:
     merge: SnapshotMerge
     estimates: TrainingEstimates
     drift: DriftWatch | None
+    run: ModelRun
+    recent: RecentBatches
+    buffers: Buffers
 
 
 def parts_of(given: Mapping[str, Any]) -> Parts:
@@ -124,4 +131,7 @@ def parts_of(given: Mapping[str, Any]) -> Parts:
         merge,
         estimates,
         drift,
+        run,
+        recent,
+        buffers,
     )

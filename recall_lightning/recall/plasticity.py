@@ -26,7 +26,7 @@ from recall_lightning.weights.sharding import write_into
 
 Merged = TypeVar("Merged")
 
-_BATCHES = 4  # of the last ones, whose mean loss is compared
+COMPARED_BATCHES = 4  # of the last ones, whose mean loss is compared
 _WITHOUT_GAIN = (1e12, 1.0, 1e-2, 1e-4, 1e-6)  # keep; the first is all of the old, to rounding
 _COSTLY = 0.1  # of the gain, beyond what may be lost
 _LITTLE = 0.5  # of the gain, where nothing is said of what may be lost
@@ -165,7 +165,7 @@ class MeasuredPlasticity:
             ``keep``, and where the loss is known ``plasticity``, the share that is left, ``loss``,
             ``divergence`` and ``front``.
         """
-        batches = list(batches)[-_BATCHES:]
+        batches = list(batches)[-COMPARED_BATCHES:]
         predictions = found or self._predictions
         kind = None if predictions.kind is None else predictions.kind.name
         compared = None

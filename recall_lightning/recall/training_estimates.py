@@ -24,6 +24,15 @@ _TIMES = 10  # a task
 _APART = 400  # steps at least: one costs as much as a step or two
 
 
+def estimate_is_due(step_in_task: int, task_steps: int | None) -> bool:
+    """Tell whether one is made after a step without a merge.
+
+    >>> [step for step in range(1, 1000) if estimate_is_due(step, 3000)]
+    [400, 800]
+    """
+    return step_in_task % max(_APART, (task_steps or 0) // _TIMES) == 0
+
+
 class EstimateState(TypedDict):
     """What a checkpoint holds of the last ones: they are of live weights."""
 
@@ -55,8 +64,7 @@ class TrainingEstimates:
     def observe_step(self, context: TaskContext) -> None:
         """After a step without a merge, estimate and log if it is time."""
         clock = context.clock
-        interval = max(_APART, (clock.task_steps or 0) // _TIMES)
-        if clock.task_ended or clock.step_in_task % interval:
+        if clock.task_ended or not estimate_is_due(clock.step_in_task, clock.task_steps):
             return
         if context.snapshots and self._statistics.predictions is not None:
             self.last = self.measured(context)

@@ -182,7 +182,7 @@ def test_settings_are_given_one_by_one_and_the_rest_keeps_its_defaults(
 
 def test_texts_of_what_the_model_knew_stand_in_a_recipe(built, recipe):
     callback = built(recipe=recipe("prior: [a text, another]"))
-    assert statistic(callback, "moments")._prior._given == ["a text", "another"]
+    assert statistic(callback, "moments").prior._given == ["a text", "another"]
     assert callback.state_dict()["settings"] == {"prior": "2 texts"}
 
 

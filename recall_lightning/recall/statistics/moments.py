@@ -18,6 +18,7 @@ from recall_lightning.measuring.curvature import (
     normalised,
 )
 from recall_lightning.measuring.input_moments import empty_moments, input_moments
+from recall_lightning.measuring.linear_maps import LinearMap
 from recall_lightning.measuring.map_check import unlike_linear_maps
 from recall_lightning.measuring.moments import Moments
 from recall_lightning.measuring.predictions import FoundPredictions, Predictions
@@ -103,7 +104,7 @@ class MapMoments(Statistic):
         self._unknown: str | None = None
         self._run = run
         self._recent = recent
-        self._prior = prior
+        self.prior = prior
         self._written: list[Mapping[str, torch.Tensor]] = []
 
     @property
@@ -140,7 +141,7 @@ class MapMoments(Statistic):
                 f"{type(module).__name__} does not hold: use 'task'"
             )
         if context.clock.visit == 0 and context.snapshots:
-            self._prior.check(context)
+            self.prior.check(context)
         if context.clock.visit == 0:
             self.known.forget()
             self._written = []
@@ -150,7 +151,7 @@ class MapMoments(Statistic):
     def check_batch(self, context: TaskContext, batch: Any) -> Mapping[str, str]:
         """Try to run the model forward and backward; find what is no linear map after all."""
         if context.clock.visit == 0 and context.snapshots:
-            self._prior.check_batch(context)
+            self.prior.check_batch(context)
         self._trial = copy.copy(self._predictions)  # what the batch tells is found when measured
         with self._run.ready(context) as view:
             watched = _LogitsShape(view)
@@ -211,35 +212,47 @@ class MapMoments(Statistic):
         """
         view = view_of(module, self._run.view)
         unlike = unlike_linear_maps(module, structure.maps, batch, view)
-        given = (module, structure.without_maps(unlike).maps, [batch], view)
-        sizes = (self.settings.width, self.settings.rank)
-        if self.curvature:
-            measured = kronecker_factors(*given, *sizes, predictions=copy.copy(self._predictions))
-        else:
-            measured = KroneckerFactors(input_moments(*given, *sizes))
-        kept = _kept(measured)
+        kept = _kept(self.tried(module, structure.without_maps(unlike).maps, [batch], view))
         return {
             "moments": sum(moments.most_nbytes for moments in kept),
             "eigenvectors": sum(moments.basis_nbytes for moments in kept),
         }
+
+    def tried(
+        self,
+        module: torch.nn.Module,
+        maps: Sequence[LinearMap],
+        batches: Sequence[Any],
+        view: ModelView,
+    ) -> KroneckerFactors:
+        """Return the moments of batches, and learn nothing from them."""
+        return self._of(module, maps, batches, view, copy.copy(self._predictions), self.seed)
+
+    def measured_of(
+        self, batches: Sequence[Any], maps: Sequence[LinearMap], view: ModelView
+    ) -> list[Any]:
+        """Return those of a task's last batches on which moments are measured."""
+        if any(each.kind in ("embedding", "bag") for each in maps):
+            return list(batches)
+        return last_with(batches, self.settings.labels, view)
 
     def prepare_merge(self, context: TaskContext, rule: MergeRule, last: bool) -> bool:
         """Where no task came before, gather what stands for the snapshot's own inputs.
 
         That is the new task's inputs if nothing is known of those, for a rule that uses them.
         """
-        prior_is_known = self._prior.is_known(context.pl_module)
+        prior_is_known = self.prior.is_known(context.pl_module)
         if self.known.tasks or not (prior_is_known or "new_moments" in rule.needs):
             return True
         with context.snapshots[-1].applied_to(context.pl_module):
             if prior_is_known:
-                batches, view = self._prior.batches(context)
+                batches, view = self.prior.batches(context)
                 try:
                     measured = self._measure_prior(context, batches, view)
                 except ValueError as error:
                     raise ValueError(f"prior=: {error}") from error
                 self.known.add(measured)
-                self._written = [] if self._prior.is_given else batches[:1]
+                self._written = [] if self.prior.is_given else batches[:1]
             else:
                 rank_zero_warn(
                     "there are no inputs of what the model knew before its first task: "
@@ -261,7 +274,7 @@ class MapMoments(Statistic):
     def end_task(self, context: TaskContext) -> None:
         """Add the inputs of the task that ends, under the merged weights."""
         if self.settings.source == "generated":
-            self.known.add(self._measure_prior(context, *self._prior.written(context, "of a task")))
+            self.known.add(self._measure_prior(context, *self.prior.written(context, "of a task")))
         elif self._recent.batches:
             self.known.add(self.measure(context))
         else:  # a resume after its last batch
@@ -284,8 +297,7 @@ class MapMoments(Statistic):
         self, context: TaskContext, batches: list[Any], view: ModelView
     ) -> KroneckerFactors:
         trainer, module, maps = context.trainer, context.pl_module, context.structure.maps
-        if all(each.kind not in ("embedding", "bag") for each in maps):
-            batches = last_with(batches, self.settings.labels, view)
+        batches = self.measured_of(batches, maps, view)
         width, rank = self.settings.width, self.settings.rank
 
         def measure(some: Sequence[Any]) -> KroneckerFactors:
@@ -325,11 +337,22 @@ class MapMoments(Statistic):
         predictions: FoundPredictions,
     ) -> KroneckerFactors:
         """Run the model on this process's batches."""
-        maps, width, rank = context.structure.maps, self.settings.width, self.settings.rank
-        given = (context.pl_module, maps, batches, view, width, rank)
+        seed = self.seed + context.trainer.global_rank
+        maps = context.structure.maps
+        return self._of(context.pl_module, maps, batches, view, predictions, seed)
+
+    def _of(
+        self,
+        module: torch.nn.Module,
+        maps: Sequence[LinearMap],
+        batches: Sequence[Any],
+        view: ModelView,
+        predictions: FoundPredictions,
+        seed: int,
+    ) -> KroneckerFactors:
+        given = (module, maps, batches, view, self.settings.width, self.settings.rank)
         if not self.curvature:
             return KroneckerFactors(input_moments(*given))
-        seed = self.seed + context.trainer.global_rank
         return kronecker_factors(*given, seed=seed, predictions=predictions)
 
     def _tell_memory(self, measured: KroneckerFactors) -> None:

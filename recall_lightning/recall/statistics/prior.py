@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from itertools import islice
 from typing import Any
 
@@ -23,7 +23,7 @@ from recall_lightning.recall.model_run import ModelRun
 from recall_lightning.recall.settings import PriorSettings, is_texts
 from recall_lightning.weights.sharding import reshard
 
-_TOKENS_AT_ONCE = 512  # of what was written, when the model is run on it with gradients
+TOKENS_AT_ONCE = 512  # of what was written, when the model is run on it with gradients
 _LONGEST_TEXT = 512
 
 
@@ -87,7 +87,12 @@ class Prior:
         """Whether they are the user's own."""
         return self._given is not None
 
-    def is_known(self, module: LightningModule) -> bool:
+    @property
+    def given_batches(self) -> int:
+        """How many of the user's own are read at most."""
+        return min(self._most, len(self._given)) if isinstance(self._given, Sized) else self._most
+
+    def is_known(self, module: torch.nn.Module) -> bool:
         """Tell whether there are batches at all."""
         return self.is_given or find_generator(module) is not None
 
@@ -135,7 +140,7 @@ class Prior:
         return view_of_writer(module) if texts else None
 
     def _parted(self, written: Written) -> list[Any]:
-        return list(written.batches(max(1, _TOKENS_AT_ONCE // written.ids.shape[1])))
+        return list(written.batches(max(1, TOKENS_AT_ONCE // written.ids.shape[1])))
 
     def _own_batches(self, context: TaskContext) -> list[Any]:
         """Read batches as the Trainer would, every process others; no random state changes."""
@@ -214,7 +219,7 @@ def _moved(batch: Any, trainer: Trainer, module: LightningModule) -> Any:
     return trainer.strategy.batch_to_device(batch, module.device)
 
 
-def view_of_writer(module: LightningModule) -> ModelView:
+def view_of_writer(module: torch.nn.Module) -> ModelView:
     """Return a view that runs the causal language model inside a module on sequences alone."""
     generator: Any = find_generator(module)
 

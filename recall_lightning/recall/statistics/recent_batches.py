@@ -60,6 +60,11 @@ class RecentBatches(Statistic):
         self._restored: list[list[torch.Tensor] | None] = []  # until a batch shows their structure
 
     @property
+    def most(self) -> int:
+        """How many are kept at most."""
+        return self._in_memory * self.number
+
+    @property
     def batches(self) -> list[Any]:
         """Those that are kept, oldest first."""
         return list(self._kept)[-self.number :]
@@ -94,7 +99,7 @@ class RecentBatches(Statistic):
         self, structure: Structure, module: nn.Module, batch: Any, snapshots: int
     ) -> dict[str, int]:
         """Return the bytes of as many batches as are kept, of the size of this one."""
-        return {"last batches": self._in_memory * self.number * batch_bytes(batch)}
+        return {"last batches": self.most * batch_bytes(batch)}
 
     def keep(self, batch: Any) -> None:
         """Keep a batch in place of the oldest; say so where checkpoints will leave it out."""

@@ -1,6 +1,6 @@
 """A task's typical samples, and what a model under training makes of them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypedDict
 
 import torch
@@ -170,12 +170,7 @@ class TypicalSamples(Statistic):
 
     def give(self, context: TaskContext, rule: MergeRule) -> Sequence[Mapping[str, Any]]:
         """Measure each block's similarity to each snapshot, averaged over processes."""
-        compare = getattr(rule, "similarity", None)
-        if compare is None:
-            raise ValueError(
-                f"{type(rule).__name__} needs similarity and does not say how states are compared: "
-                f"make it a subclass of {Similarity.__name__}"
-            )
+        compare = comparison_of(rule)
         states = self._measure(context, self._typical, context.structure.blocks)
         local = torch.tensor(
             [[compare(old[name], states[name]) for name in states] for old in self.snapshot_states],
@@ -261,6 +256,21 @@ class TypicalSamples(Statistic):
                 batches,
                 lambda some: hidden_states(context.pl_module, blocks, some, view),
             )
+
+
+def comparison_of(rule: MergeRule) -> Callable[[Tensor, Tensor], float]:
+    """Return how a rule compares two models' states on the same samples, (samples, hidden) each.
+
+    Raises:
+        ValueError: If it does not say.
+    """
+    compare: Callable[[Tensor, Tensor], float] | None = getattr(rule, "similarity", None)
+    if compare is None:
+        raise ValueError(
+            f"{type(rule).__name__} needs similarity and does not say how states are compared: "
+            f"make it a subclass of {Similarity.__name__}"
+        )
+    return compare
 
 
 def _samples_at(chosen: Tensor, batches: Sequence[Any]) -> list[Any]:
