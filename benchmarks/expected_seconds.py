@@ -114,7 +114,7 @@ def row(name: str, tasks: Sequence[Task]) -> list[str]:
     first, *others = tasks
     expected = mean(each.expected.together.seconds for each in others)
     found = mean(each.in_hooks for each in others)
-    expected_training = mean(each.expected.training for each in others)
+    expected_training = mean(each.expected.training_seconds for each in others)
     training = mean(each.training for each in others)
     of_first = ["–"] * 3
     if first.expected.run:

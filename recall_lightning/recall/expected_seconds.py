@@ -28,12 +28,12 @@ class ExpectedSeconds:
         steps: Of a task, of one batch each.
         task: In a task that is not the first.
         run: On top of that in the first, once a run.
-        training: The seconds of the task's passes forward and backward, without the optimizer, the
+        training_seconds: Those of its passes forward and backward, without the optimizer, the
             loading of batches and the Trainer's own loop.
 
     Example:
         >>> task = {"estimates": Work(10, 0, 0, 0.5), "moments of the task": Work(0, 32, 0, 1.5)}
-        >>> print(ExpectedSeconds(1000, task, {}, training=40.0))
+        >>> print(ExpectedSeconds(1000, task, {}, training_seconds=40.0))
         a task of 1000 steps       forward  backward    merges   seconds
         estimates                       10         0         0     0.500
         moments of the task              0        32         0     1.500
@@ -45,7 +45,7 @@ class ExpectedSeconds:
     steps: int
     task: Mapping[str, Work]
     run: Mapping[str, Work]
-    training: float
+    training_seconds: float
 
     @property
     def together(self) -> Work:
@@ -55,11 +55,11 @@ class ExpectedSeconds:
     @property
     def share(self) -> float:
         """The seconds of that, as a part of those of training."""
-        return self.together.seconds / self.training
+        return self.together.seconds / self.training_seconds
 
     def __str__(self) -> str:
         heads = "".join(f"{head:>10}" for head in ("forward", "backward", "merges", "seconds"))
-        training = Work(backward=self.steps, seconds=self.training)
+        training = Work(backward=self.steps, seconds=self.training_seconds)
         rows = [f"{f'a task of {self.steps} steps':<24}{heads}"]
         rows += _rows({**self.task, "together": self.together, "its training": training})
         rows.append(f"{'together / training':<24}{100 * self.share:>38.1f} %")

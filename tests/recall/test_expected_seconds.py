@@ -206,14 +206,14 @@ def test_the_seconds_are_those_of_what_is_done():
         for steps in (10, 2000)
     )
     assert 0 < short.together.seconds < long.together.seconds
-    assert 0 < short.training < long.training
-    assert short.share == short.together.seconds / short.training
+    assert 0 < short.training_seconds < long.training_seconds
+    assert short.share == short.together.seconds / short.training_seconds
 
 
 def test_the_table_tells_what_is_done_for_what_and_once_a_run():
     task = {"moments of the task": Work(0, 32, 0, 1.5), "merge at the end": Work(40, 0, 8, 0.5)}
     run = {"prior, written itself": Work(128, 16, 0, 3.0)}
-    table = str(ExpectedSeconds(1000, task, run, training=8.0))
+    table = str(ExpectedSeconds(1000, task, run, training_seconds=8.0))
     assert re.sub(r" +", " ", table).splitlines() == [
         "a task of 1000 steps forward backward merges seconds",
         "moments of the task 0 32 0 1.500",
