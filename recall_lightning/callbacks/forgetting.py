@@ -70,7 +70,7 @@ class ForgettingMonitor(TaskScoreCallback):
     maximum runs from the task's own training on), ``continual/plasticity`` and
     ``continual/<task name>``; in Weights & Biases also the matrix as a table and an image. Into the
     run's folder go ``task_matrix.json``, ``task_matrix.png`` and ``curves.png``. Nothing here knows
-    how the model is trained: the callback is of use without any other of ours.
+    how the model is trained: the callback is of use without any other of ours. A Trainer takes one.
 
     Args:
         monitor: The metric's name as ``validation_step`` logs it, without Lightning's
