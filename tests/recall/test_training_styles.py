@@ -37,10 +37,14 @@ class ByHand(Callback):
         self.steps += 1
         if self.steps % EVERY == 0:
             state, done = pl_module.state_dict(), set()
+            apart = {n: (state[n] - then).square() for n, then in self.snapshot.items()}
             for name, then in self.snapshot.items():
                 if state[name].data_ptr() not in done:
                     state[name].lerp_(then, WEIGHT)
                 done.add(state[name].data_ptr())
+                if name.endswith("running_var"):
+                    of_means = apart[name.replace("running_var", "running_mean")]
+                    state[name].add_(WEIGHT * (1 - WEIGHT) * of_means)
 
 
 class Checkpointed(nn.Module):
