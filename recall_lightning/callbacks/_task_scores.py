@@ -16,7 +16,11 @@ from recall_lightning.callbacks._trainer.monitored_metric import (
     logged_for,
     scores_by_loader,
 )
-from recall_lightning.callbacks._trainer.validation_loaders import moved_loader, validation_batches
+from recall_lightning.callbacks._trainer.validation_loaders import (
+    moved_loader,
+    note_loaders,
+    validation_batches,
+)
 from recall_lightning.callbacks.task_aware import TaskAwareCallback
 
 
@@ -65,6 +69,8 @@ class TaskScoreCallback(TaskAwareCallback):
         metrics_apart(trainer).check_totals(self._called)
         loaders = len(trainer.num_val_batches)
         self._check_direction(trainer)
+        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            note_loaders(self, trainer.val_dataloaders)
         return scores_by_loader(self._called, trainer, self.monitor, loaders)
 
     def check_loaders(self, trainer: Trainer, loaders: int) -> None:
@@ -102,11 +108,11 @@ class TaskScoreCallback(TaskAwareCallback):
             return
         self.check_loaders(trainer, len(batches))
         moved = moved_loader(self, trainer.val_dataloaders)
-        if moved is not None:
+        if moved is not None and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             raise MisconfigurationException(
                 f"{self._called}: validation dataloader {moved[0]} has the data of what was "
-                f"dataloader {moved[1]} in the fit before, so its scores would count for another "
-                "task: pass all of them in one order to every fit"
+                f"dataloader {moved[1]} when scores were read last, so its scores would count for "
+                "another task: pass all of them in one order to every fit"
             )
         if 0 in batches and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             raise MisconfigurationException(

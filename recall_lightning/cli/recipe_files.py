@@ -17,7 +17,7 @@ def defaults_beside(args: Sequence[str]) -> list[str]:
 def check_recipes(args: Sequence[str]) -> None:
     """Check that the recipes on a command line, and the defaults beside them, are readable YAML.
 
-    A recipe alone must name the class of every ``init_args``: others take it from their defaults.
+    A recipe alone must name the classes of model, data and logger: others have them from defaults.
 
     Raises:
         MisconfigurationException: One sentence with the file and the line; a file that is not there
@@ -25,7 +25,7 @@ def check_recipes(args: Sequence[str]) -> None:
     """
     files = [*map(Path, defaults_beside(args)), *_recipes(args)]
     for file in files:
-        if not file.is_file():
+        if not _is_there(file):
             continue
         try:
             content = yaml.safe_load(file.read_text(encoding="utf-8"))
@@ -51,13 +51,21 @@ def check_recipes(args: Sequence[str]) -> None:
             )
 
 
-def _without_class(settings: Any, name: str = "") -> Iterator[str]:
+def _is_there(file: Path) -> bool:
+    try:
+        return file.is_file()
+    except OSError:  # settings that are written on the command line itself
+        return False
+
+
+def _without_class(recipe: Any) -> Iterator[str]:
     """Name the settings that give arguments of a class, and not which one."""
-    if isinstance(settings, dict):
-        if "init_args" in settings and "class_path" not in settings:
+    for name in ("trainer.logger", "data", "model"):  # of others a class may have its own default
+        settings = recipe
+        for key in name.split("."):
+            settings = settings.get(key) if isinstance(settings, dict) else None
+        if isinstance(settings, dict) and "init_args" in settings and "class_path" not in settings:
             yield name
-        for key, inner in settings.items():
-            yield from _without_class(inner, f"{name}.{key}".lstrip("."))
 
 
 def _recipes(args: Sequence[str]) -> list[Path]:

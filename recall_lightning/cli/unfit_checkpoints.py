@@ -2,7 +2,9 @@
 
 import pickle
 import re
+import traceback
 from collections.abc import Sequence
+from pathlib import Path
 
 from recall_lightning.checks import first_of
 
@@ -26,7 +28,8 @@ def unfit_checkpoint(error: BaseException, args: Sequence[str]) -> str | None:
     if not any(word.partition("=")[0] == _OPTION for word in args):
         return None
     message = str(error)
-    if isinstance(error, pickle.UnpicklingError | EOFError) or "PytorchStreamReader" in message:
+    damaged = isinstance(error, pickle.UnpicklingError | EOFError) or "PytorchStream" in message
+    if damaged and _comes_from_loading(error) and "GLOBAL" not in message:  # of a class in it
         return f"{_OPTION}: the file is no checkpoint, or not a whole one: name another"
     kind = re.match(r"Error\(s\) in loading state_dict for (\w+)", message)
     if kind is None:
@@ -40,7 +43,18 @@ def unfit_checkpoint(error: BaseException, args: Sequence[str]) -> str | None:
     resized = re.findall(r"size mismatch for (.+?):", message)
     found = {"it has no": missing, "it has besides": other, "of other shapes are": resized}
     said = "; ".join(f"{how} {first_of(names)}" for how, names in found.items() if names)
+    if not said:
+        return None
     return (
         f"{_OPTION}: the checkpoint is of another model than this {kind[1]}, {said}: give the "
         "recipe that it was trained with"
+    )
+
+
+def _comes_from_loading(error: BaseException) -> bool:
+    """Tell whether Lightning was reading the checkpoint; data and models read files, too."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return any(
+        frame.name == "_parse_ckpt_path" or Path(frame.filename).name == "checkpoint_connector.py"
+        for frame in frames
     )

@@ -91,7 +91,14 @@ def chosen(
         )
     if plasticity == "auto":
         plasticity = 0.95 if by_default else None
-    return every, plasticity
+    return _python_number(every), _python_number(plasticity)
+
+
+def _python_number(given: Any) -> Any:
+    """Return numpy's numbers as Python's, which any checkpoint may hold."""
+    if isinstance(given, bool) or not isinstance(given, Real):
+        return given
+    return int(given) if isinstance(given, Integral) else float(given)
 
 
 def _rule_of(argument: str, given: object) -> MergeRule:
@@ -209,8 +216,8 @@ def check_arguments(given: Mapping[str, Any]) -> None:
         )
 
 
-def check_share(plasticity: object) -> None:
-    """Refuse a share of a task's gain that lies outside of (0, 1).
+def check_share(plasticity: object) -> float:
+    """Return a share of a task's gain as a number of Python; refuse one that is outside of (0, 1).
 
     >>> check_share(95)
     Traceback (most recent call last):
@@ -221,6 +228,7 @@ def check_share(plasticity: object) -> None:
             f"plasticity={plasticity!r} must be a share between 0 and 1 of what a task has gained"
             f"{_meant(plasticity)}"
         )
+    return float(plasticity)  # type: ignore[arg-type]
 
 
 def _is_share(plasticity: object) -> bool:
@@ -361,6 +369,7 @@ def _plain(value: Any) -> Any:
             for f in fields(value)
             if f.default is MISSING or getattr(value, f.name) != f.default
         }
+    value = _python_number(value)
     return (
         value if isinstance(value, str | int | float | bool | list | dict | None) else repr(value)
     )

@@ -258,7 +258,7 @@ class RecallCallback(TaskAwareCallback):
                 checkpoint.
         """
         with _misconfiguration():
-            check_share(plasticity)
+            plasticity = check_share(plasticity)
             record = self.history[-1] if self.history else {}
             again = self._last_merge.again_(pl_module, self.snapshots, record, plasticity)
         self.history[-1] = again

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import operator
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -67,9 +68,10 @@ class ComparedPredictions:
             yield
             return
         calls: list[Tensor | None] = []
+        wanted = _wanted(self._called, given)  # a step may replace what its batch holds
 
         def hear(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-            same = not (calls or module.training) and _is_given(module, given, args, kwargs)
+            same = not (calls or module.training) and _is_given(module, wanted, args, kwargs)
             calls.append(None)
             if same:
                 with suppress(Exception):  # comes again where the model is run for it
@@ -136,24 +138,41 @@ class ComparedPredictions:
         return None
 
 
-def _is_given(module: nn.Module, batch: Any, args: Any, kwargs: Any) -> bool:
-    """Tell whether a module is given what a view would give it of a batch, unchanged, and no more.
+_Wanted = tuple[dict[str, Any], list[Tensor]]
+
+
+def _wanted(module: nn.Module, batch: Any) -> _Wanted | None:
+    """Return what a view gives a module of a batch, by name, and the tensors in it."""
+    try:
+        wanted_args, wanted_kwargs = arguments_of(module, batch)
+        named = _by_name(module, wanted_args, wanted_kwargs)
+    except (TypeError, ValueError):
+        return None
+    return named, list(tensors_of(named))
+
+
+def _is_given(module: nn.Module, wanted: _Wanted | None, args: Any, kwargs: Any) -> bool:
+    """Tell whether a module is given what a view would give it, unchanged, and no more.
 
     Either may leave labels out, as what is predicted does not depend on them.
     """
-    try:
-        wanted_args, wanted_kwargs = arguments_of(module, batch)
-        wanted = _by_name(module, wanted_args, wanted_kwargs)
-        given = _by_name(module, args, kwargs)
-    except (TypeError, ValueError):
+    if wanted is None:
         return False
-    if None in (wanted.get("labels"), given.get("labels")):
-        wanted.pop("labels", None)
+    named, tensors = dict(wanted[0]), wanted[1]
+    try:
+        given = _by_name(module, args, kwargs)
+    except TypeError:
+        return False
+    now = list(tensors_of(named))
+    unchanged = len(now) == len(tensors) and all(map(operator.is_, now, tensors))
+    if None in (named.get("labels"), given.get("labels")):
+        named.pop("labels", None)
         given.pop("labels", None)
     return (
-        wanted.keys() == given.keys()
-        and all(value is given[name] for name, value in wanted.items())
-        and all(tensor._version == 0 for tensor in tensors_of(wanted))
+        unchanged
+        and named.keys() == given.keys()
+        and all(value is given[name] for name, value in named.items())
+        and all(tensor._version == 0 for tensor in tensors_of(named))
     )
 
 

@@ -195,7 +195,7 @@ def _weights(
         ValueError: If it is another model or sharded, or snapshots are not at hand.
     """
     weights = find_weights(module, state["live"])
-    check_tensors(state["live"], weights, "the model that was merged:")
+    check_tensors(state["live"], weights, "the last merge")
     if any(map(is_sharded, weights.values())):
         raise ValueError(
             "a sharded model is merged again on disk: use recall-lightning retune on a checkpoint"

@@ -21,5 +21,8 @@ def test_a_class_that_only_missing_defaults_would_name_is_said_to_be_missing(tmp
     with pytest.raises(MisconfigurationException, match=r"init_args of trainer\.logger without"):
         check_recipes(given)
     check_recipes([*given, "--trainer.logger", "CSVLogger"])
+    recipe.write_text("model: {class_path: Net, init_args: {inner: {init_args: {width: 3}}}}")
+    check_recipes(given)  # the class may have a default of its own there
+    recipe.write_text(NAMELESS)
     (tmp_path / "defaults.yaml").write_text("trainer: {logger: {class_path: CSVLogger}}")
     check_recipes(given)

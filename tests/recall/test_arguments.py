@@ -1,5 +1,6 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -153,3 +154,12 @@ def test_maps_are_measured_for_a_rule_that_needs_the_current_tasks_alone():
 
     callback = RecallCallback(rule=OfNow({}), moments=MomentSettings(batches=2))
     assert [s.name for s in callback._statistics.active] == ["recent_batches", "moments"]
+
+
+def test_numbers_of_numpy_are_kept_as_pythons_which_a_checkpoint_may_hold():
+    callback = RecallCallback(every=np.float64(0.5), plasticity=np.float64(0.9))
+    assert (type(callback.every), type(callback.plasticity)) == (float, float)
+    settings = callback.state_dict()["settings"]
+    assert {name: type(value) for name, value in settings.items()} == dict.fromkeys(
+        ["every", "plasticity"], float
+    )

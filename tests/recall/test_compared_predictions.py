@@ -59,6 +59,12 @@ class Sharpened(Counted):
         return nn.functional.cross_entropy(self(batch[0], temperature=0.2), batch[1])
 
 
+class Replaced(Counted):
+    def training_step(self, batch, batch_idx):
+        batch[0] = batch[0] * 2
+        return super().training_step(batch, batch_idx)
+
+
 class Reversed(Counted):
     def forward(self, inputs, others):
         return super().forward(inputs) + others[:, :2]
@@ -118,7 +124,7 @@ def test_what_is_written_into_outputs_afterwards_does_not_count():
     assert one["front"] == other["front"]
 
 
-@pytest.mark.parametrize("kind", [Scaled, InPlace, Twice, Trained, Sharpened, Inside])
+@pytest.mark.parametrize("kind", [Scaled, InPlace, Replaced, Twice, Trained, Sharpened, Inside])
 def test_where_a_step_runs_the_model_otherwise_it_is_run_for_them(kind):
     (one, runs, _), (other, with_a_view, _) = merged(kind), merged(kind, Mapped())
     assert one["front"] == other["front"]

@@ -7,7 +7,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.utilities import CombinedLoader
 
 _SEEN: WeakKeyDictionary[Callback, list["ref[Any] | None"]] = WeakKeyDictionary()
-"""Callbacks to the data sets of their last fit's dataloaders, as far as they can be told again."""
+"""Callbacks to the data sets that were last scored for them, as far as they can be told again."""
 
 
 def validation_batches(trainer: Trainer) -> list[int | float]:
@@ -32,28 +32,41 @@ def validation_batches(trainer: Trainer) -> list[int | float]:
 
 
 def moved_loader(callback: Callback, loaders: Any) -> tuple[int, int] | None:
-    """Tell which dataloader is in another place than in the callback's last fit.
+    """Tell which dataloader is in another place than when scores were read last.
 
     They are told by their data sets, the same objects in new dataloaders too; data sets that are
     there twice, or are new, tell nothing.
 
     Args:
-        callback: Whose fits these are.
+        callback: Who reads them.
         loaders: Those of this fit, as the Trainer has them.
 
     Returns:
         The place of one now, and then; None where none has moved.
     """
-    combined = loaders if isinstance(loaders, CombinedLoader) else CombinedLoader(loaders)
-    now = [getattr(loader, "dataset", None) for loader in combined.flattened]
+    now = _data_sets(loaders)
     then = [None if known is None else known() for known in _SEEN.get(callback, [])]
-    _SEEN[callback] = [_told_again(data) for data in now]
     for place, data in enumerate(now):
         before = [number for number, known in enumerate(then) if known is data]
         alone = data is not None and len(before) == 1 and sum(data is one for one in now) == 1
         if alone and before != [place]:
             return place, before[0]
     return None
+
+
+def note_loaders(callback: Callback, loaders: Any) -> None:
+    """Note the places of dataloaders whose scores are read.
+
+    Args:
+        callback: Who reads them.
+        loaders: As for :func:`moved_loader`.
+    """
+    _SEEN[callback] = [_told_again(data) for data in _data_sets(loaders)]
+
+
+def _data_sets(loaders: Any) -> list[Any]:
+    combined = loaders if isinstance(loaders, CombinedLoader) else CombinedLoader(loaders)
+    return [getattr(loader, "dataset", None) for loader in combined.flattened]
 
 
 def _told_again(data: Any) -> "ref[Any] | None":

@@ -274,7 +274,7 @@ class _ModelMerge:
         mixed = torch.cat([chunk.clone() for chunk in chunks]).add_(spread.reshape(-1))
         if not all_finite(mixed):
             refuse_infinite([model for model, _ in used], name, dtype)
-        return mixed
+        return mixed.reshape(spread.shape)
 
     def _merge(self, name: str, shares: list[float], dtype: torch.dtype) -> Tensor:
         how = self.settings.how

@@ -19,12 +19,27 @@ def fits(*orders, data=None):
 
 
 def test_loaders_that_change_places_between_fits_are_refused_before_training():
-    with pytest.raises(MisconfigurationException, match=r"dataloader 0 has the data of .* 1 in"):
+    with pytest.raises(MisconfigurationException, match=r"dataloader 0 has the data of .* 1 when"):
         fits([0, 1, 2], [1, 0, 2])
 
 
+def test_a_refused_order_is_not_the_one_that_counts_from_then_on():
+    data = [task_data(task, samples=16) for task in range(2)]
+    model, monitor = Plain(), ForgettingMonitor(monitor="val/acc")
+
+    def fit(task, order):
+        held_out = [DataLoader(data[place], 8) for place in order]
+        quiet_trainer(monitor).fit(model, loader(task), held_out)
+
+    fit(0, [0, 1])
+    for _ in range(2):
+        with pytest.raises(MisconfigurationException, match="another task"):
+            fit(1, [1, 0])
+    fit(1, [0, 1])
+
+
 def test_one_that_is_left_out_moves_the_others():
-    with pytest.raises(MisconfigurationException, match=r"dataloader 0 has the data of .* 1 in"):
+    with pytest.raises(MisconfigurationException, match=r"dataloader 0 has the data of .* 1 when"):
         fits([0, 1, 2], [1, 2])
 
 

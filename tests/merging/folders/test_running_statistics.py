@@ -98,3 +98,13 @@ def test_a_variance_that_would_not_be_finite_is_refused(paths, tmp_path, mean, m
     with pytest.raises(ValueError, match=message):
         merged(tmp_path / "out", paths)
     assert not (tmp_path / "out").exists()
+
+
+def test_statistics_of_any_shape_are_mixed(tmp_path):
+    files = [str(tmp_path / f"{i}.safetensors") for i in range(2)]
+    for number, file in enumerate(files):
+        mean = torch.full((3, 2, 2), float(number))
+        save_file({MEAN: mean, VARIANCE: torch.ones(3, 2, 2)}, file)
+    merge_files(MergeSettings(files, tmp_path / "merged", weights=[0.5, 0.5]))
+    merged = tensors(tmp_path / "merged")
+    assert torch.equal(merged[VARIANCE], torch.full((3, 2, 2), 1.25))
