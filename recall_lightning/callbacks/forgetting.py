@@ -409,7 +409,7 @@ class ForgettingMonitor(TaskScoreCallback):
             raise MisconfigurationException(
                 f"ForgettingMonitor: task {name!r} has {batches} batches an epoch, and validation "
                 f"every {interval} of them (val_check_interval={trainer.val_check_interval}) does "
-                f"not fall on the last: {_intervals_that_do(int(batches), int(interval))}"  # type: ignore[arg-type]
+                f"not fall on the last: set {_intervals_that_do(int(batches), int(interval))}"  # type: ignore[arg-type]
             )
 
     def _report(self, trainer: Trainer) -> None:
@@ -466,15 +466,15 @@ def _intervals_that_do(batches: int, interval: int) -> str:
     """Say what may be set so that a validation falls on an epoch's last batch.
 
     >>> _intervals_that_do(43, 21)
-    'set val_check_interval to 1.0, or to 21 with limit_train_batches=42'
+    'val_check_interval to 1.0, or to 21 with limit_train_batches=42'
     >>> _intervals_that_do(44, 10)
-    'set val_check_interval to 1.0, to 11, which divides 44, or to 10 with limit_train_batches=40'
+    'val_check_interval to 1.0, to 11, which divides 44, or to 10 with limit_train_batches=40'
     """
     divisors = [each for each in range(2, batches) if batches % each == 0]
     nearest = min(divisors, key=lambda each: abs(each - interval), default=None)
     dividing = "" if nearest is None else f" to {nearest}, which divides {batches},"
     return (
-        f"set val_check_interval to 1.0,{dividing} or to {interval} with "
+        f"val_check_interval to 1.0,{dividing} or to {interval} with "
         f"limit_train_batches={batches // interval * interval}"
     )
 
