@@ -18,7 +18,7 @@ from benchmarks.support.comparisons import compared
 from benchmarks.support.machine import machine
 from benchmarks.support.pages import write_page
 from benchmarks.support.tables import table
-from recall_lightning.compare.results import Interval, Run, confidence_interval
+from recall_lightning.compare.results import Summary, by_seed, paired_difference, summarise
 from recall_lightning.compare.tables import cell
 
 CHOOSING_SEEDS = (100, 101)
@@ -44,24 +44,6 @@ SETTINGS = (
 DEFAULTS, CHOSEN = "recall", "chosen"
 
 
-def averages(runs: list[Run], label: str) -> dict[int, float]:
-    """Return the average score after the last task by seed."""
-    return {run.seed: run.metrics["average"] for run in runs if run.label == label}
-
-
-def paired(runs: list[Run], one: str, other: str) -> Interval:
-    """Return the interval of what one setting's average is above another's, seed by seed."""
-    own, theirs = averages(runs, one), averages(runs, other)
-    return confidence_interval([own[seed] - theirs[seed] for seed in sorted(own)])
-
-
-def gap_closed(runs: list[Run], label: str) -> Interval:
-    """Return the interval of the part of the way from fine-tuning to joint training, in percent."""
-    own, low, high = (averages(runs, each) for each in (label, "finetune", "joint"))
-    parts = [100 * (own[seed] - low[seed]) / (high[seed] - low[seed]) for seed in sorted(own)]
-    return confidence_interval(parts)
-
-
 def main() -> None:
     """Run all of it."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.chosen_by_hand")
@@ -74,7 +56,7 @@ def main() -> None:
 
     variants = {f"setting_{number}": f"recall:{own}" for number, own in enumerate(SETTINGS, 1)}
     tried = compared(recipe, folder / "choose", variants, CHOOSING_SEEDS, given.jobs)
-    means = {label: fmean(averages(tried, label).values()) for label in variants}
+    means = {label: fmean(by_seed(tried, label, "average").values()) for label in variants}
     better = max if tried[0].mode == "max" else min
     best = better(means, key=means.__getitem__)
 
@@ -86,13 +68,14 @@ def main() -> None:
     }
     runs = compared(recipe, folder / "report", shown, seeds, given.jobs)
 
-    def row(label: str) -> list[str]:
-        own = confidence_interval(list(averages(runs, label).values()))
-        closed = gap_closed(runs, label) if label in (DEFAULTS, CHOSEN) else None
-        name = f"`{shown[CHOSEN].removeprefix('recall:')}`" if label == CHOSEN else label
-        return [name, cell(own, len(seeds)), cell(closed, len(seeds), 1) if closed else "–"]
+    def row(own: Summary) -> list[str]:
+        name = f"`{shown[CHOSEN].removeprefix('recall:')}`" if own.label == CHOSEN else own.label
+        closed = own.label in (DEFAULTS, CHOSEN)
+        gap = cell(own.value("gap_closed"), len(seeds), 1) if closed else "–"
+        return [name, cell(own.value("average"), len(seeds)), gap]
 
-    difference = cell(paired(runs, DEFAULTS, CHOSEN), len(seeds), sign="+")
+    pair = (by_seed(runs, label, "average") for label in (DEFAULTS, CHOSEN))
+    difference = cell(paired_difference(*pair), len(seeds), sign="+")
     write_page(
         "chosen_by_hand",
         "# Defaults beside settings that were chosen by hand\n\n"
@@ -102,7 +85,7 @@ def main() -> None:
         "interval over seeds (Student's t); gap closed: the part of the way from fine-tuning to "
         "joint training.",
         machine(),
-        table(["setting", runs[0].monitor, "gap closed, %"], [row(label) for label in shown]),
+        table(["setting", runs[0].monitor, "gap closed, %"], [row(own) for own in summarise(runs)]),
         f"Defaults above the setting that was chosen, paired by seed: {difference}.",
         "## The twenty, on the seeds for choosing",
         table(

@@ -24,7 +24,8 @@ from benchmarks.support.pages import write_page
 from benchmarks.support.tables import table
 from recall_lightning import RecallCallback
 from recall_lightning.callbacks._trainer.loggers import run_folder
-from recall_lightning.compare.results import Run, confidence_interval
+from recall_lightning.compare.results import Run, by_seed, confidence_interval, gap_closed
+from recall_lightning.compare.tables import cell
 
 RECIPES = ("digits_permuted", "digits_split", "digits_rotated", "stdlib_text")
 GRADUAL = ("digits_permuted", "digits_split")
@@ -96,12 +97,9 @@ def read(run: Run, folder: Path) -> tuple[list[int], list[int], int]:
 
 def closed(runs: Mapping[str, Sequence[Run]], label: str) -> str:
     """Return the share of the gap from fine-tuning to joint training that a setting closes."""
-    averages = {name: [run.metrics["average"] for run in own] for name, own in runs.items()}
-    trio = zip(averages[label], averages["fine-tuning"], averages["joint"], strict=True)
-    shares = [100 * (own - low) / (high - low) for own, low, high in trio]
-    found = confidence_interval(shares)
-    width = "" if found.half_width is None else f" ± {found.half_width:.1f}"
-    return f"{found.mean:.1f}{width}"
+    every = [run for own in runs.values() for run in own]
+    trio = (by_seed(every, name, "average") for name in (label, "fine-tuning", "joint"))
+    return cell(confidence_interval(gap_closed(*trio).values()), len(runs[label]), 1)
 
 
 def row(
