@@ -313,7 +313,8 @@ def merge_snapshots_(
     # the last that may refuse, and then writes; what follows only writes
     discarded = lerp_adapters_(live, snapshots, weights, lora_pairs) if lora_pairs else {}
     merge_maps_(live, snapshots[0], maps)
-    _average_(live, snapshots, shares)
+    others = [{n: w for n, w in own.items() if n not in variances} for own in shares]
+    _average_(live, snapshots, others)
     write_into({name: live[name] for name in variances}, variances)
     return discarded
 

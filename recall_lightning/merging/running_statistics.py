@@ -15,13 +15,9 @@ def means_of_variances(shapes: Shapes) -> dict[str, str]:
     >>> means_of_variances({"0.running_mean": [2], "0.running_var": [2], "1.running_var": [2]})
     {'0.running_var': '0.running_mean'}
     """
-    means: dict[str, str] = {}
-    for name, shape in shapes.items():
-        *module, own = name.split(".")
-        mean = ".".join([*module, "running_mean"])
-        if own == "running_var" and shapes.get(mean) == shape:
-            means[name] = mean
-    return means
+    variances = [name for name in shapes if name.rpartition(".")[2] == "running_var"]
+    means = {name: f"{name.removesuffix('running_var')}running_mean" for name in variances}
+    return {name: mean for name, mean in means.items() if shapes.get(mean) == shapes[name]}
 
 
 def spread_of_means(
