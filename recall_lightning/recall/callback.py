@@ -59,7 +59,7 @@ from recall_lightning.recall.state import (
     check_same_blocks,
     check_same_first_task,
 )
-from recall_lightning.recall.unsaved_merges import UnsavedMerges
+from recall_lightning.recall.unsaved_merges import tell_of_an_early_stop, tell_of_an_unsaved_merge
 from recall_lightning.weights.naming import find_weights
 from recall_lightning.weights.sharding import gathered, reshard
 from recall_lightning.weights.snapshot import Snapshot
@@ -221,7 +221,7 @@ class RecallCallback(TaskAwareCallback):
         self._structure = Structure()
         self._first_batch_is_checked = False
         self._first_visit = 0  # of those that took a step
-        self._unsaved = UnsavedMerges()
+        self._is_merge_saved = True  # in a checkpoint
         self._watch = OptimizerWatch(forgets=optimizer_state == "reset")
         self._resumed: list[str] | None = None  # the blocks of a checkpoint that was just loaded
         self._last_merge = LastMerge(self.end_rule)
@@ -445,13 +445,14 @@ class RecallCallback(TaskAwareCallback):
         self._kept.storage.remove_unused(trainer, self.snapshots)
         write_merges(trainer, self.history, names_tasks=self._drift is not None)
         if self.clock.stopped_early and len(self.history) > merges:
-            self._unsaved.tell_of_an_early_stop()
+            tell_of_an_early_stop()
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say so where every checkpoint is from before the last merge."""
         super().on_fit_end(trainer, pl_module)
-        if self.task_ended and not self.clock.stopped_early:  # of which was told
-            self._unsaved.tell(trainer)
+        stopped_early = self.clock.stopped_early  # which has been said
+        if self.task_ended and not (self._is_merge_saved or stopped_early):
+            tell_of_an_unsaved_merge(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the weights of a task that has ended, and been validated, as an artifact."""
@@ -527,7 +528,7 @@ class RecallCallback(TaskAwareCallback):
         if again is None:
             return None
         self.history[-1] = again
-        self._unsaved.last_is_saved = False
+        self._is_merge_saved = False
         return told_within(record, again)
 
     def on_rollback(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -575,7 +576,7 @@ class RecallCallback(TaskAwareCallback):
         """Keep the files of snapshots that the checkpoint refers to."""
         super().on_save_checkpoint(trainer, pl_module, checkpoint)
         self._kept.storage.checkpoint_saved(self.snapshots)
-        self._unsaved.last_is_saved = True
+        self._is_merge_saved = True
 
     def state_dict(self) -> dict[str, Any]:
         """Return snapshots, what rules decide from, and the history."""
@@ -676,7 +677,7 @@ class RecallCallback(TaskAwareCallback):
         if merged is None:
             return False
         self._watch.observe_merge()
-        self._unsaved.last_is_saved = False
+        self._is_merge_saved = False
         step = self.steps_trained(trainer)
         record = {"task": self.task, "visit": self.visit, "step": step, **merged}
         self.history.append(record)
