@@ -107,14 +107,16 @@ class TaskScoreCallback(TaskAwareCallback):
         if not batches:
             return
         self.check_loaders(trainer, len(batches))
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
         moved = moved_loader(self, trainer.val_dataloaders)
-        if moved is not None and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if moved is not None:
             raise MisconfigurationException(
                 f"{self._called}: validation dataloader {moved[0]} has the data of what was "
                 f"dataloader {moved[1]} when scores were read last, so its scores would count for "
                 "another task: pass all of them in one order to every fit"
             )
-        if 0 in batches and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if 0 in batches:
             raise MisconfigurationException(
                 f"{self._called}: validation dataloader {batches.index(0)} has no batches, so its "
                 "task has no score: give it some data"
