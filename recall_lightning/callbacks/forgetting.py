@@ -294,10 +294,18 @@ class ForgettingMonitor(TaskScoreCallback):
         log_summary(trainer, {f"continual/{n}": value for n, value in self.summary().items()})
         if folder is not None:
             with _failure_is_said(folder):
-                write_task_matrix(self.record, folder, self.exceeded)
-                self._write_figures(trainer, folder)
+                self._write_files(trainer, folder)
                 for name in _FILES:
                     keep_file(trainer, folder / name)
+
+    def on_retuned(self, trainer: Trainer, pl_module: LightningModule, step: int) -> None:
+        """Note in the record and in the files that the last row is of before."""
+        if not self.record.retune(step):
+            return
+        folder = self._resolve_folder(trainer)
+        if folder is not None and trainer.is_global_zero:
+            with _failure_is_said(folder):
+                self._write_files(trainer, folder)
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything measured so far, in plain Python."""
@@ -452,9 +460,10 @@ class ForgettingMonitor(TaskScoreCallback):
     def _resolve_folder(self, trainer: Trainer) -> Path | None:
         return Path(self.folder) if self.folder is not None else run_folder(trainer)
 
-    def _write_figures(self, trainer: Trainer, folder: Path) -> None:
+    def _write_files(self, trainer: Trainer, folder: Path) -> None:
         from recall_lightning.metrics.figures import save
 
+        write_task_matrix(self.record, folder, self.exceeded)
         marks: dict[str, list[int]] = {}
         for callback in task_aware_callbacks(trainer):
             marks |= callback.marked_steps

@@ -227,16 +227,22 @@ class TaskRecord:
         self.trained.append(task)
         self.probes.append(measured.get("probes", []))
 
-    def retune(self, step: int) -> None:
+    def retune(self, step: int) -> bool:
         """Note that a merge was made again, if the last row was measured after it.
 
         Args:
             step: The optimizer step of the merge.
+
+        Returns:
+            Whether that is new.
         """
         row, measured = len(self.matrix) - 1, self.measurements[-1:]
         is_of_last_task = len(self.matrix) == len(self.boundaries)
-        if is_of_last_task and measured and measured[0]["step"] >= step and row not in self.retuned:
-            self.retuned.append(row)
+        outdated = is_of_last_task and measured and measured[0]["step"] >= step
+        if not outdated or row in self.retuned:
+            return False
+        self.retuned.append(row)
+        return True
 
     def find(self, boundaries: Sequence[FoundBoundary]) -> None:
         """Take the boundaries that a callback has found so far; those of earlier fits stay."""

@@ -246,7 +246,8 @@ class RecallCallback(TaskAwareCallback):
         """Make the last task's last merge again, with another share of the task's gain left.
 
         It takes seconds and no data, and may be done as often as one likes until the next task
-        starts: always from the weights of before the merge. ``history`` tells of the last time.
+        starts: always from the weights of before the merge. ``history`` tells of the last time, and
+        ForgettingMonitor that its last row is of before.
 
         Args:
             pl_module: The model, whose weights are written.
@@ -262,6 +263,12 @@ class RecallCallback(TaskAwareCallback):
             record = self.history[-1] if self.history else {}
             again = self._last_merge.again_(pl_module, self.snapshots, record, plasticity)
         self.history[-1] = again
+        try:
+            trainer = pl_module.trainer
+        except RuntimeError:  # there is none
+            return
+        for callback in task_aware_callbacks(trainer):
+            callback.on_retuned(trainer, pl_module, again["step"])
 
     def expected_memory(self, pl_module: nn.Module, batch: Any) -> ExpectedMemory:
         """Tell before a run what it will take to keep what the model knows.

@@ -1,12 +1,14 @@
 """A task's last merge made again is the merge of a run that had asked for it."""
 
+import json
+
 import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 
-from recall_lightning import RecallCallback
+from recall_lightning import ForgettingMonitor, RecallCallback
 from recall_lightning.merging.rules import KfacSubspace, MergeRule, Uniform
 from recall_lightning.recall.retuning import retuned
 from recall_lightning.recall.settings import SnapshotSettings
@@ -132,6 +134,24 @@ def test_a_checkpoint_that_was_loaded_can_be_merged_again_and_goes_on(tmp_path):
     callback.begin_task(2)
     resumed.fit(model, loader(2), ckpt_path=tmp_path / "other.ckpt")
     assert [record["task"] for record in callback.history] == [1, 2]
+
+
+def test_a_monitor_says_that_its_last_row_is_of_before(tmp_path):
+    torch.manual_seed(0)
+    model, callback = Plain(), RecallCallback(keep_live=True)
+    monitor = ForgettingMonitor("val/acc")
+    trainer = Trainer(
+        max_epochs=1,
+        callbacks=[callback, monitor],
+        default_root_dir=tmp_path,
+        accelerator="cpu",
+    )
+    trainer.fit(model, loader(0), [loader(0, 64, shuffle=False)])
+    (matrix,) = tmp_path.rglob("task_matrix.json")
+    assert "retuned" not in json.loads(matrix.read_text())
+    callback.retune(model, 0.5)
+    assert "after task 0, before retuning" in monitor.record.table()
+    assert json.loads(matrix.read_text())["retuned"] == [0]
 
 
 def test_a_model_that_does_not_fit_is_refused_before_anything_is_written():
