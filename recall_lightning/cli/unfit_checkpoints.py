@@ -9,6 +9,7 @@ from pathlib import Path
 from recall_lightning.checks import first_of
 
 _OPTION = "--ckpt_path"
+_READERS = ("serialization.py", "_weights_only_unpickler.py")  # of torch
 
 
 def unfit_checkpoint(error: BaseException, args: Sequence[str]) -> str | None:
@@ -28,9 +29,19 @@ def unfit_checkpoint(error: BaseException, args: Sequence[str]) -> str | None:
     if not any(word.partition("=")[0] == _OPTION for word in args):
         return None
     message = str(error)
-    damaged = isinstance(error, pickle.UnpicklingError | EOFError) or "PytorchStream" in message
-    if damaged and _comes_from_loading(error) and "GLOBAL" not in message:  # of a class in it
-        return f"{_OPTION}: the file is no checkpoint, or not a whole one: name another"
+    if _comes_from_loading(error):
+        if _is_damage(error) and "GLOBAL" not in message:  # of a class in it
+            return f"{_OPTION}: the file is no checkpoint, or not a whole one: name another"
+        if isinstance(error, KeyError):
+            return (
+                f"{_OPTION}: the file is no checkpoint of a Trainer, it has no {error.args[0]}: "
+                "load mere weights where you build the model"
+            )
+        if isinstance(error, ValueError) and "parameter group" in message:
+            return (
+                f"{_OPTION}: the checkpoint's optimizer has other groups of parameters than this "
+                "run's: give the recipe that it was trained with"
+            )
     kind = re.match(r"Error\(s\) in loading state_dict for (\w+)", message)
     if kind is None:
         return None
@@ -48,6 +59,14 @@ def unfit_checkpoint(error: BaseException, args: Sequence[str]) -> str | None:
     return (
         f"{_OPTION}: the checkpoint is of another model than this {kind[1]}, {said}: give the "
         "recipe that it was trained with"
+    )
+
+
+def _is_damage(error: BaseException) -> bool:
+    """Tell whether a file cannot be read as what torch saves; text fails wherever it looks odd."""
+    last = traceback.extract_tb(error.__traceback__)[-1:]
+    return isinstance(error, pickle.UnpicklingError | EOFError) or any(
+        Path(frame.filename).name in _READERS for frame in last
     )
 
 

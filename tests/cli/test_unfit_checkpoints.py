@@ -4,8 +4,9 @@ from torch import nn
 
 from recall_lightning.cli.main import main
 from recall_lightning.cli.unfit_checkpoints import unfit_checkpoint
-from tests.cli.test_fit import RECIPES, SMALL
+from tests.cli.test_fit import RECIPES, SMALL, fit
 
+RECIPE = str(RECIPES / "digits_permuted.yaml")
 GIVEN = ["validate", "--ckpt_path=a.ckpt"]
 
 
@@ -29,13 +30,39 @@ def test_errors_without_a_checkpoint_are_not_retold():
     assert unfit_checkpoint(RuntimeError("something else"), GIVEN) is None
 
 
-@pytest.mark.parametrize("kind", ["half", "text"])
+FILES = {
+    "half": (lambda path: torch.save({"state_dict": {}}, path), "is no checkpoint, or not a whole"),
+    "text": (lambda path: path.write_text("no checkpoint"), "is no checkpoint, or not a whole"),
+    "odd text": (lambda path: path.write_text("hello"), "is no checkpoint, or not a whole"),
+    "weights": (
+        lambda path: torch.save({"a.weight": torch.zeros(2)}, path),
+        "is no checkpoint of a Trainer, it has no pytorch-lightning_version: load mere weights",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", FILES)
 def test_a_file_that_is_no_whole_checkpoint_is_one_sentence(kind, tmp_path, capsys):
     path = tmp_path / "a.ckpt"
-    torch.save({"state_dict": {}}, path)
-    path.write_bytes(path.read_bytes()[:300] if kind == "half" else b"no checkpoint")
-    recipe = str(RECIPES / "digits_permuted.yaml")
+    write, said = FILES[kind]
+    write(path)
+    if kind == "half":
+        path.write_bytes(path.read_bytes()[:300])
+    assert f"--ckpt_path: the file {said}" in refused(capsys, "validate", f"--ckpt_path={path}")
+
+
+def test_an_optimizer_of_other_groups_is_one_sentence(tmp_path, capsys):
+    (path,) = fit(tmp_path, "digits_rotated", "--trainer.max_steps=1").rglob("*.ckpt")
+    checkpoint = torch.load(path, weights_only=True)
+    checkpoint["optimizer_states"][0]["param_groups"] *= 2
+    torch.save(checkpoint, path)
+    with pytest.raises(SystemExit):
+        fit(tmp_path, "digits_rotated", f"--ckpt_path={path}")
+    assert "optimizer has other groups of parameters" in capsys.readouterr().err
+
+
+def refused(capsys, command, option):
     with pytest.raises(SystemExit) as stopped:
-        main(["validate", "-c", recipe, *SMALL, "--trainer.logger=false", f"--ckpt_path={path}"])
+        main([command, "-c", RECIPE, *SMALL, "--trainer.logger=false", option])
     assert stopped.value.code == 2
-    assert "--ckpt_path: the file is no checkpoint, or not a whole" in capsys.readouterr().err
+    return capsys.readouterr().err
