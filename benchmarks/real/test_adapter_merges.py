@@ -5,9 +5,10 @@ import torch
 from lightning.pytorch import Trainer
 from torch.utils.data import DataLoader
 
-from benchmarks.real.published_merges import (
+from benchmarks.real.adapter_merges import (
     COMBINATIONS,
     SaveTaskAdapters,
+    adapters_in,
     merged_scores,
     use_merged_adapter,
 )
@@ -35,7 +36,8 @@ def loss_of(module, step):
 def trained(tmp_path_factory):
     """The module after two tasks, the folders of its adapters, and its loss after each."""
     torch.manual_seed(0)
-    saver, losses = SaveTaskAdapters(tmp_path_factory.mktemp("adapters")), []
+    folder, losses = tmp_path_factory.mktemp("adapters"), []
+    saver = SaveTaskAdapters(folder)
     lora = LoraSettings(r=4, alpha=8, target_modules="all-linear")
     module = CausalLMModule(TINY, lambda params: torch.optim.Adam(params, 1e-2), lora=lora)
     for step in (3, 5):
@@ -49,7 +51,7 @@ def trained(tmp_path_factory):
             enable_progress_bar=False,
         ).fit(module, DataLoader(rows, batch_size=8))
         losses.append(loss_of(module, 3))
-    return module, saver.folders, losses
+    return module, adapters_in(folder), losses
 
 
 def updates(module):
@@ -82,18 +84,19 @@ def test_svd_is_the_mean_of_the_updates_as_far_as_the_rank_goes(trained):
         torch.testing.assert_close(update, best, atol=1e-4, rtol=1e-3)
 
 
-def test_every_merge_is_evaluated(trained):
+def test_every_merge_is_evaluated_and_the_model_left_as_it_was(trained):
     module, folders, losses = trained
+    own = copy.deepcopy(module)
 
-    def evaluate(model):
-        assert model.active_adapters == ["merged"]
-        own.model = model
+    def evaluate():
+        assert own.model.active_adapters == ["merged"]
         return loss_of(own, 3)
 
-    own = copy.deepcopy(module)
-    scores = merged_scores(lambda: copy.deepcopy(module).model, folders, evaluate, density=0.5)
+    scores = merged_scores(own.model, folders, evaluate, density=0.5)
     assert list(scores) == list(COMBINATIONS)
     assert len({*scores.values(), *losses}) == len(COMBINATIONS) + 2
+    assert loss_of(own, 3) == losses[-1]
+    assert list(own.model.peft_config) == ["default"]
 
 
 def test_others_are_refused(trained):

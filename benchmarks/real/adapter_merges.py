@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 import torch
 from lightning.pytorch import LightningModule, Trainer
 
+from recall_lightning.callbacks._trainer.loggers import run_folder
 from recall_lightning.callbacks.task_aware import TaskAwareCallback
 from recall_lightning.checks import check_choice
 from recall_lightning.measuring.isolation import isolated_rng
@@ -23,25 +24,35 @@ class SaveTaskAdapters(TaskAwareCallback):
     """Saves the adapter at every task's end, in a folder of its own, as PEFT saves adapters.
 
     Args:
-        folder: Where the folders ``task_0``, ``task_1`` … go, numbered by visit.
+        folder: Where the folders ``task_0``, ``task_1`` … go, numbered by visit; by default
+            ``adapters`` in the run's folder.
         task_epochs: Epochs a task, only where no datamodule tells the task.
     """
 
-    def __init__(self, folder: str | Path, task_epochs: int | list[int] | None = None) -> None:
+    def __init__(
+        self, folder: str | Path | None = None, task_epochs: int | list[int] | None = None
+    ) -> None:
         super().__init__(task_epochs)
-        self.folder = Path(folder)
+        self.folder = folder
 
     def on_task_end(self, trainer: Trainer, pl_module: LightningModule, task: int) -> None:
         """Save it."""
+        folder = self.folder or f"{run_folder(trainer)}/adapters"
         if trainer.is_global_zero:
             model: Any = pl_module.model
-            model.save_pretrained(str(self.folder / f"task_{self.visit}"))
+            model.save_pretrained(f"{folder}/task_{self.visit}")
 
-    @property
-    def folders(self) -> list[Path]:
-        """The folders that there are, in the order of training."""
-        found = self.folder.glob("task_*")
-        return sorted(found, key=lambda path: int(path.name.removeprefix("task_")))
+
+def adapters_in(folder: Path) -> list[Path]:
+    """Return the folders that :class:`SaveTaskAdapters` has left, in the order of training.
+
+    Args:
+        folder: Its own, or that of a run.
+    """
+    found = folder.rglob("task_*/adapter_config.json")
+    return sorted(
+        (file.parent for file in found), key=lambda path: int(path.name.removeprefix("task_"))
+    )
 
 
 def use_merged_adapter(
@@ -83,24 +94,25 @@ def use_merged_adapter(
 
 
 def merged_scores(
-    build: Callable[[], Any],
+    model: Any,
     folders: Sequence[str | Path],
-    evaluate: Callable[[Any], Score],
+    evaluate: Callable[[], Score],
     density: float = 0.2,
     combinations: Sequence[str] = COMBINATIONS,
 ) -> dict[str, Score]:
-    """Evaluate every published merge of the adapters that a stream has left, one after each task.
+    """Evaluate every published merge of adapters, and leave the model with its own.
 
     Args:
-        build: Makes the ``PeftModel`` anew, with an adapter of the same configuration.
-        folders: The adapters, as :class:`SaveTaskAdapters` leaves them.
-        evaluate: Gives a model's score.
+        model: As for :func:`use_merged_adapter`.
+        folders: Likewise.
+        evaluate: Gives the model's score.
         density: The part of entries that TIES and DARE keep.
         combinations: Which merges.
     """
-    scores = {}
+    scores, (own,) = {}, model.active_adapters
     for combination in combinations:
-        model = build()
         use_merged_adapter(model, folders, combination, density=density)
-        scores[combination] = evaluate(model)
+        scores[combination] = evaluate()
+        model.set_adapter(own)
+        model.delete_adapter(_MERGED)
     return scores
