@@ -168,6 +168,23 @@ class RecallCLI(LightningCLI):
         if self._get(self.config, "ckpt_path") is None and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             self.trainer.validate(self.model, self.datamodule, verbose=False)
 
+    def before_validate(self) -> None:
+        """Find the last checkpoint, as :meth:`before_fit` does; a Trainer's own word knows none.
+
+        Raises:
+            MisconfigurationException: If there is none.
+        """
+        named = self._get(self.config, "ckpt_path")
+        found = last_checkpoint(self.trainer) if named == "last" else named
+        if named in ("last", "best") and found in (None, "best"):
+            raise MisconfigurationException(
+                f"--ckpt_path={named}: "
+                + ("no run has left one" if named == "last" else "only a fit knows its best")
+                + ", name the file"
+            )
+        self.config_init[self.subcommand]["ckpt_path"] = found
+        self.config[self.subcommand]["ckpt_path"] = found
+
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
         method = METHODS[self._get(self.config, "method")]
         built = build_method(method, self._get(self.config, method.name))
