@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -130,6 +130,7 @@ class ForgettingMonitor(TaskScoreCallback):
         self._started = 0.0
         self._resumed = False
         self._has_stepped = False  # in this fit
+        self._files: tuple[Path, dict[str, list[int]]] | None = None  # of the last fit, with marks
 
     @property
     def exceeded(self) -> list[dict[str, Any]]:
@@ -293,19 +294,21 @@ class ForgettingMonitor(TaskScoreCallback):
         trainer.print(self.record.table())
         log_summary(trainer, {f"continual/{n}": value for n, value in self.summary().items()})
         if folder is not None:
+            marks: dict[str, list[int]] = {}
+            for callback in task_aware_callbacks(trainer):
+                marks |= callback.marked_steps
+            self._files = folder, marks
             with _failure_is_said(folder):
-                self._write_files(trainer, folder)
+                self._write_files(folder, marks)
                 for name in _FILES:
                     keep_file(trainer, folder / name)
 
-    def on_retuned(self, trainer: Trainer, pl_module: LightningModule, step: int) -> None:
+    def on_retuned(self, step: int) -> None:
         """Note in the record and in the files that the last row is of before."""
-        if not self.record.retune(step):
-            return
-        folder = self._resolve_folder(trainer)
-        if folder is not None and trainer.is_global_zero:
+        if self.record.retune(step) and self._files is not None:
+            folder, marks = self._files
             with _failure_is_said(folder):
-                self._write_files(trainer, folder)
+                self._write_files(folder, marks)
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything measured so far, in plain Python."""
@@ -460,13 +463,10 @@ class ForgettingMonitor(TaskScoreCallback):
     def _resolve_folder(self, trainer: Trainer) -> Path | None:
         return Path(self.folder) if self.folder is not None else run_folder(trainer)
 
-    def _write_files(self, trainer: Trainer, folder: Path) -> None:
+    def _write_files(self, folder: Path, marks: Mapping[str, Sequence[int]]) -> None:
         from recall_lightning.metrics.figures import save
 
         write_task_matrix(self.record, folder, self.exceeded)
-        marks: dict[str, list[int]] = {}
-        for callback in task_aware_callbacks(trainer):
-            marks |= callback.marked_steps
         save(self.record.matrix_figure(), folder / "task_matrix.png")
         save(self.record.curves_figure(marks), folder / "curves.png")
 

@@ -137,8 +137,8 @@ class TaskAwareCallback(Callback):
     def on_rollback(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Called after a task's end where the weights of its start have been put back."""
 
-    def on_retuned(self, trainer: Trainer, pl_module: LightningModule, step: int) -> None:
-        """Called where the last task's last merge, of an optimizer step, has been made again."""
+    def on_retuned(self, step: int) -> None:
+        """Called after a fit where its last merge, of an optimizer step, has been made again."""
 
     @property
     def can_estimate(self) -> bool:

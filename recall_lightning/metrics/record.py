@@ -183,6 +183,8 @@ class TaskRecord:
         self.matrix[row] = list(earlier or [math.nan] * len(self.matrix[row]))
         self.probes[row] = list(probes or [math.nan] * len(self.probes[row]))
         self.rolled_back.append(row)
+        if row - 1 in self.retuned:  # whose weights are not those of its scores
+            self.retuned.append(row)
         self.measured(step, [*self.matrix[row], *self.probes[row]])
 
     def name(self, tasks: Sequence[str], probes: Sequence[str] = ()) -> None:

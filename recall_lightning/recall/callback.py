@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable
 from functools import partial
 from numbers import Integral
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from lightning.pytorch import LightningModule, Trainer
@@ -44,7 +45,7 @@ from recall_lightning.recall.merge_interval import MergeInterval
 from recall_lightning.recall.migration import migrated_state
 from recall_lightning.recall.optimizer_watch import OptimizerWatch
 from recall_lightning.recall.parts import parts_of
-from recall_lightning.recall.records import log_merge, log_task, write_merges
+from recall_lightning.recall.records import log_merge, log_task, merges_file, write_merges
 from recall_lightning.recall.settings import (
     Buffers,
     DriftSettings,
@@ -225,6 +226,8 @@ class RecallCallback(TaskAwareCallback):
         self._watch = OptimizerWatch(forgets=optimizer_state == "reset")
         self._resumed: list[str] | None = None  # the blocks of a checkpoint that was just loaded
         self._last_merge = LastMerge(self.end_rule)
+        self._beside: list[TaskAwareCallback] = []  # in the Trainer of the last fit
+        self._merges_file: Path | None = None
         self._sums: list[Any] | None = None  # of before the last task's end, until the next starts
 
     @property
@@ -263,12 +266,9 @@ class RecallCallback(TaskAwareCallback):
             record = self.history[-1] if self.history else {}
             again = self._last_merge.again_(pl_module, self.snapshots, record, plasticity)
         self.history[-1] = again
-        try:
-            trainer = pl_module.trainer
-        except RuntimeError:  # there is none
-            return
-        for callback in task_aware_callbacks(trainer):
-            callback.on_retuned(trainer, pl_module, again["step"])
+        write_merges(self._merges_file, self.history, names_tasks=self._drift is not None)
+        for callback in self._beside:
+            callback.on_retuned(again["step"])
 
     def expected_memory(self, pl_module: nn.Module, batch: Any) -> ExpectedMemory:
         """Tell before a run what it will take to keep what the model knows.
@@ -343,6 +343,7 @@ class RecallCallback(TaskAwareCallback):
         check_strategy(trainer, self, sharded=True, allow_untested=self.allow_untested)
         refuse_weight_averaging(trainer, self)
         if stage == "fit":
+            self._beside = [each for each in task_aware_callbacks(trainer) if each is not self]
             self._kept.storage.check(trainer)
             self._artifacts.check(trainer, in_files=self._kept.storage.to == "file")
         counts = isinstance(self.every, Integral) or (self._drift and self.every == 1)
@@ -450,7 +451,8 @@ class RecallCallback(TaskAwareCallback):
         if self._drift is not None:
             self._drift.release()
         self._kept.storage.remove_unused(trainer, self.snapshots)
-        write_merges(trainer, self.history, names_tasks=self._drift is not None)
+        self._merges_file = merges_file(trainer)
+        write_merges(self._merges_file, self.history, names_tasks=self._drift is not None)
         if self.clock.stopped_early and len(self.history) > merges:
             tell_of_an_early_stop()
 

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -135,28 +136,36 @@ def log_task(
         log_table(trainer, f"recall/front_table/{name}", FRONT_COLUMNS, front_rows(last), point)
 
 
+def merges_file(trainer: Trainer) -> Path | None:
+    """Return where this process writes ``merges.json``; all processes call this.
+
+    That is in the run's folder, if there is one on a local disk.
+    """
+    folder = run_folder(trainer)
+    local = folder is not None and not is_remote(trainer.loggers[0].save_dir)
+    return folder / "merges.json" if folder and local and trainer.is_global_zero else None
+
+
 def write_merges(
-    trainer: Trainer, history: Sequence[Mapping[str, Any]], names_tasks: bool = False
+    path: Path | None, history: Sequence[Mapping[str, Any]], names_tasks: bool = False
 ) -> None:
-    """Write ``merges.json`` into the run's folder, if there is one on a local disk.
+    """Write merges, if there are some, into a file, or warn where that fails.
 
     Args:
-        trainer: The Trainer; all processes call this.
+        path: The file, if this process writes one.
         history: Of the callback.
         names_tasks: Whether the tasks are its own, that it has found, and no other callback's.
     """
+    if path is None or not history:
+        return
     if names_tasks:
         history = [{**each, "name": f"task {each['task']}, as it was found"} for each in history]
-    folder = run_folder(trainer)
-    local = folder is not None and not is_remote(trainer.loggers[0].save_dir)
-    if folder is None or not (local and history and trainer.is_global_zero):
-        return
     try:
-        write_whole(folder / "merges.json", json.dumps(plain_json(list(history)), indent=1))
+        write_whole(path, json.dumps(plain_json(list(history)), indent=1))
     except OSError as error:
         rank_zero_warn(
-            f"RecallCallback: {folder / 'merges.json'} could not be written "
-            f"({error.strerror or error}); the merges are in the callback's history"
+            f"RecallCallback: {path} could not be written ({error.strerror or error}); the merges "
+            "are in the callback's history"
         )
 
 

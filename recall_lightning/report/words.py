@@ -72,6 +72,11 @@ def lost(record: TaskRecord, exceeded: Sequence[Mapping[str, Any]] | None = None
             f"{len(names)} {what} rolled back ({listed(names)}): too much was forgotten, so the "
             "weights of before were put back and what was learned of it was given up."
         )
+    if len(record.matrix) - 1 in record.retuned:
+        said.append(
+            "The last merge was made again afterwards: all scores are of the weights of before, "
+            "and those that there are now were not measured."
+        )
     if exceeded:
         was = "limit was" if len(exceeded) == 1 else "limits were"
         said.append(f"{len(exceeded)} {was} not kept: {'; '.join(map(not_kept, exceeded))}.")

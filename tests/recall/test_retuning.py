@@ -12,6 +12,7 @@ from recall_lightning import ForgettingMonitor, RecallCallback
 from recall_lightning.merging.rules import KfacSubspace, MergeRule, Uniform
 from recall_lightning.recall.retuning import retuned
 from recall_lightning.recall.settings import SnapshotSettings
+from recall_lightning.report.words import lost
 from recall_lightning.weights.lightning_checkpoint import read_checkpoint
 from tests.support.adapter_runs import KNEW, Adapted, sequences
 from tests.support.callbacks import same, weights_of
@@ -149,9 +150,24 @@ def test_a_monitor_says_that_its_last_row_is_of_before(tmp_path):
     trainer.fit(model, loader(0), [loader(0, 64, shuffle=False)])
     (matrix,) = tmp_path.rglob("task_matrix.json")
     assert "retuned" not in json.loads(matrix.read_text())
+    quiet_trainer().validate(model, [loader(0)], verbose=False)  # another Trainer's model by now
     callback.retune(model, 0.5)
     assert "after task 0, before retuning" in monitor.record.table()
     assert json.loads(matrix.read_text())["retuned"] == [0]
+    merges = json.loads(matrix.with_name("merges.json").read_text())
+    assert merges[-1]["plasticity"] == 0.5
+    assert "The last merge was made again afterwards" in lost(monitor.record)
+
+
+def test_a_rollback_to_a_merge_that_was_made_again_says_so(tmp_path):
+    torch.manual_seed(0)
+    model, callback = Plain(), RecallCallback(keep_live=True)
+    monitor = ForgettingMonitor("val/acc", limits={"task 0": 0.0}, on_limit="rollback")
+    vals = [loader(task, 64, shuffle=False) for task in range(2)]
+    quiet_trainer(callback, monitor, max_epochs=3).fit(model, loader(0), vals)
+    callback.retune(model, 0.2)
+    quiet_trainer(callback, monitor, max_epochs=8).fit(model, loader(1), vals)
+    assert "after task 1, rolled back, before retuning" in monitor.record.table()
 
 
 def test_a_model_that_does_not_fit_is_refused_before_anything_is_written():
