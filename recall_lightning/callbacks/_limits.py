@@ -16,6 +16,7 @@ from recall_lightning.callbacks._trainer.optimizer_state import (
     forget,
     put_back_state,
 )
+from recall_lightning.callbacks._trainer.other_callbacks import refuse_weight_averaging
 from recall_lightning.callbacks._trainer.own_weights import (
     refuse_copies_of_weights,
     refuse_own_weights,
@@ -89,6 +90,11 @@ class Limits:
         if not callable(on_limit):
             check_choice("on_limit", on_limit, "warn", "stop", "rollback")
         self.by_name = {str(n).removeprefix("continual/"): float(v) for n, v in by_name.items()}
+        if len(self.by_name) < len(by_name):
+            raise ValueError(
+                f"limits={dict(by_name)!r} names one thing twice, with continual/ and without: "
+                "give each one limit"
+            )
         self.on_limit = on_limit
         self.exceeded: list[dict[str, Any]] = []
         self.start: Snapshot | None = None
@@ -128,6 +134,16 @@ class Limits:
                 "limits has 'estimated_forgetting', and nothing estimates it: RecallCallback does, "
                 "under its kfac rules"
             )
+        least = {"min_epochs": trainer.min_epochs or 0, "min_steps": trainer.min_steps or 0}
+        for name, value in least.items() if self.on_limit == "stop" else ():
+            if value > 1:
+                raise ValueError(
+                    f"on_limit='stop' cannot stop a Trainer with {name}={value} before that: leave "
+                    "it out"
+                )
+        if self.rolls_back:
+            puts_back = "ForgettingMonitor(on_limit='rollback') puts weights back"
+            refuse_weight_averaging(trainer, puts_back)
         for callback in others if self.rolls_back else []:
             if not callback.can_roll_back:
                 raise ValueError(
@@ -148,8 +164,8 @@ class Limits:
             last = self.exceeded[-1]
             found = Exceeded(last["name"], last["value"], last["limit"])
             raise ValueError(
-                f"after {last['task']!r} {found}, and on_limit='stop': go on with a new monitor, "
-                "or one with other limits"
+                f"after {last['task']!r} {found}, and on_limit='stop': to go on all the same, do "
+                "so with on_limit='warn' or 'rollback'"
             )
         if self.rolls_back and in_midst and self.start is None:
             raise ValueError(

@@ -381,7 +381,8 @@ class ForgettingMonitor(TaskScoreCallback):
             self.record.name(names, probes)
         with _misconfiguration():
             self._limits.check_names([*names, *probes])
-        reserved = _RESERVED.intersection([*names, *probes])
+        logged = {*_RESERVED, *(f"{probe}_lost" for probe in probes)}
+        reserved = logged.intersection([*names, *probes])
         if reserved:
             raise MisconfigurationException(
                 f"ForgettingMonitor: a task is called {reserved.pop()!r}, which is the name of a "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence, Sized
@@ -164,11 +165,13 @@ class TaskStream(LightningDataModule, ABC):
             MisconfigurationException: If it leaves a task out, or has one twice in a row.
         """
         tasks = list(range(self.num_tasks))
-        order = tasks if self._order is None else list(self._order)
+        given = tasks if self._order is None else list(self._order)
+        # numpy's and torch's numbers would be in checkpoints, which load plain ones alone
+        order = [operator.index(each) for each in given if hasattr(each, "__index__")]
         in_a_row = any(one == other for one, other in pairwise(order))
-        if sorted(set(order)) != tasks or in_a_row:
+        if sorted(set(order)) != tasks or in_a_row or len(order) < len(given):
             raise MisconfigurationException(
-                f"order={order} must hold each of the tasks' indices, 0 to {len(tasks) - 1}, and"
+                f"order={given} must hold each of the tasks' indices, 0 to {len(tasks) - 1}, and"
                 " none twice in a row: give such a task more epochs instead."
             )
         return order
@@ -181,9 +184,10 @@ class TaskStream(LightningDataModule, ABC):
             MisconfigurationException: If the task names, or their number, are not valid.
         """
         names, epochs = self.task_names, self._epochs_per_task
-        if not names or len({*names, *self.probe_names}) < len(names) + len(self.probe_names):
+        every = [*names, *self.probe_names]
+        if not names or len({*every}) < len(every) or not all(isinstance(n, str) for n in every):
             raise MisconfigurationException(
-                f"task_names={[*names, *self.probe_names]} must be unique, and not empty."
+                f"task_names={every} must be texts, unique, and not empty."
             )
         turns = [names[task] for task in self.order]
         if not isinstance(epochs, int) and len(epochs) != len(turns):

@@ -377,10 +377,10 @@ class TaskRecord:
 
 def _lost(earlier: Sequence[float], now: float) -> float:
     """Return by how much a score is below the best of earlier ones; NaN without such."""
-    if not earlier:
+    known = [score for score in earlier if math.isfinite(score)]
+    if not earlier or (not known and math.isfinite(now)):
         return math.nan
-    known = [score for score in [*earlier, now] if math.isfinite(score)]
-    return max(known) - now if math.isfinite(now) else math.inf
+    return max([*known, now]) - now if math.isfinite(now) else math.inf
 
 
 def check_scores(state: Mapping[str, Any]) -> None:

@@ -60,6 +60,7 @@ from recall_lightning.recall.state import (
     check_same_blocks,
     check_same_first_task,
 )
+from recall_lightning.recall.unmeasured_tasks import tell_of_no_step, tell_of_what_stays
 from recall_lightning.recall.unsaved_merges import tell_of_an_early_stop, tell_of_an_unsaved_merge
 from recall_lightning.weights.naming import find_weights
 from recall_lightning.weights.sharding import gathered, reshard
@@ -341,7 +342,7 @@ class RecallCallback(TaskAwareCallback):
         if "similarity" in self._needs:
             import sklearn.cluster  # noqa: F401
         check_strategy(trainer, self, sharded=True, allow_untested=self.allow_untested)
-        refuse_weight_averaging(trainer, self)
+        refuse_weight_averaging(trainer, "RecallCallback merges the weights that are trained")
         if stage == "fit":
             self._beside = [each for each in task_aware_callbacks(trainer) if each is not self]
             self._kept.storage.check(trainer)
@@ -494,16 +495,14 @@ class RecallCallback(TaskAwareCallback):
         if not self.clock.has_learned:
             if self.visit == self._first_visit:
                 self._first_visit += 1
-            rank_zero_warn(
-                f"RecallCallback: no optimizer step was taken in the task "
-                f"{self.task_name(trainer, task)!r} (losses of None, an accumulation longer than "
-                "the task, or steps that AMP skipped): nothing is merged at its end, and later "
-                "merges protect nothing of it"
-            )
+            tell_of_no_step(self.task_name(trainer, task))
             return
         rule, due = self.end_rule, self.should_merge(self.step_in_task, self.step_in_task)
         merged = due and rule is not None and self._merge_by(rule, trainer, pl_module)
         self._last_merge.keep(self._merge.take_last() if merged else None)
+        if not merged and self._drift is None:  # limits are of the weights as they are
+            with _misconfiguration():
+                self._estimates.estimate(self._context(trainer, pl_module))
         if any(each.may_roll_back for each in task_aware_callbacks(trainer)):
             self._sums = self._statistics.sums()
         with _misconfiguration():
@@ -530,7 +529,7 @@ class RecallCallback(TaskAwareCallback):
 
         That takes what the merge was made from, see ``keep_live``.
         """
-        if not self.estimates:
+        if not (self.estimates and self.history):
             return None
         record = self.history[-1]
         again = self._last_merge.within_(pl_module, self.snapshots, record, most)
@@ -542,8 +541,11 @@ class RecallCallback(TaskAwareCallback):
 
     def on_rollback(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget what was measured of the task that has ended."""
-        if self._sums is not None:  # not of a run that was resumed between the end and here
+        if self._sums is not None:
             self._statistics.put_back(self._sums)
+        else:
+            tell_of_what_stays()
+        self._statistics.leave_snapshots(self._kept.leave_out(self.visit))
         self._last_merge.state = self._sums = None
         self._artifacts.leave_out(self.visit)
         if self.visit == self._first_visit:

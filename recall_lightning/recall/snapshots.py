@@ -101,6 +101,20 @@ class KeptSnapshots:
         self._rest = rest
         self.storage.remove_unused(trainer, self.snapshots)
 
+    def leave_out(self, visit: int | None) -> list[int]:
+        """Forget the snapshot of a visit that is undone, if it is not the only one.
+
+        The next task's is the same, and would count twice.
+
+        Returns:
+            Which are left, counted from 0.
+        """
+        several = len(self.visits) > 1
+        left = [n for n, taken in enumerate(self.visits) if not several or taken != visit]
+        self.snapshots = [self.snapshots[position] for position in left]
+        self.visits = [self.visits[position] for position in left]
+        return left
+
     def resume(
         self,
         trainer: Trainer,

@@ -64,8 +64,11 @@ class TrainingEstimates:
     def observe_step(self, context: TaskContext) -> None:
         """After a step without a merge, estimate and log if it is time."""
         clock = context.clock
-        if clock.task_ended or not estimate_is_due(clock.step_in_task, clock.task_steps):
-            return
+        if not clock.task_ended and estimate_is_due(clock.step_in_task, clock.task_steps):
+            self.estimate(context)
+
+    def estimate(self, context: TaskContext) -> None:
+        """Estimate and log what the weights as they are have forgotten, where that is known."""
         if context.snapshots and self._statistics.predictions is not None:
             self.last = self.measured(context)
             log_merge(context.trainer, self.last)

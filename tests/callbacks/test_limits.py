@@ -6,7 +6,12 @@ import warnings
 import pytest
 import torch
 from lightning.pytorch import Callback
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import (
+    EarlyStopping,
+    EMAWeightAveraging,
+    ModelCheckpoint,
+    StochasticWeightAveraging,
+)
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
@@ -291,6 +296,7 @@ def test_weights_and_biases_gets_an_alert(monkeypatch, tmp_path):
         ({"limits": {"forgetting": -0.1}}, "must be a number from 0 on"),
         ({"limits": {"forgetting": "0.1"}}, "must be a number from 0 on"),
         ({"limits": EASY, "on_limit": "halt"}, "on_limit='halt' is unknown"),
+        ({"limits": {"forgetting": 0.1, "continual/forgetting": 0.2}}, "names one thing twice"),
     ],
 )
 def test_what_is_no_limit_is_refused(kwargs, message):
@@ -305,12 +311,71 @@ def test_a_limit_of_what_nobody_measures_is_refused_before_training():
     assert monitor.matrix == []
 
 
-def test_where_a_score_is_no_number_any_more_all_is_lost():
+def ruined_at(step, value):
     class Ruins(Callback):
         def on_train_batch_end(self, trainer, pl_module, *_):
-            if trainer.global_step == 16:
-                torch.nn.init.constant_(pl_module.net[4].bias, torch.nan)
+            if trainer.global_step == step:
+                torch.nn.init.constant_(pl_module.net[0].weight, value)
 
+    return Ruins()
+
+
+@pytest.mark.parametrize("value", [torch.nan, 1e30])
+@pytest.mark.parametrize("every", [1.0, 0.5])
+def test_weights_that_no_merge_takes_keep_no_limit_of_the_estimate(every, value):
+    limits = {"estimated_forgetting": 10.0}
+    monitor = ForgettingMonitor("val/acc", limits=limits, on_limit="rollback")
+    recall, weights = RecallCallback(every=every, merge_first_task=False), Weights()
+    fit(monitor, recall, ruined_at(15, value), weights)
+    assert monitor.record.rolled_back == [1]
+    assert same(weights.seen[1], weights.seen[2])
+
+
+@pytest.mark.parametrize("every", [3, 5])
+def test_without_a_merge_at_the_end_the_limit_is_of_the_weights_that_there_are(every):
+    arguments = {"plasticity": None, "end_rule": "never", "merge_first_task": False}
+    recall, found = RecallCallback(every=every, **arguments), []
+
+    class Looks(Callback):  # before RecallCallback learns what the task depends on
+        def on_train_batch_end(self, trainer, pl_module, *_):
+            if trainer.is_last_batch and recall._merges_this_task:
+                context = recall._context(trainer, pl_module)
+                found.append(recall._estimates.measured(context)["estimated_forgetting"]["live"])
+
+    told = []
+
+    class Listens(Callback):
+        def on_validation_start(self, trainer, pl_module):
+            told.extend(recall.estimates.values())
+
+    fit(Looks(), ForgettingMonitor("val/acc"), recall, Listens())
+    assert len(found) == 2
+    assert told == found
+
+
+@pytest.mark.parametrize("average", [StochasticWeightAveraging(1e-2), EMAWeightAveraging()])
+def test_rollback_is_refused_beside_an_average_that_would_undo_it(average):
+    monitor = ForgettingMonitor("val/acc", limits=EASY, on_limit="rollback")
+    with pytest.raises(MisconfigurationException, match="puts an average of its own in their"):
+        fit(monitor, average)
+
+
+@pytest.mark.parametrize("least", [{"min_epochs": 3}, {"min_steps": 24}])
+def test_stop_is_refused_where_a_trainer_would_not(least):
+    monitor = ForgettingMonitor("val/acc", limits=EASY, on_limit="stop")
+    with pytest.raises(MisconfigurationException, match="cannot stop a Trainer with min_"):
+        fit(monitor, **least)
+
+
+def test_the_snapshot_of_a_task_that_is_rolled_back_counts_no_second_time():
+    monitor = ForgettingMonitor("val/acc", limits={"b": 0.0, "a": 0.0}, on_limit="rollback")
+    recall = RecallCallback(rule="rbf", snapshots="all", merge_first_task=False)
+    fit(monitor, recall)
+    assert monitor.record.rolled_back
+    assert set(recall._kept.visits) == {1, 2}.difference(monitor.record.rolled_back)
+
+
+def test_where_a_score_is_no_number_any_more_all_is_lost():
     class Loss(Plain):
         def validation_step(self, batch, batch_idx, dataloader_idx=0):
             loss = torch.nn.functional.cross_entropy(self.net(batch[0]), batch[1])
@@ -319,7 +384,10 @@ def test_where_a_score_is_no_number_any_more_all_is_lost():
     limits = {"forgetting": 1.0, "a": 1.0}
     monitor, data = ForgettingMonitor("val/loss", limits=limits, on_limit="stop"), stream()
     quiet_trainer(
-        monitor, Ruins(), max_epochs=data.total_epochs, reload_dataloaders_every_n_epochs=1
+        monitor,
+        ruined_at(16, torch.nan),
+        max_epochs=data.total_epochs,
+        reload_dataloaders_every_n_epochs=1,
     ).fit(Loss(), data)
     assert {each["name"]: each["value"] for each in monitor.exceeded} == {
         "forgetting": torch.inf,

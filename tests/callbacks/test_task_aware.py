@@ -1,9 +1,10 @@
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from recall_lightning import TaskAwareCallback, TaskStream
+from recall_lightning import ForgettingMonitor, TaskAwareCallback, TaskStream
 from tests.support.training import Plain, loader, quiet_trainer, task_data
 
 
@@ -156,6 +157,24 @@ def test_a_resumed_stream_goes_on_in_its_task(tmp_path, stop_after):
     assert [event for event in second.of("start", "end") if event[0] == "end"][-1] == ("end", 1, 32)
     assert ("start", 0, 0) not in second.events
     assert second.of("step")[-1] == ("step", 1, 16)
+
+
+@pytest.mark.parametrize("array", [np.array, torch.tensor])
+def test_what_is_said_in_arrays_makes_checkpoints_that_can_be_gone_on_with(array, tmp_path):
+    def fit(data=None, task_epochs=None, **kwargs):
+        monitor = ForgettingMonitor("val/acc", task_epochs=task_epochs)
+        trainer = quiet_trainer(monitor, max_epochs=2, reload_dataloaders_every_n_epochs=1)
+        loaders = [] if data else [loader(0), [loader(0, 16), loader(1, 16)]]
+        trainer.fit(Plain(), *loaders, datamodule=data, **kwargs)
+        trainer.save_checkpoint(tmp_path / "end.ckpt")
+        return monitor
+
+    for given in (
+        {"data": stream(order=array([1, 0]), names=list(np.array(["a", "b"])))},
+        {"task_epochs": list(array([0, 1]))},
+    ):
+        whole, resumed = fit(**given), fit(**given, ckpt_path=tmp_path / "end.ckpt")
+        assert resumed.matrix == whole.matrix
 
 
 def test_the_tasks_name_is_in_the_progress_bar(capsys):

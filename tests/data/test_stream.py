@@ -281,6 +281,12 @@ def test_an_order_that_leaves_a_task_out_or_has_one_twice_in_a_row_is_refused(or
         two_tasks(order=order)
 
 
+@pytest.mark.parametrize("names", [[2019, 2020], ["a", None]])
+def test_names_that_are_no_texts_are_refused(names):
+    with pytest.raises(MisconfigurationException, match="must be texts, unique"):
+        two_tasks(names=names)
+
+
 def test_a_task_without_a_batch_is_refused_where_datasets_are_given():
     data = [TensorDataset(torch.zeros(n, 2)) for n in (8, 3)]
     with pytest.raises(MisconfigurationException, match="'task 1' has 3 training samples"):

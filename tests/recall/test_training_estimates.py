@@ -92,7 +92,7 @@ def test_a_limit_is_held_against_the_last_where_a_task_ends_without_a_merge():
         )
     assert callback.history == []
     (one,) = limited.exceeded
-    assert one["value"] == recorded.curve(FORGOTTEN)[16 - 2]
+    assert one["value"] == recorded.curve(FORGOTTEN)[16]
 
 
 @pytest.mark.usefixtures("often")

@@ -6,20 +6,23 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 _AVERAGES = ("StochasticWeightAveraging", "WeightAveraging")  # the second is of Lightning 2.6
 
 
-def refuse_weight_averaging(trainer: Trainer, callback: object) -> None:
+def refuse_weight_averaging(trainer: Trainer, does: str) -> None:
     """Refuse callbacks that keep an average of the weights apart and put it in their place.
 
-    It would leave out merges that it has not seen, and no merge would be the last word.
+    It would leave out what it has not seen of what we write, which would not be the last word.
+
+    Args:
+        trainer: Whose callbacks.
+        does: Who writes weights, and how, as a clause.
 
     Raises:
-        MisconfigurationException: Naming the callback and what to use instead.
+        MisconfigurationException: Naming the callback and what to do.
     """
     kinds = tuple(getattr(callbacks, name) for name in _AVERAGES if hasattr(callbacks, name))
     for other in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(other, kinds):
             raise MisconfigurationException(
-                f"{type(callback).__name__} merges the weights that are trained, and "
-                f"{type(other).__name__} puts an average of its own in their place when training "
-                "ends: take one of the two out; RecallCallback averages with the snapshot too, by "
-                "rule=Uniform(weight), as often as every says"
+                f"{does}, and {type(other).__name__} puts an average of its own in their place "
+                "when training ends: take one of the two out; RecallCallback averages with the "
+                "snapshot too, by rule=Uniform(weight), as often as every says"
             )

@@ -35,13 +35,16 @@ class TaskSchedule:
 
     def __init__(self, task_epochs: int | Sequence[int] | None = None) -> None:
         _check_task_epochs(task_epochs)
-        self.task_epochs = task_epochs
+        if task_epochs is not None and not isinstance(task_epochs, int):
+            # numpy's numbers would be in checkpoints, which load plain ones alone
+            task_epochs = list(map(int, task_epochs))
+        self.task_epochs: int | Sequence[int] | None = task_epochs
 
     def task_at(self, trainer: Trainer) -> Callable[[int], int] | None:
         """Return the map from epoch to task, or None where every fit is a task."""
         from_datamodule = _of_datamodule(trainer, "task_at")
         if from_datamodule is not None:
-            return from_datamodule
+            return lambda epoch: int(from_datamodule(epoch))
         epochs = self.task_epochs
         if epochs is None:
             return None
@@ -52,11 +55,11 @@ class TaskSchedule:
     def task_name(self, trainer: Trainer, task: int) -> str:
         """Return the datamodule's name of a task, or ``task N``."""
         names = _of_datamodule(trainer, "task_names")
-        return names[task] if names is not None and task < len(names) else f"task {task}"
+        return str(names[task]) if names is not None and task < len(names) else f"task {task}"
 
     def probes(self, trainer: Trainer) -> list[str]:
         """Return the datamodule's names of held-out sets that belong to no task."""
-        return list(_of_datamodule(trainer, "probe_names") or [])
+        return [str(name) for name in _of_datamodule(trainer, "probe_names") or []]
 
     def say_shortened_task(self, trainer: Trainer) -> None:
         """Warn where a fit, and with it a task of ``task_epochs``, ends before its last epoch."""
