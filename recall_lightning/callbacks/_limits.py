@@ -131,8 +131,8 @@ class Limits:
         others = task_aware_callbacks(trainer)
         if _ESTIMATE in self.by_name and not any(o.can_estimate for o in others):
             raise ValueError(
-                "limits has 'estimated_forgetting', and nothing estimates it: RecallCallback does, "
-                "under its kfac rules"
+                "limits has 'estimated_forgetting', and nothing estimates it at a task's end: "
+                "RecallCallback does, under its kfac rules, of tasks that are announced"
             )
         least = {"min_epochs": trainer.min_epochs or 0, "min_steps": trainer.min_steps or 0}
         for name, value in least.items() if self.on_limit == "stop" else ():
@@ -211,7 +211,14 @@ class Limits:
         found = [Exceeded(n, values[n], limit) for n, limit in self.by_name.items() if n in values]
         return [one for one in found if one.value > one.limit]
 
-    def note(self, found: Iterable[Exceeded], task: str, visit: int, step: int) -> None:
+    def unread(self) -> str:
+        """Say which limits nobody looks at where nothing is validated, as the end of a sentence."""
+        unread = [name for name in self.by_name if name != _ESTIMATE]
+        return f", and nobody looks at the limits of {first_of(unread)}" if unread else ""
+
+    def note(
+        self, found: Iterable[Exceeded], task: str, visit: int, step: int, mended: bool = False
+    ) -> None:
         """Note what was not kept.
 
         Args:
@@ -219,8 +226,9 @@ class Limits:
             task: The name of the task that has ended.
             visit: The number of its visit.
             step: The optimizer steps so far.
+            mended: Whether weights that keep it have been put in their place.
         """
-        when = {"task": task, "visit": visit, "step": step}
+        when = {"task": task, "visit": visit, "step": step} | ({"mended": True} if mended else {})
         self.exceeded += [when | vars(one) for one in found]
 
     def keep_estimate(

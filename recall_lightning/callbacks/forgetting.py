@@ -186,6 +186,7 @@ class ForgettingMonitor(TaskScoreCallback):
             rank_zero_warn(
                 "ForgettingMonitor: this fit never validates (limit_val_batches=0, no validation "
                 "dataloader, or no validation_step), so there is nothing to read"
+                f"{self._limits.unread()}"
             )
         with _misconfiguration():
             going_on = self.visit is not None and not self.task_ended
@@ -233,12 +234,14 @@ class ForgettingMonitor(TaskScoreCallback):
         fitting = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
         if not (fitting and self.task_ended) or len(self.matrix) > (self.visit or 0):
             return
-        kept = self._limits.keep_estimate(trainer, pl_module)
-        if kept is not None:
+        self._go_back_to_a_merge(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """After a task's end that nothing validates, look at what is estimated of it."""
+        if self.task_ended and not trainer.enable_validation:
             assert self.visit is not None
-            name, step = self.visit_name(trainer), self.steps_trained(trainer)
-            self._limits.note(kept[0], name, self.visit, step)
-            tell(trainer, name, *kept)
+            self._go_back_to_a_merge(trainer, pl_module)
+            self._judge(trainer, pl_module, {}, self.visit_name(trainer), self.visit)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Read the scores; after a task's end they are its row."""
@@ -353,13 +356,36 @@ class ForgettingMonitor(TaskScoreCallback):
         values = lost | {"forgetting": summary.get("forgetting", max(old, default=0.0))}
         if math.inf in old:
             values["forgetting"] = math.inf
+        row = len(self.matrix) - 1
+        if self._judge(trainer, pl_module, values, self.record.visit_name(row), row):
+            self.record.roll_back(self.steps_trained(trainer))
+
+    def _judge(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule | None,
+        values: Mapping[str, float],
+        name: str,
+        visit: int,
+    ) -> bool:
+        """Do what is to be done where measured values, or estimates, are beyond their limits.
+
+        Args:
+            trainer: The Trainer.
+            pl_module: As for :meth:`_keep_limits`.
+            values: What was measured, by name.
+            name: The name of the task that has ended.
+            visit: The number of its visit.
+
+        Returns:
+            Whether the task was rolled back.
+        """
         if pl_module is not None:
             for callback in task_aware_callbacks(trainer):
-                values |= callback.estimates
-        row = len(self.matrix) - 1
-        name = self.record.visit_name(row)
+                values = {**values, **callback.estimates}
         found, on_limit = self._limits.not_kept(values), self._limits.on_limit
-        self._limits.note(found, name, row, self.steps_trained(trainer))
+        self._limits.note(found, name, visit, self.steps_trained(trainer))
+        rolled_back = False
         if found:
             tell(trainer, name, found, done_by(on_limit, undone=pl_module is not None))
         if found and pl_module is not None:
@@ -367,9 +393,17 @@ class ForgettingMonitor(TaskScoreCallback):
                 on_limit(trainer, pl_module, found)
             else:
                 with _misconfiguration():
-                    if self._limits.act(trainer, pl_module):
-                        self.record.roll_back(self.steps_trained(trainer))
+                    rolled_back = self._limits.act(trainer, pl_module)
         self._limits.forget_start()
+        return rolled_back
+
+    def _go_back_to_a_merge(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        kept = self._limits.keep_estimate(trainer, pl_module)
+        if kept is not None:
+            assert self.visit is not None
+            name, step = self.visit_name(trainer), self.steps_trained(trainer)
+            self._limits.note(kept[0], name, self.visit, step, mended=True)
+            tell(trainer, name, *kept)
 
     def _name_tasks(self, trainer: Trainer, loaders: int) -> None:
         probes = self.probes(trainer)

@@ -25,6 +25,7 @@ def learned(record: TaskRecord) -> str:
     scores = {
         quoted(record.visit_name(row)): _at(record.matrix[row], task)
         for row, task in enumerate(record.trained)
+        if row not in record.rolled_back
     }
     own = {name: score for name, score in scores.items() if math.isfinite(score)}
     missing = [name for name in scores if name not in own]
@@ -32,7 +33,7 @@ def learned(record: TaskRecord) -> str:
         return f"What was learned is not known: no task has a score {in_metric}."
     mean = shown(sum(own.values()) / len(own), digits)
     low, high = min(own, key=own.__getitem__), max(own, key=own.__getitem__)
-    if len(scores) == 1:
+    if len(scores) == 1 and not record.rolled_back:
         said = [f"Right after its training {low}, the only task, scores {mean} {in_metric}."]
     elif len(own) == 1:
         said = [f"Right after its own training {low} scores {mean} {in_metric}."]
@@ -70,7 +71,8 @@ def lost(record: TaskRecord, exceeded: Sequence[Mapping[str, Any]] | None = None
         what = "task was" if len(names) == 1 else "tasks were"
         said.append(
             f"{len(names)} {what} rolled back ({listed(names)}): too much was forgotten, so the "
-            "weights of before were put back and what was learned of it was given up."
+            "weights of before were put back and what was learned of "
+            f"{'it' if len(names) == 1 else 'them'} was given up."
         )
     if len(record.matrix) - 1 in record.retuned:
         said.append(
@@ -104,13 +106,16 @@ def not_kept(one: Mapping[str, Any]) -> str:
     Example:
         >>> not_kept({"task": "b", "name": "a", "value": 0.25, "limit": 0.1})
         '“a” lost 0.250 after “b”, where 0.100 was allowed'
-    """
+        >>> not_kept({"task": "b", "name": "a", "value": 0.25, "limit": 0.1, "mended": True})
+        '“a” lost 0.250 after “b”, where 0.100 was allowed, until another merge that keeps it took its place'
+    """  # noqa: E501
     name, value, limit = one["name"], one["value"], one["limit"]
     digits = decimals_for([value or 0.0, limit])
     whole = name in ("forgetting", "estimated_forgetting")
     what = f"{name.replace('_', ' ')} was" if whole else f"{quoted(name)} lost"
     allowed = f"after {quoted(one['task'])}, where {shown(limit, digits)} was allowed"
-    return f"{what} {_amount(value, digits)} {allowed}"
+    mended = ", until another merge that keeps it took its place" if one.get("mended") else ""
+    return f"{what} {_amount(value, digits)} {allowed}{mended}"
 
 
 def boundaries_found(record: TaskRecord) -> str | None:

@@ -353,6 +353,23 @@ def test_without_a_merge_at_the_end_the_limit_is_of_the_weights_that_there_are(e
     assert told == found
 
 
+@pytest.mark.parametrize("on_limit", ["warn", "stop", "rollback"])
+def test_without_any_validation_a_limit_of_the_estimate_is_held(on_limit):
+    limits = {"estimated_forgetting": 0.0, "forgetting": 0.1}
+    monitor = ForgettingMonitor("val/acc", limits=limits, on_limit=on_limit)
+    model, recall = Plain(lr=0.03), RecallCallback(merge_first_task=False)
+    with pytest.warns(UserWarning, match="nobody looks at the limits of forgetting"):
+        quiet_trainer(monitor, recall).fit(model, loader(0))
+    start = weights_of(model)
+    quiet_trainer(monitor, recall).fit(model, loader(1))
+    (one,) = monitor.exceeded
+    assert (one["task"], one["name"]) == ("task 1", "estimated_forgetting")
+    assert same(weights_of(model), start) == (on_limit == "rollback")
+    if on_limit == "stop":
+        with pytest.raises(MisconfigurationException, match="on_limit='stop'"):
+            quiet_trainer(monitor, recall).fit(model, loader(2))
+
+
 @pytest.mark.parametrize("average", [StochasticWeightAveraging(1e-2), EMAWeightAveraging()])
 def test_rollback_is_refused_beside_an_average_that_would_undo_it(average):
     monitor = ForgettingMonitor("val/acc", limits=EASY, on_limit="rollback")
