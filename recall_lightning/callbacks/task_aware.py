@@ -64,9 +64,8 @@ class TaskAwareCallback(Callback):
 
     def __init__(self, task_epochs: int | Sequence[int] | None = None) -> None:
         self.clock = TaskClock(TaskSchedule(task_epochs))
-        self._told = (
-            self.clock.schedule.task_epochs
-        )  # itself, not by another callback of its Trainer
+        # itself, not by another callback of its Trainer
+        self._told = self.clock.schedule.task_epochs
         self._asked: int | Literal["same"] | None = None
         self._entry: int | None = None  # of the clock, that on_task_start went through for
 

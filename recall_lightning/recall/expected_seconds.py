@@ -150,12 +150,16 @@ class _Plan:
         return self.work.forward(runs) + self.work.trial()
 
     def estimates(self) -> Work:
-        """Estimate in the course of the task: what is forgotten, and how a batch is predicted."""
+        """Estimate what is forgotten, and how a batch is predicted.
+
+        That is in the course of the task, and at its end where no merge is made there.
+        """
         moments = self.work.moments
         if self.parts.drift is not None or moments is None or not moments.curvature:
             return Work()
         others = set(range(1, self.steps)).difference(self.due)
         times = sum(estimate_is_due(step, self.steps) for step in others)
+        times += self.steps not in self.due
         return times * (self.work.forward(2) + self.work.estimate())
 
     def merges(self, rule: MergeRule, steps: Sequence[int], tries: int = 1) -> Work:
