@@ -177,11 +177,8 @@ class RecallCLI(LightningCLI):
         named = self._get(self.config, "ckpt_path")
         found = last_checkpoint(self.trainer) if named == "last" else named
         if named in ("last", "best") and found in (None, "best"):
-            raise MisconfigurationException(
-                f"--ckpt_path={named}: "
-                + ("no run has left one" if named == "last" else "only a fit knows its best")
-                + ", name the file"
-            )
+            why = "no run has left one" if named == "last" else "only a fit knows its best"
+            raise MisconfigurationException(f"--ckpt_path={named}, and {why}: name the file")
         self.config_init[self.subcommand]["ckpt_path"] = found
         self.config[self.subcommand]["ckpt_path"] = found
 

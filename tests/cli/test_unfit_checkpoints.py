@@ -69,7 +69,7 @@ def test_words_for_a_checkpoint_that_nobody_has_left_are_refused(tmp_path, capsy
     nowhere = f"--trainer.default_root_dir={tmp_path}"
     for word in ("last", "best"):
         said = refused(capsys, "validate", f"--ckpt_path={word}", nowhere)
-        assert f"--ckpt_path={word}: " in said
+        assert f"--ckpt_path={word}, and " in said
 
 
 def test_the_last_checkpoint_is_validated(tmp_path):
