@@ -91,13 +91,15 @@ def left(record: TaskRecord) -> str | None:
     Example:
         >>> left(TaskRecord("val/acc", True, ["a", "b"], [[0.9, 0.1], [0.5, 0.8]]))
         'The 2 tasks score 0.650 on average at the end.'
+        >>> left(TaskRecord("val/acc", True, ["a", "b"], [[0.9, 0.1], [0.5, 0.8]], retuned=[1]))
+        'The 2 tasks score 0.650 on average before the last merge was made again.'
     """
     tasks, average = len(set(record.trained)), record.summary().get("average")
     if tasks < 2 or average is None:
         return None
-    return (
-        f"The {tasks} tasks score {shown(average, score_decimals(record))} on average at the end."
-    )
+    again = len(record.matrix) - 1 in record.retuned
+    when = "before the last merge was made again" if again else "at the end"
+    return f"The {tasks} tasks score {shown(average, score_decimals(record))} on average {when}."
 
 
 def not_kept(one: Mapping[str, Any]) -> str:

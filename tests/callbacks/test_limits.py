@@ -240,11 +240,12 @@ def test_a_first_task_may_be_rolled_back_to_the_model_before_it():
     assert monitor.matrix[0] == monitor.record.before
 
 
+@pytest.mark.parametrize("limited", ["forgetting", "a", "estimated_forgetting"])
 @pytest.mark.parametrize("on_limit", ["warn", "stop", "rollback"])
-def test_a_run_that_was_killed_ends_as_one_that_was_not(on_limit, tmp_path):
+def test_a_run_that_was_killed_ends_as_one_that_was_not(on_limit, limited, tmp_path):
     def callbacks():
-        monitor = ForgettingMonitor("val/acc", limits=NONE_AT_ALL, on_limit=on_limit)
-        return monitor, RecallCallback(every=1.0, plasticity=0.99)
+        monitor = ForgettingMonitor("val/acc", limits={limited: 0.0}, on_limit=on_limit)
+        return monitor, RecallCallback(every=1.0, plasticity=0.99, merge_first_task=False)
 
     class Killed(Exception):
         pass
@@ -256,6 +257,7 @@ def test_a_run_that_was_killed_ends_as_one_that_was_not(on_limit, tmp_path):
 
     monitor, recall = callbacks()
     whole, _ = fit(monitor, recall)
+    assert monitor.exceeded
     save = ModelCheckpoint(tmp_path, every_n_train_steps=12, save_top_k=-1)
     with pytest.raises(Killed):
         fit(*callbacks(), save, Kill(), enable_checkpointing=True)
