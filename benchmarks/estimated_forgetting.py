@@ -100,9 +100,10 @@ def ends(run: Run, folder: Path) -> list[dict[str, Any]]:
     (file,) = (folder / run.label / f"seed_{run.seed}").rglob(_FILE)
     sign = 1 if run.mode == "max" else -1
     found = []
-    of_visits = {each["visit"]: each for each in json.loads(file.read_text())}
-    of_visits.pop(0, None)  # nothing was trained before
-    for visit, estimate in of_visits.items():
+    for estimate in json.loads(file.read_text()):
+        visit = estimate["visit"]
+        if visit == 0:  # nothing was trained before
+            continue
         before, after = run.matrix[visit - 1], run.matrix[visit]
         falls = [sign * ((before[old] or 0.0) - (after[old] or 0.0)) for old in range(visit)]
         found.append({**estimate, "forgetting": fmean(falls)})

@@ -17,7 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.real.adapter_merges import adapters_in, merged_scores
-from benchmarks.real.general_ability import divergence, loss, measured_in, without_hooks, written_by
+from benchmarks.real.general_ability import (
+    GeneralAbility,
+    divergence,
+    loss,
+    measured_in,
+    without_hooks,
+    written_by,
+)
 from benchmarks.real.news import news_tokens
 from benchmarks.real.protocol import RECIPES
 from benchmarks.support.comparisons import compared
@@ -34,7 +41,6 @@ RECIPE = RECIPES / "smollm2_lora.yaml"
 SAVING = ["--trainer.callbacks+=benchmarks.real.adapter_merges.SaveTaskAdapters"]
 ALONE = [*SAVING, "--data.init_args.languages=[Dutch]"]
 RECALL = "one adapter, RECALL"
-SEQUENCES, LENGTH = 24, 128  # of own text and of news, as GeneralAbility has them
 
 
 @dataclass(frozen=True)
@@ -80,8 +86,9 @@ def merged(seed: int, folders: Sequence[Path]) -> dict[str, Left]:
     module: Any = cli.model.eval()
     stream: Any = cli.datamodule
     base = without_hooks(copy.deepcopy(module.model))
-    own_text = written_by(base, SEQUENCES, LENGTH)
-    news = news_tokens(stream.tokenizer, SEQUENCES, LENGTH)
+    asked = GeneralAbility()  # by which the sequential runs are measured
+    own_text = written_by(base, asked.sequences, asked.length)
+    news = news_tokens(stream.tokenizer, asked.sequences, asked.length)
     callbacks = cli.trainer.callbacks  # type: ignore[attr-defined]
     monitor = next(each for each in callbacks if isinstance(each, ForgettingMonitor))
 

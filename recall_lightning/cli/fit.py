@@ -163,8 +163,7 @@ class RecallCLI(LightningCLI):
         if self._get(self.config, "ckpt_path") == "last":
             found = last_checkpoint(self.trainer)
             rank_zero_info(f"going on from {found}" if found else "no run to go on from: a new one")
-            self.config_init[self.subcommand]["ckpt_path"] = found
-            self.config[self.subcommand]["ckpt_path"] = found
+            self._go_on_from(found)
         if self._get(self.config, "ckpt_path") is None and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             self.trainer.validate(self.model, self.datamodule, verbose=False)
 
@@ -179,8 +178,12 @@ class RecallCLI(LightningCLI):
         if named in ("last", "best") and found in (None, "best"):
             why = "no run has left one" if named == "last" else "only a fit knows its best"
             raise MisconfigurationException(f"--ckpt_path={named}, and {why}: name the file")
-        self.config_init[self.subcommand]["ckpt_path"] = found
-        self.config[self.subcommand]["ckpt_path"] = found
+        self._go_on_from(found)
+
+    def _go_on_from(self, path: str | None) -> None:
+        """Have the subcommand load another checkpoint than it was given."""
+        for config in (self.config_init, self.config):
+            config[self.subcommand]["ckpt_path"] = path
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
         method = METHODS[self._get(self.config, "method")]

@@ -229,6 +229,11 @@ class TaskRecord:
         self.trained.append(task)
         self.probes.append(measured.get("probes", []))
 
+    @property
+    def last_is_retuned(self) -> bool:
+        """Whether the last row is of before the last merge was made again."""
+        return len(self.matrix) - 1 in self.retuned
+
     def retune(self, step: int) -> bool:
         """Note that a merge was made again, if the last row was measured after it.
 
@@ -238,12 +243,12 @@ class TaskRecord:
         Returns:
             Whether that is new.
         """
-        row, measured = len(self.matrix) - 1, self.measurements[-1:]
+        measured = self.measurements[-1:]
         is_of_last_task = len(self.matrix) == len(self.boundaries)
         outdated = is_of_last_task and measured and measured[0]["step"] >= step
-        if not outdated or row in self.retuned:
+        if not outdated or self.last_is_retuned:
             return False
-        self.retuned.append(row)
+        self.retuned.append(len(self.matrix) - 1)
         return True
 
     def find(self, boundaries: Sequence[FoundBoundary]) -> None:

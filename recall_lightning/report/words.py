@@ -74,7 +74,7 @@ def lost(record: TaskRecord, exceeded: Sequence[Mapping[str, Any]] | None = None
             "weights of before were put back and what was learned of "
             f"{'it' if len(names) == 1 else 'them'} was given up."
         )
-    if len(record.matrix) - 1 in record.retuned:
+    if record.last_is_retuned:
         said.append(
             "The last merge was made again afterwards: all scores are of the weights of before, "
             "and those that there are now were not measured."
@@ -97,8 +97,7 @@ def left(record: TaskRecord) -> str | None:
     tasks, average = len(set(record.trained)), record.summary().get("average")
     if tasks < 2 or average is None:
         return None
-    again = len(record.matrix) - 1 in record.retuned
-    when = "before the last merge was made again" if again else "at the end"
+    when = "before the last merge was made again" if record.last_is_retuned else "at the end"
     return f"The {tasks} tasks score {shown(average, score_decimals(record))} on average {when}."
 
 
