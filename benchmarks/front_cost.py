@@ -81,7 +81,7 @@ def main() -> None:
     taken: dict[str, float] = {}
     MeasuredPlasticity.merge = timed(taken, "front", MeasuredPlasticity.merge)  # type: ignore[method-assign]
     for owner, name in (
-        (merge, "estimated_forgetting"),
+        (merge, "quadratic_forgetting"),
         (WrittenDivergence, "__init__"),
         (WrittenDivergence, "measured"),
         (TrainingEstimates, "measured"),

@@ -48,7 +48,7 @@ def main(folder: str, picture: str) -> None:
         return name.startswith("recall/coefficient/")
 
     def is_estimate(name: str) -> bool:
-        return name.startswith("recall/estimated_forgetting/")
+        return name.startswith("recall/divergence/")
 
     panel(first, rows, "continual/task", "what is left after each task", is_summary)
     panel(second, rows, "continual/task", "each task's score", is_task)

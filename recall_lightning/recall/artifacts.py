@@ -19,7 +19,7 @@ from recall_lightning.weights.snapshot_file import FileSnapshot
 
 LogArtifacts = bool | Literal["weights", "snapshots"]
 
-_OF_A_MERGE = ("keep", "plasticity", "loss", "divergence", "estimated_forgetting", "coefficient")
+_OF_A_MERGE = ("keep", "plasticity", "loss", "divergence", "quadratic_forgetting", "coefficient")
 
 
 class TaskArtifacts:

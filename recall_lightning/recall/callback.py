@@ -500,7 +500,7 @@ class RecallCallback(TaskAwareCallback):
         rule, due = self.end_rule, self.should_merge(self.step_in_task, self.step_in_task)
         merged = due and rule is not None and self._merge_by(rule, trainer, pl_module)
         self._last_merge.keep(self._merge.take_last() if merged else None)
-        if not merged and self._drift is None:  # limits are of the weights as they are
+        if not (merged and "divergence" in self.history[-1]) and self._drift is None:
             with _misconfiguration():
                 self._estimates.estimate(self._context(trainer, pl_module))
         if any(each.may_roll_back for each in task_aware_callbacks(trainer)):
@@ -516,7 +516,7 @@ class RecallCallback(TaskAwareCallback):
 
     @property
     def can_estimate(self) -> bool:
-        """Whether curvature is measured, from which forgetting is estimated, at known ends."""
+        """Whether what is predicted is compared with the snapshot's, at known ends."""
         return "curvature" in self._needs and self._drift is None
 
     @property
@@ -529,7 +529,7 @@ class RecallCallback(TaskAwareCallback):
 
         That takes what the merge was made from, see ``keep_live``.
         """
-        if not (self.estimates and self.history):
+        if not self.history:
             return None
         record = self.history[-1]
         again = self._last_merge.within_(pl_module, self.snapshots, record, most)
@@ -568,7 +568,7 @@ class RecallCallback(TaskAwareCallback):
 
     @property
     def estimates(self) -> dict[str, float]:
-        """What the task has forgotten by its last merge or estimate, in nats a prediction."""
+        """``estimated_forgetting`` by the last merge or since: KL(snapshot ‖ model), in nats."""
         return {} if self._drift is not None else self._estimates.latest(self.history, self.visit)
 
     @property

@@ -152,15 +152,16 @@ class _Plan:
     def estimates(self) -> Work:
         """Estimate what is forgotten, and how a batch is predicted.
 
-        That is in the course of the task, and at its end where no merge is made there.
+        That is in the course of the task, and at its end where no merge does so there.
         """
         moments = self.work.moments
         if self.parts.drift is not None or moments is None or not moments.curvature:
             return Work()
         others = set(range(1, self.steps)).difference(self.due)
         times = sum(estimate_is_due(step, self.steps) for step in others)
-        times += self.steps not in self.due
-        return times * (self.work.forward(2) + self.work.estimate())
+        at_the_end = self.steps not in self.due
+        batches = times + at_the_end * min(self.kept(self.steps), COMPARED_BATCHES)
+        return self.work.forward(2 * batches) + (times + at_the_end) * self.work.estimate()
 
     def merges(self, rule: MergeRule, steps: Sequence[int], tries: int = 1) -> Work:
         """Measure for a merge after each of some steps, and make it so often."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,12 +12,12 @@ from torch import Tensor, device, nn
 
 from recall_lightning.callbacks._trainer.stored_state import check_tensors
 from recall_lightning.merging.blockwise import mean_by_block
-from recall_lightning.merging.estimated_forgetting import estimated_forgetting
+from recall_lightning.merging.quadratic_forgetting import quadratic_forgetting
 from recall_lightning.merging.rules import MergeRule
 from recall_lightning.merging.rules.stored import rule_as_plain
 from recall_lightning.recall.front import FrontPoint, keep_of
 from recall_lightning.recall.prepared_merge import PreparedMerge, PreparedState
-from recall_lightning.recall.records import of_both
+from recall_lightning.recall.records import OF_BOTH, of_both
 from recall_lightning.recall.state import LastMergeState
 from recall_lightning.weights.naming import find_weights
 from recall_lightning.weights.sharding import is_sharded, write_into
@@ -90,8 +91,8 @@ class LastMerge:
     ) -> dict[str, Any] | None:
         """Make it again so that the estimate of what is forgotten keeps a limit.
 
-        Of the merges that were tried and kept more of the old than the one that was made, it is the
-        first that does, from the one that leaves most of the task's gain on.
+        Of the merges that were tried, kept more of the old than the one that was made, and keep the
+        limit, it is the one that leaves most of the task's gain.
 
         Args:
             module: The model, whose weights are written if there is one.
@@ -121,17 +122,23 @@ class LastMerge:
     ) -> dict[str, Any] | None:
         assert self._rule is not None
         weights, on = _weights(module, made_from, snapshots)
-        shares = sorted((point.plasticity for point in front_in(record)), reverse=True)
-        moved = move_data_to_device(made_from, on)
-        inputs = PreparedMerge.from_state(moved, self._rule, snapshots).inputs[-1]
-        for share in (each for each in shares if 0 < each < min(1.0, record["plasticity"])):
-            merged, entry = merged_again(made_from, self._rule, snapshots, record, share, on)
-            estimate = estimated_forgetting(inputs, merged)
-            if estimate is not None and estimate <= most:
-                write_into({name: weights[name] for name in merged}, merged)
-                live = record["estimated_forgetting"]["live"]
-                return entry | of_both("estimated_forgetting", live, estimate)
-        return None
+        front = front_in(record)
+        allowed = [
+            point
+            for point in front
+            if 0 < point.plasticity < min(1.0, record["plasticity"])
+            and point.divergence is not None
+            and point.divergence <= most
+            and math.isclose(keep_of(front, point.plasticity), point.keep)  # not one before it
+        ]
+        if not allowed:
+            return None
+        best = max(allowed, key=lambda point: point.plasticity)
+        given = (made_from, self._rule, snapshots, record, best.plasticity, on)
+        merged, entry = merged_again(*given)
+        write_into({name: weights[name] for name in merged}, merged)
+        live = record["divergence"]["live"]
+        return entry | of_both("divergence", live, best.divergence)
 
 
 def front_in(record: Mapping[str, Any]) -> list[FrontPoint]:
@@ -159,7 +166,7 @@ def merged_again(
 
     Returns:
         The merged weights by canonical name, and the entry for them: the share is the one that was
-        asked for, and what the merge before had measured is left out.
+        asked for, and what the merge before had measured on data is left out.
 
     Raises:
         ValueError: If the state is damaged, or the merge would not be finite.
@@ -170,10 +177,13 @@ def merged_again(
     keep = keep_of(front_in(record), plasticity)
     weights = prepared.weights(keep)
     prepared.write(weights)
-    measured = {"loss", "divergence", "written_divergence", "discarded_energy", "condition"}
+    measured = {"loss", *OF_BOTH, "discarded_energy", "condition"}
     coefficient = mean_by_block(weights[-1], prepared.inputs[-1].blocks, prepared.live)
     kept = {name: value for name, value in record.items() if name not in measured}
     again = {"keep": keep, "plasticity": plasticity, "coefficient": coefficient, "retuned": True}
+    if "quadratic_forgetting" in record:
+        live = record["quadratic_forgetting"]["live"]
+        again |= of_both("quadratic_forgetting", live, quadratic_forgetting(prepared.inputs[-1]))
     return prepared.live, kept | again
 
 
@@ -182,7 +192,7 @@ def told_within(record: Mapping[str, Any], again: Mapping[str, Any]) -> str:
     return (
         f"of the merges that were tried, that which leaves {100 * again['plasticity']:.0f} % of "
         f"the task's gain takes the place of the one that left {100 * record['plasticity']:.0f} %, "
-        f"with {again['estimated_forgetting']['merged']:.4g}"
+        f"with {again['divergence']['merged']:.4g}"
     )
 
 

@@ -23,7 +23,7 @@ from recall_lightning.measuring.map_check import differentiable, unlike_linear_m
 from recall_lightning.measuring.typical_samples import choose_typical_samples
 from recall_lightning.measuring.view import ModelView, view_of
 from recall_lightning.merging.blockwise import Drift
-from recall_lightning.merging.estimated_forgetting import estimated_forgetting
+from recall_lightning.merging.quadratic_forgetting import quadratic_forgetting
 from recall_lightning.merging.rules import MergeInputs, MergeRule
 from recall_lightning.merging.structure import Structure
 from recall_lightning.recall.parts import Parts
@@ -323,7 +323,7 @@ class MeasuredWork:
         inputs = self._inputs(frozenset())
         drift = Drift(Snapshot(inputs.snapshot))
         return (
-            self._seconds(partial(estimated_forgetting, inputs)),
+            self._seconds(partial(quadratic_forgetting, inputs)),
             self._seconds(partial(drift.by_block, inputs.live, inputs.blocks)),
         )
 

@@ -13,7 +13,7 @@ from recall_lightning.measuring.batches import detached
 from recall_lightning.measuring.isolation import undisturbed
 from recall_lightning.merging.blockwise import Drift
 from recall_lightning.merging.coefficients import Coefficient
-from recall_lightning.merging.estimated_forgetting import estimated_forgetting
+from recall_lightning.merging.quadratic_forgetting import quadratic_forgetting
 from recall_lightning.merging.rules import MergeInputs, MergeRule
 from recall_lightning.recall.buffers import recalibrate
 from recall_lightning.recall.context import TaskContext
@@ -122,7 +122,7 @@ class SnapshotMerge:
         if self._drift is None or self._drift.snapshot is not newest:
             self._drift = Drift(newest)
         drift = self._drift.by_block(prepared.live, context.structure.blocks)
-        forgotten = estimated_forgetting(prepared.inputs[-1])
+        forgotten = quadratic_forgetting(prepared.inputs[-1])
         # the drift has read every weight: where it is finite, they all are
         finite = all(map(math.isfinite, drift.values()))
 
@@ -146,7 +146,7 @@ class SnapshotMerge:
         return {
             **block_values(visits, prepared.inputs, weights, prepared.merged_pairs, discarded),
             "drift": drift,
-            **of_both("estimated_forgetting", forgotten, estimated_forgetting(prepared.inputs[-1])),
+            **of_both("quadratic_forgetting", forgotten, quadratic_forgetting(prepared.inputs[-1])),
             **found,
             "probe_seconds": probed - started,
             "merge_seconds": time.perf_counter() - probed,

@@ -169,7 +169,7 @@ class MeasuredPlasticity:
         predictions = found or self._predictions
         kind = None if predictions.kind is None else predictions.kind.name
         compared = None
-        if self.share is not None:
+        if self.share is not None or found is not None:
             compared = ComparedPredictions(context, self._run, predictions, batches)
         each, of_live = self._measured(context, batches, compared)
         if each is None:
@@ -186,26 +186,32 @@ class MeasuredPlasticity:
         with context.snapshots[-1].applied_to(context.pl_module):
             losses, of_snapshot = self._measured(context, batches, compared)
         then = mean(losses)
-        if self.share is None:
-            merged = merge(1.0)
-            losses, _ = self._measured(context, batches, compared)
-            gain = TaskGain(then, now, mean(losses), of_values)
-            self._tell_cost(context, gain)
-            return merged, {"plasticity": gain.share, "loss": gain.losses}
-        assert before is not None
 
         def divergence(outputs: list[Tensor] | None) -> float | None:
             return mean_divergence(context, predictions, of_snapshot, outputs)
+
+        def made_with(keep: float) -> _Try[Merged]:
+            merged = merge(keep)
+            losses, outputs = self._measured(context, batches, compared)
+            gain = TaskGain(then, now, mean(losses), of_values)
+            return _Try(merged, gain, keep, divergence(outputs))
+
+        def found_of(made: _Try[Merged]) -> dict[str, Any]:
+            far = of_both("divergence", divergence(of_live), made.divergence)
+            return {"plasticity": made.gain.share, "loss": made.gain.losses, **far}
+
+        if self.share is None:
+            made = made_with(1.0)
+            self._tell_cost(context, made.gain)
+            return made.merged, found_of(made)
+        assert before is not None
 
         def put_back() -> None:
             write_into({name: live[name] for name in before}, before)
 
         def tried(keep: float) -> _Try[Merged]:
             put_back()
-            merged = merge(keep)
-            losses, outputs = self._measured(context, batches, compared)
-            gain = TaskGain(then, now, mean(losses), of_values)
-            return _Try(merged, gain, keep, divergence(outputs))
+            return made_with(keep)
 
         try:
             if TaskGain(then, now, now, of_values).is_positive:
@@ -217,13 +223,8 @@ class MeasuredPlasticity:
             put_back()
             raise
         self._tell(context, made.keep, made.gain)
-        return made.merged, {
-            "keep": made.keep,
-            "plasticity": made.gain.share,
-            "loss": made.gain.losses,
-            **of_both("divergence", divergence(of_live), made.divergence),
-            "front": [vars(point) for point in front],
-        }
+        front_points = [vars(point) for point in front]
+        return made.merged, {"keep": made.keep, **found_of(made), "front": front_points}
 
     def _measured(
         self, context: TaskContext, batches: Sequence[Any], compared: ComparedPredictions | None

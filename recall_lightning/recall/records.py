@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 
 _BY_BLOCK = ("similarity", "coefficient", "drift", "condition", "discarded_energy")
 FRONT_COLUMNS = ("keep", "plasticity", "loss", "divergence", "merged")
-_OF_BOTH = ("divergence", "estimated_forgetting", "written_divergence")  # weights, live and merged
+OF_BOTH = ("divergence", "quadratic_forgetting", "written_divergence")
+"""What an entry of ``history`` has of live and of merged weights."""
 _AXIS = "recall/step"
 _OF_THE_MODEL = ("keep", "plasticity", "probe_seconds", "merge_seconds")
 
@@ -86,7 +87,7 @@ def record_scalars(record: Mapping[str, Any]) -> dict[str, float]:
         for folder, name, values in groups
         for block, value in values.items()
     }
-    for what in _OF_BOTH:
+    for what in OF_BOTH:
         for name, value in record.get(what, {}).items():
             scalars[f"recall/{what}/{name}"] = value
     whole = {f"recall/{what}": record[what] for what in _OF_THE_MODEL if what in record}
@@ -111,7 +112,7 @@ def log_merge(trainer: Trainer, record: Mapping[str, Any]) -> None:
         record: The merge's entry of ``history``.
     """
     point = Point(_AXIS, record["step"])
-    summaries = {f"recall/{what}/merged": "last,max" for what in _OF_BOTH}
+    summaries = {f"recall/{what}/merged": "last,max" for what in OF_BOTH}
     log_scalars(trainer, record_scalars(record), point, summaries)
 
 

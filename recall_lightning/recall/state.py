@@ -21,9 +21,9 @@ class MergeRecord(TypedDict):
     ``drift`` (block name to float; a coefficient is the mean over the block's weights, drift is
     ‖θ − θ_snapshot‖ / ‖θ_snapshot‖ before the merge), ``probe_seconds`` and ``merge_seconds``.
 
-    With the kfac rules there is also ``estimated_forgetting``, of the live and the merged weights,
+    With the kfac rules there is also ``quadratic_forgetting``, of the live and the merged weights,
     in nats a prediction (see
-    :func:`~recall_lightning.merging.estimated_forgetting.estimated_forgetting`). At a task's end
+    :func:`~recall_lightning.merging.quadratic_forgetting.quadratic_forgetting`). At a task's end
     with ``plasticity`` there are ``keep`` (how many times the old counted), ``plasticity`` (the
     share that is left), ``loss`` (under the snapshot's, the live and the merged weights),
     ``divergence`` (of the latter two from the snapshot, in nats a prediction) and ``front`` (a list

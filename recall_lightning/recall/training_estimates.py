@@ -7,12 +7,13 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NotRequired, TypedDict
 
-from recall_lightning.merging.estimated_forgetting import estimated_forgetting
+from recall_lightning.merging.quadratic_forgetting import quadratic_forgetting
 from recall_lightning.merging.rules import MergeInputs
 from recall_lightning.recall.compared_predictions import ComparedPredictions
 from recall_lightning.recall.context import TaskContext
 from recall_lightning.recall.divergence import mean_divergence
 from recall_lightning.recall.model_run import ModelRun
+from recall_lightning.recall.plasticity import COMPARED_BATCHES
 from recall_lightning.recall.records import log_merge
 from recall_lightning.recall.statistics.needed import NeededStatistics
 from recall_lightning.recall.statistics.recent_batches import RecentBatches
@@ -38,15 +39,16 @@ class EstimateState(TypedDict):
 
     visit: int | None
     step: int
-    estimated_forgetting: NotRequired[dict[str, float]]
     divergence: NotRequired[dict[str, float]]
+    quadratic_forgetting: NotRequired[dict[str, float]]
 
 
 class TrainingEstimates:
     """Estimates ten times a task, and not more often than every 400 steps, what is forgotten.
 
-    That is ``estimated_forgetting`` of the live weights, once something is known of earlier tasks,
-    and their ``divergence`` from the snapshot on the current batch.
+    That is by the ``divergence`` of the live weights from the snapshot on the current batch, at a
+    task's end on the last ones, and, once something is known of earlier tasks, by their
+    ``quadratic_forgetting``.
 
     Args:
         statistics: What is known of earlier tasks.
@@ -80,26 +82,30 @@ class TrainingEstimates:
             "visit": clock.visit,
             "step": clock.steps_trained(context.trainer),
         }
-        forgotten, divergence = self._forgotten(context), self._divergence(context)
-        if forgotten is not None:
-            found["estimated_forgetting"] = {"live": forgotten}
+        divergence, forgotten = self._divergence(context), self._forgotten(context)
         if divergence is not None:
             found["divergence"] = {"live": divergence}
+        if forgotten is not None:
+            found["quadratic_forgetting"] = {"live": forgotten}
         return found
 
     def latest(self, history: Sequence[Mapping[str, Any]], visit: int | None) -> dict[str, float]:
-        """Return the last estimate of a visit by name: that of its last merge, or one since then.
+        """Return the estimate of a visit's weights by name: of its last merge, or one since then.
+
+        That is their divergence from the snapshot on the task's own inputs, which of all that is
+        measured foretells best what will turn out to be forgotten. None is known after a merge that
+        has not measured it, as one that was made again.
 
         Args:
             history: The merges.
             visit: The number of the visit.
         """
         told: list[Mapping[str, Any]] = [*history[-1:], *([] if self.last is None else [self.last])]
-        known = [each for each in told if each["visit"] == visit and _ESTIMATE in each]
-        if not known:
+        own = [each for each in told if each["visit"] == visit]
+        if not own:
             return {}
-        newest = max(known, key=lambda each: each["step"])[_ESTIMATE]
-        return {_ESTIMATE: newest.get("merged", newest["live"])}
+        newest = max(reversed(own), key=lambda each: each["step"]).get("divergence")
+        return {} if newest is None else {_ESTIMATE: newest.get("merged", newest["live"])}
 
     def _forgotten(self, context: TaskContext) -> float | None:
         snapshot = context.snapshots[-1]
@@ -107,12 +113,12 @@ class TrainingEstimates:
         live = find_weights(context.pl_module, snapshot)
         live = {name: now for name, now in live.items() if now.shape == snapshot[name].shape}
         known = self._statistics.of_earlier_tasks
-        forgotten = estimated_forgetting(MergeInputs(context.structure, live, snapshot, **known))
-        # weights that are no numbers have forgotten everything, which no limit allows
+        forgotten = quadratic_forgetting(MergeInputs(context.structure, live, snapshot, **known))
+        # weights that are no numbers have forgotten everything
         return math.inf if forgotten is not None and math.isnan(forgotten) else forgotten
 
     def _divergence(self, context: TaskContext) -> float | None:
-        batches = self._recent.batches[-1:]
+        batches = self._recent.batches[-COMPARED_BATCHES if context.clock.task_ended else -1 :]
         if not batches:
             return None
         found = copy.copy(self._statistics.predictions)  # what merges go by stays as it is

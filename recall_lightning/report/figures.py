@@ -42,14 +42,14 @@ def drift(run: Run) -> Figure | None:
 
 
 def estimated_forgetting(run: Run) -> Figure | None:
-    """Draw the estimate for the live and the merged weights over all merges; None without any."""
+    """Draw the estimate for the live and the merged weights at tasks' ends; None without any."""
     from recall_lightning.metrics.figures import curves_figure
 
-    known = [merge for merge in run.merges or [] if merge.get("estimated_forgetting")]
+    known = [merge for merge in run.merges or [] if merge.get("divergence")]
     if not known:
         return None
     names = {"live": "before the merge", "merged": "after the merge"}
-    values = [[merge["estimated_forgetting"].get(n, math.nan) for n in names] for merge in known]
+    values = [[merge["divergence"].get(n, math.nan) for n in names] for merge in known]
     return curves_figure(
         [merge["step"] for merge in known],
         values,

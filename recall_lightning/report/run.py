@@ -16,7 +16,7 @@ from recall_lightning.metrics.record import TaskRecord
 from recall_lightning.metrics.task_matrix_file import read_task_matrix
 
 # what a merge measured block by block or of the model; None in a file is a number that is none
-_MEASURED = ("coefficient", "drift", "estimated_forgetting")
+_MEASURED = ("coefficient", "drift", "divergence")
 
 
 @dataclass(frozen=True)

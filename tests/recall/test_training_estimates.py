@@ -5,10 +5,10 @@ from torch import nn
 
 from recall_lightning import ForgettingMonitor, RecallCallback
 from recall_lightning.recall import training_estimates
-from tests.support.callbacks import same, weights_of
+from tests.support.callbacks import divergence, same, weights_of
 from tests.support.training import Plain, loader, quiet_trainer
 
-FORGOTTEN, DIVERGENCE = "recall/estimated_forgetting/live", "recall/divergence/live"
+QUADRATIC, DIVERGENCE = "recall/quadratic_forgetting/live", "recall/divergence/live"
 
 
 class Recorded(Logger):
@@ -53,20 +53,34 @@ def trained(tasks=2, kind=Plain, others=(), **options):
 @pytest.mark.usefixtures("often")
 def test_both_are_logged_between_merges():
     _, callback, recorded = trained(merge_first_task=False, every=1.0)
-    assert list(recorded.curve(DIVERGENCE)) == [10, 12, 14]
     (merge,) = callback.history
-    forgotten = recorded.curve(FORGOTTEN)
-    assert list(forgotten) == [10, 12, 14, 16]
-    assert 0 < forgotten[10] < forgotten[14]
-    assert forgotten[16] == merge["estimated_forgetting"]["live"]
-    assert callback.estimates == {"estimated_forgetting": merge["estimated_forgetting"]["merged"]}
+    for key, name in ((QUADRATIC, "quadratic_forgetting"), (DIVERGENCE, "divergence")):
+        told = recorded.curve(key)
+        assert list(told) == [10, 12, 14, 16]
+        assert 0 < told[10] < told[14]
+        assert told[16] == merge[name]["live"]
+
+
+@pytest.mark.parametrize("plasticity", [0.9, None])
+def test_the_estimate_is_how_far_the_merged_weights_predictions_have_gone(plasticity):
+    model, callback, _ = trained(merge_first_task=False, every=1.0, plasticity=plasticity)
+    last = list(loader(1, generator=torch.Generator().manual_seed(1)))[-4:]
+    expected = divergence(callback.snapshots[-1], model, last)
+    assert callback.estimates["estimated_forgetting"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_of_a_merge_that_was_made_again_nothing_is_estimated():
+    model, callback, _ = trained(every=1.0, plasticity=0.9, keep_live=True)
+    assert callback.estimates
+    callback.retune(model, 0.5)
+    assert callback.estimates == {}
 
 
 @pytest.mark.usefixtures("often")
 def test_before_anything_is_known_of_earlier_tasks_there_is_the_divergence_alone():
     _, _, recorded = trained(tasks=1)
     assert list(recorded.curve(DIVERGENCE)) == [2, 4, 6, 8]  # the last is the merge's
-    assert list(recorded.curve(FORGOTTEN)) == [8]
+    assert list(recorded.curve(QUADRATIC)) == [8]
 
 
 @pytest.mark.usefixtures("often")
@@ -78,7 +92,7 @@ def test_they_change_neither_training_nor_merges(monkeypatch):
     model, callback, _ = trained(kind=Random)
     monkeypatch.setattr(training_estimates, "_APART", 400)
     other, rare, recorded = trained(kind=Random)
-    assert list(recorded.curve(FORGOTTEN)) == [8, 16]
+    assert list(recorded.curve(QUADRATIC)) == [8, 16]
     assert same(weights_of(model), weights_of(other))
     assert [each["keep"] for each in callback.history] == [each["keep"] for each in rare.history]
 
@@ -92,7 +106,7 @@ def test_a_limit_is_held_against_the_last_where_a_task_ends_without_a_merge():
         )
     assert callback.history == []
     (one,) = limited.exceeded
-    assert one["value"] == recorded.curve(FORGOTTEN)[16]
+    assert one["value"] == recorded.curve(DIVERGENCE)[16]
 
 
 @pytest.mark.usefixtures("often")
@@ -113,7 +127,7 @@ def test_weights_that_are_no_numbers_keep_no_limit():
 def test_a_checkpoint_of_a_running_task_holds_the_last():
     _, callback, recorded = trained(merge_first_task=False, every=1.0)
     held = callback.state_dict()["estimate"]
-    assert held["estimated_forgetting"] == {"live": recorded.curve(FORGOTTEN)[14]}
+    assert held["divergence"] == {"live": recorded.curve(DIVERGENCE)[14]}
     other = RecallCallback(merge_first_task=False, every=1.0)
     other.load_state_dict(callback.state_dict())
     assert other.state_dict()["estimate"] == held
@@ -129,7 +143,7 @@ def test_a_checkpoint_of_before_anything_is_known_of_earlier_tasks_can_be_loaded
 
 def test_a_short_task_has_none():
     _, _, recorded = trained()
-    assert list(recorded.curve(FORGOTTEN)) == [8, 16]
+    assert list(recorded.curve(QUADRATIC)) == [8, 16]
 
 
 @pytest.mark.usefixtures("often")

@@ -40,7 +40,7 @@ FRONT = {
     "plasticity": 0.95,
     "loss": {"snapshot": 3.0, "live": 0.5, "merged": 0.6},
     "divergence": {"live": 2.0, "merged": 1.5},
-    "estimated_forgetting": {"live": 0.5, "merged": 0.1},
+    "quadratic_forgetting": {"live": 0.5, "merged": 0.1},
     "front": [
         {"keep": 0.1, "plasticity": 0.99, "loss": 0.5, "divergence": 1.9},
         {"keep": 100.0, "plasticity": None, "loss": None, "divergence": None},

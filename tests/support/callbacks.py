@@ -1,8 +1,11 @@
 """Callbacks and rules that show what RecallCallback does."""
 
+import copy
+
 import pytest
 import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import nn
 
 from recall_lightning import MergeRule, RecallCallback
 from recall_lightning.recall.settings import SampleSettings
@@ -39,6 +42,16 @@ def weights_of(module):
 def same(one, other):
     """Whether two sets of weights are equal bit for bit."""
     return all(torch.equal(one[name], other[name]) for name in one)
+
+
+@torch.no_grad()
+def divergence(snapshot, module, batches):
+    """KL(snapshot ‖ module), the mean over the batches' samples, of a ``Plain``."""
+    then = copy.deepcopy(module)
+    then.load_state_dict(snapshot, strict=False)
+    inputs = torch.cat([batch[0] for batch in batches])
+    old, new = (each.net(inputs).log_softmax(-1) for each in (then, module))
+    return nn.functional.kl_div(new, old, reduction="batchmean", log_target=True).item()
 
 
 class Fixed(MergeRule):

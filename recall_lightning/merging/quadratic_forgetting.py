@@ -15,7 +15,7 @@ from recall_lightning.merging.rules.base import MergeInputs
 from recall_lightning.weights.sharding import is_sharded
 
 
-def estimated_forgetting(
+def quadratic_forgetting(
     inputs: MergeInputs, weights: Mapping[str, Tensor] | None = None
 ) -> float | None:
     """Return KL(snapshot ‖ model) on earlier tasks' inputs to second order, in nats a prediction.
@@ -39,7 +39,7 @@ def estimated_forgetting(
         >>> structure = Structure(maps=[LinearMap("w", None, "linear", ("",), 1)])
         >>> weights = {"live": {"w": torch.tensor([[3.0]])}, "snapshot": {"w": torch.zeros(1, 1)}}
         >>> known = {"old_moments": {"w": one}, "old_output_moments": {"w": one}}
-        >>> estimated_forgetting(MergeInputs(structure, **weights, **known, curvature_mean=2.0))
+        >>> quadratic_forgetting(MergeInputs(structure, **weights, **known, curvature_mean=2.0))
         9.0
     """
     weights = inputs.live if weights is None else weights
