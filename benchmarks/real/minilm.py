@@ -39,6 +39,7 @@ def newsgroups(
     retrieved: int = 100,
     epochs_per_task: int = 2,
     batch_size: int = 16,
+    task_is_told: bool = False,
 ) -> TaskStream:
     """The twenty newsgroups in alphabetical order, four a task, under the labels 0 to 19.
 
@@ -53,6 +54,8 @@ def newsgroups(
         retrieved: News articles whose halves are to find each other.
         epochs_per_task: Epochs of each task.
         batch_size: Texts in a training batch.
+        task_is_told: Whether the task's number stands before a text's tokens, and labels are 0 to 3
+            in each task.
     """
     encode = word_pieces()
     newswire = by_category(file_of("newswire_test"))
@@ -67,6 +70,7 @@ def newsgroups(
         epochs_per_task=epochs_per_task,
         batch_size=batch_size,
         eval_batch_size=retrieved,
+        task_is_told=task_is_told,
     )
 
 
@@ -90,15 +94,19 @@ def halves(texts: list[str], encode: Encode, length: int, count: int, seed: int)
 
 
 class SentenceEncoder(nn.Module):
-    """MiniLM, mean pooling over a text's tokens, and a linear head.
+    """MiniLM, mean pooling over a text's tokens, and a linear head, or one for each task.
 
     Args:
-        classes: Outputs of the head, which begins from random weights.
+        classes: Outputs of a head, which begins from random weights.
         lora_rank: Rank of an adapter on all linear layers of the encoder, which is frozen beside
             it; None trains the whole encoder.
+        heads: How many tasks have a head of their own; the number of the task then stands before
+            a text's tokens.
     """
 
-    def __init__(self, classes: int = 20, lora_rank: int | None = None) -> None:
+    def __init__(
+        self, classes: int = 20, lora_rank: int | None = None, heads: int | None = None
+    ) -> None:
         super().__init__()
         from transformers import AutoModel
 
@@ -113,7 +121,8 @@ class SentenceEncoder(nn.Module):
             )
             encoder = get_peft_model(encoder, settings)
         self.encoder = encoder.train()  # it comes in evaluation mode, without dropout
-        self.head = nn.Linear(encoder.config.hidden_size, classes)
+        self.heads = heads
+        self.head = nn.Linear(encoder.config.hidden_size, classes * (heads or 1))
 
     def embed(self, tokens: Tensor) -> Tensor:
         """Means over the hidden states of texts, float32 ``(B, hidden size)``."""
@@ -123,8 +132,12 @@ class SentenceEncoder(nn.Module):
         return (hidden * shown).sum(1) / shown.sum(1)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Logits ``(B, classes)`` of tokens ``(B, T)``."""
-        return self.head(self.embed(tokens))
+        """Logits ``(B, classes)`` of tokens ``(B, T)``, or of tasks and tokens ``(B, 1 + T)``."""
+        if self.heads is None:
+            return self.head(self.embed(tokens))
+        tasks, tokens = tokens[:, 0], tokens[:, 1:]
+        of_heads = self.head(self.embed(tokens)).unflatten(1, (self.heads, -1))
+        return of_heads[torch.arange(len(tasks), device=tasks.device), tasks]
 
 
 class SentenceClassifier(Classifier):

@@ -1,11 +1,11 @@
-"""The twenty newsgroups as five tasks of four classes each."""
+"""The twenty newsgroups as five tasks of four classes each, under one head or a head a task."""
 
 from collections.abc import Mapping
 
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, TensorDataset
 
 from benchmarks.real.packages import file_of
-from benchmarks.real.texts import Encode, by_category, drawn, labelled
+from benchmarks.real.texts import Encode, behind_tasks, by_category, drawn, labelled
 from recall_lightning.data import TaskStream
 
 GROUPS_A_TASK = 4
@@ -18,6 +18,7 @@ def class_incremental(
     val_per_group: int,
     length: int,
     probes: Mapping[str, Dataset] | None = None,
+    task_is_told: bool = False,
     **settings: int,
 ) -> TaskStream:
     """The groups in alphabetical order, four a task, under the labels 0 to 19.
@@ -31,18 +32,23 @@ def class_incremental(
         val_per_group: Held-out texts of each group.
         length: Tokens of a text that are read.
         probes: Held-out data of no task.
+        task_is_told: Whether the task's number stands before a text's tokens, and labels are 0 to 3
+            in each task (task-incremental; else class-incremental).
         **settings: Arguments of :class:`~recall_lightning.data.TaskStream`.
     """
     learned = by_category(file_of("newsgroups_train"))
     held_out = by_category(file_of("newsgroups_test"))
     labels = {group: label for label, group in enumerate(learned)}
     pairs, names = [], []
+
+    def rows(texts: Mapping[str, list[str]]) -> TensorDataset:
+        found = labelled(texts, labels, encode, length)
+        return behind_tasks(found, GROUPS_A_TASK) if task_is_told else found
+
     for first in range(0, len(labels), GROUPS_A_TASK):
         own = list(labels)[first : first + GROUPS_A_TASK]
         train = {group: drawn(learned[group], train_per_group, seed) for group in own}
         val = {group: drawn(held_out[group], val_per_group, seed) for group in own}
-        pairs.append(
-            (labelled(train, labels, encode, length), labelled(val, labels, encode, length))
-        )
+        pairs.append((rows(train), rows(val)))
         names.append(f"groups_{first}_to_{first + len(own) - 1}")
     return TaskStream.from_datasets(pairs, names, probes=probes, seed=seed, **settings)

@@ -2,8 +2,16 @@ import zipfile
 
 import pytest
 import torch
+from torch.utils.data import TensorDataset
 
-from benchmarks.real.texts import by_account, by_category, drawn, hashed_words, labelled
+from benchmarks.real.texts import (
+    behind_tasks,
+    by_account,
+    by_category,
+    drawn,
+    hashed_words,
+    labelled,
+)
 
 
 @pytest.fixture
@@ -33,6 +41,13 @@ def test_samples_are_cut_and_filled_up_to_one_length():
     assert labels.tolist() == [4, 4, 2]
     assert ((tokens != 0).sum(1) == torch.tensor([1, 3, 1])).all()
     assert tokens[0, 0] == tokens[1, 0]
+
+
+def test_a_task_stands_before_its_texts_and_has_labels_of_its_own():
+    both = TensorDataset(torch.tensor([[7, 8], [9, 0], [3, 3]]), torch.tensor([0, 5, 3]))
+    rows, labels = behind_tasks(both, classes=4).tensors
+    assert rows.tolist() == [[0, 7, 8], [1, 9, 0], [0, 3, 3]]
+    assert labels.tolist() == [0, 1, 3]
 
 
 def test_a_draw_depends_on_its_seed_alone():

@@ -72,6 +72,18 @@ def labelled(
     return TensorDataset(torch.tensor(tokens), torch.tensor(numbers))
 
 
+def behind_tasks(rows: TensorDataset, classes: int) -> TensorDataset:
+    """Put the task of a label before the tokens, and count the labels of each task from 0.
+
+    Args:
+        rows: Tokens and labels, as :func:`labelled` makes them.
+        classes: Of a task: the first has the labels 0 to ``classes`` - 1.
+    """
+    tokens, labels = rows.tensors
+    tasks = (labels // classes).unsqueeze(1)
+    return TensorDataset(torch.cat([tasks, tokens], dim=1), labels % classes)
+
+
 def padded(tokens: Sequence[int], length: int) -> list[int]:
     """Cut tokens to a length, or fill them up with zeros.
 

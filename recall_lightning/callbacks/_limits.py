@@ -217,7 +217,12 @@ class Limits:
         return f", and nobody looks at the limits of {first_of(unread)}" if unread else ""
 
     def note(
-        self, found: Iterable[Exceeded], task: str, visit: int, step: int, mended: bool = False
+        self,
+        found: Iterable[Exceeded],
+        task: str,
+        visit: int,
+        step: int,
+        done: Literal["mended", "stopped"] | None = None,
     ) -> None:
         """Note what was not kept.
 
@@ -226,9 +231,9 @@ class Limits:
             task: The name of the task that has ended.
             visit: The number of its visit.
             step: The optimizer steps so far.
-            mended: Whether weights that keep it have been put in their place.
+            done: Whether weights that keep it have been put in their place, or the fit stops.
         """
-        when = {"task": task, "visit": visit, "step": step} | ({"mended": True} if mended else {})
+        when = {"task": task, "visit": visit, "step": step} | ({done: True} if done else {})
         self.exceeded += [when | vars(one) for one in found]
 
     def keep_estimate(

@@ -384,7 +384,9 @@ class ForgettingMonitor(TaskScoreCallback):
             for callback in task_aware_callbacks(trainer):
                 values = {**values, **callback.estimates}
         found, on_limit = self._limits.not_kept(values), self._limits.on_limit
-        self._limits.note(found, name, visit, self.steps_trained(trainer))
+        stops = pl_module is not None and on_limit == "stop"
+        step = self.steps_trained(trainer)
+        self._limits.note(found, name, visit, step, "stopped" if stops else None)
         rolled_back = False
         if found:
             tell(trainer, name, found, done_by(on_limit, undone=pl_module is not None))
@@ -402,7 +404,7 @@ class ForgettingMonitor(TaskScoreCallback):
         if kept is not None:
             assert self.visit is not None
             name, step = self.visit_name(trainer), self.steps_trained(trainer)
-            self._limits.note(kept[0], name, self.visit, step, mended=True)
+            self._limits.note(kept[0], name, self.visit, step, "mended")
             tell(trainer, name, *kept)
 
     def _name_tasks(self, trainer: Trainer, loaders: int) -> None:

@@ -84,7 +84,8 @@ def _run(path: Path, shares: Sequence[float], out: str | None) -> None:
         print(f"{target}: {100 * share:.4g} % left, the old counts {record['keep']:.3g} times")
     if shares and any("record" in state for state in checkpoint["callbacks"].values()):
         print(
-            "not measured yet, the scores in it are from before: recall-lightning validate does it"
+            "not measured yet, the scores in it are from before: "
+            f"recall-lightning validate -c RECIPE --ckpt_path={targets[-1]} does it"
         )
 
 

@@ -14,7 +14,7 @@ from recall_lightning.callbacks._trainer.stored_state import count_tensors
 from recall_lightning.checks import FormError, check_form
 from recall_lightning.merging.rules.stored import rule_from_plain
 from recall_lightning.metrics.record import TaskRecord
-from recall_lightning.recall.last_merge import NOTHING_KEPT, merged_again
+from recall_lightning.recall.last_merge import NOTHING_KEPT, front_in, merged_again
 from recall_lightning.recall.state import LastMergeState
 from recall_lightning.weights.lightning_checkpoint import with_weights
 from recall_lightning.weights.snapshot_file import FileReference, FileSnapshot
@@ -55,9 +55,12 @@ def last_front(state: Mapping[str, Any]) -> Mapping[str, Any]:
         state: That of RecallCallback.
 
     Raises:
-        ValueError: If there is none.
+        ValueError: If there is none, or it is damaged.
     """
-    record = state["history"][-1] if state["history"] else {}
+    with _damage_is_said():
+        record = state["history"][-1] if state["history"] else {}
+        if record.get("front"):
+            front_in(record), record["step"], record["keep"]  # all of them are there
     if not record.get("front"):
         raise ValueError(
             "the checkpoint's last merge has no front: merges are tried at a task's end with a "

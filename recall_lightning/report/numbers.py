@@ -43,9 +43,11 @@ def duration(seconds: float) -> str:
     """Write a time as people say it.
 
     Example:
-        >>> duration(0.042), duration(9.26), duration(75), duration(7260)
-        ('0.04 s', '9.3 s', '1 min 15 s', '2 h 1 min')
+        >>> duration(0.042), duration(9.26), duration(75), duration(7260), duration(math.inf)
+        ('0.04 s', '9.3 s', '1 min 15 s', '2 h 1 min', 'an unknown time')
     """
+    if not math.isfinite(seconds):
+        return "an unknown time"
     if seconds < 59.5:
         return f"{seconds:.2f} s" if seconds < 1 else f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)

@@ -287,7 +287,7 @@ def _merge_figures(run: Run, key: str) -> list[dict[str, Any]]:
             "Heatmap: how far each block's weights had gone from the snapshot before each merge, "
             "relative to the snapshot's norm.",
         ),
-        "Estimated forgetting": (
+        "Estimated forgetting, to rank merges by": (
             figures.estimated_forgetting(run),
             "Line chart: how far predictions on each task's own inputs have gone from the "
             "snapshot's, before and after the merge at its end, in nats a prediction. It ranks "

@@ -81,7 +81,10 @@ def lost(record: TaskRecord, exceeded: Sequence[Mapping[str, Any]] | None = None
         )
     if exceeded:
         was = "limit was" if len(exceeded) == 1 else "limits were"
-        said.append(f"{len(exceeded)} {was} not kept: {'; '.join(map(not_kept, exceeded))}.")
+        stopped = ", and the fit was stopped there" * bool(exceeded[-1].get("stopped"))
+        said.append(
+            f"{len(exceeded)} {was} not kept: {'; '.join(map(not_kept, exceeded))}{stopped}."
+        )
     return " ".join(said)
 
 

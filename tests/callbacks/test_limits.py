@@ -77,6 +77,7 @@ def test_stop_ends_the_fit_and_refuses_the_next():
     monitor = ForgettingMonitor("val/acc", limits=NONE_AT_ALL, on_limit="stop")
     model, _ = fit(monitor)
     assert len(monitor.matrix) == 2
+    assert monitor.exceeded[0]["stopped"]
     with pytest.raises(MisconfigurationException, match=r"after 'b' forgetting is .* on_limit='st"):
         quiet_trainer(monitor, max_epochs=3, reload_dataloaders_every_n_epochs=1).fit(
             model, stream()

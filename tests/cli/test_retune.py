@@ -53,7 +53,9 @@ def test_scores_of_before_are_said_to_be_that(tmp_path, capsys):
     capsys.readouterr()
     out = tmp_path / "new.ckpt"
     main(["retune", str(tmp_path / "end.ckpt"), "--plasticity", "0.5", "--out", str(out)])
-    assert "the scores in it are from before" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "the scores in it are from before" in said
+    assert f"recall-lightning validate -c RECIPE --ckpt_path={out} does it" in said
     of_before, of_new = (
         TaskRecord.of_state(read_checkpoint(path)["callbacks"]["ForgettingMonitor"]["record"])
         for path in (tmp_path / "end.ckpt", out)
@@ -116,6 +118,16 @@ def test_whatever_is_damaged_is_told_in_one_line(damage, checkpoint, tmp_path, c
     torch.save(broken, tmp_path / "broken.ckpt")
     refused(capsys, tmp_path / "broken.ckpt", "--plasticity", "0.5", "--out", tmp_path / "o")
     assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize("history", [["no entry"], [{"front": [{"keep": 1.0}]}], 3])
+def test_a_damaged_history_is_told_in_one_line_where_it_is_to_be_shown(
+    history, checkpoint, tmp_path, capsys
+):
+    broken = read_checkpoint(checkpoint)
+    broken["callbacks"]["RecallCallback"]["history"] = history
+    torch.save(broken, tmp_path / "broken.ckpt")
+    assert "damaged" in refused(capsys, tmp_path / "broken.ckpt")
 
 
 def test_what_was_tried_is_shown_of_a_run_that_kept_nothing(tmp_path, capsys):

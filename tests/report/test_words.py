@@ -88,6 +88,8 @@ def test_limits_that_were_not_kept_are_told():
     whole = [exceeded[0] | {"name": "estimated_forgetting", "value": 0.021, "limit": 0.01}]
     said = lost(of([[0.9, 0.1], [0.5, 0.8]]), whole)
     assert "estimated forgetting was 0.0210 after “b”, where 0.0100 was allowed" in said
+    stopped = [exceeded[0], exceeded[0] | {"stopped": True}]
+    assert lost(of([[0.9, 0.1], [0.5, 0.8]]), stopped).endswith("and the fit was stopped there.")
     infinite = [exceeded[0] | {"value": None}]
     assert "more than any number" in lost(of([[0.9, 0.1], [0.5, 0.8]]), infinite)
 
