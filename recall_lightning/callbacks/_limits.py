@@ -10,6 +10,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from recall_lightning.callbacks._trainer.loggers import alert
+from recall_lightning.callbacks._trainer.misconfiguration import misconfiguration
 from recall_lightning.callbacks._trainer.optimizer_state import (
     StateOfParameters,
     copied_state,
@@ -54,6 +55,21 @@ class Exceeded:
 
     def __str__(self) -> str:
         return f"{self.name} is {self.value:.4g}, and its limit {self.limit:.4g}"
+
+
+@dataclass(frozen=True)
+class EndedTask:
+    """A task that has ended.
+
+    Attributes:
+        name: How it is called.
+        visit: The number of its visit.
+        step: The optimizer steps so far.
+    """
+
+    name: str
+    visit: int
+    step: int
 
 
 class Limits:
@@ -216,54 +232,86 @@ class Limits:
         unread = [name for name in self.by_name if name != _ESTIMATE]
         return f", and nobody looks at the limits of {first_of(unread)}" if unread else ""
 
-    def note(
-        self,
-        found: Iterable[Exceeded],
-        task: str,
-        visit: int,
-        step: int,
-        done: Literal["mended", "stopped"] | None = None,
+    def go_back_to_a_merge(
+        self, trainer: Trainer, pl_module: LightningModule, ended: EndedTask
     ) -> None:
-        """Note what was not kept.
+        """Before a task's validation, go back to weights that keep the estimate's limit, and tell.
 
         Args:
-            found: That.
-            task: The name of the task that has ended.
-            visit: The number of its visit.
-            step: The optimizer steps so far.
-            done: Whether weights that keep it have been put in their place, or the fit stops.
-        """
-        when = {"task": task, "visit": visit, "step": step} | ({done: True} if done else {})
-        self.exceeded += [when | vars(one) for one in found]
-
-    def keep_estimate(
-        self, trainer: Trainer, pl_module: LightningModule
-    ) -> tuple[list[Exceeded], str] | None:
-        """Before a task's validation, go back to weights that keep the estimate's limit.
-
-        Returns:
-            What was not kept, and what was done; None where no such weights are at hand.
+            trainer: The Trainer.
+            pl_module: The model.
+            ended: The task.
         """
         if not self.rolls_back or _ESTIMATE not in self.by_name:
-            return None
+            return
         for callback in task_aware_callbacks(trainer):
             limits = {n: v for n, v in callback.estimates.items() if n == _ESTIMATE}
             found = self.not_kept(limits)
             done = found and callback.merge_within(trainer, pl_module, self.by_name[_ESTIMATE])
             if done:
-                return found, done
-        return None
+                self._note(found, ended, "mended")
+                _tell(trainer, ended.name, found, done)
+                return
 
-    def act(self, trainer: Trainer, pl_module: LightningModule) -> bool:
-        """Stop, or put back the weights, as on_limit says; tell whether it did the latter.
+    def judge(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule | None,
+        values: Mapping[str, float],
+        ended: EndedTask,
+    ) -> bool:
+        """Do what is to be done where measured values, or estimates, are beyond their limits.
+
+        Args:
+            trainer: The Trainer.
+            pl_module: The model, which still has the weights of the task's end; None where it has
+                not.
+            values: What was measured, by name.
+            ended: The task.
+
+        Returns:
+            Whether the task was rolled back.
 
         Raises:
-            ValueError: If weights are to be put back that no longer fit the model.
+            MisconfigurationException: If weights are to be put back that no longer fit the model.
         """
-        if self.on_limit == "stop":
+        if pl_module is not None:
+            for callback in task_aware_callbacks(trainer):
+                values = {**values, **callback.estimates}
+        found, rolled_back = self.not_kept(values), False
+        stops = pl_module is not None and self.on_limit == "stop"
+        self._note(found, ended, "stopped" if stops else None)
+        if found:
+            _tell(trainer, ended.name, found, self._done(undone=pl_module is not None))
+        if found and pl_module is not None:
+            rolled_back = self._act(trainer, pl_module, found)
+        self.forget_start()
+        return rolled_back
+
+    def _note(
+        self,
+        found: Iterable[Exceeded],
+        ended: EndedTask,
+        done: Literal["mended", "stopped"] | None = None,
+    ) -> None:
+        when = {"task": ended.name, "visit": ended.visit, "step": ended.step}
+        self.exceeded += [when | ({done: True} if done else {}) | vars(one) for one in found]
+
+    def _done(self, undone: bool) -> str:
+        """Say what is done where a limit is not kept, of a task that still can be undone or not."""
+        if self.on_limit == "rollback" and not undone:
+            return "no validation came at its end, so that it cannot be rolled back any more"
+        return "" if callable(self.on_limit) else _DONE.get(self.on_limit, "")
+
+    def _act(self, trainer: Trainer, pl_module: LightningModule, found: list[Exceeded]) -> bool:
+        """Do as on_limit says; tell whether the task was rolled back."""
+        if callable(self.on_limit):
+            self.on_limit(trainer, pl_module, found)
+        elif self.on_limit == "stop":
             trainer.should_stop = True
         elif self.on_limit == "rollback":
-            self._roll_back(trainer, pl_module)
+            with misconfiguration("ForgettingMonitor"):
+                self._roll_back(trainer, pl_module)
         return self.on_limit == "rollback"
 
     def _roll_back(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -286,27 +334,8 @@ class Limits:
             callback.on_rollback(trainer, pl_module)
 
 
-def done_by(on_limit: OnLimit, undone: bool) -> str:
-    """Say what is done where a limit is not kept.
-
-    Args:
-        on_limit: As given.
-        undone: Whether a task still can be.
-    """
-    if on_limit == "rollback" and not undone:
-        return "no validation came at its end, so that it cannot be rolled back any more"
-    return "" if callable(on_limit) else _DONE.get(on_limit, "")
-
-
-def tell(trainer: Trainer, task: str, found: list[Exceeded], done: str) -> None:
-    """Tell on the terminal and by an alert what was not kept, and what is done.
-
-    Args:
-        trainer: The Trainer.
-        task: The name of the task that has ended.
-        found: What was not kept.
-        done: What is done, or nothing.
-    """
+def _tell(trainer: Trainer, task: str, found: list[Exceeded], done: str) -> None:
+    """Tell on the terminal and by an alert what was not kept, and what is done."""
     said = f"after {task!r} {' and '.join(map(str, found))}{': ' * bool(done)}{done}"
     rank_zero_warn(f"ForgettingMonitor: {said}")
     alert(trainer, "more forgotten than allowed", said)

@@ -14,7 +14,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
 from torch import Tensor
 
-from recall_lightning.callbacks._limits import Limits, OnLimit, done_by, tell
+from recall_lightning.callbacks._limits import EndedTask, Limits, OnLimit
 from recall_lightning.callbacks._task_scores import TaskScoreCallback
 from recall_lightning.callbacks._trainer.clock import CallbackState
 from recall_lightning.callbacks._trainer.loggers import (
@@ -30,6 +30,7 @@ from recall_lightning.callbacks._trainer.loggers import (
 )
 from recall_lightning.callbacks._trainer.misconfiguration import misconfiguration
 from recall_lightning.callbacks._trainer.optimizer_state import StateOfParameters
+from recall_lightning.callbacks._trainer.validation_schedule import check_validation_falls_on_end
 from recall_lightning.callbacks.task_aware import task_aware_callbacks
 from recall_lightning.checks import first_of
 from recall_lightning.metrics.record import RecordState, TaskRecord
@@ -216,7 +217,9 @@ class ForgettingMonitor(TaskScoreCallback):
         visits = self.clock.visits
         self.record.restart_from(self.visit)
         self._fill_missing_rows(trainer, self.visit)
-        self._check_validation_falls_on_task_end(trainer, task)
+        with _misconfiguration():
+            last_epoch = self.last_epoch_of_task(trainer)
+            check_validation_falls_on_end(trainer, self.task_name(trainer, task), last_epoch)
         if trainer.num_val_batches:  # empty until the first epoch that validates
             self.check_loaders(trainer, len(trainer.num_val_batches))
         names = [self.task_name(trainer, each) for each in visits]
@@ -234,14 +237,14 @@ class ForgettingMonitor(TaskScoreCallback):
         fitting = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
         if not (fitting and self.task_ended) or len(self.matrix) > (self.visit or 0):
             return
-        self._go_back_to_a_merge(trainer, pl_module)
+        self._limits.go_back_to_a_merge(trainer, pl_module, self._ended(trainer))
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """After a task's end that nothing validates, look at what is estimated of it."""
         if self.task_ended and not trainer.enable_validation:
-            assert self.visit is not None
-            self._go_back_to_a_merge(trainer, pl_module)
-            self._judge(trainer, pl_module, {}, self.visit_name(trainer), self.visit)
+            ended = self._ended(trainer)
+            self._limits.go_back_to_a_merge(trainer, pl_module, ended)
+            self._limits.judge(trainer, pl_module, {}, ended)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Read the scores; after a task's end they are its row."""
@@ -356,56 +359,14 @@ class ForgettingMonitor(TaskScoreCallback):
         values = lost | {"forgetting": summary.get("forgetting", max(old, default=0.0))}
         if math.inf in old:
             values["forgetting"] = math.inf
-        row = len(self.matrix) - 1
-        if self._judge(trainer, pl_module, values, self.record.visit_name(row), row):
-            self.record.roll_back(self.steps_trained(trainer))
+        row, step = len(self.matrix) - 1, self.steps_trained(trainer)
+        ended = EndedTask(self.record.visit_name(row), row, step)
+        if self._limits.judge(trainer, pl_module, values, ended):
+            self.record.roll_back(step)
 
-    def _judge(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule | None,
-        values: Mapping[str, float],
-        name: str,
-        visit: int,
-    ) -> bool:
-        """Do what is to be done where measured values, or estimates, are beyond their limits.
-
-        Args:
-            trainer: The Trainer.
-            pl_module: As for :meth:`_keep_limits`.
-            values: What was measured, by name.
-            name: The name of the task that has ended.
-            visit: The number of its visit.
-
-        Returns:
-            Whether the task was rolled back.
-        """
-        if pl_module is not None:
-            for callback in task_aware_callbacks(trainer):
-                values = {**values, **callback.estimates}
-        found, on_limit = self._limits.not_kept(values), self._limits.on_limit
-        stops = pl_module is not None and on_limit == "stop"
-        step = self.steps_trained(trainer)
-        self._limits.note(found, name, visit, step, "stopped" if stops else None)
-        rolled_back = False
-        if found:
-            tell(trainer, name, found, done_by(on_limit, undone=pl_module is not None))
-        if found and pl_module is not None:
-            if callable(on_limit):
-                on_limit(trainer, pl_module, found)
-            else:
-                with _misconfiguration():
-                    rolled_back = self._limits.act(trainer, pl_module)
-        self._limits.forget_start()
-        return rolled_back
-
-    def _go_back_to_a_merge(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        kept = self._limits.keep_estimate(trainer, pl_module)
-        if kept is not None:
-            assert self.visit is not None
-            name, step = self.visit_name(trainer), self.steps_trained(trainer)
-            self._limits.note(kept[0], name, self.visit, step, "mended")
-            tell(trainer, name, *kept)
+    def _ended(self, trainer: Trainer) -> EndedTask:
+        assert self.visit is not None
+        return EndedTask(self.visit_name(trainer), self.visit, self.steps_trained(trainer))
 
     def _name_tasks(self, trainer: Trainer, loaders: int) -> None:
         probes = self.probes(trainer)
@@ -440,24 +401,6 @@ class ForgettingMonitor(TaskScoreCallback):
             rank_zero_warn(
                 f"ForgettingMonitor: no validation came after the end of task {task}; its row of "
                 f"the matrix is {'the last one before it' if row else 'empty'}"
-            )
-
-    def _check_validation_falls_on_task_end(self, trainer: Trainer, task: int) -> None:
-        every, batches = trainer.check_val_every_n_epoch, trainer.num_training_batches
-        interval = trainer.val_check_batch
-        last_epoch = self.last_epoch_of_task(trainer)
-        name = self.task_name(trainer, task)
-        if every is not None and last_epoch is not None and (last_epoch + 1) % every:
-            raise MisconfigurationException(
-                f"ForgettingMonitor: task {name!r} ends with epoch {last_epoch} (from 0), and "
-                f"check_val_every_n_epoch={every} does not validate then: set it to 1"
-            )
-        inside = every is not None and interval not in (None, math.inf) and batches != math.inf
-        if inside and batches % interval:  # type: ignore[operator]
-            raise MisconfigurationException(
-                f"ForgettingMonitor: task {name!r} has {batches} batches an epoch, and validation "
-                f"every {interval} of them (val_check_interval={trainer.val_check_interval}) does "
-                f"not fall on the last: set {_intervals_that_do(int(batches), int(interval))}"  # type: ignore[arg-type]
             )
 
     def _report(self, trainer: Trainer) -> None:
@@ -506,23 +449,6 @@ class ForgettingMonitor(TaskScoreCallback):
         write_task_matrix(self.record, folder, self.exceeded)
         save(self.record.matrix_figure(), folder / "task_matrix.png")
         save(self.record.curves_figure(marks), folder / "curves.png")
-
-
-def _intervals_that_do(batches: int, interval: int) -> str:
-    """Say what may be set so that a validation falls on an epoch's last batch.
-
-    >>> _intervals_that_do(43, 21)
-    'val_check_interval to 1.0, or to 21 with limit_train_batches=42'
-    >>> _intervals_that_do(44, 10)
-    'val_check_interval to 1.0, to 11, which divides 44, or to 10 with limit_train_batches=40'
-    """
-    divisors = [each for each in range(2, batches) if batches % each == 0]
-    nearest = min(divisors, key=lambda each: abs(each - interval), default=None)
-    dividing = "" if nearest is None else f" to {nearest}, which divides {batches},"
-    return (
-        f"val_check_interval to 1.0,{dividing} or to {interval} with "
-        f"limit_train_batches={batches // interval * interval}"
-    )
 
 
 @contextmanager
