@@ -100,6 +100,45 @@ class _Try(Generic[Merged]):
         return FrontPoint(self.keep, self.gain.share, self.gain.merged, self.divergence)
 
 
+@dataclass(frozen=True)
+class _Ends:
+    """What a task's last batches tell of the weights that a merge lies between.
+
+    Attributes:
+        context: The task.
+        predictions: Of which kind the model's are.
+        counted: The batches that have a loss under the live weights.
+        snapshot: Their mean loss under the snapshot.
+        live: Under the live weights.
+        of_snapshot: What is predicted under the snapshot, where that is compared.
+        of_live: Under the live weights.
+        of_values: Whether the loss is a squared error.
+    """
+
+    context: TaskContext
+    predictions: FoundPredictions
+    counted: Sequence[int]
+    snapshot: float
+    live: float
+    of_snapshot: list[Tensor] | None
+    of_live: list[Tensor] | None
+    of_values: bool
+
+    @property
+    def is_gain(self) -> bool:
+        """Whether the task has brought anything."""
+        return TaskGain(self.snapshot, self.live, self.live, self.of_values).is_positive
+
+    def gain(self, losses: Sequence[float] | None) -> TaskGain:
+        """What a merge with these losses, if they are known, has left."""
+        merged = _mean(self.context, losses, self.counted)
+        return TaskGain(self.snapshot, self.live, merged, self.of_values)
+
+    def divergence(self, outputs: list[Tensor] | None) -> float | None:
+        """How far these predictions are from the snapshot's, in nats each."""
+        return mean_divergence(self.context, self.predictions, self.of_snapshot, outputs)
+
+
 class MeasuredPlasticity:
     """Finds the merge that keeps most of the old and leaves a share of what a task has brought.
 
@@ -167,37 +206,20 @@ class MeasuredPlasticity:
         """
         batches = list(batches)[-COMPARED_BATCHES:]
         predictions = found or self._predictions
-        kind = None if predictions.kind is None else predictions.kind.name
         compared = None
         if self.share is not None or found is not None:
             compared = ComparedPredictions(context, self._run, predictions, batches)
-        each, of_live = self._measured(context, batches, compared)
-        if each is None:
+        ends = self._ends(context, batches, predictions, compared)
+        if ends is None:
             return merge(1.0), {} if self.share is None else {"keep": 1.0}
-        counted = [number for number, loss in enumerate(each) if math.isfinite(loss)]
-
-        def mean(losses: Sequence[float] | None) -> float:
-            own = [math.inf] if losses is None else [losses[number] for number in counted]
-            known = [math.inf if math.isnan(loss) else loss for loss in own]
-            return _mean(context, math.fsum(known), len(known))
-
-        now = mean(each)
-        of_values = kind == "values" or (kind not in KINDS and now > _UNLIKELY)
-        with context.snapshots[-1].applied_to(context.pl_module):
-            losses, of_snapshot = self._measured(context, batches, compared)
-        then = mean(losses)
-
-        def divergence(outputs: list[Tensor] | None) -> float | None:
-            return mean_divergence(context, predictions, of_snapshot, outputs)
 
         def made_with(keep: float) -> _Try[Merged]:
             merged = merge(keep)
             losses, outputs = self._measured(context, batches, compared)
-            gain = TaskGain(then, now, mean(losses), of_values)
-            return _Try(merged, gain, keep, divergence(outputs))
+            return _Try(merged, ends.gain(losses), keep, ends.divergence(outputs))
 
         def found_of(made: _Try[Merged]) -> dict[str, Any]:
-            far = of_both("divergence", divergence(of_live), made.divergence)
+            far = of_both("divergence", ends.divergence(ends.of_live), made.divergence)
             return {"plasticity": made.gain.share, "loss": made.gain.losses, **far}
 
         if self.share is None:
@@ -214,7 +236,7 @@ class MeasuredPlasticity:
             return made_with(keep)
 
         try:
-            if TaskGain(then, now, now, of_values).is_positive:
+            if ends.is_gain:
                 front = measured_front(lambda keep: tried(keep).point)
                 made = tried(keep_of(front, self.share))
             else:
@@ -225,6 +247,26 @@ class MeasuredPlasticity:
         self._tell(context, made.keep, made.gain)
         front_points = [vars(point) for point in front]
         return made.merged, {"keep": made.keep, **found_of(made), "front": front_points}
+
+    def _ends(
+        self,
+        context: TaskContext,
+        batches: Sequence[Any],
+        predictions: FoundPredictions,
+        compared: ComparedPredictions | None,
+    ) -> _Ends | None:
+        """Measure the live weights and the snapshot's; None where the loss is not known."""
+        kind = None if predictions.kind is None else predictions.kind.name
+        each, of_live = self._measured(context, batches, compared)
+        if each is None:
+            return None
+        counted = [number for number, loss in enumerate(each) if math.isfinite(loss)]
+        live = _mean(context, each, counted)
+        of_values = kind == "values" or (kind not in KINDS and live > _UNLIKELY)
+        with context.snapshots[-1].applied_to(context.pl_module):
+            losses, of_snapshot = self._measured(context, batches, compared)
+        snapshot = _mean(context, losses, counted)
+        return _Ends(context, predictions, counted, snapshot, live, of_snapshot, of_live, of_values)
 
     def _measured(
         self, context: TaskContext, batches: Sequence[Any], compared: ComparedPredictions | None
@@ -315,12 +357,11 @@ def _step(context: TaskContext) -> int:
     return context.clock.steps_trained(context.trainer)
 
 
-def _mean(context: TaskContext, total: float, count: int) -> float:
-    """Return the mean over all processes' batches, infinite where one of them is."""
+def _mean(context: TaskContext, losses: Sequence[float] | None, counted: Sequence[int]) -> float:
+    """Return the mean over all processes' batches that count, infinite where one of them is."""
+    own = [math.inf] if losses is None else [losses[number] for number in counted]
+    total = math.fsum(math.inf if math.isnan(loss) else loss for loss in own)
     infinite = sum_over_processes(context.trainer, float(math.isinf(total)))
     total = sum_over_processes(context.trainer, 0.0 if math.isinf(total) else total)
-    return (
-        math.inf
-        if infinite
-        else total / max(sum_over_processes(context.trainer, float(count)), 1.0)
-    )
+    count = sum_over_processes(context.trainer, float(len(own)))
+    return math.inf if infinite else total / max(count, 1.0)
