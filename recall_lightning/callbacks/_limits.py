@@ -32,7 +32,17 @@ OnLimit = Literal["warn", "stop", "rollback"] | Callable[..., None]
 
 _ESTIMATE = "estimated_forgetting"
 _ALWAYS = ("forgetting", _ESTIMATE)
+_NOT_ESTIMATED = (
+    "ForgettingMonitor: the limit of estimated_forgetting was not looked at after {!r}: nothing is "
+    "known of how far predictions have gone, as of outputs that are none, or of a distribution of "
+    "which torch knows no divergence: set predictions= of RecallCallback, or register that by "
+    "torch.distributions.register_kl"
+)
 _DONE = {"stop": "the fit stops", "rollback": "the weights of its start are put back"}
+_DONE_LATE = {
+    "stop": "the next fit is refused",
+    "rollback": "no validation came at its end, so that it cannot be rolled back any more",
+}
 
 
 @dataclass(frozen=True)
@@ -176,8 +186,9 @@ class Limits:
         Raises:
             ValueError: If not.
         """
-        if self.on_limit == "stop" and self.exceeded:
-            last = self.exceeded[-1]
+        left = [each for each in self.exceeded if not each.get("mended")]
+        if self.on_limit == "stop" and left:
+            last = left[-1]
             found = Exceeded(last["name"], last["value"], last["limit"])
             raise ValueError(
                 f"after {last['task']!r} {found}, and on_limit='stop': to go on all the same, do "
@@ -278,6 +289,8 @@ class Limits:
         if pl_module is not None:
             for callback in task_aware_callbacks(trainer):
                 values = {**values, **callback.estimates}
+            if _ESTIMATE in self.by_name and _ESTIMATE not in values and ended.visit > 0:
+                rank_zero_warn(_NOT_ESTIMATED.format(ended.name))
         found, rolled_back = self.not_kept(values), False
         stops = pl_module is not None and self.on_limit == "stop"
         self._note(found, ended, "stopped" if stops else None)
@@ -287,6 +300,34 @@ class Limits:
             rolled_back = self._act(trainer, pl_module, found)
         self.forget_start()
         return rolled_back
+
+    def judge_estimate(
+        self, trainer: Trainer, pl_module: LightningModule, ended: EndedTask
+    ) -> bool:
+        """After a fit, judge the estimate of its last task if that was not done at its end.
+
+        That is so where the task has ended behind the last validation, as an early stop ends it.
+
+        Args:
+            trainer: The Trainer.
+            pl_module: The model.
+            ended: The task.
+
+        Returns:
+            Whether the limit turned out not to be kept.
+        """
+        noted = [(each["visit"], each["name"]) for each in self.exceeded]
+        if (ended.visit, _ESTIMATE) in noted:
+            return False
+        for callback in task_aware_callbacks(trainer):
+            limits = {n: v for n, v in callback.estimates.items() if n == _ESTIMATE}
+            if found := self.not_kept(limits):
+                self._note(found, ended, "stopped" if self.on_limit == "stop" else None)
+                _tell(trainer, ended.name, found, self._done(undone=False))
+                if callable(self.on_limit):
+                    self.on_limit(trainer, pl_module, found)
+                return True
+        return False
 
     def _note(
         self,
@@ -299,9 +340,8 @@ class Limits:
 
     def _done(self, undone: bool) -> str:
         """Say what is done where a limit is not kept, of a task that still can be undone or not."""
-        if self.on_limit == "rollback" and not undone:
-            return "no validation came at its end, so that it cannot be rolled back any more"
-        return "" if callable(self.on_limit) else _DONE.get(self.on_limit, "")
+        known = _DONE if undone else _DONE_LATE
+        return "" if callable(self.on_limit) else known.get(self.on_limit, "")
 
     def _act(self, trainer: Trainer, pl_module: LightningModule, found: list[Exceeded]) -> bool:
         """Do as on_limit says; tell whether the task was rolled back."""

@@ -281,10 +281,14 @@ class ForgettingMonitor(TaskScoreCallback):
         self._conclude(trainer)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Do as at the end of training where a run was resumed that had nothing left to train."""
+        """Look at an estimate that came late, or conclude a run that had nothing left to train."""
         super().on_fit_end(trainer, pl_module)
         if self.clock.resumed:
             self._conclude(trainer)
+        if self.task_ended and self._limits.judge_estimate(
+            trainer, pl_module, self._ended(trainer)
+        ):
+            self._write_again()
 
     def _conclude(self, trainer: Trainer) -> None:
         self._find_boundaries(trainer)
@@ -311,10 +315,8 @@ class ForgettingMonitor(TaskScoreCallback):
 
     def on_retuned(self, step: int) -> None:
         """Note in the record and in the files that the last row is of before."""
-        if self.record.retune(step) and self._files is not None:
-            folder, marks = self._files
-            with _failure_is_said(folder):
-                self._write_files(folder, marks)
+        if self.record.retune(step):
+            self._write_again()
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything measured so far, in plain Python."""
@@ -442,6 +444,12 @@ class ForgettingMonitor(TaskScoreCallback):
 
     def _resolve_folder(self, trainer: Trainer) -> Path | None:
         return Path(self.folder) if self.folder is not None else run_folder(trainer)
+
+    def _write_again(self) -> None:
+        if self._files is not None:
+            folder, marks = self._files
+            with _failure_is_said(folder):
+                self._write_files(folder, marks)
 
     def _write_files(self, folder: Path, marks: Mapping[str, Sequence[int]]) -> None:
         from recall_lightning.metrics.figures import save

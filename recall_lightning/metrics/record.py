@@ -180,8 +180,8 @@ class TaskRecord:
         row = len(self.matrix) - 1
         earlier = self.matrix[row - 1] if row else self.before
         probes = self.probes[row - 1] if row else self.probes_before
-        self.matrix[row] = list(earlier or [math.nan] * len(self.matrix[row]))
-        self.probes[row] = list(probes or [math.nan] * len(self.probes[row]))
+        self.matrix[row] = _of_length(len(self.matrix[row]), earlier)
+        self.probes[row] = _of_length(len(self.probes[row]), probes)
         self.rolled_back.append(row)
         if row - 1 in self.retuned:  # whose weights are not those of its scores
             self.retuned.append(row)
@@ -407,9 +407,12 @@ def check_scores(state: Mapping[str, Any]) -> None:
             raise FormError(f"record.boundaries.{number} is no step and a name")
 
 
+def _of_length(length: int, row: Sequence[float] | None) -> list[float]:
+    """Return a row with NaN for what it does not have."""
+    return [*(row or []), *[math.nan] * (length - len(row or []))]
+
+
 def _padded(rows: Sequence[list[float]]) -> Tensor:
     """Stack rows of scores, (rows, tasks) float64; NaN where a task was not scored yet."""
     width = max(len(row) for row in rows)
-    return torch.tensor(
-        [row + [math.nan] * (width - len(row)) for row in rows], dtype=torch.float64
-    )
+    return torch.tensor([_of_length(width, row) for row in rows], dtype=torch.float64)

@@ -34,6 +34,7 @@ class TaskArtifacts:
         self._snapshots = what in (True, "snapshots")
         self._what = what
         self._done: int | None = None  # the last visit whose weights need no logging any more
+        self._waiting: Mapping[str, Any] | None = None  # what is known of a task
 
     def check(self, trainer: Trainer, in_files: bool) -> None:
         """Refuse what nothing would come of.
@@ -83,20 +84,35 @@ class TaskArtifacts:
         self,
         trainer: Trainer,
         pl_module: LightningModule,
-        records: Sequence[Mapping[str, Any]],
+        history: Sequence[Mapping[str, Any]],
         known: Mapping[str, Any],
+        wait: bool = False,
     ) -> None:
         """Log the weights after a task, once nothing puts them back any more.
 
         Args:
             trainer: The Trainer.
             pl_module: The model.
-            records: The task's entries of ``RecallCallback.history``.
+            history: That of the callback.
             known: As in :meth:`start_task`.
+            wait: Whether another callback may still do so in this hook, so that they are to be
+                logged by :meth:`log_waiting`.
         """
         if not self._weights or self._done == known["visit"]:
             return
+        self._waiting = known
+        if not wait:
+            self.log_waiting(trainer, pl_module, history)
+
+    def log_waiting(
+        self, trainer: Trainer, pl_module: LightningModule, history: Sequence[Mapping[str, Any]]
+    ) -> None:
+        """Log what had to wait, before anything else is trained; the arguments are those above."""
+        known, self._waiting = self._waiting, None
+        if known is None or self._done == known["visit"]:
+            return
         self._done = known["visit"]
+        records = [record for record in history if record["visit"] == known["visit"]]
         last = records[-1] if records else {}
         about = {"merges": len(records), **{n: last[n] for n in _OF_A_MERGE if n in last}}
         if not trainer.is_global_zero:

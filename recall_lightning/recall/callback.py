@@ -447,7 +447,7 @@ class RecallCallback(TaskAwareCallback):
         """End the task; say so where the last validation and checkpoint came before its merge."""
         merges = len(self.history)
         super().on_train_end(trainer, pl_module)
-        self._log_ended_task(trainer, pl_module)  # one that an early stop has ended
+        self._log_ended_task(trainer, pl_module, wait=False)  # one that an early stop has ended
         self._statistics.release(self._context(trainer, pl_module))
         if self._drift is not None:
             self._drift.release()
@@ -466,10 +466,11 @@ class RecallCallback(TaskAwareCallback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the weights of a task that has ended, and been validated, as an artifact."""
-        self._log_ended_task(trainer, pl_module)
+        self._log_ended_task(trainer, pl_module, wait=not trainer.enable_validation)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Enter the epoch's task, and see which weights are left of it."""
+        self._artifacts.log_waiting(trainer, pl_module, self.history)
         super().on_train_epoch_start(trainer, pl_module)
         if self._merges_this_task:
             self._trained.observe_names(pl_module, self.snapshots[-1])
@@ -512,7 +513,7 @@ class RecallCallback(TaskAwareCallback):
         records = [record for record in self.history if record["visit"] == self.visit]
         log_task(trainer, self.visit_name(trainer), records, with_front=merged)
         if self._drift is not None:  # whose tasks end within an epoch
-            self._log_ended_task(trainer, pl_module)
+            self._log_ended_task(trainer, pl_module, wait=False)
 
     @property
     def can_estimate(self) -> bool:
@@ -662,10 +663,9 @@ class RecallCallback(TaskAwareCallback):
         name, step = self.visit_name(trainer), self.steps_trained(trainer)
         return {"task": self.task, "name": name, "visit": self.visit, "step": step}
 
-    def _log_ended_task(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def _log_ended_task(self, trainer: Trainer, module: LightningModule, wait: bool) -> None:
         if self.task_ended:
-            records = [record for record in self.history if record["visit"] == self.visit]
-            self._artifacts.end_task(trainer, pl_module, records, self._known(trainer))
+            self._artifacts.end_task(trainer, module, self.history, self._known(trainer), wait)
 
     def _find_structure(self, pl_module: LightningModule) -> None:
         reshard(pl_module)

@@ -487,3 +487,64 @@ def test_nothing_is_kept_longer_than_until_the_verdict():
     alone = RecallCallback()
     fit(alone)
     assert alone._sums is None
+
+
+class Ends(Callback):
+    """Ends a fit after its second epoch, behind the last validation."""
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        trainer.should_stop = trainer.current_epoch == 1
+
+
+@pytest.mark.parametrize("validates", [True, False])
+@pytest.mark.parametrize("on_limit", ["warn", "stop", "rollback"])
+def test_an_estimate_that_comes_behind_the_last_validation_is_looked_at(on_limit, validates):
+    monitor = ForgettingMonitor("val/acc", limits={"estimated_forgetting": 0.0}, on_limit=on_limit)
+    model, recall = Plain(lr=0.03), RecallCallback(merge_first_task=False)
+    held_out = [loader(each, shuffle=False) for each in range(3)] if validates else None
+    for task in range(2):
+        trainer = quiet_trainer(monitor, recall, Ends(), max_epochs=9)
+        trainer.fit(model, loader(task), held_out)
+    (one,) = monitor.exceeded
+    assert (one["visit"], one["name"]) == (1, "estimated_forgetting")
+    assert one["value"] == recall.estimates["estimated_forgetting"]
+    assert one.get("stopped", False) == (on_limit == "stop")
+    if on_limit == "stop":
+        with pytest.raises(MisconfigurationException, match="on_limit='stop'"):
+            quiet_trainer(monitor, recall).fit(model, loader(2), held_out)
+
+
+def test_a_limit_of_what_nothing_can_estimate_is_said_not_to_be_looked_at():
+    class StudentT(Plain):
+        def training_step(self, batch, batch_idx):
+            return -distribution(self.net(batch[0])).log_prob(batch[1].float()).mean()
+
+    def distribution(outputs):
+        return torch.distributions.StudentT(3.0, outputs[..., 0], outputs[..., 1].exp())
+
+    monitor = ForgettingMonitor("val/acc", limits={"estimated_forgetting": 0.0})
+    model, recall = StudentT(), RecallCallback(merge_first_task=False, predictions=distribution)
+    quiet_trainer(monitor, recall).fit(model, loader(0))
+    with pytest.warns(UserWarning, match="was not looked at after 'task 1'.*register_kl"):
+        quiet_trainer(monitor, recall).fit(model, loader(1))
+    assert monitor.exceeded == []
+
+
+def test_a_row_that_is_rolled_back_may_have_more_scores_than_the_one_before():
+    monitor = ForgettingMonitor(
+        "val/acc", limits={"estimated_forgetting": 0.0}, on_limit="rollback"
+    )
+    model, recall = Plain(lr=0.03), RecallCallback(merge_first_task=False)
+    for task in range(2):
+        held_out = [loader(each, shuffle=False) for each in range(task + 1)]
+        quiet_trainer(monitor, recall).fit(model, loader(task), held_out)
+    assert monitor.record.rolled_back == [1]
+    assert monitor.matrix[1] == pytest.approx([monitor.matrix[0][0], torch.nan], nan_ok=True)
+
+
+def test_a_limit_that_another_merge_keeps_stops_no_later_fit(estimates):
+    monitor, *_ = within_estimate(min(estimates) / 2, keep_live=True)
+    assert all(each["mended"] for each in monitor.exceeded)
+    stopping = ForgettingMonitor("val/acc", limits=EASY, on_limit="stop")
+    stopping.load_state_dict(monitor.state_dict())
+    stopping._limits.check_goes_on(in_midst=False)

@@ -62,6 +62,21 @@ def test_of_a_task_that_is_rolled_back_no_weights_are_logged(tmp_path):
     assert [one["metadata"]["name"] for one in found] == ["a"]
 
 
+@pytest.mark.parametrize("limit", [0.0, 1e9])
+def test_without_validation_a_task_is_logged_unless_it_is_rolled_back(limit, tmp_path):
+    import wandb
+
+    limits = {"estimated_forgetting": limit}
+    monitor = ForgettingMonitor("val/acc", limits=limits, on_limit="rollback")
+    recall = RecallCallback(every=1.0, merge_first_task=False, log_artifacts="weights")
+    logger = WandbLogger(project="p", id="one", save_dir=tmp_path, offline=True)
+    fit(recall, monitor, data=stream(2), logger=logger, limit_val_batches=0)
+    logger.experiment.finish()
+    wandb.teardown()
+    names = [one["metadata"]["name"] for one in artifacts_of(tmp_path)]
+    assert names == (["a"] if limit == 0.0 else ["a", "b"])
+
+
 @pytest.mark.parametrize(
     ("what", "wandb", "message"),
     [
