@@ -82,6 +82,15 @@ def test_from_the_end_of_a_task_the_next_one_begins_and_data_that_is_the_same_is
         assert diary.of("start", "end") == [("start", 1, 16), ("end", 1, 24)]
 
 
+def test_after_a_checkpoint_with_nothing_left_to_train_steps_count_on(tmp_path):
+    _, end = saved(tmp_path, loader(0), Diary())
+    diary = Diary()
+    fit(loader(0), diary, checkpoint=end)
+    trainer = quiet_trainer(diary)
+    trainer.fit(Plain(), loader(1))
+    assert diary.steps_trained(trainer) == 16 + 8
+
+
 def test_from_the_end_of_a_task_that_is_said_to_go_on_it_is_visited_again(tmp_path):
     _, end = saved(tmp_path, loader(0), Diary())
     diary = Diary()

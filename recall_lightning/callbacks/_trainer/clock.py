@@ -299,6 +299,8 @@ class TaskClock:
             return
         self._fit = "over"
         meant = 0 in (trainer.limit_train_batches, trainer.max_epochs, trainer.max_steps)
+        if self.resumed:
+            self._seen_global_step = trainer.global_step  # the next fit counts on from there
         if self.resumed or meant:
             return
         if trainer.num_training_batches == 0:
