@@ -30,10 +30,10 @@ from recall_lightning.weights.snapshot import Snapshot
 
 OnLimit = Literal["warn", "stop", "rollback"] | Callable[..., None]
 
-_ESTIMATE = "estimated_forgetting"
-_ALWAYS = ("forgetting", _ESTIMATE)
+_ESTIMATES = ("estimated_forgetting", "quadratic_forgetting")
+_ALWAYS = ("forgetting", *_ESTIMATES)
 _NOT_ESTIMATED = (
-    "ForgettingMonitor: the limit of estimated_forgetting was not looked at after {!r}: nothing is "
+    "ForgettingMonitor: the limit of {} was not looked at after {!r}: nothing is "
     "known of how far predictions have gone, as of outputs that are none, or of a distribution of "
     "which torch knows no divergence: set predictions= of RecallCallback, or register that by "
     "torch.distributions.register_kl"
@@ -86,9 +86,9 @@ class Limits:
     """Limits of what is lost, by name, and what happens where one is not kept.
 
     Args:
-        by_name: ``"forgetting"``, ``"estimated_forgetting"``, or the name of a task or of a
-            held-out set of no task, of which the limit is how much worse its score may have become.
-            Before each name there may be ``continual/``, as in the log.
+        by_name: ``"forgetting"``, ``"estimated_forgetting"``, ``"quadratic_forgetting"``, or the
+            name of a task or of a held-out set of no task, of which the limit is how much worse its
+            score may have become. Before each name there may be ``continual/``, as in the log.
         on_limit: ``"warn"``, ``"stop"``, ``"rollback"``, or a function that is called with the
             Trainer, the module and a list of :class:`Exceeded`.
 
@@ -131,6 +131,10 @@ class Limits:
         """Whether the weights of a task's start may be put back."""
         return bool(self.by_name) and self.on_limit == "rollback"
 
+    @property
+    def _of_estimates(self) -> dict[str, float]:
+        return {name: limit for name, limit in self.by_name.items() if name in _ESTIMATES}
+
     def check_names(self, names: Iterable[str]) -> None:
         """Check that each limit is of something that is measured.
 
@@ -155,10 +159,10 @@ class Limits:
             ValueError: Naming what they don't or can't.
         """
         others = task_aware_callbacks(trainer)
-        if _ESTIMATE in self.by_name and not any(o.can_estimate for o in others):
+        if self._of_estimates and not any(o.can_estimate for o in others):
             raise ValueError(
-                "limits has 'estimated_forgetting', and nothing estimates it at a task's end: "
-                "RecallCallback does, under its kfac rules, of tasks that are announced"
+                f"limits has {next(iter(self._of_estimates))!r}, and nothing estimates it at a "
+                "task's end: RecallCallback does, under its kfac rules, of tasks that are announced"
             )
         least = {"min_epochs": trainer.min_epochs or 0, "min_steps": trainer.min_steps or 0}
         for name, value in least.items() if self.on_limit == "stop" else ():
@@ -240,7 +244,7 @@ class Limits:
 
     def unread(self) -> str:
         """Say which limits nobody looks at where nothing is validated, as the end of a sentence."""
-        unread = [name for name in self.by_name if name != _ESTIMATE]
+        unread = [name for name in self.by_name if name not in _ESTIMATES]
         return f", and nobody looks at the limits of {first_of(unread)}" if unread else ""
 
     def go_back_to_a_merge(
@@ -253,12 +257,12 @@ class Limits:
             pl_module: The model.
             ended: The task.
         """
-        if not self.rolls_back or _ESTIMATE not in self.by_name:
+        limits = self._of_estimates
+        if not self.rolls_back or not limits:
             return
         for callback in task_aware_callbacks(trainer):
-            limits = {n: v for n, v in callback.estimates.items() if n == _ESTIMATE}
-            found = self.not_kept(limits)
-            done = found and callback.merge_within(trainer, pl_module, self.by_name[_ESTIMATE])
+            found = self.not_kept({n: v for n, v in callback.estimates.items() if n in limits})
+            done = found and callback.merge_within(trainer, pl_module, limits)
             if done:
                 self._note(found, ended, "mended")
                 _tell(trainer, ended.name, found, done)
@@ -289,8 +293,9 @@ class Limits:
         if pl_module is not None:
             for callback in task_aware_callbacks(trainer):
                 values = {**values, **callback.estimates}
-            if _ESTIMATE in self.by_name and _ESTIMATE not in values and ended.visit > 0:
-                rank_zero_warn(_NOT_ESTIMATED.format(ended.name))
+            unknown = [name for name in self._of_estimates if name not in values]
+            if unknown and ended.visit > 0:
+                rank_zero_warn(_NOT_ESTIMATED.format(first_of(unknown), ended.name))
         found, rolled_back = self.not_kept(values), False
         stops = pl_module is not None and self.on_limit == "stop"
         self._note(found, ended, "stopped" if stops else None)
@@ -316,12 +321,11 @@ class Limits:
         Returns:
             Whether the limit turned out not to be kept.
         """
-        noted = [(each["visit"], each["name"]) for each in self.exceeded]
-        if (ended.visit, _ESTIMATE) in noted:
-            return False
+        noted = {each["name"] for each in self.exceeded if each["visit"] == ended.visit}
+        open_ones = self._of_estimates.keys() - noted
         for callback in task_aware_callbacks(trainer):
-            limits = {n: v for n, v in callback.estimates.items() if n == _ESTIMATE}
-            if found := self.not_kept(limits):
+            values = {n: v for n, v in callback.estimates.items() if n in open_ones}
+            if found := self.not_kept(values):
                 self._note(found, ended, "stopped" if self.on_limit == "stop" else None)
                 _tell(trainer, ended.name, found, self._done(undone=False))
                 if callable(self.on_limit):

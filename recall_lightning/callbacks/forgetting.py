@@ -41,6 +41,7 @@ from recall_lightning.weights.snapshot import Snapshot
 # What is logged under continual/ besides the tasks.
 _RESERVED = {"task", "matrix", "matrix_image", "average", "backward_transfer", "forward_transfer"}
 _RESERVED |= {"forgetting", "plasticity", "scores_by_task", "estimated_forgetting", "report"}
+_RESERVED |= {"quadratic_forgetting"}
 _AXIS = "continual/task"
 _FILES = ("config.yaml", "task_matrix.json", "task_matrix.png", "curves.png")
 
@@ -84,12 +85,13 @@ class ForgettingMonitor(TaskScoreCallback):
             another callback of the Trainer was given counts here too.
         limits: How much may be lost after a task, by name: of ``"forgetting"``, of the name of a
             task or held-out set (by how much its score is worse than since its own training, or
-            than before any), or of ``"estimated_forgetting"``, which RecallCallback estimates under
-            its kfac rules, the default, without old data: how far predictions on earlier tasks'
-            inputs have gone in the last task, in nats each.
+            than before any), or what RecallCallback estimates under its kfac rules, the default,
+            without old data, in nats a prediction: ``"estimated_forgetting"``, by how far
+            predictions on the task's own inputs have gone in it, ``"quadratic_forgetting"``, by the
+            curvature in earlier tasks.
         on_limit: What happens where one is not kept: ``"warn"``; ``"stop"`` ends the fit, and
             refuses the next; ``"rollback"`` puts back the last weights that are known to keep
-            the limit: where the limit of ``"estimated_forgetting"`` alone is not kept, a merge
+            the limit: where those of what is estimated alone are not kept, a merge
             among those that RecallCallback tried that does and leaves most of the task's gain (with
             its ``keep_live``, the default of adapters); else the weights of the task's start, and
             what optimizers remembered of them, says so in matrix and curves, and goes on with the

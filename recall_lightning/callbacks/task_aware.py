@@ -1,6 +1,6 @@
 """Which task a batch belongs to: Lightning's hooks in, task hooks out."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -148,16 +148,22 @@ class TaskAwareCallback(Callback):
 
     @property
     def estimates(self) -> dict[str, float]:
-        """What is estimated of the last task, by name: ``estimated_forgetting``."""
+        """What is estimated of the last task, by name, in nats a prediction.
+
+        Those are ``estimated_forgetting``, by how far predictions on the task's own inputs have
+        gone, and ``quadratic_forgetting``, by the curvature in earlier tasks.
+        """
         return {}
 
-    def merge_within(self, trainer: Trainer, pl_module: LightningModule, most: float) -> str | None:
+    def merge_within(
+        self, trainer: Trainer, pl_module: LightningModule, limits: Mapping[str, float]
+    ) -> str | None:
         """Called after a task's end, before its validation, where an estimate is beyond its limit.
 
         Args:
             trainer: The Trainer.
             pl_module: The model, whose weights may be written.
-            most: The limit of ``estimated_forgetting``.
+            limits: Those of its :attr:`estimates`, by name.
 
         Returns:
             What was done so that it is kept, as a clause; None if nothing was.

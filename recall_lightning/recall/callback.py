@@ -1,6 +1,6 @@
 """RECALL inside training: merge snapshot and live weights, block by block."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from numbers import Integral
 from pathlib import Path
@@ -460,8 +460,7 @@ class RecallCallback(TaskAwareCallback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say so where every checkpoint is from before the last merge."""
         super().on_fit_end(trainer, pl_module)
-        stopped_early = self.clock.stopped_early  # which has been said
-        if self.task_ended and not (self._is_merge_saved or stopped_early):
+        if self.task_ended and not (self._is_merge_saved or self.clock.stopped_early):  # is said
             tell_of_an_unsaved_merge(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -525,15 +524,15 @@ class RecallCallback(TaskAwareCallback):
         """Whether its task ends where others see it end."""
         return self._drift is None
 
-    def merge_within(self, trainer: Trainer, pl_module: LightningModule, most: float) -> str | None:
-        """Make the task's last merge again so that the estimate keeps a limit, if one does.
+    def merge_within(
+        self, trainer: Trainer, pl_module: LightningModule, limits: Mapping[str, float]
+    ) -> str | None:
+        """Make the task's last merge again so that the estimates keep limits, if one does.
 
         That takes what the merge was made from, see ``keep_live``.
         """
-        if not self.history:
-            return None
-        record = self.history[-1]
-        again = self._last_merge.within_(pl_module, self.snapshots, record, most)
+        record = self.history[-1] if self.history else {}
+        again = self._last_merge.within_(pl_module, self.snapshots, record, limits)
         if again is None:
             return None
         self.history[-1] = again
@@ -547,7 +546,7 @@ class RecallCallback(TaskAwareCallback):
         else:
             tell_of_what_stays()
         self._statistics.leave_snapshots(self._kept.leave_out(self.visit))
-        self._last_merge.state = self._sums = None
+        self._last_merge.state = self._sums = self._estimates.last = None
         self._artifacts.leave_out(self.visit)
         if self.visit == self._first_visit:
             self._first_visit += 1
@@ -569,7 +568,7 @@ class RecallCallback(TaskAwareCallback):
 
     @property
     def estimates(self) -> dict[str, float]:
-        """``estimated_forgetting`` by the last merge or since: KL(snapshot ‖ model), in nats."""
+        """What the last merge, or what was measured since, tells by name, in nats a prediction."""
         return {} if self._drift is not None else self._estimates.latest(self.history, self.visit)
 
     @property

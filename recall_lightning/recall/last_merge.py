@@ -17,7 +17,7 @@ from recall_lightning.merging.rules import MergeRule
 from recall_lightning.merging.rules.stored import rule_as_plain
 from recall_lightning.recall.front import FrontPoint, keep_of
 from recall_lightning.recall.prepared_merge import PreparedMerge, PreparedState
-from recall_lightning.recall.records import OF_BOTH, of_both
+from recall_lightning.recall.records import ESTIMATES, OF_BOTH, of_both
 from recall_lightning.recall.state import LastMergeState
 from recall_lightning.weights.naming import find_weights
 from recall_lightning.weights.sharding import is_sharded, write_into
@@ -87,27 +87,27 @@ class LastMerge:
         module: nn.Module,
         snapshots: Sequence[Snapshot],
         record: Mapping[str, Any],
-        most: float,
+        limits: Mapping[str, float],
     ) -> dict[str, Any] | None:
-        """Make it again so that the estimate of what is forgotten keeps a limit.
+        """Make it again so that the estimates of what is forgotten keep their limits.
 
         Of the merges that were tried, kept more of the old than the one that was made, and keep the
-        limit, it is the one that leaves most of the task's gain.
+        limits, it is the one that leaves most of the task's gain.
 
         Args:
             module: The model, whose weights are written if there is one.
             snapshots: The snapshots, oldest first.
             record: The merge's entry in ``RecallCallback.history``.
-            most: The largest estimate that is allowed, in nats a prediction.
+            limits: The largest estimates that are allowed, by name, in nats a prediction.
 
         Returns:
-            The entry for the new merge; None where none of them keeps the limit, or it cannot be
+            The entry for the new merge; None where none of them keeps the limits, or it cannot be
             made again, of which a warning tells.
         """
         if self.state is None or self._rule is None:
             return None
         try:
-            return self._within(module, self.state["made_from"], snapshots, record, most)
+            return self._within(module, self.state["made_from"], snapshots, record, limits)
         except ValueError as error:
             rank_zero_warn(f"RecallCallback cannot make the last merge again: {error}")
             return None
@@ -118,27 +118,28 @@ class LastMerge:
         made_from: PreparedState,
         snapshots: Sequence[Snapshot],
         record: Mapping[str, Any],
-        most: float,
+        limits: Mapping[str, float],
     ) -> dict[str, Any] | None:
         assert self._rule is not None
         weights, on = _weights(module, made_from, snapshots)
         front = front_in(record)
+        most = limits.get("estimated_forgetting", math.inf)
         allowed = [
             point
             for point in front
             if 0 < point.plasticity < min(1.0, record["plasticity"])
-            and point.divergence is not None
-            and point.divergence <= most
+            and (most == math.inf or (point.divergence is not None and point.divergence <= most))
             and math.isclose(keep_of(front, point.plasticity), point.keep)  # not one before it
         ]
-        if not allowed:
-            return None
-        best = max(allowed, key=lambda point: point.plasticity)
-        given = (made_from, self._rule, snapshots, record, best.plasticity, on)
-        merged, entry = merged_again(*given)
-        write_into({name: weights[name] for name in merged}, merged)
-        live = record["divergence"]["live"]
-        return entry | of_both("divergence", live, best.divergence)
+        for point in sorted(allowed, key=lambda point: point.plasticity, reverse=True):
+            given = (made_from, self._rule, snapshots, record, point.plasticity, on)
+            merged, entry = merged_again(*given)
+            quadratic = entry.get("quadratic_forgetting", {}).get("merged", math.inf)
+            if quadratic <= limits.get("quadratic_forgetting", math.inf):
+                write_into({name: weights[name] for name in merged}, merged)
+                live = record.get("divergence", {}).get("live")
+                return entry | of_both("divergence", live, point.divergence)
+        return None
 
 
 def front_in(record: Mapping[str, Any]) -> list[FrontPoint]:
@@ -189,10 +190,15 @@ def merged_again(
 
 def told_within(record: Mapping[str, Any], again: Mapping[str, Any]) -> str:
     """Say which merge has taken the place of which, by their entries in ``history``."""
+    told = [
+        f"{name} of {again[measured]['merged']:.4g}"
+        for name, measured in ESTIMATES.items()
+        if measured in again
+    ]
     return (
         f"of the merges that were tried, that which leaves {100 * again['plasticity']:.0f} % of "
         f"the task's gain takes the place of the one that left {100 * record['plasticity']:.0f} %, "
-        f"with {again['divergence']['merged']:.4g}"
+        f"with {' and '.join(told)}"
     )
 
 

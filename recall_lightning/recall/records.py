@@ -30,6 +30,11 @@ if TYPE_CHECKING:
 
 _BY_BLOCK = ("similarity", "coefficient", "drift", "condition", "discarded_energy")
 FRONT_COLUMNS = ("keep", "plasticity", "loss", "divergence", "merged")
+ESTIMATES = {
+    "estimated_forgetting": "divergence",
+    "quadratic_forgetting": "quadratic_forgetting",
+}
+"""What is estimated of a task to what it is in an entry of ``history``."""
 OF_BOTH = ("divergence", "quadratic_forgetting", "written_divergence")
 """What an entry of ``history`` has of live and of merged weights."""
 _AXIS = "recall/step"

@@ -14,13 +14,12 @@ from recall_lightning.recall.context import TaskContext
 from recall_lightning.recall.divergence import mean_divergence
 from recall_lightning.recall.model_run import ModelRun
 from recall_lightning.recall.plasticity import COMPARED_BATCHES
-from recall_lightning.recall.records import log_merge
+from recall_lightning.recall.records import ESTIMATES, log_merge
 from recall_lightning.recall.statistics.needed import NeededStatistics
 from recall_lightning.recall.statistics.recent_batches import RecentBatches
 from recall_lightning.weights.naming import find_weights
 from recall_lightning.weights.sharding import reshard
 
-_ESTIMATE = "estimated_forgetting"
 _TIMES = 10  # a task
 _APART = 400  # steps at least: one costs as much as a step or two
 
@@ -90,22 +89,25 @@ class TrainingEstimates:
         return found
 
     def latest(self, history: Sequence[Mapping[str, Any]], visit: int | None) -> dict[str, float]:
-        """Return the estimate of a visit's weights by name: of its last merge, or one since then.
+        """Return the estimates of a visit's weights by name: of its last merge, or since then.
 
-        That is their divergence from the snapshot on the task's own inputs, which of all that is
-        measured foretells best what will turn out to be forgotten. None is known after a merge that
-        has not measured it, as one that was made again.
+        ``estimated_forgetting`` is their divergence from the snapshot on the task's own inputs,
+        which of all that is measured foretells best on average what will turn out to be forgotten.
+        It is not known after a merge that has not measured it, as one that was made again.
 
         Args:
             history: The merges.
             visit: The number of the visit.
         """
         told: list[Mapping[str, Any]] = [*history[-1:], *([] if self.last is None else [self.last])]
-        own = [each for each in told if each["visit"] == visit]
+        own = [each for each in told if each["visit"] == visit and "rolled_back" not in each]
         if not own:
             return {}
-        newest = max(reversed(own), key=lambda each: each["step"]).get("divergence")
-        return {} if newest is None else {_ESTIMATE: newest.get("merged", newest["live"])}
+        newest = max(reversed(own), key=lambda each: each["step"])
+        known = {
+            name: newest[measured] for name, measured in ESTIMATES.items() if measured in newest
+        }
+        return {name: each.get("merged", each["live"]) for name, each in known.items()}
 
     def _forgotten(self, context: TaskContext) -> float | None:
         snapshot = context.snapshots[-1]

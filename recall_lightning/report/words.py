@@ -70,8 +70,8 @@ def lost(record: TaskRecord, exceeded: Sequence[Mapping[str, Any]] | None = None
         names = [quoted(record.visit_name(row)) for row in record.rolled_back]
         what = "task was" if len(names) == 1 else "tasks were"
         said.append(
-            f"{len(names)} {what} rolled back ({listed(names)}): too much was forgotten, so the "
-            "weights of before were put back and what was learned of "
+            f"{len(names)} {what} rolled back ({listed(names)}) as a limit was not kept: the "
+            "weights of before were put back, and what was learned of "
             f"{'it' if len(names) == 1 else 'them'} was given up."
         )
     if record.last_is_retuned:
@@ -115,7 +115,7 @@ def not_kept(one: Mapping[str, Any]) -> str:
     """  # noqa: E501
     name, value, limit = one["name"], one["value"], one["limit"]
     digits = decimals_for([value or 0.0, limit])
-    whole = name in ("forgetting", "estimated_forgetting")
+    whole = name in ("forgetting", "estimated_forgetting", "quadratic_forgetting")
     what = f"{name.replace('_', ' ')} was" if whole else f"{quoted(name)} lost"
     allowed = f"after {quoted(one['task'])}, where {shown(limit, digits)} was allowed"
     mended = ", until another merge that keeps it took its place" if one.get("mended") else ""

@@ -232,6 +232,16 @@ def test_recall_forgets_what_it_measured_of_a_task_that_is_rolled_back():
     assert [record["rolled_back"] for record in recall.history] == [True]
 
 
+def test_of_a_task_that_was_rolled_back_nothing_is_estimated_any_more():
+    monitor = ForgettingMonitor(
+        "val/acc", limits={"quadratic_forgetting": 0.0}, on_limit="rollback"
+    )
+    recall = RecallCallback(merge_first_task=False)
+    fit(monitor, recall, data=stream(2))
+    assert monitor.record.rolled_back == [1]
+    assert recall.estimates == {}
+
+
 def test_a_first_task_may_be_rolled_back_to_the_model_before_it():
     limits = {"estimated_forgetting": 0.0}
     monitor = ForgettingMonitor("val/acc", limits=limits, on_limit="rollback")
@@ -352,7 +362,7 @@ def test_without_a_merge_at_the_end_the_limit_is_of_the_weights_that_there_are(e
 
     class Listens(Callback):
         def on_validation_start(self, trainer, pl_module):
-            told.extend(recall.estimates.values())
+            told.extend(v for n, v in recall.estimates.items() if n == "estimated_forgetting")
 
     fit(Looks(), ForgettingMonitor("val/acc"), recall, Listens())
     assert len(found) == 2
@@ -548,3 +558,32 @@ def test_a_limit_that_another_merge_keeps_stops_no_later_fit(estimates):
     stopping = ForgettingMonitor("val/acc", limits=EASY, on_limit="stop")
     stopping.load_state_dict(monitor.state_dict())
     stopping._limits.check_goes_on(in_midst=False)
+
+
+def quadratic(callback):
+    return [record["quadratic_forgetting"]["merged"] for record in callback.history]
+
+
+def test_a_limit_may_be_of_what_the_curvature_estimates():
+    free = RecallCallback(every=1.0, plasticity=0.99)
+    fit(free)
+    limit = quadratic(free)[-1] / 2
+    limits = {"quadratic_forgetting": limit, "estimated_forgetting": 1e9}
+    monitor = ForgettingMonitor("val/acc", limits=limits, on_limit="rollback")
+    recall = RecallCallback(every=1.0, plasticity=0.99, keep_live=True)
+    with pytest.warns(
+        UserWarning, match="takes the place .* with estimated_forgetting of .* and qu"
+    ):
+        fit(monitor, recall)
+    assert monitor.record.rolled_back == []
+    assert {each["name"] for each in monitor.exceeded} == {"quadratic_forgetting"}
+    assert max(quadratic(recall)) <= limit
+    assert any(record.get("retuned") for record in recall.history)
+
+
+def test_without_another_merge_a_limit_of_the_curvatures_estimate_undoes_the_task():
+    monitor = ForgettingMonitor(
+        "val/acc", limits={"quadratic_forgetting": 0.0}, on_limit="rollback"
+    )
+    fit(monitor, RecallCallback(merge_first_task=False))
+    assert monitor.record.rolled_back == [1, 2]
