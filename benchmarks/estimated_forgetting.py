@@ -38,7 +38,7 @@ SETTINGS = {
 }
 ESTIMATES = {
     "divergence on the new task": "estimated_forgetting",
-    "curvature": "quadratic",
+    "curvature": "quadratic_forgetting",
     "divergence on what it wrote": "written",
     "distance of weights": "distance",
 }
@@ -58,14 +58,11 @@ class Watch(Callback):
         known = recall.estimates
         if not (recall.task_ended and known) or self._has(recall.visit):
             return
-        snapshot, last = recall.snapshots[-1], recall.history[-1]
+        snapshot = recall.snapshots[-1]
         live = find_weights(pl_module, snapshot)
         squares = [float((live[n] - snapshot[n]).square().sum()) for n in live]
-        own = {
-            "quadratic": last.get("quadratic_forgetting", {}).get("merged"),
-            "written": last.get("written_divergence", {}).get("merged"),
-            "distance": sum(squares) ** 0.5,
-        }
+        written = recall.history[-1].get("written_divergence", {}).get("merged")
+        own = {"written": written, "distance": sum(squares) ** 0.5}
         self.estimates.append({"visit": recall.visit, **known, **own})
         folder = run_folder(trainer)
         assert folder is not None
@@ -96,7 +93,7 @@ def row(name: str, found: Sequence[dict[str, Any]]) -> list[str]:
     measured = [each["forgetting"] for each in found]
 
     def rank(key: str) -> str:
-        estimated = [each[key] for each in found]
+        estimated = [each.get(key) for each in found]
         return "–" if None in estimated else f"{spearmanr(measured, estimated)[0]:.2f}"
 
     return [name, str(len(found)), *map(rank, ESTIMATES.values())]

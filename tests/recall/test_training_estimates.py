@@ -69,7 +69,7 @@ def test_the_estimate_is_how_far_the_merged_weights_predictions_have_gone(plasti
     assert callback.estimates["estimated_forgetting"] == pytest.approx(expected, rel=1e-4)
 
 
-def test_of_a_merge_that_was_made_again_nothing_is_estimated():
+def test_of_a_merge_that_was_made_again_the_curvature_alone_tells():
     model, callback, _ = trained(every=1.0, plasticity=0.9, keep_live=True)
     before = callback.estimates
     callback.retune(model, 0.5)
