@@ -269,6 +269,35 @@ def check_keep_live(
     return False if plasticity is None or buffers == "recalibrate" else keep_live
 
 
+def check_refit_head(
+    refit_head: bool | Literal["auto"], plasticity: float | None, rules: Sequence[MergeRule]
+) -> bool:
+    """Return what ``refit_head`` comes to: by default it goes with a share that is left.
+
+    Args:
+        refit_head: As given.
+        plasticity: That of a task's end.
+        rules: In the loop, and at a task's end if anything is merged there.
+
+    Raises:
+        ValueError: If no rule measures what predictions depend on, which tells whether they are
+            classes, or nothing is merged at a task's end.
+
+    Example:
+        >>> check_refit_head("auto", 0.95, [rule_by_name("kfac_subspace")])
+        True
+    """
+    if refit_head not in (True, False, "auto"):
+        raise ValueError(f"refit_head={refit_head!r} must be True, False or 'auto'")
+    possible = len(rules) > 1 and "curvature" in rules[-1].needs
+    if refit_head is True and not possible:
+        raise ValueError(
+            "refit_head=True has no effect without a kfac rule at a task's end: use "
+            "end_rule='kfac_subspace'"
+        )
+    return possible and (plasticity is not None if refit_head == "auto" else bool(refit_head))
+
+
 def _check_prior(prior: Any, merge_first_task: bool, moments: MomentSettings | None) -> None:
     if prior is None:
         return

@@ -105,10 +105,10 @@ class RecallCallback(TaskAwareCallback):
             ``boundaries="drift"``.
         plasticity: What the merge at a task's end leaves of what the task has gained, in (0, 1): of
             the likelihood exp(−loss) of its last batches, by the ``training_step`` without logs.
-            As much of the old is kept as that allows, found by trying some seven merges, which
-            ``history`` then holds; a warning says where the loss cannot be measured. None takes the
-            rule's own balance, with a warning of a merge that costs half of the gain. ``"auto"`` is
-            0.95 for the default rules and a pre-trained model, see ``merge_first_task``; else None.
+            As much of the old is kept as that allows, found by trying some seven merges, all in
+            ``history``; a warning says where no loss can be measured. None takes the rule's own
+            balance, with a warning where that costs half of the gain. ``"auto"`` is 0.95 for the
+            default rules and a pre-trained model, see ``merge_first_task``; else None.
         rule: How coefficients are made in the loop: ``"rbf"`` is the paper's, by similarity of
             representations; ``"cka"`` and ``"cosine"`` exchange its similarity; ``"importance"``
             weighs every parameter by its importance to earlier tasks; ``"kfac_importance"`` does so
@@ -143,8 +143,7 @@ class RecallCallback(TaskAwareCallback):
             numbers), ``"binary"`` (yes or no, each output of its own), a
             :class:`~recall_lightning.measuring.predictions.Predictions` of your own, a function
             from outputs to a ``torch.distributions`` distribution of targets, or ``"auto"``: what
-            the training loss of a task's first step tells, or else a batch's targets, which is
-            logged.
+            the training loss of a task's first step tells, or else a batch's targets.
         view: ``view(pl_module, batch)`` runs the model on a training batch and returns its output;
             only needed where the inputs can't be worked out from ``forward``'s parameters. A
             :class:`~recall_lightning.measuring.view.ModelView` also says where masks, targets and
@@ -169,6 +168,10 @@ class RecallCallback(TaskAwareCallback):
             after each task, merged; ``"snapshots"``, the files of snapshots, which
             ``SnapshotSettings(to="file")`` writes; True for both, as far as there are files. Their
             metadata say what the last merge was; of a task that is rolled back none are logged.
+        refit_head: Whether the merge at a task's end also fits a classifier's last layer anew: to
+            what it predicted of inputs as earlier tasks had them (a mean a class and a covariance
+            are kept of each), and of the last batches. ``"auto"`` does so with a ``plasticity``,
+            which as ``"auto"`` leaves less where each earlier task would count less than once.
 
     Raises:
         MisconfigurationException: For an argument out of its range or without an effect, a strategy
@@ -200,6 +203,7 @@ class RecallCallback(TaskAwareCallback):
         keep_live: bool | Literal["auto"] = "auto",
         boundaries: Literal["known", "drift"] | DriftSettings = "known",
         log_artifacts: LogArtifacts = False,
+        refit_head: bool | Literal["auto"] = "auto",
     ) -> None:
         given = dict(locals())
         super().__init__(task_epochs)
@@ -213,10 +217,8 @@ class RecallCallback(TaskAwareCallback):
         self._artifacts = TaskArtifacts(log_artifacts)
         given["prior"] = described(prior)
         self._settings = plain_settings(given, RecallCallback.__init__)
-        self.every = parts.every
-        self.plasticity = parts.plasticity
-        self.optimizer_state = optimizer_state
-        self.allow_untested = allow_untested
+        self.every, self.plasticity = parts.every, parts.plasticity
+        self.optimizer_state, self.allow_untested = optimizer_state, allow_untested
         self.merge_first_task = merge_first_task
         self.block_patterns = [blocks] if isinstance(blocks, str) else blocks
         self.history: list[dict[str, Any]] = []

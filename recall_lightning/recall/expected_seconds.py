@@ -13,6 +13,7 @@ from recall_lightning.checks import check_count
 from recall_lightning.merging.rules import MergeRule
 from recall_lightning.merging.structure import Structure
 from recall_lightning.recall.front import POINTS
+from recall_lightning.recall.head_refit import fitted_to
 from recall_lightning.recall.measured_work import MeasuredWork, Work
 from recall_lightning.recall.parts import Parts
 from recall_lightning.recall.plasticity import COMPARED_BATCHES
@@ -111,6 +112,7 @@ def expected_seconds(
         "merges before the end": plan.merges(parts.rule, [step for step in due if step < steps]),
         "merge at the end": plan.last_merge() if steps in due else Work(),
         "moments of the task": plan.task_moments(),
+        "last layer": plan.last_layer() if steps in due else Work(),
     }
     return ExpectedSeconds(
         steps,
@@ -189,7 +191,13 @@ class _Plan:
         moments = self.work.moments
         if moments is not None and moments.settings.source == "generated":
             return self.work.written
-        return self.work.measured(self.kept(self.steps))
+        kept = self.kept(self.steps)
+        return self.work.measured(kept) + self.work.head_inputs(kept)
+
+    def last_layer(self) -> Work:
+        """Fit a classifier's last layer with each merge that is tried, where earlier tasks were."""
+        tries = 1 if self.parts.plasticity is None else POINTS
+        return self.work.fitted_heads(tries, len(fitted_to(range(self.kept(self.steps)))))
 
     def known_before(self) -> dict[str, Work]:
         """Measure what the model knew before its first task, if anything is known of that."""

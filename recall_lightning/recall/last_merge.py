@@ -15,6 +15,7 @@ from recall_lightning.merging.blockwise import mean_by_block
 from recall_lightning.merging.quadratic_forgetting import quadratic_forgetting
 from recall_lightning.merging.rules import MergeRule
 from recall_lightning.merging.rules.stored import rule_as_plain
+from recall_lightning.recall.fitted_heads import write_head_again
 from recall_lightning.recall.front import FrontPoint, keep_of
 from recall_lightning.recall.prepared_merge import PreparedMerge, PreparedState
 from recall_lightning.recall.records import ESTIMATES, OF_BOTH, of_both
@@ -178,6 +179,8 @@ def merged_again(
     keep = keep_of(front_in(record), plasticity)
     weights = prepared.weights(keep)
     prepared.write(weights)
+    if "heads" in state:
+        write_head_again(prepared.live, state["heads"], keep)
     measured = {"loss", *OF_BOTH, "discarded_energy", "condition"}
     coefficient = mean_by_block(weights[-1], prepared.inputs[-1].blocks, prepared.live)
     kept = {name: value for name, value in record.items() if name not in measured}

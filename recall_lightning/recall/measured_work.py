@@ -19,17 +19,21 @@ from recall_lightning.measuring.curvature import normalised
 from recall_lightning.measuring.generation import AT_ONCE, write_sequences
 from recall_lightning.measuring.hidden_states import hidden_states
 from recall_lightning.measuring.isolation import undisturbed
+from recall_lightning.measuring.linear_maps import LinearMap
 from recall_lightning.measuring.map_check import differentiable, unlike_linear_maps
 from recall_lightning.measuring.typical_samples import choose_typical_samples
 from recall_lightning.measuring.view import ModelView, view_of
 from recall_lightning.merging.blockwise import Drift
+from recall_lightning.merging.head import Predicted, fitted_head
 from recall_lightning.merging.quadratic_forgetting import quadratic_forgetting
 from recall_lightning.merging.rules import MergeInputs, MergeRule
 from recall_lightning.merging.structure import Structure
+from recall_lightning.recall.head_refit import DRAWN, SPREAD
 from recall_lightning.recall.parts import Parts
 from recall_lightning.recall.plasticity import COMPARED_BATCHES
 from recall_lightning.recall.prepared_merge import PreparedMerge
 from recall_lightning.recall.statistics.base import Statistic
+from recall_lightning.recall.statistics.head_inputs import HeadInputs
 from recall_lightning.recall.statistics.moments import MapMoments
 from recall_lightning.recall.statistics.prior import TOKENS_AT_ONCE, view_of_writer
 from recall_lightning.recall.statistics.recent_batches import RecentBatches
@@ -230,6 +234,26 @@ class MeasuredWork:
         """Tell of a merge how far weights have moved, and what is forgotten before and after."""
         return 2 * self.estimate() + Work(seconds=self._told[1])
 
+    def fitted_heads(self, number: int, batches: int) -> Work:
+        """Find a classifier's last layer, and fit it so often.
+
+        Args:
+            number: How often.
+            batches: Those that it is fitted to, on which the model is run under the live weights
+                and under those of each merge.
+        """
+        if self._head is None:
+            return Work()
+        passes = 1 + (1 + number) * batches
+        return self.forward(passes) + Work(seconds=number * self._fitting)
+
+    def head_inputs(self, batches: int) -> Work:
+        """Find a classifier's last layer, and measure what it is given on so many batches."""
+        inputs = self._statistic(HeadInputs)
+        if inputs is None or self._head is None:
+            return Work()
+        return self.forward(1 + len(inputs.measured_of([self._batch] * batches, self._view)))
+
     def merges(self, rule: MergeRule, number: int) -> Work:
         """Merge with what was measured; the first merge finds eigenvectors."""
         if not number:
@@ -316,6 +340,28 @@ class MeasuredWork:
             taken.append((self._once(merge), self._once(merge)))
         first, other = zip(*taken[1:], strict=True)
         return statistics.median(first), statistics.median(other)
+
+    @cached_property
+    def _head(self) -> LinearMap | None:
+        inputs = self._statistic(HeadInputs)
+        if inputs is None:
+            return None
+        return inputs.expected_head(self._structure, self._module, self._batch)
+
+    @cached_property
+    def _fitting(self) -> float:
+        """The seconds of fitting the last layer once."""
+        assert self._head is not None
+        weights = named_weights(self._module)
+        weight = weights[self._head.weight].detach()
+        bias = None if self._head.bias is None else weights[self._head.bias].detach()
+        generator = torch.Generator().manual_seed(0)
+        drawn = torch.randn(DRAWN, self._head.inputs, generator=generator).to(weight)
+        old, new = (
+            Predicted(rows.float(), (rows @ weight.T).float().softmax(dim=1))
+            for rows in (drawn, -drawn[:SPREAD])
+        )
+        return self._seconds(partial(fitted_head, weight, bias, old, new, 1.0))
 
     @cached_property
     def _told(self) -> tuple[float, float]:

@@ -17,6 +17,7 @@ from recall_lightning.merging.quadratic_forgetting import quadratic_forgetting
 from recall_lightning.merging.rules import MergeInputs, MergeRule
 from recall_lightning.recall.buffers import recalibrate
 from recall_lightning.recall.context import TaskContext
+from recall_lightning.recall.head_refit import HeadRefit, fitted_to
 from recall_lightning.recall.model_run import ModelRun
 from recall_lightning.recall.plasticity import MeasuredPlasticity
 from recall_lightning.recall.prepared_merge import (
@@ -27,6 +28,7 @@ from recall_lightning.recall.prepared_merge import (
 from recall_lightning.recall.records import block_values, of_both
 from recall_lightning.recall.settings import Buffers
 from recall_lightning.recall.snapshots import KeptSnapshots
+from recall_lightning.recall.statistics.head_inputs import HeadInputs
 from recall_lightning.recall.statistics.needed import NeededStatistics
 from recall_lightning.recall.statistics.recent_batches import RecentBatches
 from recall_lightning.recall.trained_weights import TrainedWeights
@@ -55,6 +57,11 @@ class SnapshotMerge:
         plasticity: Decides how much of the old a task's last merge keeps.
         keep_live: Whether a task's last merge stays known, so that it can be made anew; ``"auto"``
             where an adapter is merged.
+        heads: What the last layer was given in earlier tasks, where a task's last merge fits it to
+            that.
+        seed: Of what is drawn for that.
+        tasks_count: Whether each earlier task counts at least once where the last layer is fitted,
+            though that may leave less of the gain: a task of new classes takes from the old.
     """
 
     def __init__(
@@ -67,6 +74,9 @@ class SnapshotMerge:
         recent: RecentBatches,
         plasticity: MeasuredPlasticity,
         keep_live: bool | Literal["auto"] = "auto",
+        heads: HeadInputs | None = None,
+        seed: int = 0,
+        tasks_count: bool = False,
     ) -> None:
         self._kept = kept
         self._statistics = statistics
@@ -76,6 +86,8 @@ class SnapshotMerge:
         self._recent = recent
         self._plasticity = plasticity
         self._keep_live = keep_live
+        self._heads = heads
+        self._seed, self._tasks_count = seed, tasks_count
         self._drift: Drift | None = None
         self._last: PreparedState | None = None
 
@@ -126,16 +138,22 @@ class SnapshotMerge:
         # the drift has read every weight: where it is finite, they all are
         finite = all(map(math.isfinite, drift.values()))
 
-        def merge(keep: float) -> tuple[list[dict[str, Coefficient]], dict[str, float]]:
+        head = self._head_refit(context, prepared) if last else None
+
+        def merge(
+            keep: float, chosen: bool = False
+        ) -> tuple[list[dict[str, Coefficient]], dict[str, float]]:
             weights = prepared.weights(keep)
             discarded = prepared.write(weights, check_finite=not finite)
             if self._buffers == "recalibrate":
                 recalibrate(context, self._run, self._recent.batches)
+            if head is not None:
+                head.write(keep, chosen)
             return weights, discarded
 
         try:
             (weights, discarded), found = (
-                self._merge_last(context, prepared, merge) if last else (merge(1.0), {})
+                self._merge_last(context, prepared, merge, head) if last else (merge(1.0), {})
             )
         except RefusedMergeError as error:
             step = context.clock.steps_trained(context.trainer)
@@ -153,7 +171,11 @@ class SnapshotMerge:
         }
 
     def _merge_last(
-        self, context: TaskContext, prepared: PreparedMerge, merge: Callable[[float], _Merged]
+        self,
+        context: TaskContext,
+        prepared: PreparedMerge,
+        merge: Callable[[float, bool], _Merged],
+        head: HeadRefit | None,
     ) -> tuple[_Merged, dict[str, Any]]:
         """Make a task's last merge, with the balance that plasticity asks for."""
         batches, predictions = self._recent.batches, self._statistics.predictions
@@ -164,14 +186,31 @@ class SnapshotMerge:
         live = None if of_written is None else of_written.measured(context)
         before = None if self._plasticity.share is None else prepared.copied()
         made, found = self._plasticity.merge(
-            context, prepared.live, before.live if before else None, batches, merge, predictions
+            context,
+            prepared.live,
+            before.live if before else None,
+            batches,
+            merge,
+            predictions,
+            1.0 if head is not None and self._tasks_count else 0.0,
         )
         keeps = bool(context.structure.lora_pairs) if self._keep_live == "auto" else self._keep_live
         if before is not None and keeps and found.get("front"):
             self._last = before.state_dict()
+            if head is not None:
+                self._last["heads"] = head.state_dict()
+        if head is not None:
+            found["refitted"] = head.layer
         if of_written is not None:
             found |= of_both("written_divergence", live, of_written.measured(context))
         return made, found
+
+    def _head_refit(self, context: TaskContext, prepared: PreparedMerge) -> HeadRefit | None:
+        """Begin to fit the last layer, where that is to be done and earlier tasks are known."""
+        batches = fitted_to(self._recent.batches)
+        if self._heads is None or not batches:
+            return None
+        return HeadRefit.of(context, self._heads, prepared, batches, self._seed)
 
     def _prepared(self, context: TaskContext, rule: MergeRule, last: bool) -> PreparedMerge | None:
         """Gather what the merge reads; None where there is nothing to merge, or not yet."""

@@ -9,6 +9,7 @@ from recall_lightning.recall.arguments import (
     check_arguments,
     check_decides_about,
     check_keep_live,
+    check_refit_head,
     chosen,
     needed_settings,
     rules_of,
@@ -27,6 +28,7 @@ from recall_lightning.recall.settings import (
 )
 from recall_lightning.recall.snapshots import KeptSnapshots
 from recall_lightning.recall.statistics.available import statistics_for
+from recall_lightning.recall.statistics.head_inputs import HeadInputs
 from recall_lightning.recall.statistics.needed import NeededStatistics
 from recall_lightning.recall.statistics.recent_batches import RecentBatches
 from recall_lightning.recall.trained_weights import TrainedWeights
@@ -101,6 +103,7 @@ def parts_of(given: Mapping[str, Any]) -> Parts:
     merge_reads = buffers == "recalibrate" or plasticity is not None
     reads = merge_reads or any("new_moments" in each.needs for each in rules)
     recent = RecentBatches(moments.batches, not generates, reads or not generates)
+    refits_head = check_refit_head(given["refit_head"], plasticity, rules)
     statistics = statistics_for(
         rules,
         given["samples"] or SampleSettings(),
@@ -112,10 +115,24 @@ def parts_of(given: Mapping[str, Any]) -> Parts:
         reads_batches=merge_reads,
         seed=given["seed"],
         predictions=predictions,
+        refits_head=refits_head,
     )
     measured = MeasuredPlasticity(plasticity, run, predictions)
     keep_live = check_keep_live(given["keep_live"], plasticity, buffers)
-    merge = SnapshotMerge(kept, statistics, trained, buffers, run, recent, measured, keep_live)
+    heads = next((each for each in statistics.active if isinstance(each, HeadInputs)), None)
+    merge = SnapshotMerge(
+        kept,
+        statistics,
+        trained,
+        buffers,
+        run,
+        recent,
+        measured,
+        keep_live,
+        heads,
+        given["seed"],
+        given["plasticity"] == "auto",
+    )
     estimates = TrainingEstimates(statistics, run, recent)
     drift = None
     if boundaries != "known":

@@ -181,8 +181,9 @@ class MeasuredPlasticity:
         live: Mapping[str, Tensor],
         before: Mapping[str, Tensor] | None,
         batches: Sequence[Any],
-        merge: Callable[[float], Merged],
+        merge: Callable[[float, bool], Merged],
         found: FoundPredictions | None = None,
+        at_least: float = 0.0,
     ) -> tuple[Merged, dict[str, Any]]:
         """Merge in place, the most of the old that is allowed.
 
@@ -195,9 +196,12 @@ class MeasuredPlasticity:
             live: The weights that ``merge`` writes.
             before: Copies of them; only needed where a share is to be left.
             batches: The task's last.
-            merge: Merges the live weights in place, given ``keep``.
+            merge: Merges the live weights in place, given ``keep`` and whether that was chosen by
+                the front of merges that it has made before.
             found: What is known of the model's predictions: the loss of ``"values"`` has a unit.
                 Where no kind is known, a loss of more than 30 under the live weights has one.
+            at_least: How many times the old counts, of a task that has gained something, whatever
+                share that leaves.
 
         Returns:
             What ``merge`` returned, and what an entry of ``RecallCallback.history`` says of it:
@@ -211,10 +215,10 @@ class MeasuredPlasticity:
             compared = ComparedPredictions(context, self._run, predictions, batches)
         ends = self._ends(context, batches, predictions, compared)
         if ends is None:
-            return merge(1.0), {} if self.share is None else {"keep": 1.0}
+            return merge(1.0, False), {} if self.share is None else {"keep": 1.0}
 
-        def made_with(keep: float) -> _Try[Merged]:
-            merged = merge(keep)
+        def made_with(keep: float, chosen: bool = False) -> _Try[Merged]:
+            merged = merge(keep, chosen)
             losses, outputs = self._measured(context, batches, compared)
             return _Try(merged, ends.gain(losses), keep, ends.divergence(outputs))
 
@@ -231,20 +235,20 @@ class MeasuredPlasticity:
         def put_back() -> None:
             write_into({name: live[name] for name in before}, before)
 
-        def tried(keep: float) -> _Try[Merged]:
+        def tried(keep: float, chosen: bool = False) -> _Try[Merged]:
             put_back()
-            return made_with(keep)
+            return made_with(keep, chosen)
 
         try:
             if ends.is_gain:
                 front = measured_front(lambda keep: tried(keep).point)
-                made = tried(keep_of(front, self.share))
+                made = tried(max(keep_of(front, self.share), at_least), chosen=True)
             else:
                 front, made = [], _without_loss(tried)
         except BaseException:
             put_back()
             raise
-        self._tell(context, made.keep, made.gain)
+        self._tell(context, made.keep, made.gain, is_share=made.keep != at_least)
         front_points = [vars(point) for point in front]
         return made.merged, {"keep": made.keep, **found_of(made), "front": front_points}
 
@@ -307,7 +311,7 @@ class MeasuredPlasticity:
             self._told = why
         return None
 
-    def _tell(self, context: TaskContext, keep: float, gain: TaskGain) -> None:
+    def _tell(self, context: TaskContext, keep: float, gain: TaskGain, is_share: bool) -> None:
         assert self.share is not None
         if not gain.is_positive:
             say = rank_zero_info if gain.merged <= gain.live else rank_zero_warn
@@ -317,7 +321,7 @@ class MeasuredPlasticity:
                 f"old counts {keep:.3g} times in its merge, which leaves a loss of "
                 f"{gain.merged:.4g}"
             )
-        elif gain.share < self.share - _COSTLY:
+        elif is_share and gain.share < self.share - _COSTLY:
             rank_zero_warn(
                 f"{_said(context, gain)}, though plasticity={self.share}: even the least of the "
                 "old costs that; use another end_rule, or end_rule='never'"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from recall_lightning.merging.odds import with_kept_odds
 from recall_lightning.merging.rules import MergeInputs, MergeRule
 from recall_lightning.merging.rules.unasked import only_asked
 from recall_lightning.merging.structure import Structure
+from recall_lightning.recall.fitted_heads import HeadsState
 from recall_lightning.weights.growth import is_new
 
 _MEASURED = ("similarity", "importance", "earlier_tasks", "curvature_mean")
@@ -37,6 +38,7 @@ class PreparedState(TypedDict):
     measured: list[dict[str, Any]]
     new: dict[str, list[int] | None]
     left: list[str]
+    heads: NotRequired[HeadsState]
 
 
 class RefusedMergeError(ValueError):

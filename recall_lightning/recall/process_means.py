@@ -16,6 +16,13 @@ def sum_over_processes(trainer: Trainer, own: float) -> float:
     return float(trainer.strategy.reduce(total, reduce_op="sum"))
 
 
+def summed(trainer: Trainer, own: torch.Tensor) -> torch.Tensor:
+    """Add a tensor of each process, all of one shape."""
+    reduced = trainer.strategy.reduce(own.clone(), reduce_op="sum")
+    assert isinstance(reduced, torch.Tensor)
+    return reduced
+
+
 def mean_over_processes(
     trainer: Trainer, moments: Mapping[str, Moments], empty: Mapping[str, Moments]
 ) -> dict[str, Moments]:

@@ -27,7 +27,8 @@ class MergeRecord(TypedDict):
     with ``plasticity`` there are ``keep`` (how many times the old counted), ``plasticity`` (the
     share that is left), ``loss`` (under the snapshot's, the live and the merged weights),
     ``divergence`` (of the latter two from the snapshot, in nats a prediction) and ``front`` (a list
-    of the merges that were tried, see :class:`~recall_lightning.recall.front.FrontPoint`). Where a
+    of the merges that were tried, see :class:`~recall_lightning.recall.front.FrontPoint`), and
+    ``refitted``, a classifier's last layer by name, where that was fitted anew. Where a
     language model wrote down what it knew before its first task, there is at a task's end
     ``written_divergence``, as ``divergence``, on some of that, in nats a token. With the subspace
     rule there is ``condition`` (block name to the worst condition number of the systems it solved),

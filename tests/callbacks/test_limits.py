@@ -197,10 +197,10 @@ def test_rollback_goes_back_to_a_merge_that_keeps_the_estimates_limit(estimates)
     assert monitor.record.rolled_back == []
     assert {each["name"] for each in monitor.exceeded} == {"estimated_forgetting"}
     assert all(each["value"] > limit for each in monitor.exceeded)
-    for record in recall.history:
-        assert record["retuned"]
-        assert 0 < record["plasticity"] < 0.99
-        assert record["divergence"]["merged"] <= limit
+    assert all(record["divergence"]["merged"] <= limit for record in recall.history)
+    mended = [record for record in recall.history if record.get("retuned")]
+    assert mended
+    assert all(0 < record["plasticity"] < 0.99 for record in mended)
     trainer.validate(model, stream(), verbose=False)  # the row is of these weights
     scores = [trainer.callback_metrics[f"val/acc/dataloader_idx_{n}"] for n in range(3)]
     assert monitor.matrix[-1] == pytest.approx([float(score) for score in scores])

@@ -65,7 +65,8 @@ def test_snapshots_and_statistics_hold_what_their_sections_say():
     state = curvature.state_dict()
     statistics = state["statistics"] | similarity.state_dict()["statistics"]
     assert set(state["snapshots"]) == SECTIONS["snapshots"]
-    assert {"recent_batches", "samples", "importance", "moments"} == set(statistics)
+    names = {"recent_batches", "samples", "importance", "moments", "head_inputs"}
+    assert names == set(statistics)
     for name, own in statistics.items():
         assert set(own) == SECTIONS[name], name
 
@@ -76,10 +77,13 @@ def test_entries_of_history_have_what_the_page_says():
         quiet_trainer(adapters).fit(module, counting(step))
     adapters.retune(module, 0.5)
     several, undone = RecallCallback(rule="rbf", samples=FEW, snapshots=2), RecallCallback()
+    refitted = RecallCallback()
     fitted(several)
+    fitted(refitted)
     limits = {"limits": {"estimated_forgetting": 0.0}, "on_limit": "rollback"}
     fitted(undone, **limits)
-    entries = [*adapters.history, *several.history, *undone.history]
+    callbacks = (adapters, several, refitted, undone)
+    entries = [entry for callback in callbacks for entry in callback.history]
     assert {key for entry in entries for key in entry} == SECTIONS["An entry of history"]
 
 

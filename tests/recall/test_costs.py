@@ -104,6 +104,8 @@ class Held(RecallCallback):
             found["eigenvectors"] = [
                 [basis.values, basis.into] for basis in bases if basis.into is not None
             ]
+        if (heads := statistic(self, "head_inputs")) is not None and heads.tasks:
+            found["inputs of last layer"] = [heads.tasks[0].state_dict()]
         return found
 
 

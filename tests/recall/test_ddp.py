@@ -19,10 +19,11 @@ torch.manual_seed(0)
 similarity = {{"rule": "rbf", "samples": SampleSettings(typical=8, pool=16)}}
 statistics = {{"rule": "importance", "end_rule": "subspace"}}
 curvature = {{"rule": "kfac_importance", "end_rule": "kfac_subspace"}}
+refitted = {{"plasticity": 0.9}}
 recalibrated = {{"rule": Uniform(0.2), "buffers": "recalibrate"}}
 low_rank = {{"rule": "subspace", "moments": MomentSettings(width=9, rank=3)}}
 content = []
-for arguments in (similarity, statistics, curvature, low_rank, recalibrated):
+for arguments in (similarity, statistics, curvature, low_rank, refitted, recalibrated):
     callback, monitor = RecallCallback(every=0.25, **arguments), ForgettingMonitor("val/acc")
     layers = [torch.nn.Linear(8, 9), torch.nn.BatchNorm1d(9), torch.nn.Linear(9, 2)]
     model = Plain(torch.nn.Sequential(*layers) if arguments is recalibrated else None)

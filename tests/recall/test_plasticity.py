@@ -18,7 +18,12 @@ def trained(rule, plasticity, kind=Plain):
     torch.manual_seed(0)
     model = kind()
     callback = RecallCallback(
-        every=1.0, rule=rule, end_rule=rule, plasticity=plasticity, merge_first_task=False
+        every=1.0,
+        rule=rule,
+        end_rule=rule,
+        plasticity=plasticity,
+        merge_first_task=False,
+        refit_head=False,
     )
     for task in range(2):
         quiet_trainer(callback).fit(model, loader(task))

@@ -47,7 +47,7 @@ RULES = {
         "snapshots": SnapshotSettings(number=2),
     },
     "paper": {"rule": "rbf", "samples": SampleSettings(typical=8, pool=16)},
-    "default": {},
+    "default": {"refit_head": False},  # of a sharded model it is not fitted anew
     "rolled back": {"limits": True},
 }
 RESUMED = ("two", "gradients", "default", "rolled back")

@@ -16,6 +16,7 @@ from recall_lightning.recall.settings import (
     SampleSettings,
 )
 from recall_lightning.recall.statistics.base import Statistic
+from recall_lightning.recall.statistics.head_inputs import HeadInputs
 from recall_lightning.recall.statistics.importance import ParameterImportance
 from recall_lightning.recall.statistics.moments import MapMoments
 from recall_lightning.recall.statistics.needed import NeededStatistics
@@ -35,6 +36,7 @@ def statistics_for(
     reads_batches: bool,
     seed: int,
     predictions: str | Predictions | Callable[[Tensor], Distribution],
+    refits_head: bool = False,
 ) -> NeededStatistics:
     """Return the statistics that rules need.
 
@@ -49,18 +51,22 @@ def statistics_for(
         reads_batches: Whether a merge itself runs the model on those.
         seed: Of whatever is drawn.
         predictions: The kind of the model's.
+        refits_head: Whether a merge fits the last layer to what it was given.
 
     Raises:
         ValueError: If a rule needs what there is not, or there is no such kind of prediction.
     """
     curvature = any("curvature" in rule.needs for rule in rules)
     known = Prior(prior, moments.batches, run, seed)
+    of_maps = MapMoments(recent, moments, known, run, seed, curvature, predictions)
     available: list[Statistic] = [
         recent,
         TypicalSamples(samples, run, seed),
         ParameterImportance(importance, beside_curvature=curvature),
-        MapMoments(recent, moments, known, run, seed, curvature, predictions),
+        of_maps,
+        HeadInputs(recent, moments, run, of_maps),
     ]
     measures_maps = any(rule.needs & MapMoments.meets for rule in rules)
     others = [recent.name] if reads_batches or measures_maps else []
+    others += [HeadInputs.name] if refits_head else []
     return NeededStatistics(available, rules, others)

@@ -134,6 +134,9 @@ class Statistic:
     def leave_snapshots(self, left: Sequence[int]) -> None:
         """After a resume, forget what was measured under all snapshots but those at ``left``."""
 
+    def miss(self, ended: int) -> None:
+        """After a resume from a checkpoint that holds none of this, know how many tasks ended."""
+
     def state_dict(self) -> dict[str, Any]:
         """Return the state, in plain Python and tensors."""
         return {}

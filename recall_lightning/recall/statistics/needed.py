@@ -197,3 +197,5 @@ class NeededStatistics:
                     f"RecallCallback: the checkpoint holds no {statistic.name}, which the rules "
                     "need now: it is gathered from here on"
                 )
+            else:
+                statistic.miss(ended)

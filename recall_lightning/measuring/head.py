@@ -1,0 +1,107 @@
+"""The last layer of a classifier: which it is, and what it is given."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from recall_lightning.measuring.batches import detached
+from recall_lightning.measuring.linear_maps import LinearMap
+from recall_lightning.measuring.view import CausalView, ModelView
+from recall_lightning.weights.naming import canonical_name
+
+_Call = tuple[Tensor, Tensor]
+
+
+def head_of(
+    module: nn.Module, maps: Sequence[LinearMap], batch: Any, view: ModelView
+) -> LinearMap | None:
+    """Return the linear layer whose outputs are the model's logits.
+
+    Args:
+        module: The model, in evaluation mode.
+        maps: Its linear maps.
+        batch: Which it is run on.
+        view: Runs it, and finds its logits.
+
+    Returns:
+        None where no layer's are, as they are cut, scaled or chosen from afterwards, and of a
+        causal language model, whose last layer is as wide as its vocabulary.
+
+    Example:
+        >>> from recall_lightning.measuring.linear_maps import find_linear_maps
+        >>> model = nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 3))
+        >>> head_of(model, linear_maps(model)[0], torch.ones(1, 2), ModelView()).weight
+        '2.weight'
+    """
+    if isinstance(view, CausalView):
+        return None
+    layers = [each for each in maps if _is_whole_layer(each, module)]
+    with torch.no_grad(), _heard(module, layers) as calls:
+        logits = view.logits(view.forward(module, detached(batch)))
+    for layer in reversed(layers):
+        if logits is not None and len(calls[layer.name]) == 1:
+            outputs = calls[layer.name][0][1]
+            if outputs.shape == logits.shape and torch.equal(outputs.to(logits), logits):
+                return layer
+    return None
+
+
+def given_to(
+    module: nn.Module, head: LinearMap, batches: Sequence[Any], view: ModelView
+) -> tuple[Tensor, Tensor]:
+    """Return what the last layer is given, and what comes of it, where predictions count.
+
+    Args:
+        module: The model, in evaluation mode.
+        head: Its last layer.
+        batches: On which it is run, at least one.
+        view: Runs it, and tells which predictions count.
+
+    Returns:
+        (predictions, width) and (predictions, classes), float32.
+    """
+    rows: list[_Call] = []
+    for batch in batches:
+        with torch.no_grad(), _heard(module, [head]) as calls:
+            view.forward(module, detached(batch))
+        inputs, outputs = calls[head.name][-1]
+        counts = view.counts(batch, outputs[..., 0])
+        rows.append((inputs[counts].float(), outputs[counts].float()))
+    return torch.cat([one for one, _ in rows]), torch.cat([other for _, other in rows])
+
+
+def _is_whole_layer(layer: LinearMap, module: nn.Module) -> bool:
+    """Tell whether a map is all that one layer does, its bias too if that is trained."""
+    if layer.kind != "linear" or len(layer.modules) > 1 or layer.rows is not None:
+        return False
+    own = _children(module)[layer.modules[0]]
+    has_bias = getattr(own, "bias", None) is not None
+    return layer.second_factor is None and has_bias == (layer.bias is not None)
+
+
+def _children(module: nn.Module) -> dict[str, nn.Module]:
+    return {canonical_name(name): child for name, child in module.named_modules()}
+
+
+@contextmanager
+def _heard(module: nn.Module, layers: Sequence[LinearMap]) -> Iterator[Mapping[str, list[_Call]]]:
+    """Keep what layers are given and return inside the block, by name."""
+    children = _children(module)
+    calls: dict[str, list[_Call]] = {layer.name: [] for layer in layers}
+
+    def listen(name: str) -> Any:
+        return lambda _, given, output: calls[name].append((given[0].detach(), output.detach()))
+
+    handles = [
+        children[layer.modules[0]].register_forward_hook(listen(layer.name)) for layer in layers
+    ]
+    try:
+        yield calls
+    finally:
+        for handle in handles:
+            handle.remove()
