@@ -82,7 +82,7 @@ def sequences(
     owner = torch.arange(count, device=ids.device).view(*ids.shape[:-1], 1).expand_as(ids)
     rows, owner = ids[counted].long(), owner[counted]
     lengths = torch.bincount(owner, minlength=count).float()[owner]
-    shares = torch.zeros(child.num_embeddings, device=ids.device)
+    shares = lengths.new_zeros(child.num_embeddings)  # whatever torch's default is
     shares.index_add_(0, rows, 1 / lengths)
     indices, size = torch.stack([owner, rows]), (count, child.num_embeddings)
     return torch.sparse_coo_tensor(indices, lengths.rsqrt(), size).coalesce(), shares

@@ -104,7 +104,8 @@ def _noise(moments: Moments, number: int, generator: torch.Generator) -> Tensor:
     """Draw from the normal distribution around 0 that has these second moments."""
 
     def normal(width: int) -> Tensor:
-        return torch.randn(number, width, generator=generator).to(moments.count.device)
+        drawn = torch.randn(number, width, generator=generator, dtype=torch.float32)
+        return drawn.to(moments.count.device)
 
     if isinstance(moments, LowRankMoments):
         own = normal(moments.width) * moments.rest.clamp(min=0).sqrt()

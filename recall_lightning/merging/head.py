@@ -107,8 +107,8 @@ def spread(inputs: Predicted, number: int, generator: torch.Generator) -> Predic
     within = given - (sums.index_add_(0, classes, given) / counts[:, None])[classes]
     times = -(-number // len(given))
     repeated = given.repeat(times, 1)
-    of_inputs = torch.randn(len(repeated), len(given), generator=generator).to(given)
-    alike = torch.randn(repeated.shape, generator=generator).to(given)
+    of_inputs = torch.randn(len(repeated), len(given), generator=generator, dtype=given.dtype)
+    alike = torch.randn(repeated.shape, generator=generator, dtype=given.dtype)
     size = within.square().mean().sqrt()
-    noise = of_inputs @ within / len(given) ** 0.5 + size * alike
+    noise = of_inputs.to(given) @ within / len(given) ** 0.5 + size * alike.to(given)
     return Predicted(repeated + 0.5 * 0.5**0.5 * noise, inputs.probabilities.repeat(times, 1))

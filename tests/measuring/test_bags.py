@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from recall_lightning.measuring.bags import bags
+from recall_lightning.measuring.bags import bags, sequences
 from recall_lightning.measuring.curvature import kronecker_factors
 from recall_lightning.measuring.input_moments import input_moments
 from recall_lightning.measuring.linear_maps import find_linear_maps
@@ -83,3 +83,15 @@ def test_lookups_of_one_a_sample_are_counted():
     for ids in (torch.tensor([1, 1, 3, 0]), torch.tensor([[1], [1], [3], [0]])):
         found = input_moments(table, [one], [ids])["weight"].matrix
         torch.testing.assert_close(found, torch.diag(torch.tensor([0.25, 0.5, 0, 0.25])))
+
+
+def test_an_embedding_is_measured_in_float32_where_a_trainer_makes_another_the_default():
+    sequence = torch.tensor([[0, 1, 1, 1]])
+    wanted, shares = sequences(nn.Embedding(3, 2), sequence)
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        found = sequences(nn.Embedding(3, 2), sequence)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(found[0].to_dense(), wanted.to_dense())
+    assert torch.equal(found[1], shares)
