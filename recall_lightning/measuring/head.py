@@ -35,7 +35,7 @@ def head_of(
     Example:
         >>> from recall_lightning.measuring.linear_maps import find_linear_maps
         >>> model = nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 3))
-        >>> head_of(model, linear_maps(model)[0], torch.ones(1, 2), ModelView()).weight
+        >>> head_of(model, find_linear_maps(model)[0], torch.ones(1, 2), ModelView()).weight
         '2.weight'
     """
     if isinstance(view, CausalView):

@@ -284,7 +284,7 @@ def check_refit_head(
             classes, or nothing is merged at a task's end.
 
     Example:
-        >>> check_refit_head("auto", 0.95, [rule_by_name("kfac_subspace")])
+        >>> check_refit_head("auto", 0.95, [rule_by_name("rbf"), rule_by_name("kfac_subspace")])
         True
     """
     if refit_head not in (True, False, "auto"):
