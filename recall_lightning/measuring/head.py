@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from recall_lightning.measuring.batches import detached
+from recall_lightning.measuring.input_moments import hooked
 from recall_lightning.measuring.linear_maps import LinearMap
 from recall_lightning.measuring.view import CausalView, ModelView
-from recall_lightning.weights.naming import canonical_name
 
 _Call = tuple[Tensor, Tensor]
 
@@ -40,7 +41,7 @@ def head_of(
     """
     if isinstance(view, CausalView):
         return None
-    layers = [each for each in maps if _is_whole_layer(each, module)]
+    layers = [each for each in maps if _is_whole_layer(each)]
     with torch.no_grad(), _heard(module, layers) as calls:
         logits = view.logits(view.forward(module, detached(batch)))
     for layer in reversed(layers):
@@ -75,33 +76,25 @@ def given_to(
     return torch.cat([one for one, _ in rows]), torch.cat([other for _, other in rows])
 
 
-def _is_whole_layer(layer: LinearMap, module: nn.Module) -> bool:
-    """Tell whether a map is all that one layer does, its bias too if that is trained."""
-    if layer.kind != "linear" or len(layer.modules) > 1 or layer.rows is not None:
-        return False
-    own = _children(module)[layer.modules[0]]
-    has_bias = getattr(own, "bias", None) is not None
-    return layer.second_factor is None and has_bias == (layer.bias is not None)
-
-
-def _children(module: nn.Module) -> dict[str, nn.Module]:
-    return {canonical_name(name): child for name, child in module.named_modules()}
+def _is_whole_layer(layer: LinearMap) -> bool:
+    alone = len(layer.modules) == 1 and layer.rows is None
+    return layer.kind == "linear" and alone and layer.second_factor is None
 
 
 @contextmanager
 def _heard(module: nn.Module, layers: Sequence[LinearMap]) -> Iterator[Mapping[str, list[_Call]]]:
-    """Keep what layers are given and return inside the block, by name."""
-    children = _children(module)
+    """Keep what layers are given and return inside the block, by name.
+
+    Of one whose bias is not trained nothing is heard, as that is no part of the map.
+    """
     calls: dict[str, list[_Call]] = {layer.name: [] for layer in layers}
 
-    def listen(name: str) -> Any:
-        return lambda _, given, output: calls[name].append((given[0].detach(), output.detach()))
+    def listen(child: nn.Module, layer: LinearMap) -> RemovableHandle:
+        def hear(own: nn.Module, given: Any, output: Tensor) -> None:
+            if (getattr(own, "bias", None) is None) == (layer.bias is None):
+                calls[layer.name].append((given[0].detach(), output.detach()))
 
-    handles = [
-        children[layer.modules[0]].register_forward_hook(listen(layer.name)) for layer in layers
-    ]
-    try:
+        return child.register_forward_hook(hear)
+
+    with hooked(module, layers, listen):
         yield calls
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -6,8 +6,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TypedDict
 
-import torch
 from torch import Tensor
+
+from recall_lightning.weights.sharding import write_into
 
 
 class HeadsState(TypedDict):
@@ -28,6 +29,7 @@ def write_head_again(live: Mapping[str, Tensor], state: HeadsState, keep: float)
         keep: How many times the old counts.
 
     Example:
+        >>> import torch
         >>> live = {"w": torch.zeros(1)}
         >>> heads = {"keeps": [1.0, 100.0], "weights": {"w": torch.tensor([[1.0], [3.0]])}}
         >>> write_head_again(live, heads, 10.0)
@@ -35,10 +37,9 @@ def write_head_again(live: Mapping[str, Tensor], state: HeadsState, keep: float)
         tensor([2.])
     """
     first, share = _place(state["keeps"], keep)
-    for name, fitted in state["weights"].items():
-        last = min(first + 1, len(fitted) - 1)
-        with torch.no_grad():
-            live[name].copy_(fitted[first].lerp(fitted[last], share))
+    last = min(first + 1, len(state["keeps"]) - 1)
+    between = {name: own[first].lerp(own[last], share) for name, own in state["weights"].items()}
+    write_into({name: live[name] for name in between}, between)
 
 
 def _place(keeps: Sequence[float], keep: float) -> tuple[int, float]:

@@ -15,8 +15,9 @@ from recall_lightning.recall.context import TaskContext
 from recall_lightning.recall.fitted_heads import HeadsState, write_head_again
 from recall_lightning.recall.plasticity import COMPARED_BATCHES
 from recall_lightning.recall.prepared_merge import PreparedMerge
-from recall_lightning.recall.process_means import sum_over_processes, summed
+from recall_lightning.recall.process_means import averaged, sum_over_processes
 from recall_lightning.recall.statistics.head_inputs import HeadInputs
+from recall_lightning.weights.sharding import write_into
 
 DRAWN = 2048  # inputs of earlier tasks
 SPREAD = 1024  # that are put in the place of the task's own
@@ -60,7 +61,7 @@ class HeadRefit:
         known = prepared.new.get(head.weight)
         if known is not None:  # rows of classes that have come in this task
             self._then.probabilities[:, known[0] :] = 0
-        self._fitted: dict[float, list[Tensor]] = {}
+        self._fitted: dict[float, dict[str, Tensor]] = {}
 
     @classmethod
     def of(
@@ -111,10 +112,11 @@ class HeadRefit:
             self._then,
             new,
             keep * self._earlier,
-            lambda own: summed(trainer, own) / trainer.world_size,
+            lambda own: averaged(trainer, own),
         )
-        self._fitted[keep] = [each for each in fitted if each is not None]
-        _write(weights, self._fitted[keep])
+        found = [each for each in fitted if each is not None]
+        self._fitted[keep] = dict(zip(self._live, found, strict=True))
+        write_into(self._live, self._fitted[keep])
 
     def _drawn_with(self) -> torch.Generator:
         """The same draws for every merge, so that only what differs between them tells."""
@@ -123,8 +125,8 @@ class HeadRefit:
     def state_dict(self) -> HeadsState:
         """Return the layers that were fitted, by how much the old counted."""
         keeps = sorted(self._fitted)
-        each = zip(*(self._fitted[keep] for keep in keeps), strict=True)
-        weights = {name: torch.stack(found) for name, found in zip(self._live, each, strict=True)}
+        each = [self._fitted[keep] for keep in keeps]
+        weights = {name: torch.stack([fitted[name] for fitted in each]) for name in self._live}
         return {"keeps": keeps, "weights": weights}
 
 
@@ -143,9 +145,3 @@ def fitted_to(batches: Sequence[Any]) -> Sequence[Any]:
 def _names(head: LinearMap) -> dict[str, None]:
     """The names of weight and bias, in this order."""
     return dict.fromkeys(name for name in (head.weight, head.bias) if name is not None)
-
-
-def _write(weights: Sequence[Tensor], values: Sequence[Tensor]) -> None:
-    with torch.no_grad():
-        for weight, value in zip(weights, values, strict=True):
-            weight.copy_(value)

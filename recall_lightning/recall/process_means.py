@@ -18,9 +18,12 @@ def sum_over_processes(trainer: Trainer, own: float) -> float:
 
 def summed(trainer: Trainer, own: torch.Tensor) -> torch.Tensor:
     """Add a tensor of each process, all of one shape."""
-    reduced = trainer.strategy.reduce(own.clone(), reduce_op="sum")
-    assert isinstance(reduced, torch.Tensor)
-    return reduced
+    return _reduced(trainer, own, "sum")
+
+
+def averaged(trainer: Trainer, own: torch.Tensor) -> torch.Tensor:
+    """Average a tensor of each process, all of one shape."""
+    return _reduced(trainer, own, "mean")
 
 
 def mean_over_processes(
@@ -36,11 +39,11 @@ def mean_over_processes(
     Returns:
         Moments of each map that any process has run, averaged over those.
     """
-    used = _mean(trainer, _who_has(moments, list(empty), _device(empty)))
+    used = averaged(trainer, _who_has(moments, list(empty), _device(empty)))
     together = {}
     for (name, nothing), part in zip(empty.items(), used.tolist(), strict=True):
         if part > 0:
-            together[name] = _averaged(trainer, moments.get(name, nothing)).scaled(1 / part)
+            together[name] = _averaged_moments(trainer, moments.get(name, nothing)).scaled(1 / part)
     return together
 
 
@@ -51,9 +54,9 @@ def mean_where_all_have(
     device: torch.device,
 ) -> dict[str, Moments]:
     """Average over the processes; what not all of them have is left out."""
-    used = _mean(trainer, _who_has(moments, names, device))
+    used = averaged(trainer, _who_has(moments, names, device))
     common = [name for name, part in zip(names, used.tolist(), strict=True) if part == 1]
-    return {name: _averaged(trainer, moments[name]) for name in common}
+    return {name: _averaged_moments(trainer, moments[name]) for name in common}
 
 
 def _who_has(
@@ -66,17 +69,17 @@ def _device(moments: Mapping[str, Moments]) -> torch.device:
     return next((one.count.device for one in moments.values()), torch.device("cpu"))
 
 
-def _averaged(trainer: Trainer, own: Moments) -> Moments:
+def _averaged_moments(trainer: Trainer, own: Moments) -> Moments:
     if isinstance(own, FullMoments):
-        return FullMoments(_mean(trainer, own.matrix), own.count)
+        return FullMoments(averaged(trainer, own.matrix), own.count)
     if isinstance(own, RowCounts):
-        return RowCounts(_mean(trainer, own.counts), own.count)
+        return RowCounts(averaged(trainer, own.counts), own.count)
     assert isinstance(own, LowRankMoments)
     return _gathered(trainer, own)
 
 
-def _mean(trainer: Trainer, tensor: torch.Tensor) -> torch.Tensor:
-    reduced = trainer.strategy.reduce(tensor.clone(), reduce_op="mean")
+def _reduced(trainer: Trainer, own: torch.Tensor, how: str) -> torch.Tensor:
+    reduced = trainer.strategy.reduce(own.clone(), reduce_op=how)
     assert isinstance(reduced, torch.Tensor)
     return reduced
 
