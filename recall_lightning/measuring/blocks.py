@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.utils.parametrize import is_parametrized
 
-from recall_lightning.weights.naming import canonical_name, named_weights
+from recall_lightning.weights.naming import canonical_name, named_submodules, named_weights
 
 _NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm)
 _CONTAINERS = (nn.ModuleList, nn.Sequential)
@@ -78,7 +78,7 @@ def find_blocks(module: nn.Module, patterns: Sequence[str] | None = None) -> lis
         >>> [(block.name, block.parameters, block.output) for block in find_blocks(mlp)]
         [('0', 40, '1'), ('2', 18, '2')]
     """
-    modules = {canonical_name(name): child for name, child in module.named_modules()}
+    modules = named_submodules(module)
     first_names = _first_names(module)
     if patterns:
         seeds = _matching(modules, first_names, patterns)

@@ -13,7 +13,7 @@ from recall_lightning.measuring.blocks import Block
 from recall_lightning.measuring.forward import ProbeForward
 from recall_lightning.measuring.isolation import undisturbed
 from recall_lightning.measuring.view import ModelView, view_of
-from recall_lightning.weights.naming import canonical_name
+from recall_lightning.weights.naming import named_submodules
 
 
 def hidden_states(
@@ -52,7 +52,7 @@ def hidden_states(
         >>> {name: tuple(s.shape) for name, s in states.items()}
         {'0': (5, 8), '2': (5, 2)}
     """
-    names = {canonical_name(name) for name, _ in module.named_modules()}
+    names = named_submodules(module).keys()
     blocks = [block for block in blocks if {block.name, block.output} <= names]
     states: dict[str, list[Tensor]] = {block.name: [] for block in blocks}
     view = view_of(module, view)
@@ -69,7 +69,7 @@ def hidden_states(
 def _pooled_outputs(
     module: nn.Module, blocks: Sequence[Block], view: ModelView
 ) -> Iterator["_Probe"]:
-    modules = {canonical_name(name): child for name, child in module.named_modules()}
+    modules = named_submodules(module)
     probe = _Probe(blocks, view)
     handles = [
         modules[block.output].register_forward_hook(

@@ -26,7 +26,7 @@ from recall_lightning.measuring.moments import (
 )
 from recall_lightning.measuring.multiplications import multiplications, products_apart
 from recall_lightning.measuring.view import ModelView, view_of
-from recall_lightning.weights.naming import canonical_name
+from recall_lightning.weights.naming import named_submodules
 from recall_lightning.weights.sharding import is_sharded
 
 
@@ -248,7 +248,7 @@ def hooked(
     register: Callable[[nn.Module, LinearMap], RemovableHandle],
 ) -> Iterator[None]:
     """Register hooks with the modules of linear maps, and remove them after the ``with`` block."""
-    modules = {canonical_name(name): child for name, child in module.named_modules()}
+    modules = named_submodules(module)
     handles = []
     try:
         for linear_map in maps:

@@ -19,7 +19,7 @@ from recall_lightning.measuring.linear_maps import LinearMap, as_matrix
 from recall_lightning.measuring.map_inputs import given_to, rows_of
 from recall_lightning.measuring.multiplications import multiplications, products_apart
 from recall_lightning.measuring.view import ModelView, view_of
-from recall_lightning.weights.naming import canonical_name, named_weights
+from recall_lightning.weights.naming import named_submodules, named_weights
 from recall_lightning.weights.sharding import is_sharded
 
 
@@ -110,7 +110,7 @@ def _compared(
 
 
 def _scaling_embeddings(module: nn.Module) -> set[str]:
-    named = ((canonical_name(name), child) for name, child in module.named_modules())
+    named = named_submodules(module).items()
     return {name for name, child in named if getattr(child, "scale_grad_by_freq", False)}
 
 

@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from recall_lightning.measuring.linear_maps import LinearMap
 from recall_lightning.measuring.recurrence import RecurrenceApart
-from recall_lightning.weights.naming import canonical_name, find_weights, memory_of
+from recall_lightning.weights.naming import find_weights, memory_of, named_submodules
 from recall_lightning.weights.sharding import is_sharded
 
 Seen = Callable[[LinearMap, nn.Module, Tensor, Tensor], Tensor]
@@ -74,7 +74,7 @@ class _Watch(TorchFunctionMode):
     def __init__(self, module: nn.Module, maps: list[LinearMap], seen: Seen) -> None:
         super().__init__()
         self.module, self.maps, self.seen = module, maps, seen
-        modules = {canonical_name(name): child for name, child in module.named_modules()}
+        modules = named_submodules(module)
         self.owners = {one: modules.get(one.modules[0], module) for one in maps}
         weights = find_weights(module, [one.weight for one in maps])
         self.sharded = any(is_sharded(weight) for weight in weights.values())

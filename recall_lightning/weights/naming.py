@@ -19,6 +19,15 @@ def canonical_name(name: str) -> str:
     return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
 
 
+def named_submodules(module: nn.Module) -> dict[str, nn.Module]:
+    """Name a module's submodules, itself ("") among them, a shared one once.
+
+    >>> list(named_submodules(nn.Sequential(nn.Tanh())))
+    ['', '0']
+    """
+    return {canonical_name(name): child for name, child in module.named_modules()}
+
+
 def memory_of(tensor: Tensor) -> object:
     """Identify the memory that a tensor's elements lie in; that of a DTensor's own shard.
 

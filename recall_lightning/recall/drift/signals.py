@@ -12,7 +12,7 @@ from torch.utils.hooks import RemovableHandle
 from recall_lightning.measuring.blocks import Block
 from recall_lightning.measuring.change import RunningDistance, mean_vector
 from recall_lightning.measuring.hidden_states import first_tensor
-from recall_lightning.weights.naming import canonical_name
+from recall_lightning.weights.naming import named_submodules
 
 
 class TrainingSignals:
@@ -38,7 +38,7 @@ class TrainingSignals:
         self.stop()
         if "representations" not in self.names:
             return
-        modules = {canonical_name(name): child for name, child in pl_module.named_modules()}
+        modules = named_submodules(pl_module)
         inner = [block for block in blocks if block.output in modules]
         if inner:
             listened = modules[inner[-2 if len(inner) > 1 else 0].output]
