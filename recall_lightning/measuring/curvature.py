@@ -176,8 +176,8 @@ def normalised(factors: KroneckerFactors) -> KroneckerFactors:
     """Divide output moments by one number, so that the mean of the curvature's diagonal is 1.
 
     Args:
-        factors: What was measured. Maps that are not finite do not count; as it is where nothing
-            is known of outputs.
+        factors: What was measured. Maps that are not finite do not count. Without output moments
+            where nothing is known of those: all gradients are 0, or next to it.
 
     Example:
         >>> from recall_lightning.measuring.moments import FullMoments
@@ -192,9 +192,9 @@ def normalised(factors: KroneckerFactors) -> KroneckerFactors:
         if math.isfinite(trace):
             total += trace
             elements += inputs.width * outputs.width
-    if not 0 < total < math.inf:
+    mean = total / elements if elements else 0.0
+    if not torch.finfo(torch.float32).tiny <= mean < math.inf:  # or its inverse would be infinite
         return replace(factors, outputs={})
-    mean = total / elements
     scaled = {name: outputs.scaled(1 / mean) for name, outputs in factors.outputs.items()}
     for name, outputs in factors.outputs.items():
         scaled[name].count = outputs.count  # of tasks

@@ -21,7 +21,7 @@ _Call = tuple[Tensor, Tensor]
 def head_of(
     module: nn.Module, maps: Sequence[LinearMap], batch: Any, view: ModelView
 ) -> LinearMap | None:
-    """Return the linear layer whose outputs are the model's logits.
+    """Return the linear layer whose outputs are the model's logits, or those before a log_softmax.
 
     Args:
         module: The model, in evaluation mode.
@@ -47,7 +47,7 @@ def head_of(
     for layer in reversed(layers):
         if logits is not None and len(calls[layer.name]) == 1:
             outputs = calls[layer.name][0][1]
-            if outputs.shape == logits.shape and torch.equal(outputs.to(logits), logits):
+            if outputs.shape == logits.shape and _are_logits(outputs.to(logits), logits):
                 return layer
     return None
 
@@ -74,6 +74,13 @@ def given_to(
         counts = view.counts(batch, outputs[..., 0])
         rows.append((inputs[counts].float(), outputs[counts].float()))
     return torch.cat([one for one, _ in rows]), torch.cat([other for _, other in rows])
+
+
+def _are_logits(outputs: Tensor, logits: Tensor) -> bool:
+    return any(
+        torch.allclose(each, logits, rtol=0, atol=0, equal_nan=True)
+        for each in (outputs, outputs.log_softmax(dim=-1))
+    )
 
 
 def _is_whole_layer(layer: LinearMap) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from recall_lightning.checks import FormError
 from recall_lightning.measuring.moments import (
     FullMoments,
     LowRankMoments,
@@ -28,7 +29,7 @@ class InputMixture:
     SLCA, Zhang et al., arXiv 2303.05118, here without labels).
 
     Inputs of groups of fewer than four make up one more, and are left out if they are fewer
-    together: no mean is that of one input or two.
+    together: no mean is that of one input or two. So of a few inputs nothing is known.
 
     Attributes:
         counts: Inputs of each group, and of those together, (groups + 1) float32.
@@ -40,8 +41,9 @@ class InputMixture:
         >>> mixture = InputMixture.of(inputs, classes, 3, FullMoments.empty(1))
         >>> mixture.counts.tolist(), mixture.means.flatten().tolist()
         ([4.0, 0.0, 5.0, 0.0], [1.5, 0.0, 6.0, 0.0])
-        >>> mixture.drawn(18, torch.Generator().manual_seed(0)).shape  # 8 around 1.5, 10 around 6
-        torch.Size([18, 1])
+        >>> drawn, groups = mixture.drawn(18, torch.Generator().manual_seed(0))
+        >>> drawn.shape, groups.bincount()  # 8 around 1.5, 10 around 6
+        (torch.Size([18, 1]), tensor([ 8,  0, 10]))
     """
 
     counts: Tensor
@@ -74,21 +76,34 @@ class InputMixture:
         sums = total(sums.index_add_(0, groups, torch.cat([given, ones], dim=1)))
         counts = sums[:, -1].clone()
         means = sums[:, :-1] / counts.clamp(min=1)[:, None]
-        if 0 < counts[-1] < _FEW < counts.sum():
+        if counts[-1] < _FEW:
             counts[-1], means[-1] = 0, 0
-        within.update(given - means[groups])
+        counted = counts[groups] > 0
+        within.update((given - means[groups])[counted])
         return cls(counts, means, within)
 
-    def drawn(self, number: int, generator: torch.Generator) -> Tensor:
+    @property
+    def is_known(self) -> bool:
+        """Whether there were inputs enough, and all were finite."""
+        finite = bool(self.means.isfinite().all()) and bool(self.within.trace.isfinite())
+        return finite and bool(self.counts.sum() > 0)
+
+    def at(self, means: Tensor) -> InputMixture:
+        """Return the mixture with other means, and as far spread around them."""
+        return InputMixture(self.counts, means, self.within)
+
+    def drawn(self, number: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Return about so many inputs: of each group its part, at least one if it has any.
 
         Returns:
-            (inputs, width) float32, the same for the same state of the generator, on any device.
+            (inputs, width) float32, the same for the same state of the generator, on any device,
+            and the group of each, int64.
         """
         parts = (self.counts * number / self.counts.sum()).round().clamp(min=1)
         parts = torch.where(self.counts > 0, parts, 0).long()
-        centres = self.means.repeat_interleave(parts, dim=0)
-        return centres + _noise(self.within.mean(), len(centres), generator)
+        groups = torch.arange(len(parts), device=parts.device).repeat_interleave(parts)
+        noise = _noise(self.within.mean(), len(groups), generator)
+        return self.means[groups] + noise, groups
 
     def state_dict(self) -> dict[str, Any]:
         """Return the tensors."""
@@ -96,8 +111,19 @@ class InputMixture:
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> InputMixture:
-        """Return what had this :meth:`state_dict`."""
-        return cls(state["counts"], state["means"], moments_from(state["within"]))
+        """Return what had this :meth:`state_dict`.
+
+        Raises:
+            KeyError: If an entry is missing.
+            FormError: If one is not such as was measured.
+        """
+        found = cls(state["counts"], state["means"], moments_from(state["within"]))
+        shape = (len(found.counts), found.within.width)
+        if found.means.shape != shape:
+            raise FormError(f"has means of shape {tuple(found.means.shape)}, not {shape}")
+        if {found.counts.dtype, found.means.dtype} != {torch.float32} or not found.is_known:
+            raise FormError("holds other than finite float32 numbers of some inputs")
+        return found
 
 
 def _noise(moments: Moments, number: int, generator: torch.Generator) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 _ITERATIONS = 100
+_TOLERANCE = 1e-6  # of the loss, or of any weight
 _RIDGE = 1e-4  # of the mean square of an input's length
 
 
@@ -63,11 +64,13 @@ def fitted_head(
     """
     start = [weight.detach().float()] + ([] if bias is None else [bias.detach().float()])
     ridge = _RIDGE * mean(new.inputs.square().sum(dim=1).mean())
-    if not math.isfinite(float(ridge)):
+    if not math.isfinite(float(ridge + old.inputs.sum())):
         return start[0], start[1] if bias is not None else None
     with torch.enable_grad():
         fitted = [each.clone().requires_grad_() for each in start]
-        search = torch.optim.LBFGS(fitted, max_iter=_ITERATIONS, line_search_fn="strong_wolfe")
+        search = torch.optim.LBFGS(
+            fitted, max_iter=_ITERATIONS, line_search_fn="strong_wolfe", tolerance_change=_TOLERANCE
+        )
 
         def entropy(of: Predicted) -> Tensor:
             logits = functional.linear(of.inputs, *fitted)
@@ -98,7 +101,7 @@ def spread(inputs: Predicted, number: int, generator: torch.Generator) -> Predic
 
     Args:
         inputs: The few.
-        number: How many there are to be; no fewer than there are come back.
+        number: How many there are to be, at least; no fewer than there are come back.
         generator: Draws them, on the CPU.
     """
     given, classes = inputs.inputs, inputs.probabilities.argmax(dim=1)

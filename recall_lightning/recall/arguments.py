@@ -287,7 +287,7 @@ def check_refit_head(
         >>> check_refit_head("auto", 0.95, [rule_by_name("rbf"), rule_by_name("kfac_subspace")])
         True
     """
-    if refit_head not in (True, False, "auto"):
+    if not isinstance(refit_head, bool) and refit_head != "auto":
         raise ValueError(f"refit_head={refit_head!r} must be True, False or 'auto'")
     possible = len(rules) > 1 and "curvature" in rules[-1].needs
     if refit_head is True and not possible:

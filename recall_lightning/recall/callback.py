@@ -169,8 +169,8 @@ class RecallCallback(TaskAwareCallback):
             ``SnapshotSettings(to="file")`` writes; True for both, as far as there are files. Their
             metadata say what the last merge was; of a task that is rolled back none are logged.
         refit_head: Whether the merge at a task's end also fits a classifier's last layer anew: to
-            what it predicted of inputs as earlier tasks had them (a mean a class and a covariance
-            are kept of each), and of the last batches. ``"auto"`` does so with a ``plasticity``,
+            what was predicted of inputs as earlier tasks had them (a mean a class and a covariance
+            are kept of each), and is of the last batches. ``"auto"`` does so with a ``plasticity``,
             which as ``"auto"`` leaves less where each earlier task would count less than once.
 
     Raises:

@@ -13,7 +13,6 @@ from recall_lightning.checks import check_count
 from recall_lightning.merging.rules import MergeRule
 from recall_lightning.merging.structure import Structure
 from recall_lightning.recall.front import POINTS
-from recall_lightning.recall.head_refit import fitted_to
 from recall_lightning.recall.measured_work import MeasuredWork, Work
 from recall_lightning.recall.parts import Parts
 from recall_lightning.recall.plasticity import COMPARED_BATCHES
@@ -196,8 +195,8 @@ class _Plan:
 
     def last_layer(self) -> Work:
         """Fit a classifier's last layer with each merge that is tried, where earlier tasks were."""
-        tries = 1 if self.parts.plasticity is None else POINTS
-        return self.work.fitted_heads(tries, len(fitted_to(range(self.kept(self.steps)))))
+        tries, kept = 1 if self.parts.plasticity is None else POINTS, self.kept(self.steps)
+        return self.work.fitted_heads(tries, kept) + self.work.moved_head_inputs(kept)
 
     def known_before(self) -> dict[str, Work]:
         """Measure what the model knew before its first task, if anything is known of that."""

@@ -10,24 +10,27 @@ from torch import Tensor
 from torch.nn import functional
 
 from recall_lightning.measuring.linear_maps import LinearMap
+from recall_lightning.measuring.view import ModelView
 from recall_lightning.merging.head import Predicted, fitted_head, spread
 from recall_lightning.recall.context import TaskContext
 from recall_lightning.recall.fitted_heads import HeadsState, write_head_again
 from recall_lightning.recall.plasticity import COMPARED_BATCHES
 from recall_lightning.recall.prepared_merge import PreparedMerge
 from recall_lightning.recall.process_means import averaged, sum_over_processes
-from recall_lightning.recall.statistics.head_inputs import HeadInputs
+from recall_lightning.recall.statistics.head_inputs import HeadInputs, rows_of_finite
+from recall_lightning.recall.statistics.recent_batches import last_with
 from recall_lightning.weights.sharding import write_into
 
-DRAWN = 2048  # inputs of earlier tasks
-SPREAD = 1024  # that are put in the place of the task's own
+_FITTED = 64  # labels at least, of the task's last batches
+_ENOUGH = 4  # inputs of a class
 
 
 class HeadRefit:
     """Fits the last layer after a merge has moved what is before it.
 
-    See :func:`~recall_lightning.merging.head.fitted_head`. The old is what the newest snapshot's
-    layer predicts of inputs as :class:`HeadInputs` has them, every earlier task counting once; the
+    See :func:`~recall_lightning.merging.head.fitted_head`. The old is what was predicted at its
+    task's end of inputs as :class:`HeadInputs` has them, every earlier task counting once; they lie
+    where the merge takes them, see :class:`~recall_lightning.merging.moved_inputs.MovedInputs`. The
     new is what the live model predicts of the task's last batches.
 
     Args:
@@ -52,15 +55,25 @@ class HeadRefit:
         self._batches = batches
         self._live = {name: prepared.live[name] for name in _names(head)}
         self._seed, self._earlier = seed, prepared.inputs[-1].earlier_tasks
-        _, logits = inputs.given(context, head, batches)
-        self._now = logits.softmax(dim=1)
+        drawn = draws(head)
+        given, logits = inputs.given(context, head, batches)
+        before = inputs.given_before(context, head, batches)
+        finite = rows_of_finite(given, logits, before)
+        chosen = torch.randperm(len(finite), generator=self._drawn_with())[: drawn // 2]
+        self._rows = finite[chosen.to(finite.device)]
+        self._now = logits[self._rows].softmax(dim=1)
         snapshot = [prepared.snapshots[-1][n].to(w).float() for n, w in self._live.items()]
-        self._then = inputs.predicted(
-            DRAWN, self._drawn_with(), lambda given: functional.linear(given, *snapshot)
-        )
-        known = prepared.new.get(head.weight)
-        if known is not None:  # rows of classes that have come in this task
-            self._then.probabilities[:, known[0] :] = 0
+        new = prepared.new.get(head.weight)
+
+        def then(given: Tensor) -> Tensor:
+            logits = functional.linear(given, *snapshot)
+            if new is not None:  # rows of classes that have come in this task
+                logits[:, new[0] :] = -torch.inf
+            return logits
+
+        self._then = inputs.predicted(drawn, self._drawn_with(), then)
+        classes = self._now.argmax(dim=1)
+        self._moved = inputs.moved(self._then.inputs, before[self._rows], classes)
         self._fitted: dict[float, dict[str, Tensor]] = {}
 
     @classmethod
@@ -76,15 +89,29 @@ class HeadRefit:
         if inputs is None or not inputs.tasks:
             return None
         head = inputs.head(context)
-        if head is None or not inputs.fit(head) or prepared.left & _names(head).keys():
+        if head is None or prepared.left & _names(head).keys():
             return None
         merged = prepared.snapshots[-1].keys() & prepared.live.keys()
-        if not _names(head).keys() <= merged:
+        if not (_names(head).keys() <= merged and inputs.fit(head, head.outputs(prepared.live))):
             return None
         refit = cls(context, inputs, head, prepared, batches, seed)
         trainer = context.trainer
         counted = sum_over_processes(trainer, float(len(refit._now) > 0)) == trainer.world_size
-        return refit if counted else None
+        if not counted:
+            return None
+        inputs.tell_that()
+        return refit
+
+    @property
+    def counts_tasks(self) -> bool:
+        """Whether there is enough of the new for each earlier task to count, whatever that costs.
+
+        Enough are four inputs, on average, of each class that the live model predicts of them.
+        """
+        classes = len(self._now.argmax(dim=1).unique())
+        trainer = self._context.trainer
+        enough = float(len(self._now) >= _ENOUGH * classes)
+        return sum_over_processes(trainer, enough) == trainer.world_size
 
     @property
     def layer(self) -> str:
@@ -103,13 +130,15 @@ class HeadRefit:
             write_head_again(self._live, self.state_dict(), keep)
             return
         trainer = self._context.trainer
-        given, _ = self._inputs.given(self._context, self._head, self._batches)
-        new = spread(Predicted(given, self._now), SPREAD, self._drawn_with())
+        given = self._inputs.given(self._context, self._head, self._batches)[0][self._rows]
+        there = averaged(trainer, self._moved.by(given))
+        old = Predicted(there, self._then.probabilities)
+        new = spread(Predicted(given, self._now), draws(self._head) // 2, self._drawn_with())
         weights = list(self._live.values())
         fitted = fitted_head(
             weights[0],
             weights[1] if len(weights) > 1 else None,
-            self._then,
+            old,
             new,
             keep * self._earlier,
             lambda own: averaged(trainer, own),
@@ -130,16 +159,28 @@ class HeadRefit:
         return {"keeps": keeps, "weights": weights}
 
 
-def fitted_to(batches: Sequence[Any]) -> Sequence[Any]:
+def draws(head: LinearMap) -> int:
+    """Return how many inputs of earlier tasks are drawn, and half as many of the current one's.
+
+    A narrow layer takes fewer: eight for each entry of its inputs.
+    """
+    return min(max(8 * head.inputs, 512), 2048)
+
+
+def fitted_to(batches: Sequence[Any], view: ModelView) -> Sequence[Any]:
     """Return those of a task's last batches that the layer is fitted to.
 
     They are others than those whose loss tells what a merge costs, if there are: a few inputs that
-    a layer was fitted to say little of what it makes of the rest.
+    a layer was fitted to say little of what it makes of the rest. They are four, or as many as hold
+    64 labels.
 
-    >>> list(fitted_to(range(12))), list(fitted_to(range(3)))
-    ([4, 5, 6, 7], [0, 1, 2])
+    Example:
+        >>> batches = [(torch.zeros(size, 3), torch.arange(size)) for size in (8,) * 20]
+        >>> len(fitted_to(batches, ModelView())), len(fitted_to(batches[:3], ModelView()))
+        (8, 3)
     """
-    return (batches[:-COMPARED_BATCHES] or batches)[-COMPARED_BATCHES:]
+    others = list(batches[:-COMPARED_BATCHES] or batches)
+    return others[-max(COMPARED_BATCHES, len(last_with(others, _FITTED, view))) :]
 
 
 def _names(head: LinearMap) -> dict[str, None]:

@@ -28,7 +28,7 @@ from recall_lightning.merging.head import Predicted, fitted_head
 from recall_lightning.merging.quadratic_forgetting import quadratic_forgetting
 from recall_lightning.merging.rules import MergeInputs, MergeRule
 from recall_lightning.merging.structure import Structure
-from recall_lightning.recall.head_refit import DRAWN, SPREAD
+from recall_lightning.recall.head_refit import draws, fitted_to
 from recall_lightning.recall.parts import Parts
 from recall_lightning.recall.plasticity import COMPARED_BATCHES
 from recall_lightning.recall.prepared_merge import PreparedMerge
@@ -239,20 +239,24 @@ class MeasuredWork:
 
         Args:
             number: How often.
-            batches: Those that it is fitted to, on which the model is run under the live weights
-                and under those of each merge.
+            batches: The task's last. On some of them the model is run, under the live weights, the
+                snapshot's and those of each merge.
         """
         if self._head is None:
             return Work()
-        passes = 1 + (1 + number) * batches
+        passes = 1 + (2 + number) * len(fitted_to([self._batch] * batches, self._view))
         return self.forward(passes) + Work(seconds=number * self._fitting)
 
     def head_inputs(self, batches: int) -> Work:
         """Find a classifier's last layer, and measure what it is given on so many batches."""
+        return Work() if self._head is None else self.forward(1) + self.moved_head_inputs(batches)
+
+    def moved_head_inputs(self, batches: int) -> Work:
+        """Measure what a classifier's last layer is given under other weights."""
         inputs = self._statistic(HeadInputs)
         if inputs is None or self._head is None:
             return Work()
-        return self.forward(1 + len(inputs.measured_of([self._batch] * batches, self._view)))
+        return self.forward(len(inputs.measured_of([self._batch] * batches, self._view)))
 
     def merges(self, rule: MergeRule, number: int) -> Work:
         """Merge with what was measured; the first merge finds eigenvectors."""
@@ -356,10 +360,11 @@ class MeasuredWork:
         weight = weights[self._head.weight].detach()
         bias = None if self._head.bias is None else weights[self._head.bias].detach()
         generator = torch.Generator().manual_seed(0)
-        drawn = torch.randn(DRAWN, self._head.inputs, generator=generator).to(weight)
+        number = draws(self._head)
+        drawn = torch.randn(number, self._head.inputs, generator=generator).to(weight)
         old, new = (
             Predicted(rows.float(), (rows @ weight.T).float().softmax(dim=1))
-            for rows in (drawn, -drawn[:SPREAD])
+            for rows in (drawn, -drawn[: number // 2])
         )
         return self._seconds(partial(fitted_head, weight, bias, old, new, 1.0))
 

@@ -60,8 +60,9 @@ class SnapshotMerge:
         heads: What the last layer was given in earlier tasks, where a task's last merge fits it to
             that.
         seed: Of what is drawn for that.
-        tasks_count: Whether each earlier task counts at least once where the last layer is fitted,
-            though that may leave less of the gain: a task of new classes takes from the old.
+        tasks_count: Whether each earlier task counts at least once where the last layer is fitted
+            to enough of the current one, though that may leave less of the gain: a task of new
+            classes takes from the old.
     """
 
     def __init__(
@@ -192,7 +193,7 @@ class SnapshotMerge:
             batches,
             merge,
             predictions,
-            1.0 if head is not None and self._tasks_count else 0.0,
+            1.0 if head is not None and self._tasks_count and head.counts_tasks else 0.0,
         )
         keeps = bool(context.structure.lora_pairs) if self._keep_live == "auto" else self._keep_live
         if before is not None and keeps and found.get("front"):
@@ -207,9 +208,10 @@ class SnapshotMerge:
 
     def _head_refit(self, context: TaskContext, prepared: PreparedMerge) -> HeadRefit | None:
         """Begin to fit the last layer, where that is to be done and earlier tasks are known."""
-        batches = fitted_to(self._recent.batches)
-        if self._heads is None or not batches:
+        if self._heads is None or not self._recent.batches:
             return None
+        with self._run.ready(context) as view:
+            batches = fitted_to(self._recent.batches, view)
         return HeadRefit.of(context, self._heads, prepared, batches, self._seed)
 
     def _prepared(self, context: TaskContext, rule: MergeRule, last: bool) -> PreparedMerge | None:

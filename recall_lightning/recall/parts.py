@@ -116,6 +116,7 @@ def parts_of(given: Mapping[str, Any]) -> Parts:
         seed=given["seed"],
         predictions=predictions,
         refits_head=refits_head,
+        asks_for_head=given["refit_head"] is True,
     )
     measured = MeasuredPlasticity(plasticity, run, predictions)
     keep_live = check_keep_live(given["keep_live"], plasticity, buffers)

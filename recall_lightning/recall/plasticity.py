@@ -248,7 +248,7 @@ class MeasuredPlasticity:
         except BaseException:
             put_back()
             raise
-        self._tell(context, made.keep, made.gain, is_share=made.keep != at_least)
+        self._tell(context, made.keep, made.gain, is_share=made.keep > at_least)
         front_points = [vars(point) for point in front]
         return made.merged, {"keep": made.keep, **found_of(made), "front": front_points}
 
@@ -327,7 +327,13 @@ class MeasuredPlasticity:
                 "old costs that; use another end_rule, or end_rule='never'"
             )
         else:
-            rank_zero_info(f"{_said(context, gain)}; the old counts {keep:.3g} times")
+            why = ""
+            if not is_share:
+                why = (
+                    ", as each earlier task does at least where the last layer is fitted anew: set "
+                    f"plasticity={self.share} to have that left whatever is forgotten"
+                )
+            rank_zero_info(f"{_said(context, gain)}; the old counts {keep:.3g} times{why}")
 
     def _tell_cost(self, context: TaskContext, gain: TaskGain) -> None:
         if gain.share < _LITTLE:

@@ -220,6 +220,15 @@ def test_a_map_that_is_not_finite_does_not_change_what_others_are_divided_by():
     torch.testing.assert_close(scaled(torch.nan), torch.eye(2))
 
 
+def test_curvature_that_is_next_to_nothing_is_not_known():
+    def of(size):
+        moments = {"a": FullMoments(size * torch.eye(2), torch.ones(()))}
+        return normalised(KroneckerFactors(moments, moments)).outputs
+
+    assert of(1e-18)["a"].matrix.isfinite().all()
+    assert not of(1e-21)  # its square is smaller than a float32 has an inverse of
+
+
 def test_checkpoints_that_cannot_be_differentiated_leave_inputs_and_say_why():
     class Reentrant(nn.Sequential):
         def forward(self, inputs):

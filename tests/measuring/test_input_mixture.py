@@ -17,7 +17,7 @@ def measured(within, centres=([4.0, 0.0, 0.0], [0.0, 4.0, 0.0])):
 
 
 def drawn(mixture, number=20_000):
-    return mixture.drawn(number, torch.Generator().manual_seed(1))
+    return mixture.drawn(number, torch.Generator().manual_seed(1))[0]
 
 
 def test_what_is_drawn_has_the_mean_and_covariance_of_what_was_measured():
@@ -29,7 +29,9 @@ def test_what_is_drawn_has_the_mean_and_covariance_of_what_was_measured():
 
 def test_groups_lie_apart_as_they_did():
     _, mixture = measured(FullMoments.empty(3))
-    first = drawn(mixture)[:10_000]
+    found, groups = mixture.drawn(20_000, torch.Generator().manual_seed(1))
+    first = found[groups == 0]
+    assert len(first) == 10_000
     assert torch.allclose(first.mean(0), torch.tensor([4.0, 0.0, 0.0]), atol=0.05)
     assert torch.allclose(first.std(0), torch.tensor([1.0, 0.2, 0.5]), atol=0.05)
 
@@ -46,12 +48,26 @@ def test_a_group_that_nothing_fell_in_has_no_part_and_a_small_one_has_some():
     assert len(drawn(mixture, 5)) == 6
 
 
+def test_what_is_left_out_is_nowhere():
+    inputs, groups = torch.randn(41, 3), torch.tensor([0] * 40 + [1])
+    inputs[40] = 100.0
+    mixture = InputMixture.of(inputs, groups, 2, FullMoments.empty(3))
+    assert torch.allclose(mixture.within.mean().matrix, inputs[:40].T.cov(correction=0), atol=1e-5)
+    assert not InputMixture.of(inputs[:3], groups[:3], 2, FullMoments.empty(3)).is_known
+
+
 @pytest.mark.parametrize(("groups", "kept"), [([0, 0, 0, 0, 1, 2], 0), ([0, 1, 2, 3, 1], 5)])
 def test_no_mean_is_that_of_less_than_four_inputs(groups, kept):
     inputs = torch.randn(len(groups), 3)
     mixture = InputMixture.of(inputs, torch.tensor(groups), 4, FullMoments.empty(3))
     assert mixture.counts[-1] == kept
     assert not any(torch.equal(mean, one) for mean in mixture.means for one in inputs)
+
+
+def test_what_moves_takes_its_spread_along():
+    _, mixture = measured(FullMoments.empty(3))
+    moved = drawn(mixture.at(mixture.means + 1.0))
+    assert torch.allclose(moved, drawn(mixture) + 1.0, atol=1e-5)
 
 
 def test_it_comes_back_from_its_state():

@@ -37,6 +37,7 @@ def statistics_for(
     seed: int,
     predictions: str | Predictions | Callable[[Tensor], Distribution],
     refits_head: bool = False,
+    asks_for_head: bool = False,
 ) -> NeededStatistics:
     """Return the statistics that rules need.
 
@@ -52,6 +53,7 @@ def statistics_for(
         seed: Of whatever is drawn.
         predictions: The kind of the model's.
         refits_head: Whether a merge fits the last layer to what it was given.
+        asks_for_head: Whether the user says so, and is to be warned where it cannot be.
 
     Raises:
         ValueError: If a rule needs what there is not, or there is no such kind of prediction.
@@ -64,7 +66,7 @@ def statistics_for(
         TypicalSamples(samples, run, seed),
         ParameterImportance(importance, beside_curvature=curvature),
         of_maps,
-        HeadInputs(recent, moments, run, of_maps),
+        HeadInputs(recent, moments, run, of_maps, asks_for_head),
     ]
     measures_maps = any(rule.needs & MapMoments.meets for rule in rules)
     others = [recent.name] if reads_batches or measures_maps else []
