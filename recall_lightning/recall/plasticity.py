@@ -29,6 +29,7 @@ Merged = TypeVar("Merged")
 COMPARED_BATCHES = 4  # of the last ones, whose mean loss is compared
 _WITHOUT_GAIN = (1e12, 1.0, 1e-2, 1e-4, 1e-6)  # keep; the first is all of the old, to rounding
 _COSTLY = 0.1  # of the gain, beyond what may be lost
+_SOMETHING = 0.05  # of the gain, that is left even where the old is to count
 _LITTLE = 0.5  # of the gain, where nothing is said of what may be lost
 _UNLIKELY = 30.0  # nats a sample, beyond which a loss of no known kind has a unit
 _LEAST = 1e-30  # that a squared error counts
@@ -200,8 +201,8 @@ class MeasuredPlasticity:
                 the front of merges that it has made before.
             found: What is known of the model's predictions: the loss of ``"values"`` has a unit.
                 Where no kind is known, a loss of more than 30 under the live weights has one.
-            at_least: How many times the old counts, of a task that has gained something, whatever
-                share that leaves.
+            at_least: How many times the old counts, of a task that has gained something, if that
+                leaves a twentieth of it.
 
         Returns:
             What ``merge`` returned, and what an entry of ``RecallCallback.history`` says of it:
@@ -242,13 +243,15 @@ class MeasuredPlasticity:
         try:
             if ends.is_gain:
                 front = measured_front(lambda keep: tried(keep).point)
-                made = tried(max(keep_of(front, self.share), at_least), chosen=True)
+                of_share = keep_of(front, self.share)
+                keep = max(of_share, min(at_least, keep_of(front, _SOMETHING)))
+                made, is_share = tried(keep, chosen=True), keep == of_share
             else:
-                front, made = [], _without_loss(tried)
+                front, made, is_share = [], _without_loss(tried), True
         except BaseException:
             put_back()
             raise
-        self._tell(context, made.keep, made.gain, is_share=made.keep > at_least)
+        self._tell(context, made.keep, made.gain, is_share)
         front_points = [vars(point) for point in front]
         return made.merged, {"keep": made.keep, **found_of(made), "front": front_points}
 
@@ -330,8 +333,8 @@ class MeasuredPlasticity:
             why = ""
             if not is_share:
                 why = (
-                    ", as each earlier task does at least where the last layer is fitted anew: set "
-                    f"plasticity={self.share} to have that left whatever is forgotten"
+                    ": each earlier task does once, where the last layer is fitted anew, if that "
+                    f"leaves anything; set plasticity={self.share} to have that share left"
                 )
             rank_zero_info(f"{_said(context, gain)}; the old counts {keep:.3g} times{why}")
 

@@ -63,6 +63,7 @@ OPTIONAL |= {
     "mean",
     "rolled_back",
     "exceeded",
+    "layer",
     "start",
     "found_boundaries",
     "retuned",
