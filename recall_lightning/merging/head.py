@@ -39,10 +39,10 @@ def fitted_head(
     """Return the layer that predicts best what was predicted of old inputs and is of new ones.
 
     That is the minimum of (keep · H_old + H_new) / (keep + 1) + ridge ‖θ − θ_merged‖², H the mean
-    cross-entropy to the given probabilities, which are the old and the new model's own: both KL
-    divergences, without the curvature that stands for them in a merge. It is convex; L-BFGS finds
-    it. A merge by curvature sees next to none along what a confident softmax does not depend on,
-    such as how far all logits of new classes lie above those of the old: here that counts.
+    cross-entropy to the given probabilities: the losses themselves, without the curvature that
+    stands for them in a merge. It is convex; L-BFGS finds it. A merge by curvature sees next to
+    none along what a confident softmax does not depend on, such as how far all logits of new
+    classes lie above those of the old: here that counts.
 
     Args:
         weight: The merged one, (classes, width), which is what is left where nothing speaks.
