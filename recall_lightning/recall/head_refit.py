@@ -23,15 +23,18 @@ from recall_lightning.weights.sharding import write_into
 
 _FITTED = 64  # labels at least, of the task's last batches
 _ENOUGH = 4  # inputs of a class
+_MOST = 0.5  # of what is predicted of the new
 
 
 class HeadRefit:
     """Fits the last layer after a merge has moved what is before it.
 
-    See :func:`~recall_lightning.merging.head.fitted_head`. The old is what was predicted at its
-    task's end of inputs as :class:`HeadInputs` has them, every earlier task counting once; they lie
-    where the merge takes them, see :class:`~recall_lightning.merging.moved_inputs.MovedInputs`. The
-    new is what the live model predicts of the task's last batches.
+    See :func:`~recall_lightning.merging.head.fitted_head`. The old is what the newest snapshot's
+    layer predicts of inputs as :class:`HeadInputs` has them, or in a task of new classes what was
+    predicted at their task's end, as a snapshot's errors add up; every earlier task counts once.
+    They lie where the merge takes them, see
+    :class:`~recall_lightning.merging.moved_inputs.MovedInputs`. The new is what the live model
+    predicts of the task's last batches.
 
     Args:
         context: The task, its live weights as they were trained.
@@ -71,8 +74,9 @@ class HeadRefit:
                 logits[:, new[0] :] = -torch.inf
             return logits
 
-        self._then = inputs.predicted(drawn, self._drawn_with(), then)
         classes = self._now.argmax(dim=1)
+        are_new = inputs.share_of_new(classes) > _MOST
+        self._then = inputs.predicted(drawn, self._drawn_with(), then, are_new)
         self._moved = inputs.moved(self._then.inputs, before[self._rows], classes)
         self._fitted: dict[float, dict[str, Tensor]] = {}
 

@@ -148,6 +148,11 @@ class HeadInputs(Statistic):
         with context.snapshots[-1].applied_to(context.pl_module):
             return self.given(context, head, batches)[0]
 
+    def share_of_new(self, classes: Tensor) -> float:
+        """Return the share of predictions that are of classes which no earlier task had."""
+        known = torch.cat([mixture.counts[:-1].nonzero().flatten() for mixture in self.tasks])
+        return int((~torch.isin(classes, known)).sum()) / max(len(classes), 1)
+
     def moved(self, inputs: Tensor, before: Tensor, classes: Tensor) -> MovedInputs:
         """Return what tells where inputs of earlier tasks lie from where the current ones do.
 
@@ -159,9 +164,7 @@ class HeadInputs(Statistic):
             before: The current ones, under the newest snapshot.
             classes: What is predicted of them now.
         """
-        known = torch.cat([mixture.counts[:-1].nonzero().flatten() for mixture in self.tasks])
-        new = int((~torch.isin(classes, known)).sum())
-        return MovedInputs(inputs, before, classes, new / max(len(classes), 1))
+        return MovedInputs(inputs, before, classes, self.share_of_new(classes))
 
     def fit(self, head: LinearMap, classes: int) -> bool:
         """Tell whether all tasks' inputs are known, and fit a layer that tells so many classes."""
@@ -170,20 +173,26 @@ class HeadInputs(Statistic):
         return self.covers_all and known and self.layer == head.modules[0]
 
     def predicted(
-        self, number: int, generator: torch.Generator, head: Callable[[Tensor], Tensor]
+        self,
+        number: int,
+        generator: torch.Generator,
+        head: Callable[[Tensor], Tensor],
+        as_then: bool,
     ) -> Predicted:
-        """Draw inputs of earlier tasks, as many of each, with the class that was predicted of them.
+        """Draw inputs of earlier tasks, as many of each, with what is predicted of them.
 
         Args:
             number: How many, about.
             generator: Draws them, on the CPU.
-            head: Gives the logits of those that are of a class of which too few came.
+            head: Gives their logits.
+            as_then: Whether the class that was predicted at a task's end counts, and ``head`` only
+                where too few of a class came.
         """
         share, found = max(1, number // len(self.tasks)), []
         for mixture in self.tasks:
             inputs, groups = mixture.drawn(share, generator)
             probabilities = head(inputs).softmax(dim=1)
-            known = groups < len(mixture.counts) - 1
+            known = (groups < len(mixture.counts) - 1) & as_then
             probabilities[known] = torch.eye(probabilities.shape[1]).to(inputs)[groups[known]]
             found.append((inputs, probabilities))
         return Predicted(*(torch.cat(each) for each in zip(*found, strict=True)))
