@@ -90,7 +90,7 @@ class HeadRefit:
         seed: int,
     ) -> HeadRefit | None:
         """Begin, where earlier tasks are known and the layer is trained; else return None."""
-        if inputs is None or not inputs.tasks:
+        if inputs is None or not inputs.tasks or not inputs.covers_all:
             return None
         head = inputs.head(context)
         if head is None or prepared.left & _names(head).keys():

@@ -85,7 +85,7 @@ class HeadInputs(Statistic):
         self.covers_all = True
         self.layer: str | None = None
         self._recent, self._settings, self._run, self._moments = recent, settings, run, moments
-        self._say = rank_zero_warn if is_asked_for else rank_zero_info
+        self._is_asked_for = is_asked_for
         self._told: set[str] = set()
 
     def head(self, context: TaskContext) -> LinearMap | None:
@@ -95,7 +95,7 @@ class HeadInputs(Statistic):
         """
         module, trainer = context.pl_module, context.trainer
         if not self._of_classes:
-            if self._say is rank_zero_warn:
+            if self._is_asked_for:
                 self._tell_why("it predicts no classes")
             return None
         if is_sharded(trainer):
@@ -198,7 +198,9 @@ class HeadInputs(Statistic):
         return Predicted(*(torch.cat(each) for each in zip(*found, strict=True)))
 
     def end_task(self, context: TaskContext) -> None:
-        """Add the inputs of the task that ends."""
+        """Add the inputs of the task that ends, unless those of another are missing already."""
+        if not self.covers_all:
+            return
         head = self.head(context)
         if head is None:
             self.covers_all = False
@@ -207,8 +209,8 @@ class HeadInputs(Statistic):
             batches = self.measured_of(self._recent.batches, view)
         inputs, outputs = self.given(context, head, batches)
         classes = outputs.shape[1]
-        known = bool(self.tasks and context.snapshots)
-        before = self.given_before(context, head, batches) if known else inputs
+        follow = bool(self.tasks and context.snapshots) and self.fit(head, classes)
+        before = self.given_before(context, head, batches) if follow else inputs
         finite = rows_of_finite(inputs, outputs, before)
         inputs, outputs, before = inputs[finite], outputs[finite], before[finite]
         mixture = InputMixture.of(
@@ -225,7 +227,7 @@ class HeadInputs(Statistic):
         tasks = [*self.tasks, mixture]
         if not self.tasks:
             self.layer = head.modules[0]
-        elif known and self.fit(head, classes):
+        elif follow:
             earlier = torch.cat([each.means for each in self.tasks])
             moved = self.moved(earlier, before, outputs.argmax(dim=1)).by(inputs)
             there = averaged(context.trainer, moved).split([len(each.means) for each in self.tasks])
@@ -253,7 +255,8 @@ class HeadInputs(Statistic):
     def _tell_why(self, why: str) -> None:
         """Say once why no layer is fitted."""
         said = f"RecallCallback: the model's last layer is merged as its rule has it: {why}, so "
-        self._tell(self._say, said + "refit_head does nothing")
+        say = rank_zero_warn if self._is_asked_for else rank_zero_info
+        self._tell(say, said + "refit_head does nothing")
 
     def _tell(self, say: Callable[[str], None], what: str) -> None:
         if what not in self._told:
@@ -301,10 +304,9 @@ class HeadInputs(Statistic):
         for task, state in enumerate(state_dict["tasks"]):
             try:
                 tasks.append(InputMixture.from_state(state))
-            except (KeyError, AttributeError, TypeError) as error:
-                raise FormError(f"statistics.head_inputs.tasks.{task} lacks {error}") from error
-            except ValueError as error:
-                raise FormError(f"statistics.head_inputs.tasks.{task} {error}") from error
+            except (KeyError, AttributeError, TypeError, ValueError) as error:
+                what = f"lacks {error}" if isinstance(error, KeyError) else str(error)
+                raise FormError(f"statistics.head_inputs.tasks.{task} {what}") from error
         self.put_back((tasks, state_dict["covers_all"], state_dict.get("layer")))
 
     def measured_of(self, batches: Sequence[Any], view: ModelView) -> list[Any]:
