@@ -42,7 +42,6 @@ class HeadRefit:
         head: The layer.
         prepared: The merges that are tried.
         batches: The task's last, on which the model is run.
-        seed: Of what is drawn.
     """
 
     def __init__(
@@ -52,17 +51,16 @@ class HeadRefit:
         head: LinearMap,
         prepared: PreparedMerge,
         batches: Sequence[Any],
-        seed: int,
     ) -> None:
         self._context, self._inputs, self._head = context, inputs, head
         self._batches = batches
         self._live = {name: prepared.live[name] for name in _names(head)}
-        self._seed, self._earlier = seed, prepared.inputs[-1].earlier_tasks
+        self._earlier = prepared.inputs[-1].earlier_tasks
         drawn = draws(head)
         given, logits = inputs.given(context, head, batches)
         before = inputs.given_before(context, head, batches)
         finite = rows_of_finite(given, logits, before)
-        chosen = torch.randperm(len(finite), generator=self._drawn_with())[: drawn // 2]
+        chosen = torch.randperm(len(finite), generator=inputs.generator())[: drawn // 2]
         self._rows = finite[chosen.to(finite.device)]
         self._now = logits[self._rows].softmax(dim=1)
         snapshot = [prepared.snapshots[-1][n].to(w).float() for n, w in self._live.items()]
@@ -76,7 +74,7 @@ class HeadRefit:
 
         classes = self._now.argmax(dim=1)
         are_new = inputs.share_of_new(classes) > _MOST
-        self._then = inputs.predicted(drawn, self._drawn_with(), then, are_new)
+        self._then = inputs.predicted(drawn, inputs.generator(), then, are_new)
         self._moved = inputs.moved(self._then.inputs, before[self._rows], classes)
         self._fitted: dict[float, dict[str, Tensor]] = {}
 
@@ -87,7 +85,6 @@ class HeadRefit:
         inputs: HeadInputs | None,
         prepared: PreparedMerge,
         batches: Sequence[Any],
-        seed: int,
     ) -> HeadRefit | None:
         """Begin, where earlier tasks are known and the layer is trained; else return None."""
         if inputs is None or not inputs.tasks or not inputs.covers_all:
@@ -98,7 +95,7 @@ class HeadRefit:
         merged = prepared.snapshots[-1].keys() & prepared.live.keys()
         if not (_names(head).keys() <= merged and inputs.fit(head, head.outputs(prepared.live))):
             return None
-        refit = cls(context, inputs, head, prepared, batches, seed)
+        refit = cls(context, inputs, head, prepared, batches)
         trainer = context.trainer
         counted = sum_over_processes(trainer, float(len(refit._now) > 0)) == trainer.world_size
         if not counted:
@@ -137,7 +134,7 @@ class HeadRefit:
         given = self._inputs.given(self._context, self._head, self._batches)[0][self._rows]
         there = averaged(trainer, self._moved.by(given))
         old = Predicted(there, self._then.probabilities)
-        new = spread(Predicted(given, self._now), draws(self._head) // 2, self._drawn_with())
+        new = spread(Predicted(given, self._now), draws(self._head) // 2, self._inputs.generator())
         weights = list(self._live.values())
         fitted = fitted_head(
             weights[0],
@@ -150,10 +147,6 @@ class HeadRefit:
         found = [each for each in fitted if each is not None]
         self._fitted[keep] = dict(zip(self._live, found, strict=True))
         write_into(self._live, self._fitted[keep])
-
-    def _drawn_with(self) -> torch.Generator:
-        """The same draws for every merge, so that only what differs between them tells."""
-        return torch.Generator().manual_seed(self._seed)
 
     def state_dict(self) -> HeadsState:
         """Return the layers that were fitted, by how much the old counted."""

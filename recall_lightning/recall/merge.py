@@ -59,7 +59,6 @@ class SnapshotMerge:
             where an adapter is merged.
         heads: What the last layer was given in earlier tasks, where a task's last merge fits it to
             that.
-        seed: Of what is drawn for that.
         tasks_count: Whether each earlier task counts at least once where the last layer is fitted
             to enough of the current one, though that may leave less of the gain: a task of new
             classes takes from the old.
@@ -76,7 +75,6 @@ class SnapshotMerge:
         plasticity: MeasuredPlasticity,
         keep_live: bool | Literal["auto"] = "auto",
         heads: HeadInputs | None = None,
-        seed: int = 0,
         tasks_count: bool = False,
     ) -> None:
         self._kept = kept
@@ -88,7 +86,7 @@ class SnapshotMerge:
         self._plasticity = plasticity
         self._keep_live = keep_live
         self._heads = heads
-        self._seed, self._tasks_count = seed, tasks_count
+        self._tasks_count = tasks_count
         self._drift: Drift | None = None
         self._last: PreparedState | None = None
 
@@ -212,7 +210,7 @@ class SnapshotMerge:
             return None
         with self._run.ready(context) as view:
             batches = fitted_to(self._recent.batches, view)
-        return HeadRefit.of(context, self._heads, prepared, batches, self._seed)
+        return HeadRefit.of(context, self._heads, prepared, batches)
 
     def _prepared(self, context: TaskContext, rule: MergeRule, last: bool) -> PreparedMerge | None:
         """Gather what the merge reads; None where there is nothing to merge, or not yet."""

@@ -131,7 +131,6 @@ def parts_of(given: Mapping[str, Any]) -> Parts:
         measured,
         keep_live,
         heads,
-        given["seed"],
         given["plasticity"] == "auto",
     )
     estimates = TrainingEstimates(statistics, run, recent)

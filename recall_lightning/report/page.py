@@ -22,6 +22,7 @@ from recall_lightning.report.words import (
     left,
     lost,
     merge_seconds,
+    refitted,
     score_decimals,
 )
 from recall_lightning.weights.atomic import write_whole
@@ -322,7 +323,8 @@ def _last_merges(run: Run) -> Table | None:
         )
         for block in blocks
     ]
-    return Table("The last merge of each task, by block", ["block", *columns], rows)
+    columns = ["block", *columns]
+    return Table("The last merge of each task, by block", columns, rows, note=refitted(last))
 
 
 def _summary(runs: Sequence[Run]) -> Table:

@@ -175,6 +175,24 @@ def cost(record: TaskRecord, merges: Sequence[Mapping[str, Any]] | None = None) 
     )
 
 
+def refitted(merges: Mapping[str, Mapping[str, Any]]) -> str:
+    """Say after which merges a classifier's last layer was fitted anew; nothing where none was.
+
+    Args:
+        merges: The last merge of each task, by the task's name.
+
+    Example:
+        >>> refitted({"a": {}, "b": {"refitted": "head"}, "c": {"refitted": "head"}})
+        'With the merges of “b” and “c” the last layer, head, was fitted anew.'
+    """
+    tasks = [quoted(name) for name, merge in merges.items() if merge.get("refitted")]
+    if not tasks:
+        return ""
+    layer = next(merge["refitted"] for merge in merges.values() if merge.get("refitted"))
+    of = f"merge{'s' if len(tasks) > 1 else ''} of {listed(tasks)}"
+    return f"With the {of} the last layer, {layer}, was fitted anew."
+
+
 def merge_seconds(merges: Sequence[Mapping[str, Any]]) -> float:
     """Return what all merges took, with what they measured.
 

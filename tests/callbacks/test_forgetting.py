@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from recall_lightning import ForgettingMonitor, RecallCallback, TaskStream, metrics
 from tests.support.training import Plain, loader, quiet_trainer, task_data
+from tests.support.wandb_records import summary_of
 
 
 def stream(tasks=3, **kwargs):
@@ -133,8 +134,8 @@ def test_wandb_gets_scalars_the_matrix_as_table_and_image_and_the_heatmaps(tmp_p
     logger = WandbLogger(project="p", save_dir=tmp_path, offline=True)
     recall = RecallCallback(every=0.25)
     fit_stream(recall, ForgettingMonitor("val/acc"), logger=logger)
-    summary = dict(logger.experiment.summary)
     logger.experiment.finish()
+    summary = summary_of(tmp_path)
     for key in ("continual/forgetting", "continual/task", "recall/coefficient/net.0"):
         assert key in summary
     media = {

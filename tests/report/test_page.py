@@ -50,7 +50,7 @@ FRONT = {
 MERGED = Run(
     "runs/recall",
     record(),
-    merges=[merge(1, 15), merge(1, 20, **FRONT)],
+    merges=[merge(1, 15), merge(1, 20, refitted="net.1", **FRONT)],
     settings={"method": "recall", "data": {"seed": 0}},
     environment={"torch": "2.0", "device": "cpu"},
 )
@@ -144,6 +144,7 @@ def test_what_was_merged_is_shown():
     assert page.count("<svg") == 5
     assert "What was tried at the end of dogs" in page
     assert "merged: 95 % left" in page
+    assert "With the merge of “dogs” the last layer, net.1, was fitted anew." in page
     assert '<th scope="row">made</th><td class="own">2</td><td class="own">95.0</td>' in page
 
 

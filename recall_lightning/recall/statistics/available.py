@@ -66,7 +66,7 @@ def statistics_for(
         TypicalSamples(samples, run, seed),
         ParameterImportance(importance, beside_curvature=curvature),
         of_maps,
-        HeadInputs(recent, moments, run, of_maps, asks_for_head),
+        HeadInputs(recent, moments, run, of_maps, seed, asks_for_head),
     ]
     measures_maps = any(rule.needs & MapMoments.meets for rule in rules)
     others = [recent.name] if reads_batches or measures_maps else []

@@ -62,6 +62,7 @@ class HeadInputs(Statistic):
         settings: Of moments: how many labels, and which width is wide.
         run: How the model is run.
         moments: What is known of the model's predictions.
+        seed: Of what is drawn of them.
         is_asked_for: Whether it is warned where no layer can be fitted.
 
     Attributes:
@@ -79,13 +80,14 @@ class HeadInputs(Statistic):
         settings: MomentSettings,
         run: ModelRun,
         moments: MapMoments,
+        seed: int,
         is_asked_for: bool = False,
     ) -> None:
         self.tasks: list[InputMixture] = []
         self.covers_all = True
         self.layer: str | None = None
         self._recent, self._settings, self._run, self._moments = recent, settings, run, moments
-        self._is_asked_for = is_asked_for
+        self._seed, self._is_asked_for = seed, is_asked_for
         self._told: set[str] = set()
 
     def head(self, context: TaskContext) -> LinearMap | None:
@@ -171,6 +173,10 @@ class HeadInputs(Statistic):
         shapes = [mixture.means.shape for mixture in self.tasks]
         known = all(width == head.inputs and rows <= classes + 1 for rows, width in shapes)
         return self.covers_all and known and self.layer == head.modules[0]
+
+    def generator(self) -> torch.Generator:
+        """Return what draws the same for every merge: only what differs between them tells."""
+        return torch.Generator().manual_seed(self._seed)
 
     def predicted(
         self,
