@@ -11,13 +11,15 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from recall_lightning.measuring.batches import detached
 from recall_lightning.measuring.isolation import undisturbed
+from recall_lightning.measuring.predictions.categorical import Categorical
+from recall_lightning.measuring.view import CausalView
 from recall_lightning.merging.blockwise import Drift
 from recall_lightning.merging.coefficients import Coefficient
 from recall_lightning.merging.quadratic_forgetting import quadratic_forgetting
 from recall_lightning.merging.rules import MergeInputs, MergeRule
 from recall_lightning.recall.buffers import recalibrate
 from recall_lightning.recall.context import TaskContext
-from recall_lightning.recall.head_refit import HeadRefit, fitted_to
+from recall_lightning.recall.head_refit import HeadRefit, fitted_to, grown_layer
 from recall_lightning.recall.model_run import ModelRun
 from recall_lightning.recall.plasticity import MeasuredPlasticity
 from recall_lightning.recall.prepared_merge import (
@@ -62,6 +64,7 @@ class SnapshotMerge:
         tasks_count: Whether each earlier task counts at least once where the last layer is fitted
             to enough of the current one, though that may leave less of the gain: a task of new
             classes takes from the old.
+        suggests_head: Whether it is said of a last layer that grows that it may be fitted.
     """
 
     def __init__(
@@ -76,6 +79,7 @@ class SnapshotMerge:
         keep_live: bool | Literal["auto"] = "auto",
         heads: HeadInputs | None = None,
         tasks_count: bool = False,
+        suggests_head: bool = False,
     ) -> None:
         self._kept = kept
         self._statistics = statistics
@@ -86,7 +90,7 @@ class SnapshotMerge:
         self._plasticity = plasticity
         self._keep_live = keep_live
         self._heads = heads
-        self._tasks_count = tasks_count
+        self._tasks_count, self._suggests_head = tasks_count, suggests_head
         self._drift: Drift | None = None
         self._last: PreparedState | None = None
 
@@ -206,11 +210,29 @@ class SnapshotMerge:
 
     def _head_refit(self, context: TaskContext, prepared: PreparedMerge) -> HeadRefit | None:
         """Begin to fit the last layer, where that is to be done and earlier tasks are known."""
+        if self._heads is None:
+            self._suggest_head(context, prepared)
         if self._heads is None or not self._recent.batches:
             return None
         with self._run.ready(context) as view:
             batches = fitted_to(self._recent.batches, view)
         return HeadRefit.of(context, self._heads, prepared, batches)
+
+    def _suggest_head(self, context: TaskContext, prepared: PreparedMerge) -> None:
+        """Say once of a classifier's layer that has grown that it may be fitted anew."""
+        predictions = self._statistics.predictions
+        of_classes = predictions is not None and isinstance(predictions.kind, Categorical)
+        if not (self._suggests_head and of_classes):
+            return
+        with self._run.ready(context) as view:
+            grown = None if isinstance(view, CausalView) else grown_layer(context, prepared)
+        if grown is not None:
+            rank_zero_warn(
+                f"RecallCallback: {grown} has more rows than before this task, and nothing keeps "
+                "those from taking inputs of the classes before: set refit_head=True to have the "
+                "whole layer fitted anew at each task's end, or False to leave it so"
+            )
+            self._suggests_head = False
 
     def _prepared(self, context: TaskContext, rule: MergeRule, last: bool) -> PreparedMerge | None:
         """Gather what the merge reads; None where there is nothing to merge, or not yet."""

@@ -132,6 +132,7 @@ def parts_of(given: Mapping[str, Any]) -> Parts:
         keep_live,
         heads,
         given["plasticity"] == "auto",
+        given["refit_head"] == "auto",
     )
     estimates = TrainingEstimates(statistics, run, recent)
     drift = None

@@ -1,5 +1,7 @@
 """Heads that are reset or grow in the module's own hook at a task's start."""
 
+import warnings
+
 import pytest
 import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -155,6 +157,16 @@ def test_nothing_is_known_of_new_rows_while_their_first_task_is_trained():
     seen = []
     fit(Looks(task_epochs=1, rule="kfac_importance", end_rule="importance"), tasks=2)
     assert seen == [(True, False), (True, False)]
+
+
+@pytest.mark.parametrize(("refit_head", "times"), [("auto", 1), (False, 0), (True, 0)])
+def test_of_a_classifiers_head_that_grows_it_is_said_once_how_it_is_held_back(refit_head, times):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fit(RecallCallback(task_epochs=1, merge_first_task=False, refit_head=refit_head))
+    said = [str(each.message) for each in caught if "set refit_head=True" in str(each.message)]
+    assert len(said) == times
+    assert all("net.2 has more rows than before this task" in each for each in said)
 
 
 def test_a_layer_that_is_new_in_a_task_is_left_out_of_its_merges_and_merged_in_the_next():
