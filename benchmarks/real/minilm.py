@@ -1,4 +1,4 @@
-"""MiniLM, a pre-trained encoder of sentences, through the twenty newsgroups, four a task."""
+"""MiniLM, a pre-trained encoder of sentences, through the twenty newsgroups."""
 
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from torch.nn import functional
 from torch.utils.data import TensorDataset
 
 from benchmarks.real.classifier import Classifier
-from benchmarks.real.newsgroups import class_incremental
+from benchmarks.real.newsgroups import class_incremental, domain_incremental
 from benchmarks.real.packages import file_of
 from benchmarks.real.texts import Encode, by_category, drawn, filled, padded
 from recall_lightning.data import TaskStream
@@ -58,15 +58,13 @@ def newsgroups(
             in each task.
     """
     encode = word_pieces()
-    newswire = by_category(file_of("newswire_test"))
-    articles = [text for texts in newswire.values() for text in texts]
     return class_incremental(
         encode,
         seed,
         train_per_group,
         val_per_group,
         length,
-        probes={"retrieval": halves(articles, encode, length, retrieved, seed)},
+        probes={"retrieval": halves(encode, length, retrieved, seed)},
         epochs_per_task=epochs_per_task,
         batch_size=batch_size,
         eval_batch_size=retrieved,
@@ -74,15 +72,50 @@ def newsgroups(
     )
 
 
-def halves(texts: list[str], encode: Encode, length: int, count: int, seed: int) -> TensorDataset:
-    """Articles in two: what an encoder of sentences is for is to find one part by the other.
+def topics(
+    seed: int = 0,
+    train_per_group: int = 150,
+    val_per_group: int = 25,
+    length: int = 48,
+    retrieved: int = 100,
+    epochs_per_task: int = 2,
+    batch_size: int = 16,
+) -> TaskStream:
+    """Four topics, of which each task has another newsgroup, and behind them what was known before.
+
+    Args:
+        seed: Draws the texts, and orders them.
+        train_per_group: Texts of each group to train on.
+        val_per_group: Held-out texts of each group.
+        length: Tokens of a text that are read.
+        retrieved: News articles whose halves are to find each other, see :func:`halves`.
+        epochs_per_task: Epochs of each task.
+        batch_size: Texts in a training batch.
+    """
+    encode = word_pieces()
+    return domain_incremental(
+        encode,
+        seed,
+        train_per_group,
+        val_per_group,
+        length,
+        probes={"retrieval": halves(encode, length, retrieved, seed)},
+        epochs_per_task=epochs_per_task,
+        batch_size=batch_size,
+        eval_batch_size=retrieved,
+    )
+
+
+def halves(encode: Encode, length: int, count: int, seed: int) -> TensorDataset:
+    """News articles in two: what an encoder of sentences is for is to find one part by the other.
 
     The parts are the words 1 to 20 and 31 to 50, so that what lies between is in neither.
 
     Returns:
         Tokens of the first parts and of the second, both int64 ``(count, length)``.
     """
-    words = [text.split() for text in texts]
+    articles = by_category(file_of("newswire_test")).values()
+    words = [text.split() for texts in articles for text in texts]
     long = [each for each in words if len(each) >= 50]
     chosen = drawn([" ".join(each) for each in long], count, seed)
     parts = [(each.split()[:20], each.split()[30:50]) for each in chosen]
