@@ -222,7 +222,7 @@ class SnapshotMerge:
         """Say once of a classifier's layer that has grown that it may be fitted anew."""
         predictions = self._statistics.predictions
         of_classes = predictions is not None and isinstance(predictions.kind, Categorical)
-        if not (self._suggests_head and of_classes):
+        if not (self._suggests_head and of_classes and "curvature" in prepared.rule.needs):
             return
         with self._run.ready(context) as view:
             grown = None if isinstance(view, CausalView) else grown_layer(context, prepared)

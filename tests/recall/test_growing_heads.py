@@ -159,11 +159,18 @@ def test_nothing_is_known_of_new_rows_while_their_first_task_is_trained():
     assert seen == [(True, False), (True, False)]
 
 
-@pytest.mark.parametrize(("refit_head", "times"), [("auto", 1), (False, 0), (True, 0)])
-def test_of_a_classifiers_head_that_grows_it_is_said_once_how_it_is_held_back(refit_head, times):
+KFAC_IN_THE_LOOP = {"rule": "kfac_subspace", "end_rule": "importance"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "times"),
+    [({}, 1), ({"refit_head": False}, 0), ({"refit_head": True}, 0), (KFAC_IN_THE_LOOP, 0)],
+    ids=str,
+)
+def test_of_a_classifiers_head_that_grows_it_is_said_once_how_it_is_held_back(arguments, times):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        fit(RecallCallback(task_epochs=1, merge_first_task=False, refit_head=refit_head))
+        fit(RecallCallback(task_epochs=1, merge_first_task=False, **arguments))
     said = [str(each.message) for each in caught if "set refit_head=True" in str(each.message)]
     assert len(said) == times
     assert all("net.2 has more rows than before this task" in each for each in said)
