@@ -9,6 +9,7 @@ from benchmarks.real.texts import Encode, behind_tasks, by_category, drawn, labe
 from recall_lightning.data import TaskStream
 
 GROUPS_A_TASK = 4
+Texts = Mapping[str, list[str]]
 TOPICS = {
     "comp": ["graphics", "sys.mac.hardware", "windows.x", "os.ms-windows.misc"],
     "rec": ["autos", "sport.hockey", "motorcycles", "sport.baseball"],
@@ -42,22 +43,26 @@ def class_incremental(
             in each task (task-incremental; else class-incremental).
         **settings: Arguments of :class:`~recall_lightning.data.TaskStream`.
     """
-    learned = by_category(file_of("newsgroups_train"))
-    held_out = by_category(file_of("newsgroups_test"))
-    labels = {group: label for label, group in enumerate(learned)}
-    pairs, names = [], []
-
-    def rows(texts: Mapping[str, list[str]]) -> TensorDataset:
-        found = labelled(texts, labels, encode, length)
-        return behind_tasks(found, GROUPS_A_TASK) if task_is_told else found
-
-    for first in range(0, len(labels), GROUPS_A_TASK):
-        own = list(labels)[first : first + GROUPS_A_TASK]
-        train = {group: drawn(learned[group], train_per_group, seed) for group in own}
-        val = {group: drawn(held_out[group], val_per_group, seed) for group in own}
-        pairs.append((rows(train), rows(val)))
-        names.append(f"groups_{first}_to_{first + len(own) - 1}")
-    return TaskStream.from_datasets(pairs, names, probes=probes, seed=seed, **settings)
+    corpus = _corpus()
+    groups = list(corpus[0])
+    labels = {group: label for label, group in enumerate(groups)}
+    tasks = {}
+    for first in range(0, len(groups), GROUPS_A_TASK):
+        own = groups[first : first + GROUPS_A_TASK]
+        tasks[f"groups_{first}_to_{first + len(own) - 1}"] = {group: labels[group] for group in own}
+    told = GROUPS_A_TASK if task_is_told else None
+    return _stream(
+        tasks,
+        corpus,
+        encode,
+        seed,
+        train_per_group,
+        val_per_group,
+        length,
+        probes,
+        told,
+        **settings,
+    )
 
 
 def domain_incremental(
@@ -82,15 +87,44 @@ def domain_incremental(
         probes: Held-out data of no task.
         **settings: Arguments of :class:`~recall_lightning.data.TaskStream`.
     """
-    learned, held_out = (by_category(file_of(f"newsgroups_{part}")) for part in ("train", "test"))
-    pairs, names = [], []
+    tasks = {}
     for own in zip(*TOPICS.values(), strict=True):
         groups = [f"{topic}.{group}" for topic, group in zip(TOPICS, own, strict=True)]
-        labels = {group: label for label, group in enumerate(groups)}
-        train, val = (
-            labelled({g: drawn(texts[g], count, seed) for g in groups}, labels, encode, length)
-            for texts, count in ((learned, train_per_group), (held_out, val_per_group))
-        )
-        pairs.append((train, val))
-        names.append("_".join(group.rpartition(".")[2] for group in own))
-    return TaskStream.from_datasets(pairs, names, probes=probes, seed=seed, **settings)
+        name = "_".join(group.rpartition(".")[2] for group in own)
+        tasks[name] = {group: label for label, group in enumerate(groups)}
+    corpus = _corpus()
+    return _stream(
+        tasks, corpus, encode, seed, train_per_group, val_per_group, length, probes, **settings
+    )
+
+
+def _corpus() -> tuple[Texts, Texts]:
+    """Return the texts to train on and those that are held out, by group."""
+    return by_category(file_of("newsgroups_train")), by_category(file_of("newsgroups_test"))
+
+
+def _stream(
+    tasks: Mapping[str, Mapping[str, int]],
+    corpus: tuple[Texts, Texts],
+    encode: Encode,
+    seed: int,
+    train_per_group: int,
+    val_per_group: int,
+    length: int,
+    probes: Mapping[str, Dataset] | None,
+    told_of: int | None = None,
+    **settings: int,
+) -> TaskStream:
+    """Draw the texts of tasks, each the labels of its groups; of so many classes if it is told."""
+    learned, held_out = corpus
+
+    def rows(texts: Texts, count: int, labels: Mapping[str, int]) -> TensorDataset:
+        chosen = {group: drawn(texts[group], count, seed) for group in labels}
+        found = labelled(chosen, labels, encode, length)
+        return found if told_of is None else behind_tasks(found, told_of)
+
+    pairs = [
+        (rows(learned, train_per_group, labels), rows(held_out, val_per_group, labels))
+        for labels in tasks.values()
+    ]
+    return TaskStream.from_datasets(pairs, list(tasks), probes=probes, seed=seed, **settings)
