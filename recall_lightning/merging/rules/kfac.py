@@ -81,7 +81,9 @@ class KfacSubspace(Subspace):
             of the old.
         ridge: Added to the moments of inputs, relative to the mean of their diagonal.
         mix: That of :class:`Subspace`.
-        output_ridge: Added to the moments at outputs, likewise.
+        output_ridge: Added to the moments at outputs, likewise. Those of a model that is certain of
+            its predictions come from a few samples, and tell little of all other directions: by
+            default these count as much as the mean.
         strength: What multiplies the coefficients; see :class:`MergeRule`.
 
     Raises:
@@ -100,7 +102,7 @@ class KfacSubspace(Subspace):
         new_inputs: float = 1.0,
         ridge: float = 0.01,
         mix: float = 0.3,
-        output_ridge: float = 0.1,
+        output_ridge: float = 1.0,
         strength: Setting = 1.0,
     ) -> None:
         super().__init__(new_inputs, ridge, mix, strength)

@@ -69,3 +69,17 @@ def test_a_map_that_had_no_input_on_one_side_is_solved_as_by_the_plain_rule():
 def test_bad_ridges_are_refused():
     with pytest.raises(ValueError, match="output_ridge=0"):
         KfacSubspace(output_ridge=0.0)
+
+
+def test_outputs_on_which_nothing_depended_count_on_both_sides_as_much_as_the_mean():
+    seen = FullMoments(torch.diag(torch.tensor([1.0, 0.0])), torch.ones(()))
+    inputs = replace(
+        measured(),
+        old_moments={MAP.weight: FullMoments(torch.eye(4), torch.ones(()))},
+        new_moments={MAP.weight: FullMoments(torch.eye(4), torch.ones(()))},
+        old_output_moments={MAP.weight: seen},
+        new_output_moments={MAP.weight: FullMoments(seen.matrix.flip(0, 1), torch.ones(()))},
+    )
+    taken = KfacSubspace().coefficients(inputs)["layer.weight"].pull(torch.ones(2, 4))
+    # of its mean, an output's moments are 2 or 0, and 1 is added: 3 against 1
+    torch.testing.assert_close(taken, torch.tensor([[0.75], [0.25]]).expand(2, 4))
