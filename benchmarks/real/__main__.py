@@ -18,7 +18,7 @@ import torch
 from benchmarks.real.page import MADE_BY, page, reported
 from benchmarks.real.protocol import SMALLEST, methods, studies
 from benchmarks.real.runs import Study, chosen_methods
-from benchmarks.support.machine import machine
+from benchmarks.support.machine import hardware
 from benchmarks.support.pages import RESULTS
 from recall_lightning.weights.atomic import write_whole
 
@@ -49,7 +49,7 @@ def main() -> None:
 
 def _machine() -> str:
     gpu = f"{torch.cuda.get_device_name()}, " if torch.cuda.is_available() else ""
-    return f"{gpu}{machine()}"
+    return f"{gpu}{hardware()}"
 
 
 def _parser() -> argparse.ArgumentParser:

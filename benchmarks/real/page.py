@@ -28,7 +28,7 @@ MADE_BY = "made_by.json"
 INTRODUCTION = """# Real models, real data
 
 Models and texts as they lie in packages that anyone can install, trained by `recall-lightning
-compare` with the recipes of `benchmarks/real/recipes`; nothing here is typed. How settings were
+compare` with the recipes of `benchmarks/real/recipes`; no table is typed. How settings were
 chosen, on another seed than those reported, is written in [the protocol](../real/PROTOCOL.md):
 `recall` is RecallCallback with its defaults, and each rival runs with the setting at which it
 learned as much of the new tasks as RECALL did on the tuning seed; where the study's command says
@@ -50,12 +50,14 @@ class Reported:
         run: The run.
         before: Scores of all tasks before the first.
         command: ``recall-lightning fit …``.
+        load: The machine's load average at its end, over a minute.
         general: What it left of the general ability; None of a run that did not measure it.
     """
 
     run: Run
     before: Sequence[float]
     command: str
+    load: float
     general: General | None
 
 
@@ -82,7 +84,8 @@ def reported(study: Study) -> list[Reported]:
         run, content = load_run(file.parent), json.loads(file.read_text(encoding="utf-8"))
         if run.label in rows and run.seed in study.seeds:
             general = measured_in(file.parent)
-            found.append(Reported(run, content["before"], content["command"], general))
+            before, command, load = (content[n] for n in ("before", "command", "load_average"))
+            found.append(Reported(run, before, command, load, general))
     return sorted(found, key=lambda each: (rows.index(each.run.label), each.run.seed))
 
 
@@ -99,12 +102,18 @@ def _part(study: Study, runs: Sequence[Reported]) -> list[str]:
         f"```\n{made['command']}\n```",
         _quality(runs, planned),
         _verdict(runs, planned),
-        f"What it takes (on {made['machine']}):",
+        f"What it takes (on {made['machine']}; {_loads(runs)}):",
         cost_table(summaries, planned),
         "Settings:",
         table(["method", "setting"], settings),
         *_answers(runs),
     ]
+
+
+def _loads(runs: Sequence[Reported]) -> str:
+    """Say how busy the machine was over all runs."""
+    least, most = (pick(each.load for each in runs) for pick in (min, max))
+    return f"load average {least:.1f} to {most:.1f}"
 
 
 def _own_arguments(label: str, runs: Sequence[Reported]) -> str:

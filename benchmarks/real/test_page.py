@@ -32,7 +32,8 @@ def run(method, seed, learned):
     values |= {"monitor": "val/loss", "tasks": ["a", "b"], "needs_old_data": False}
     values |= {"metrics": {"forgetting": learned + seed, "average": 4.0}}
     values |= {"matrix": [[4 - learned, 5.0], [4.0, 5 - learned]], "before": [4.0, 5.0]}
-    return values | {"command": f"fit --{method}.strength 3", "seconds": 10.0, "hook_seconds": 1.0}
+    values |= {"command": f"fit --{method}.strength 3", "seconds": 10.0, "hook_seconds": 1.0}
+    return values | {"load_average": 1.0 + seed}
 
 
 def test_the_gain_is_over_the_model_as_it_came_in_percent_of_fine_tunings(study):
@@ -51,5 +52,5 @@ def test_the_page_has_intervals_paired_differences_and_answers(study):
     assert "finetune forgets least: 1.500, where recall forgets 1.000" in text
     assert "| a\\|b | yes no | finetune | recall |" in text
     assert "python -m benchmarks.real\n" in text
-    assert "on a machine" in text
+    assert "on a machine; load average 1.0 to 2.0)" in text
     assert "`--recall.strength 3`" in text

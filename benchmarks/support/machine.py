@@ -11,10 +11,14 @@ IDLE = 0.3
 
 def machine() -> str:
     """Describe the machine in a phrase that pages end their first paragraph with."""
+    return f"{hardware()}; load average {os.getloadavg()[0]:.1f}"
+
+
+def hardware() -> str:
+    """Describe the machine, whatever else it does."""
     return (
         f"{os.cpu_count()} cores, {platform.machine()}, {platform.system()}, Python "
-        f"{platform.python_version()}, torch {version('torch')}, lightning {version('lightning')}; "
-        f"load average {os.getloadavg()[0]:.1f}"
+        f"{platform.python_version()}, torch {version('torch')}, lightning {version('lightning')}"
     )
 
 
