@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -26,7 +26,7 @@ from recall_lightning.measuring.input_moments import (
 )
 from recall_lightning.measuring.isolation import undisturbed
 from recall_lightning.measuring.linear_maps import LinearMap
-from recall_lightning.measuring.moments import Moments
+from recall_lightning.measuring.moments import FullMoments, LowRankMoments, Moments, noise_of
 from recall_lightning.measuring.multiplications import multiplications, products_apart
 from recall_lightning.measuring.predictions import FoundPredictions, Predictions
 from recall_lightning.measuring.view import ModelView, view_of
@@ -212,8 +212,9 @@ class _OutputSums:
     def clear(self) -> None:
         self.unknown: str | None = None
         self._computed: list[tuple[LinearMap, Tensor, int]] = []
-        self._sums: dict[str, Moments] = {}
+        self._sums: dict[str, FullMoments | LowRankMoments] = {}
         self._counts: Counter[str] = Counter()
+        self._samples: dict[str, list[Tensor]] = defaultdict(list)  # their squared norms
 
     @contextmanager
     def gathered_from(self, module: nn.Module) -> Iterator[None]:
@@ -268,20 +269,24 @@ class _OutputSums:
                 units = gradient.movedim(axis, -1)
                 if one.kind == "convolution" and one.rows is not None:  # of its group
                     units = units[..., slice(*one.rows)]
-                rows = units.reshape(-1, units.shape[-1])
+                width = units.shape[-1]
                 if one.name not in self._sums:
-                    width = rows.shape[1]
                     is_wide = width > self.full_width
-                    self._sums[one.name] = empty_side(width, is_wide, self.rank, rows.device)
-                with torch.autocast(rows.device.type, enabled=False):  # sums want float32
-                    self._sums[one.name].update(rows)
+                    self._sums[one.name] = empty_side(width, is_wide, self.rank, units.device)
+                with torch.autocast(units.device.type, enabled=False):  # sums want float32
+                    # halves, as the batch may be the only one, and its spread tells the noise
+                    for half in units.tensor_split(2) if units.ndim > 1 else [units]:
+                        if len(half):
+                            added = self._sums[one.name].add_sample(half.reshape(-1, width))
+                            self._samples[one.name].append(added)
         for name in {one.name for one, _, _ in computed if one.name in self._sums}:
             self._counts[name] += count
 
     def means(self) -> dict[str, Moments]:
-        means = {}
+        means: dict[str, Moments] = {}
         for name, sums in self._sums.items():
             if float(sums.trace) != 0:  # NaN, too: who uses it will refuse
+                sums.noise = noise_of(sums, self._samples[name])
                 means[name] = sums.scaled(1 / max(self._counts[name], 1))
                 means[name].count = torch.ones_like(sums.count)
         return means

@@ -277,7 +277,9 @@ def empty_moments(
     return empty_side(linear_map.width, linear_map.inputs > full_width, rank, device)
 
 
-def empty_side(width: int, is_wide: bool, rank: int, device: torch.device) -> Moments:
+def empty_side(
+    width: int, is_wide: bool, rank: int, device: torch.device
+) -> FullMoments | LowRankMoments:
     """Return the moments of nothing, as a matrix or, of a wide side, of low rank."""
     if is_wide:
         return LowRankMoments.empty(width, min(rank, width), device)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -20,9 +20,12 @@ class Moments(ABC):
 
     Attributes:
         count: How many inputs went in, as a tensor ``()`` so that processes can add theirs.
+        noise: What of :attr:`squared_norm` is expected to be chance, (), as the spread of what was
+            added at a time tells; None where nobody asked.
     """
 
     count: Tensor
+    noise: Tensor | None = None
 
     @property
     @abstractmethod
@@ -33,6 +36,24 @@ class Moments(ABC):
     @abstractmethod
     def trace(self) -> Tensor:
         """The sum of the diagonal, ()."""
+
+    @property
+    @abstractmethod
+    def squared_norm(self) -> Tensor:
+        """The sum of the matrix's squared entries, ()."""
+
+    @property
+    def shrinkage(self) -> float | None:
+        """How much of the matrix is best replaced by its mean eigenvalue in all directions, ≥ 0.
+
+        That is the share ρ for which (1 − ρ) M + ρ (tr M / width) I has the least expected squared
+        error (Ledoit and Wolf, Journal of Multivariate Analysis 88, 2004, eq. 14); None where the
+        noise is not known.
+        """
+        if self.noise is None:
+            return None
+        above = float(self.squared_norm - self.trace.square() / self.width)  # of the mean
+        return min(float(self.noise) / above, 1.0) if above > 0 else 0.0
 
     @abstractmethod
     def update(self, inputs: Tensor) -> None:
@@ -84,6 +105,7 @@ class FullMoments(Moments):
     Args:
         matrix: (width, width), float32 or wider.
         count: Inputs in it.
+        noise: What of its squared norm is chance.
 
     Example:
         >>> moments = FullMoments.empty(2)
@@ -93,9 +115,10 @@ class FullMoments(Moments):
                 [1., 2.]])
     """
 
-    def __init__(self, matrix: Tensor, count: Tensor) -> None:
+    def __init__(self, matrix: Tensor, count: Tensor, noise: Tensor | None = None) -> None:
         self.matrix = matrix
         self.count = count
+        self.noise = noise
 
     @classmethod
     def empty(cls, width: int, device: torch.device | None = None) -> FullMoments:
@@ -113,12 +136,26 @@ class FullMoments(Moments):
         """The sum of the diagonal, ()."""
         return self.matrix.diagonal().sum()
 
+    @property
+    def squared_norm(self) -> Tensor:
+        """The sum of the matrix's squared entries, ()."""
+        return self.matrix.square().sum()
+
     def update(self, inputs: Tensor) -> None:
         """Add inputs, (inputs, width)."""
         inputs = inputs.to(self.matrix.dtype)
         self.matrix.addmm_(inputs.T, inputs)
         self.count += len(inputs)
         self.__dict__.pop("spectrum", None)
+
+    def add_sample(self, inputs: Tensor) -> Tensor:
+        """Add inputs, (inputs, width); return the squared norm of what they add, ()."""
+        before = self.matrix
+        self.matrix = torch.zeros_like(before)
+        self.update(inputs)
+        added = self.squared_norm
+        self.matrix += before
+        return added
 
     @cached_property
     def spectrum(self) -> tuple[Tensor, Tensor]:
@@ -154,7 +191,8 @@ class FullMoments(Moments):
 
     def scaled(self, factor: float) -> FullMoments:
         """Return these moments times ``factor``."""
-        return FullMoments(self.matrix * factor, self.count * factor)
+        noise = None if self.noise is None else self.noise * factor**2
+        return FullMoments(self.matrix * factor, self.count * factor, noise)
 
     def times(self, columns: Tensor) -> Tensor:
         """Return Σ xxᵀ · columns."""
@@ -163,16 +201,17 @@ class FullMoments(Moments):
     def plus(self, other: Moments) -> FullMoments:
         """Return the sum."""
         assert isinstance(other, FullMoments)
-        return FullMoments(self.matrix + other.matrix, self.count + other.count)
+        noise = _of_both(self.noise, other.noise)
+        return FullMoments(self.matrix + other.matrix, self.count + other.count, noise)
 
     def padded(self, width: int) -> FullMoments:
         """Return the same with more entries at the end."""
         more = width - self.width
-        return FullMoments(functional.pad(self.matrix, (0, more, 0, more)), self.count)
+        return FullMoments(functional.pad(self.matrix, (0, more, 0, more)), self.count, self.noise)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return the matrix and the count."""
-        return {"matrix": self.matrix, "count": self.count}
+        """Return the matrix and the count, and the noise where it is known."""
+        return {"matrix": self.matrix, "count": self.count, **_known(self.noise)}
 
 
 class LowRankMoments(Moments):
@@ -188,6 +227,7 @@ class LowRankMoments(Moments):
         diagonal: The diagonal of all of Σ xxᵀ, (width).
         count: Inputs in it.
         rank: How many directions are kept.
+        noise: What of its squared norm is chance.
 
     Example:
         >>> moments = LowRankMoments.empty(3, rank=1)
@@ -196,8 +236,16 @@ class LowRankMoments(Moments):
         (tensor([[0., 9., 0.]]), tensor([1., 0., 0.]))
     """
 
-    def __init__(self, factor: Tensor, diagonal: Tensor, count: Tensor, rank: int) -> None:
+    def __init__(
+        self,
+        factor: Tensor,
+        diagonal: Tensor,
+        count: Tensor,
+        rank: int,
+        noise: Tensor | None = None,
+    ) -> None:
         self._factor = factor
+        self.noise = noise
         self._sketch: Tensor | None = None  # (width, columns)
         self.diagonal = diagonal
         self.count = count
@@ -220,7 +268,8 @@ class LowRankMoments(Moments):
         """
         values, vectors = moments.spectrum
         factor = (values[-rank:].sqrt() * vectors[:, -rank:]).T
-        return cls(factor, moments.matrix.diagonal().clone(), moments.count, rank)
+        diagonal = moments.matrix.diagonal().clone()
+        return cls(factor, diagonal, moments.count, rank, moments.noise)
 
     @property
     def width(self) -> int:
@@ -251,15 +300,39 @@ class LowRankMoments(Moments):
         """The sum of the diagonal, ()."""
         return self.diagonal.sum()
 
+    @property
+    def squared_norm(self) -> Tensor:
+        """The sum of the matrix's squared entries, ()."""
+        factor, rest = self.factor, self.rest
+        of_both = 2 * (factor.square() @ rest).sum() + rest.square().sum()
+        return (factor @ factor.T).square().sum() + of_both
+
     def update(self, inputs: Tensor) -> None:
         """Add inputs, (inputs, width)."""
+        self._add(inputs)
+
+    def add_sample(self, inputs: Tensor) -> Tensor:
+        """Add inputs, (inputs, width); return about what squared norm they add, ().
+
+        It is that of their sketch; a sketch of all columns has the matrix's own.
+        """
+        return self._add(inputs).square().sum() * self.width / self._sketch_columns
+
+    def _add(self, inputs: Tensor) -> Tensor:
+        """Add inputs, and return their sketch."""
         inputs = inputs.to(self.diagonal.dtype)
         self.diagonal = self.diagonal + inputs.square().sum(0)
         self.count = self.count + len(inputs)
         test = _test_matrix(self.width, self.rank, inputs.device)
         if self._sketch is None:
             self._sketch = self._factor.T @ (self._factor @ test)
-        self._sketch.addmm_(inputs.T, inputs @ test)
+        added = inputs.T @ (inputs @ test)
+        self._sketch += added
+        return added
+
+    @property
+    def _sketch_columns(self) -> int:
+        return _test_matrix(self.width, self.rank, self.diagonal.device).shape[1]
 
     @property
     def factor(self) -> Tensor:
@@ -280,8 +353,9 @@ class LowRankMoments(Moments):
 
     def scaled(self, factor: float) -> LowRankMoments:
         """Return these moments times ``factor``."""
+        noise = None if self.noise is None else self.noise * factor**2
         return LowRankMoments(
-            self.factor * factor**0.5, self.diagonal * factor, self.count * factor, self.rank
+            self.factor * factor**0.5, self.diagonal * factor, self.count * factor, self.rank, noise
         )
 
     def times(self, columns: Tensor) -> Tensor:
@@ -292,25 +366,26 @@ class LowRankMoments(Moments):
         """Return the sum, brought back to the rank."""
         assert isinstance(other, LowRankMoments)
         factor = _leading(torch.cat([self.factor, other.factor]), self.rank)
-        return LowRankMoments(
-            factor, self.diagonal + other.diagonal, self.count + other.count, self.rank
-        )
+        diagonal, count = self.diagonal + other.diagonal, self.count + other.count
+        noise = _of_both(self.noise, other.noise)
+        return LowRankMoments(factor, diagonal, count, self.rank, noise)
 
     def padded(self, width: int) -> LowRankMoments:
         """Return the same with more entries at the end."""
         factor, diagonal = (
             functional.pad(one, (0, width - self.width)) for one in (self.factor, self.diagonal)
         )
-        return LowRankMoments(factor, diagonal, self.count, self.rank)
+        return LowRankMoments(factor, diagonal, self.count, self.rank, self.noise)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return the factor, the diagonal and the count."""
+        """Return the factor, the diagonal and the count, and the noise where it is known."""
         rank = torch.tensor(self.rank)
         return {
             "factor": self.factor,
             "diagonal": self.diagonal,
             "count": self.count,
             "rank": rank,
+            **_known(self.noise),
         }
 
 
@@ -348,6 +423,11 @@ class RowCounts(Moments):
         """The sum of the diagonal, ()."""
         return self.counts.sum()
 
+    @property
+    def squared_norm(self) -> Tensor:
+        """The sum of the squared counts, ()."""
+        return self.counts.square().sum()
+
     def update(self, inputs: Tensor) -> None:
         """Add lookups, integers (lookups,)."""
         self.counts += torch.bincount(inputs, minlength=len(self.counts)).to(self.counts.dtype)
@@ -375,6 +455,26 @@ class RowCounts(Moments):
         return {"counts": self.counts, "count": self.count}
 
 
+def noise_of(moments: Moments, of_samples: Sequence[Tensor]) -> Tensor:
+    """Return what of the squared norm of a sum is expected to be chance, ().
+
+    Args:
+        moments: The sum of independent samples; of one alone, all is chance.
+        of_samples: Their squared norms.
+
+    Example:
+        >>> moments = FullMoments.empty(2)
+        >>> samples = [moments.add_sample(torch.tensor([row])) for row in ([1.0, 0.0], [0.0, 1.0])]
+        >>> noise_of(moments, samples)
+        tensor(2.)
+    """
+    number, total = len(of_samples), moments.squared_norm
+    if number == 1:
+        return total
+    spread = torch.stack([*of_samples]).sum() - total / number
+    return (spread * number / (number - 1)).clamp(min=0)
+
+
 def moments_from(state: Mapping[str, Any]) -> Moments:
     """Build what ``state_dict`` returned.
 
@@ -388,13 +488,31 @@ def moments_from(state: Mapping[str, Any]) -> Moments:
     """
     if "matrix" in state:
         _check_shapes(state, matrix=(len(state["matrix"]),) * 2, count=())
-        return FullMoments(state["matrix"], state["count"])
+        return FullMoments(state["matrix"], state["count"], _noise_of(state))
     if "counts" in state:
         _check_shapes(state, counts=(state["counts"].numel(),), count=())
         return RowCounts(state["counts"], state["count"])
     factor, width = state["factor"], state["diagonal"].numel()
     _check_shapes(state, factor=(len(factor), width), diagonal=(width,), count=(), rank=())
-    return LowRankMoments(factor, state["diagonal"], state["count"], int(state["rank"]))
+    rank = int(state["rank"])
+    return LowRankMoments(factor, state["diagonal"], state["count"], rank, _noise_of(state))
+
+
+def _noise_of(state: Mapping[str, Tensor]) -> Tensor | None:
+    if "noise" not in state:
+        return None
+    _check_shapes(state, noise=())
+    return state["noise"]
+
+
+def _known(noise: Tensor | None) -> dict[str, Tensor]:
+    return {} if noise is None else {"noise": noise}
+
+
+def _of_both(one: Tensor | None, other: Tensor | None) -> Tensor | None:
+    """Return the noise of a sum, which is that of what is known."""
+    known = [noise for noise in (one, other) if noise is not None]
+    return sum(known[1:], known[0]) if known else None
 
 
 def _check_shapes(state: Mapping[str, Tensor], **shapes: tuple[int, ...]) -> None:

@@ -71,7 +71,7 @@ def _device(moments: Mapping[str, Moments]) -> torch.device:
 
 def _averaged_moments(trainer: Trainer, own: Moments) -> Moments:
     if isinstance(own, FullMoments):
-        return FullMoments(averaged(trainer, own.matrix), own.count)
+        return FullMoments(averaged(trainer, own.matrix), own.count, _of_mean(trainer, own.noise))
     if isinstance(own, RowCounts):
         return RowCounts(averaged(trainer, own.counts), own.count)
     assert isinstance(own, LowRankMoments)
@@ -94,4 +94,10 @@ def _gathered(trainer: Trainer, own: LowRankMoments) -> LowRankMoments:
     total = LowRankMoments(factors[0], diagonals[0], own.count, own.rank).scaled(share)
     for factor, diagonal in zip(factors[1:], diagonals[1:], strict=True):
         total = total.plus(LowRankMoments(factor, diagonal, own.count, own.rank).scaled(share))
-    return LowRankMoments(total.factor, total.diagonal, own.count, own.rank)
+    noise = _of_mean(trainer, own.noise)
+    return LowRankMoments(total.factor, total.diagonal, own.count, own.rank, noise)
+
+
+def _of_mean(trainer: Trainer, noise: torch.Tensor | None) -> torch.Tensor | None:
+    """Return the noise of a mean over processes, whose batches are not the same."""
+    return None if noise is None else averaged(trainer, noise) / trainer.world_size

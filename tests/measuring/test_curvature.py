@@ -177,6 +177,28 @@ def test_a_wide_side_keeps_a_rank_and_a_diagonal():
     assert isinstance(found.outputs["1.weight"], FullMoments)
 
 
+@pytest.mark.parametrize("full_width", [512, 1])
+def test_the_noise_at_outputs_is_how_far_few_samples_are_from_all(full_width):
+    torch.manual_seed(0)
+    net, classes = nn.Linear(3, 4, bias=False), torch.zeros(2, dtype=torch.long)
+
+    def outputs_of(batches, seed, **kwargs):
+        given = [(torch.randn(2, 3), classes) for _ in range(batches)]
+        return factors_of(net, given, seed=seed, **kwargs).outputs["weight"]
+
+    true = outputs_of(500, 0).matrix
+    some = [outputs_of(4, seed, full_width=full_width, rank=4) for seed in range(60)]
+    ones = torch.eye(4)
+    squares = [(each.times(ones) - true).square().sum() for each in some]
+    expected = torch.stack([each.noise for each in some]).mean()
+    torch.testing.assert_close(expected, torch.stack(squares).mean(), rtol=0.25, atol=0)
+
+
+def test_the_noise_of_one_sample_is_all_of_it():
+    outputs = factors_of(nn.Linear(3, 4), [(torch.randn(1, 3), torch.zeros(1).long())]).outputs
+    assert outputs["weight"].shrinkage == 1.0
+
+
 def test_unknown_predictions_have_inputs_alone():
     net = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 3))
     unknown = factors_of(net, [(torch.randn(6, 4), ["text"] * 6)])

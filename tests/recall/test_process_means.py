@@ -85,6 +85,17 @@ def test_of_curvature_what_one_lacks_is_left_out():
     torch.testing.assert_close(together["a"].matrix, 2 * torch.eye(2))
 
 
+def test_the_noise_of_a_mean_is_a_quarter_of_the_sum_of_both():
+    own = FullMoments(torch.eye(2), ONE, torch.tensor(3.0))
+    two = Two(torch.tensor([1.0]), torch.eye(2), torch.tensor(5.0))
+    together = mean_where_all_have(two, {"a": own}, ["a"], torch.device("cpu"))
+    assert float(together["a"].noise) == 2.0
+    thin = LowRankMoments.of(own, 2)
+    two = Two(torch.tensor([1.0]), thin.diagonal, thin.factor, torch.tensor(5.0))
+    together = mean_where_all_have(two, {"a": thin}, ["a"], torch.device("cpu"))
+    assert float(together["a"].noise) == 2.0
+
+
 def test_what_a_process_has_measured_is_left_as_it_was():
     own = full(1.0, 2.0)
     mean_over_processes(Two(ONE[None], torch.zeros(2, 2)), {"a": own}, {"a": full(0.0, 0.0)})

@@ -1,10 +1,12 @@
 """Coefficients by curvature: what earlier tasks depend on, in its own coordinates."""
 
+import math
 from dataclasses import replace
+from typing import Literal
 
 from recall_lightning.deprecation import renamed_names
 from recall_lightning.measuring.linear_maps import LinearMap
-from recall_lightning.measuring.moments import FullMoments, LowRankMoments, RowCounts
+from recall_lightning.measuring.moments import FullMoments, LowRankMoments, Moments, RowCounts
 from recall_lightning.merging.block_settings import Setting
 from recall_lightning.merging.coefficients import Coefficient
 from recall_lightning.merging.coefficients.kronecker import KroneckerCoefficient
@@ -12,6 +14,9 @@ from recall_lightning.merging.coefficients.packed import of_weights
 from recall_lightning.merging.rules.base import MergeInputs
 from recall_lightning.merging.rules.importance import Importance
 from recall_lightning.merging.rules.subspace import Subspace
+
+_LEAST_RIDGE = 0.1  # of moments at outputs, and where nobody has measured how sure they are
+_MOST_SHRUNK = 0.95  # or they would not tell at all
 
 
 class KfacImportance(Importance):
@@ -81,9 +86,12 @@ class KfacSubspace(Subspace):
             of the old.
         ridge: Added to the moments of inputs, relative to the mean of their diagonal.
         mix: That of :class:`Subspace`.
-        output_ridge: Added to the moments at outputs, likewise. Those of a model that is certain of
-            its predictions come from a few samples, and tell little of all other directions: by
-            default these count as much as the mean.
+        output_ridge: Added to the moments at outputs, likewise. ``"auto"`` takes ρ / (1 − ρ), at
+            least 0.1, with ρ the share by which those of the less certain side are best shrunk to
+            their mean, as their spread over samples tells (Ledoit and Wolf, see
+            :attr:`~recall_lightning.measuring.moments.Moments.shrinkage`). A model that has learned
+            a task is sure of most of its samples, so that its gradients come from a few, which tell
+            little of all other directions.
         strength: What multiplies the coefficients; see :class:`MergeRule`.
 
     Raises:
@@ -102,12 +110,13 @@ class KfacSubspace(Subspace):
         new_inputs: float = 1.0,
         ridge: float = 0.01,
         mix: float = 0.3,
-        output_ridge: float = 1.0,
+        output_ridge: float | Literal["auto"] = "auto",
         strength: Setting = 1.0,
     ) -> None:
         super().__init__(new_inputs, ridge, mix, strength)
-        if not 0 < output_ridge < float("inf"):
-            raise ValueError(f"output_ridge={output_ridge!r} must be a positive number")
+        is_number = not isinstance(output_ridge, str)
+        if output_ridge != "auto" and not (is_number and 0 < output_ridge < math.inf):
+            raise ValueError(f"output_ridge={output_ridge!r} must be a positive number or 'auto'")
         self.output_ridge = output_ridge
 
     def _of_map(self, linear_map: LinearMap, inputs: MergeInputs) -> Coefficient | None:
@@ -124,8 +133,16 @@ class KfacSubspace(Subspace):
             (old, new),
             (old_outputs, new_outputs),
             self.new_inputs / inputs.keep,
-            (self.ridge, self.output_ridge),
+            (self.ridge, self._ridge_of(old_outputs, new_outputs)),
         )
+
+    def _ridge_of(self, old: Moments, new: Moments) -> float:
+        """Return what is added to both sides' moments at outputs, relative to their means."""
+        if self.output_ridge != "auto":
+            return self.output_ridge
+        known = [s for s in (old.shrinkage, new.shrinkage) if s is not None and math.isfinite(s)]
+        most = min(max(known, default=0.0), _MOST_SHRUNK)
+        return max(most / (1 - most), _LEAST_RIDGE)
 
 
 __getattr__ = renamed_names(

@@ -67,6 +67,7 @@ OPTIONAL |= {
     "start",
     "found_boundaries",
     "retuned",
+    "noise",
 }  # an older one has none
 FREE = {"settings", "merge_seconds", "probe_seconds", "condition"}
 FREE |= {"earlier_shapes", "shapes", "marks", "outputs"}  # any names may be there

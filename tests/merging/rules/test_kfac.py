@@ -66,20 +66,44 @@ def test_a_map_that_had_no_input_on_one_side_is_solved_as_by_the_plain_rule():
     assert 0.9 < found.mean <= 1
 
 
-def test_bad_ridges_are_refused():
-    with pytest.raises(ValueError, match="output_ridge=0"):
-        KfacSubspace(output_ridge=0.0)
+def merged_outputs(rule, old_noise=None, new_noise=None):
+    """What the snapshot's weight is along two outputs, each seen by one side alone."""
 
+    def of(diagonal, noise=None):
+        known = None if noise is None else torch.tensor(noise)
+        return {MAP.weight: FullMoments(torch.diag(torch.tensor(diagonal)), torch.ones(()), known)}
 
-def test_outputs_on_which_nothing_depended_count_on_both_sides_as_much_as_the_mean():
-    seen = FullMoments(torch.diag(torch.tensor([1.0, 0.0])), torch.ones(()))
     inputs = replace(
         measured(),
-        old_moments={MAP.weight: FullMoments(torch.eye(4), torch.ones(()))},
-        new_moments={MAP.weight: FullMoments(torch.eye(4), torch.ones(()))},
-        old_output_moments={MAP.weight: seen},
-        new_output_moments={MAP.weight: FullMoments(seen.matrix.flip(0, 1), torch.ones(()))},
+        old_moments=of([1.0] * 4),
+        new_moments=of([1.0] * 4),
+        old_output_moments=of([1.0, 0.0], old_noise),
+        new_output_moments=of([0.0, 1.0], new_noise),
     )
-    taken = KfacSubspace().coefficients(inputs)["layer.weight"].pull(torch.ones(2, 4))
-    # of its mean, an output's moments are 2 or 0, and 1 is added: 3 against 1
-    torch.testing.assert_close(taken, torch.tensor([[0.75], [0.25]]).expand(2, 4))
+    pulled = rule.coefficients(inputs)["layer.weight"].pull(torch.ones(2, 4))
+    torch.testing.assert_close(pulled, pulled[:, :1].expand(2, 4))
+    return pulled[:, 0]
+
+
+@pytest.mark.parametrize(
+    ("noises", "ridge"),
+    [
+        ((0.0, 0.25), 1.0),  # half of 0.5, the squared norm above that of the mean
+        ((0.25, 0.1), 1.0),  # the less certain side tells
+        ((None, 0.25), 1.0),
+        ((0.0, 0.01), 0.1),  # at least
+        ((9.0, 0.0), 19.0),
+        ((None, None), 0.1),
+    ],
+)
+def test_outputs_count_as_much_as_their_spread_over_samples_tells(noises, ridge):
+    found = merged_outputs(KfacSubspace(), *noises)
+    weight = (2 + ridge) / (2 + 2 * ridge)  # relative to its mean an output has 2 or 0
+    torch.testing.assert_close(found, torch.tensor([weight, 1 - weight]))
+    torch.testing.assert_close(merged_outputs(KfacSubspace(output_ridge=ridge), 0.3, 0.4), found)
+
+
+@pytest.mark.parametrize("wrong", [0.0, float("inf"), "none"])
+def test_bad_ridges_are_refused(wrong):
+    with pytest.raises(ValueError, match=f"output_ridge={wrong!r}"):
+        KfacSubspace(output_ridge=wrong)
