@@ -20,8 +20,8 @@ class Moments(ABC):
 
     Attributes:
         count: How many inputs went in, as a tensor ``()`` so that processes can add theirs.
-        noise: What of :attr:`squared_norm` is expected to be chance, (), as the spread of what was
-            added at a time tells; None where nobody asked.
+        noise: What of :attr:`squared_norm` is expected to be chance, () float64, as the spread of
+            what was added at a time tells; None where nobody asked.
     """
 
     count: Tensor
@@ -40,7 +40,7 @@ class Moments(ABC):
     @property
     @abstractmethod
     def squared_norm(self) -> Tensor:
-        """The sum of the matrix's squared entries, ()."""
+        """The sum of the matrix's squared entries, () float64 as smaller ones may not hold it."""
 
     @property
     def shrinkage(self) -> float | None:
@@ -52,7 +52,7 @@ class Moments(ABC):
         """
         if self.noise is None:
             return None
-        above = float(self.squared_norm - self.trace.square() / self.width)  # of the mean
+        above = float(self.squared_norm - self.trace.double().square() / self.width)  # of the mean
         return min(float(self.noise) / above, 1.0) if above > 0 else 0.0
 
     @abstractmethod
@@ -138,8 +138,8 @@ class FullMoments(Moments):
 
     @property
     def squared_norm(self) -> Tensor:
-        """The sum of the matrix's squared entries, ()."""
-        return self.matrix.square().sum()
+        """The sum of the matrix's squared entries, () float64."""
+        return _squared_norm(self.matrix)
 
     def update(self, inputs: Tensor) -> None:
         """Add inputs, (inputs, width)."""
@@ -302,10 +302,10 @@ class LowRankMoments(Moments):
 
     @property
     def squared_norm(self) -> Tensor:
-        """The sum of the matrix's squared entries, ()."""
-        factor, rest = self.factor, self.rest
-        of_both = 2 * (factor.square() @ rest).sum() + rest.square().sum()
-        return (factor @ factor.T).square().sum() + of_both
+        """The sum of the matrix's squared entries, () float64."""
+        factor, rest = self.factor.double(), self.rest.double()
+        of_both = 2 * (factor.square() @ rest).sum() + _squared_norm(rest)
+        return _squared_norm(factor @ factor.T) + of_both
 
     def update(self, inputs: Tensor) -> None:
         """Add inputs, (inputs, width)."""
@@ -316,7 +316,7 @@ class LowRankMoments(Moments):
 
         It is that of their sketch; a sketch of all columns has the matrix's own.
         """
-        return self._add(inputs).square().sum() * self.width / self._sketch_columns
+        return _squared_norm(self._add(inputs)) * self.width / self._sketch_columns
 
     def _add(self, inputs: Tensor) -> Tensor:
         """Add inputs, and return their sketch."""
@@ -425,8 +425,8 @@ class RowCounts(Moments):
 
     @property
     def squared_norm(self) -> Tensor:
-        """The sum of the squared counts, ()."""
-        return self.counts.square().sum()
+        """The sum of the squared counts, () float64."""
+        return _squared_norm(self.counts)
 
     def update(self, inputs: Tensor) -> None:
         """Add lookups, integers (lookups,)."""
@@ -456,7 +456,7 @@ class RowCounts(Moments):
 
 
 def noise_of(moments: Moments, of_samples: Sequence[Tensor]) -> Tensor:
-    """Return what of the squared norm of a sum is expected to be chance, ().
+    """Return what of the squared norm of a sum is expected to be chance, () float64.
 
     Args:
         moments: The sum of independent samples; of one alone, all is chance.
@@ -466,7 +466,7 @@ def noise_of(moments: Moments, of_samples: Sequence[Tensor]) -> Tensor:
         >>> moments = FullMoments.empty(2)
         >>> samples = [moments.add_sample(torch.tensor([row])) for row in ([1.0, 0.0], [0.0, 1.0])]
         >>> noise_of(moments, samples)
-        tensor(2.)
+        tensor(2.0000, dtype=torch.float64)
     """
     number, total = len(of_samples), moments.squared_norm
     if number == 1:
@@ -503,6 +503,10 @@ def _noise_of(state: Mapping[str, Tensor]) -> Tensor | None:
         return None
     _check_shapes(state, noise=())
     return state["noise"]
+
+
+def _squared_norm(entries: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(entries, dtype=torch.float64).square()
 
 
 def _known(noise: Tensor | None) -> dict[str, Tensor]:

@@ -210,3 +210,12 @@ def test_noise_is_added_scaled_and_kept_as_the_moments_are():
         assert float(twice.noise) == 2.0
         assert float(twice.plus(twice).noise) == 4.0
         assert moments_from(twice.state_dict()).shrinkage == twice.shrinkage
+
+
+@pytest.mark.parametrize("scale", [1e-16, 1e16])
+def test_the_shrinkage_does_not_depend_on_how_large_the_inputs_are(scale):
+    for moments in (FullMoments.empty(6), LowRankMoments.empty(6, 2)):
+        moments.noise = noise_of(moments, [moments.add_sample(part) for part in rows(0).split(5)])
+        large = moments.scaled(scale**2)
+        assert large.shrinkage == pytest.approx(moments.shrinkage, rel=1e-4)
+        assert bool(moments.noise.isfinite())
