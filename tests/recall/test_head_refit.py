@@ -98,8 +98,9 @@ def test_what_a_task_has_gained_is_not_all_given_up_for_that(monkeypatch):
     monkeypatch.setattr(plasticity, "_SOMETHING", 0.94)
     callback = recall()
     fit(callback)
-    assert min(record["keep"] for record in callback.history[1:]) < 1
-    assert callback.history[-1]["plasticity"] == pytest.approx(0.94, abs=0.03)
+    left = [record["plasticity"] for record in callback.history[1:] if record["keep"] < 1]
+    assert left
+    assert left == pytest.approx([0.94] * len(left), abs=0.03)
 
 
 def test_a_merge_that_is_made_again_is_that_of_a_run_that_had_asked_for_it():
