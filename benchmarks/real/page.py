@@ -84,8 +84,8 @@ def reported(study: Study) -> list[Reported]:
         run, content = load_run(file.parent), json.loads(file.read_text(encoding="utf-8"))
         if run.label in rows and run.seed in study.seeds:
             general = measured_in(file.parent)
-            before, command, load = (content[n] for n in ("before", "command", "load_average"))
-            found.append(Reported(run, before, command, load, general))
+            load = content["load_average"]
+            found.append(Reported(run, content["before"], content["command"], load, general))
     return sorted(found, key=lambda each: (rows.index(each.run.label), each.run.seed))
 
 
@@ -112,8 +112,8 @@ def _part(study: Study, runs: Sequence[Reported]) -> list[str]:
 
 def _loads(runs: Sequence[Reported]) -> str:
     """Say how busy the machine was over all runs."""
-    least, most = (pick(each.load for each in runs) for pick in (min, max))
-    return f"load average {least:.1f} to {most:.1f}"
+    loads = [each.load for each in runs]
+    return f"load average {min(loads):.1f} to {max(loads):.1f}"
 
 
 def _own_arguments(label: str, runs: Sequence[Reported]) -> str:

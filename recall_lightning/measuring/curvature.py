@@ -269,18 +269,23 @@ class _OutputSums:
                 units = gradient.movedim(axis, -1)
                 if one.kind == "convolution" and one.rows is not None:  # of its group
                     units = units[..., slice(*one.rows)]
-                width = units.shape[-1]
-                if one.name not in self._sums:
-                    is_wide = width > self.full_width
-                    self._sums[one.name] = empty_side(width, is_wide, self.rank, units.device)
-                with torch.autocast(units.device.type, enabled=False):  # sums want float32
-                    # halves, as the batch may be the only one, and its spread tells the noise
-                    for half in units.tensor_split(2) if units.ndim > 1 else [units]:
-                        if len(half):
-                            added = self._sums[one.name].add_sample(half.reshape(-1, width))
-                            self._samples[one.name].append(added)
+                self._add_samples(one.name, units)
         for name in {one.name for one, _, _ in computed if one.name in self._sums}:
             self._counts[name] += count
+
+    def _add_samples(self, name: str, units: Tensor) -> None:
+        """Add gradients, (…, width): both halves of a batch, whose spread tells the noise.
+
+        A whole batch may be the only one.
+        """
+        width = units.shape[-1]
+        if name not in self._sums:
+            self._sums[name] = empty_side(width, width > self.full_width, self.rank, units.device)
+        with torch.autocast(units.device.type, enabled=False):  # sums want float32
+            for half in torch.atleast_2d(units).chunk(2):
+                if len(half):  # an expert may have had no token
+                    added = self._sums[name].add_sample(half.reshape(-1, width))
+                    self._samples[name].append(added)
 
     def means(self) -> dict[str, Moments]:
         means: dict[str, Moments] = {}

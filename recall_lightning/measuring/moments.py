@@ -515,8 +515,9 @@ def _known(noise: Tensor | None) -> dict[str, Tensor]:
 
 def _of_both(one: Tensor | None, other: Tensor | None) -> Tensor | None:
     """Return the noise of a sum, which is that of what is known."""
-    known = [noise for noise in (one, other) if noise is not None]
-    return sum(known[1:], known[0]) if known else None
+    if one is None or other is None:
+        return other if one is None else one
+    return one + other
 
 
 def _check_shapes(state: Mapping[str, Tensor], **shapes: tuple[int, ...]) -> None:
