@@ -89,9 +89,9 @@ class KfacSubspace(Subspace):
         output_ridge: Added to the moments at outputs, likewise. ``"auto"`` takes ρ / (1 − ρ), at
             least 0.1, with ρ the share by which those of the less certain side are best shrunk to
             their mean, as their spread over samples tells (Ledoit and Wolf, see
-            :attr:`~recall_lightning.measuring.moments.Moments.shrinkage`). A model that has learned
-            a task is sure of most of its samples, so that its gradients come from a few, which tell
-            little of all other directions.
+            :attr:`~recall_lightning.measuring.moments.MatrixMoments.shrinkage`). A model that has
+            learned a task is sure of most of its samples, so that its gradients come from a few,
+            which tell little of all other directions.
         strength: What multiplies the coefficients; see :class:`MergeRule`.
 
     Raises:
