@@ -22,7 +22,7 @@ MOVED = {
 }
 """Each old argument to its settings, its name there, and the default that it has kept, if any."""
 
-MOMENTS_OF_THEN = {"width": 1024, "rank": 128}
+MOMENTS_OF_THEN = {"batches": 32, "width": 1024, "rank": 128}
 """Settings of moments whose defaults are others now."""
 
 OF_RULES = {

@@ -104,7 +104,7 @@ class MomentSettings:
         512
     """
 
-    batches: int = 32
+    batches: int = 16
     labels: int = 4096
     width: int = 512
     rank: int = 32

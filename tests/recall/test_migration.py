@@ -23,7 +23,7 @@ from tests.fixtures import make
 FIXTURES = Path(make.__file__).parent
 MINE = {"class_path": "mine.Rule"}
 DEFAULTS_OF_THEN = {"every": 0.05, "plasticity": None}  # as a recipe without arguments had them
-MOMENTS_OF_THEN = {"width": 1024, "rank": 128}
+MOMENTS_OF_THEN = {"batches": 32, "width": 1024, "rank": 128}
 MEASURED_OTHERWISE = {
     "recall_low_rank_moments": "another sketch",
     "recall_adapter": "a map's whole update is merged, then brought back to its rank",
@@ -141,7 +141,7 @@ def test_migrating_twice_changes_nothing_more():
             {"snapshots": {"number": 2, "to": "file"}},
         ),
         ({"moment_batches": 4}, {"moments": MOMENTS_OF_THEN | {"batches": 4}, **DEFAULTS_OF_THEN}),
-        ({"moment_width": 512}, {"moments": {"width": 512, "rank": 128}, **DEFAULTS_OF_THEN}),
+        ({"moment_width": 512}, {"moments": MOMENTS_OF_THEN | {"width": 512}, **DEFAULTS_OF_THEN}),
         (
             {"moment_batches": 4, "merge_first_task": False},
             {"moments": MOMENTS_OF_THEN | {"batches": 4}, "merge_first_task": False},
