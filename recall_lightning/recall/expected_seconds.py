@@ -180,7 +180,7 @@ class _Plan:
         """Find the balance for ``plasticity``, or see what the merge costs the task's gain."""
         assert self.parts.end_rule is not None
         tries, kept = 1 if self.parts.plasticity is None else POINTS + 1, self.kept(self.steps)
-        losses = (2 + tries) * min(kept, COMPARED_BATCHES)  # snapshot, live, merged
+        losses = (2 + tries) * self.work.compared(kept)  # snapshot, live, merged
         of_written = 3 if self.merges_first_task and self.work.writes else 0
         others = self.work.forward(losses + of_written + kept * self.recalibrates)
         return self.merges(self.parts.end_rule, [self.steps], tries) + others

@@ -30,7 +30,7 @@ from recall_lightning.merging.rules import MergeInputs, MergeRule
 from recall_lightning.merging.structure import Structure
 from recall_lightning.recall.head_refit import draws, fitted_to
 from recall_lightning.recall.parts import Parts
-from recall_lightning.recall.plasticity import COMPARED_BATCHES
+from recall_lightning.recall.plasticity import COMPARED_BATCHES, compared_of
 from recall_lightning.recall.prepared_merge import PreparedMerge
 from recall_lightning.recall.statistics.base import Statistic
 from recall_lightning.recall.statistics.head_inputs import HeadInputs
@@ -143,6 +143,10 @@ class MeasuredWork:
     def forward(self, passes: int) -> Work:
         """Run the model without gradients."""
         return Work(forward=passes, seconds=passes * self._forward)
+
+    def compared(self, batches: int) -> int:
+        """Return of how many of so many batches the loss tells what a merge costs."""
+        return len(compared_of([self._batch] * batches, self._view))
 
     def copies(self, batches: int) -> Work:
         """Keep batches in place of older ones."""

@@ -14,6 +14,7 @@ from torch.distributions import Distribution
 
 from recall_lightning.measuring.isolation import undisturbed
 from recall_lightning.measuring.predictions import KINDS, FoundPredictions, Predictions
+from recall_lightning.measuring.view import ModelView, view_of
 from recall_lightning.recall.compared_predictions import ComparedPredictions
 from recall_lightning.recall.context import TaskContext
 from recall_lightning.recall.divergence import mean_divergence
@@ -21,12 +22,14 @@ from recall_lightning.recall.front import FrontPoint, keep_of, measured_front
 from recall_lightning.recall.model_run import ModelRun
 from recall_lightning.recall.process_means import sum_over_processes
 from recall_lightning.recall.records import of_both
+from recall_lightning.recall.statistics.recent_batches import last_with
 from recall_lightning.recall.task_loss import UnknownLossError, Watch, task_losses
 from recall_lightning.weights.sharding import write_into
 
 Merged = TypeVar("Merged")
 
-COMPARED_BATCHES = 4  # of the last ones, whose mean loss is compared
+COMPARED_BATCHES = 4  # of the last ones, whose mean loss is compared, at most
+_COMPARED_LABELS = 2048  # that are enough
 _WITHOUT_GAIN = (1e12, 1.0, 1e-2, 1e-4, 1e-6)  # keep; the first is all of the old, to rounding
 _COSTLY = 0.1  # of the gain, beyond what may be lost
 _SOMETHING = 0.05  # of the gain, that is left even where the old is to count
@@ -209,7 +212,7 @@ class MeasuredPlasticity:
             ``keep``, and where the loss is known ``plasticity``, the share that is left, ``loss``,
             ``divergence`` and ``front``.
         """
-        batches = list(batches)[-COMPARED_BATCHES:]
+        batches = compared_of(batches, view_of(context.pl_module, self._run.view))
         predictions = found or self._predictions
         compared = None
         if self.share is not None or found is not None:
@@ -343,6 +346,20 @@ class MeasuredPlasticity:
             rank_zero_warn(
                 f"{_said(context, gain)}: set plasticity, as plasticity=0.9, to have it leave more"
             )
+
+
+def compared_of(batches: Sequence[Any], view: ModelView) -> list[Any]:
+    """Return those of a task's last batches whose loss tells what a merge costs.
+
+    They are four, or as many as hold 2,048 class labels, which of a language model are its tokens.
+
+    Example:
+        >>> import torch
+        >>> batches = [{"input_ids": torch.zeros(2, size, dtype=int)} for size in (64, 512, 512)]
+        >>> [len(compared_of(some, ModelView())) for some in (batches[:1] * 9, batches)]
+        [4, 2]
+    """
+    return last_with(list(batches)[-COMPARED_BATCHES:], _COMPARED_LABELS, view)
 
 
 def _without_loss(tried: Callable[[float], _Try[Merged]]) -> _Try[Merged]:

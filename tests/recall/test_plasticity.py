@@ -8,6 +8,7 @@ from torch import nn
 
 from recall_lightning import RecallCallback
 from recall_lightning.merging.rules import KfacSubspace, MergeRule, Uniform
+from recall_lightning.recall import plasticity as measured
 from recall_lightning.recall.plasticity import TaskGain
 from recall_lightning.recall.records import record_scalars
 from tests.support.callbacks import same, weights_of
@@ -43,6 +44,20 @@ def test_the_merge_leaves_that_share_of_the_gain(plasticity):
     then, now, merged = (math.exp(-loss[name]) for name in ("snapshot", "live", "merged"))
     assert record["plasticity"] == pytest.approx((merged - then) / (now - then))
     assert record["plasticity"] == pytest.approx(plasticity, abs=0.02)
+
+
+def test_the_loss_is_that_of_as_many_batches_as_hold_the_labels(monkeypatch):
+    counts, losses = set(), measured.task_losses
+
+    def counted(context, run, batches, watch):
+        counts.add(len(batches))
+        return losses(context, run, batches, watch)
+
+    monkeypatch.setattr(measured, "task_losses", counted)
+    trained(KfacSubspace(), 0.9)
+    monkeypatch.setattr(measured, "_COMPARED_LABELS", 10)  # of batches of 8
+    trained(KfacSubspace(), 0.9)
+    assert counts == {1, 4, 2}  # the first of a task, and its last
 
 
 def test_what_was_tried_stands_in_the_history_with_how_far_predictions_go():
