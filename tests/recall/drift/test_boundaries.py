@@ -9,7 +9,13 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.utils.data import ConcatDataset, DataLoader
 
-from recall_lightning import DriftSettings, ForgettingMonitor, RecallCallback, TaskStream
+from recall_lightning import (
+    DriftSettings,
+    ForgettingMonitor,
+    MomentSettings,
+    RecallCallback,
+    TaskStream,
+)
 from tests.support.callbacks import recall, same, weights_of
 from tests.support.resumed_runs import differences, train
 from tests.support.training import Plain, loader, quiet_trainer, task_data
@@ -73,7 +79,7 @@ def test_what_the_first_task_depended_on_is_measured_on_its_own_batches():
     fit(Watched(every=1.0, merge_first_task=False, boundaries=WATCH))
     of_first = {int(batch[0].sum() * 1e3) for batch in list(stream())[:STEPS]}
     assert len(seen) == 2
-    assert len(seen[0]) == 32
+    assert len(seen[0]) == MomentSettings().batches
     assert of_first.issuperset(seen[0])
 
 
