@@ -296,7 +296,7 @@ class RecallCallback(TaskAwareCallback):
             >>> batch = torch.randn(16, 8), torch.randint(2, (16,))
             >>> memory = RecallCallback(merge_first_task=False).expected_memory(net, batch)
             >>> memory.training["snapshots"], memory.training["last batches"]
-            (184, 20480)
+            (184, 10240)
         """
         with _misconfiguration():
             structure = self._structure_of(pl_module)
