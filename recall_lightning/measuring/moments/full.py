@@ -10,12 +10,7 @@ from torch.nn import functional
 
 from recall_lightning.measuring.decompositions import eigh
 from recall_lightning.measuring.moments.base import Moments
-from recall_lightning.measuring.moments.matrix import (
-    MatrixMoments,
-    known_noise,
-    noise_of_both,
-    squared_norm,
-)
+from recall_lightning.measuring.moments.matrix import MatrixMoments, squared_norm
 
 
 class FullMoments(MatrixMoments):
@@ -110,7 +105,7 @@ class FullMoments(MatrixMoments):
 
     def scaled(self, factor: float) -> FullMoments:
         """Return these moments times ``factor``."""
-        noise = None if self.noise is None else self.noise * factor**2
+        noise = self._noise_times(factor)
         return FullMoments(self.matrix * factor, self.count * factor, noise)
 
     def times(self, columns: Tensor) -> Tensor:
@@ -120,7 +115,7 @@ class FullMoments(MatrixMoments):
     def plus(self, other: Moments) -> FullMoments:
         """Return the sum."""
         assert isinstance(other, FullMoments)
-        noise = noise_of_both(self.noise, other.noise)
+        noise = self._noise_plus(other)
         return FullMoments(self.matrix + other.matrix, self.count + other.count, noise)
 
     def padded(self, width: int) -> FullMoments:
@@ -130,4 +125,4 @@ class FullMoments(MatrixMoments):
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the matrix and the count, and the noise where it is known."""
-        return {"matrix": self.matrix, "count": self.count, **known_noise(self.noise)}
+        return {"matrix": self.matrix, "count": self.count, **self._noise_state()}

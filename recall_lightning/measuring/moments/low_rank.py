@@ -11,12 +11,7 @@ from torch.nn import functional
 from recall_lightning.measuring.decompositions import eigh
 from recall_lightning.measuring.moments.base import Moments
 from recall_lightning.measuring.moments.full import FullMoments
-from recall_lightning.measuring.moments.matrix import (
-    MatrixMoments,
-    known_noise,
-    noise_of_both,
-    squared_norm,
-)
+from recall_lightning.measuring.moments.matrix import MatrixMoments, squared_norm
 
 
 class LowRankMoments(MatrixMoments):
@@ -158,7 +153,7 @@ class LowRankMoments(MatrixMoments):
 
     def scaled(self, factor: float) -> LowRankMoments:
         """Return these moments times ``factor``."""
-        noise = None if self.noise is None else self.noise * factor**2
+        noise = self._noise_times(factor)
         return LowRankMoments(
             self.factor * factor**0.5, self.diagonal * factor, self.count * factor, self.rank, noise
         )
@@ -172,7 +167,7 @@ class LowRankMoments(MatrixMoments):
         assert isinstance(other, LowRankMoments)
         factor = _leading(torch.cat([self.factor, other.factor]), self.rank)
         diagonal, count = self.diagonal + other.diagonal, self.count + other.count
-        noise = noise_of_both(self.noise, other.noise)
+        noise = self._noise_plus(other)
         return LowRankMoments(factor, diagonal, count, self.rank, noise)
 
     def padded(self, width: int) -> LowRankMoments:
@@ -190,7 +185,7 @@ class LowRankMoments(MatrixMoments):
             "diagonal": self.diagonal,
             "count": self.count,
             "rank": rank,
-            **known_noise(self.noise),
+            **self._noise_state(),
         }
 
 

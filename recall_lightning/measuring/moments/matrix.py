@@ -43,6 +43,20 @@ class MatrixMoments(Moments):
     def add_sample(self, inputs: Tensor) -> Tensor:
         """Add inputs, (inputs, width); return about the squared norm of what they add, ()."""
 
+    def _noise_times(self, factor: float) -> Tensor | None:
+        """Return the noise of these moments times ``factor``."""
+        return None if self.noise is None else self.noise * factor**2
+
+    def _noise_plus(self, other: MatrixMoments) -> Tensor | None:
+        """Return the noise of the sum with others, which is that of what is known."""
+        if self.noise is None or other.noise is None:
+            return other.noise if self.noise is None else self.noise
+        return self.noise + other.noise
+
+    def _noise_state(self) -> dict[str, Tensor]:
+        """Return what a checkpoint holds of the noise."""
+        return {} if self.noise is None else {"noise": self.noise}
+
 
 def noise_of(moments: MatrixMoments, of_samples: Sequence[Tensor]) -> Tensor:
     """Return what of the squared norm of a sum is expected to be chance, () float64.
@@ -63,18 +77,6 @@ def noise_of(moments: MatrixMoments, of_samples: Sequence[Tensor]) -> Tensor:
         return total
     spread = torch.stack([*of_samples]).sum() - total / number
     return (spread * number / (number - 1)).clamp(min=0)
-
-
-def noise_of_both(one: Tensor | None, other: Tensor | None) -> Tensor | None:
-    """Return the noise of a sum, which is that of what is known."""
-    if one is None or other is None:
-        return other if one is None else one
-    return one + other
-
-
-def known_noise(noise: Tensor | None) -> dict[str, Tensor]:
-    """Return what a checkpoint holds of it."""
-    return {} if noise is None else {"noise": noise}
 
 
 def squared_norm(entries: Tensor) -> Tensor:
