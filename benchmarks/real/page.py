@@ -28,8 +28,8 @@ MADE_BY = "made_by.json"
 INTRODUCTION = """# Real models, real data
 
 Models and texts as they lie in packages that anyone can install, trained by `recall-lightning
-compare` with the recipes of `benchmarks/real/recipes`; no table is typed. How settings were
-chosen, on another seed than those reported, is written in [the protocol](../real/PROTOCOL.md):
+compare` with the recipes of `benchmarks/real/recipes`; no table of a study is typed. How settings
+were chosen, on another seed than those reported, is written in [the protocol](../real/PROTOCOL.md):
 `recall` is RecallCallback with its defaults, and each rival runs with the setting at which it
 learned as much of the new tasks as RECALL did on the tuning seed; where the study's command says
 `--untuned`, with its own defaults.

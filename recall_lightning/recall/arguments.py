@@ -10,7 +10,7 @@ import torch
 
 from recall_lightning.checks import check_choice, is_integer
 from recall_lightning.measuring.view import ModelView
-from recall_lightning.merging.rules import MergeRule, rule_by_name
+from recall_lightning.merging.rules import KfacSubspace, MergeRule, rule_by_name
 from recall_lightning.merging.rules.base import OF_MAPS
 from recall_lightning.recall.settings import (
     Buffers,
@@ -54,7 +54,7 @@ def chosen(
     every: float | Literal["auto"],
     plasticity: float | Literal["auto"] | None,
     rule: MergeRule,
-    end_rule: object,
+    end_rule: MergeRule | None,
     pretrained: bool,
     untold: bool = False,
 ) -> tuple[float, float | None]:
@@ -62,13 +62,14 @@ def chosen(
 
     A pre-trained model moves little in a task, and what it knew is worth much: one merge at the
     task's end, as large as leaves 0.95 of the gain, keeps more than merges in the loop do. One that
-    starts from random weights moves far, and then merging on the way matters most.
+    starts from random weights moves far, and then merging on the way matters most. An end rule with
+    a balance of its own, ``KfacSubspace(new_inputs=2)``, has that left instead of a share.
 
     Args:
         every: As given.
         plasticity: As given.
         rule: That of the loop.
-        end_rule: That of a task's end, as given.
+        end_rule: That of a task's end, None where nothing is merged there.
         pretrained: Whether the model knew something before its first task.
         untold: Whether nobody knows how long a task is.
 
@@ -76,12 +77,12 @@ def chosen(
         ValueError: For a fraction of a task of which nobody knows the length.
 
     Example:
-        >>> chosen("auto", "auto", rule_by_name("kfac_importance"), "auto", pretrained=True)
+        >>> chosen("auto", "auto", *rules_of("kfac_importance", "auto"), pretrained=True)
         (1.0, 0.95)
-        >>> chosen("auto", "auto", rule_by_name("rbf"), "auto", pretrained=True)
+        >>> chosen("auto", "auto", *rules_of("rbf", "auto"), pretrained=True)
         (0.05, None)
     """
-    by_default = pretrained and rule.name == "kfac_importance" and end_rule == "auto"
+    by_default = pretrained and rule.name == "kfac_importance" and _leaves_balance(end_rule)
     if every == "auto":
         every = 1.0 if by_default else _STEPS_UNTOLD if untold else 0.05
     if untold and not isinstance(every, Integral) and every < 1:
@@ -92,6 +93,11 @@ def chosen(
     if plasticity == "auto":
         plasticity = 0.95 if by_default else None
     return _python_number(every), _python_number(plasticity)
+
+
+def _leaves_balance(end_rule: MergeRule | None) -> bool:
+    """Tell whether a rule is the default of a task's end, and old and new count alike in it."""
+    return isinstance(end_rule, KfacSubspace) and end_rule.new_inputs == 1
 
 
 def _python_number(given: Any) -> Any:

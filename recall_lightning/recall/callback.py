@@ -107,8 +107,8 @@ class RecallCallback(TaskAwareCallback):
             the likelihood exp(−loss) of its last batches, by the ``training_step`` without logs.
             As much of the old is kept as that allows, found by trying some seven merges, all in
             ``history``; a warning says where no loss can be measured. None takes the rule's own
-            balance, with a warning where that costs half of the gain. ``"auto"`` is 0.95 for the
-            default rules and a pre-trained model, see ``merge_first_task``; else None.
+            balance, and warns where that costs half of the gain. ``"auto"`` is 0.95 for the default
+            rules, ``new_inputs`` 1, and a pre-trained model, see ``merge_first_task``; else None.
         rule: How coefficients are made in the loop: ``"rbf"`` is the paper's, by similarity of
             representations; ``"cka"`` and ``"cosine"`` exchange its similarity; ``"importance"``
             weighs every parameter by its importance to earlier tasks; ``"kfac_importance"`` does so

@@ -14,7 +14,7 @@ from recall_lightning.measuring.view import ModelView
 from recall_lightning.merging.head import Predicted, fitted_head, spread
 from recall_lightning.recall.context import TaskContext
 from recall_lightning.recall.fitted_heads import HeadsState, write_head_again
-from recall_lightning.recall.plasticity import COMPARED_BATCHES
+from recall_lightning.recall.plasticity import COMPARED_BATCHES, compared_of
 from recall_lightning.recall.prepared_merge import PreparedMerge
 from recall_lightning.recall.process_means import averaged, sum_over_processes
 from recall_lightning.recall.statistics.head_inputs import HeadInputs, rows_of_finite
@@ -176,7 +176,7 @@ def fitted_to(batches: Sequence[Any], view: ModelView) -> Sequence[Any]:
         >>> len(fitted_to(batches, ModelView())), len(fitted_to(batches[:3], ModelView()))
         (8, 3)
     """
-    others = list(batches[:-COMPARED_BATCHES] or batches)
+    others = list(batches[: -len(compared_of(batches, view))] or batches)
     return others[-max(COMPARED_BATCHES, len(last_with(others, _FITTED, view))) :]
 
 

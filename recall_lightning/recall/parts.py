@@ -86,7 +86,7 @@ def parts_of(given: Mapping[str, Any]) -> Parts:
         given["every"],
         given["plasticity"],
         rule,
-        given["end_rule"],
+        end_rule,
         pretrained=given["merge_first_task"],
         untold=boundaries != "known",
     )

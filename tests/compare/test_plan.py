@@ -53,6 +53,11 @@ def test_a_variant_is_a_method_with_arguments_under_a_name():
     assert (of_recall.method, of_recall.arguments) == ("recall", ("--recall.every", "0.5"))
 
 
+def test_a_variant_may_be_a_method_as_it_is():
+    (as_it_is,) = settings("", variants=["plain=ewc"])
+    assert (as_it_is.label, as_it_is.method, as_it_is.arguments) == ("plain", "ewc", ())
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
@@ -64,7 +69,8 @@ def test_a_variant_is_a_method_with_arguments_under_a_name():
         (("finetune", ["ewc.strength=1,1"]), "one twice"),
         (("finetune", ["ewc.strength=1", "ewc.strength=2"]), "swept twice"),
         (("finetune", [], ["name"]), "must be NAME=METHOD:ARGUMENTS"),
-        (("finetune", [], ["a=ewc"]), "beginning with '--'"),
+        (("finetune", [], ["a=ewc 1"]), "beginning with '--'"),
+        (("finetune", [], ["a=rbf"]), "unknown method 'rbf'"),
         (("finetune", [], ["a=ewc:--x '1"]), "quotation mark"),
         (("finetune", [], ["finetune=ewc:"]), "share a folder"),
         (("finetune,finetune",), "share a folder"),

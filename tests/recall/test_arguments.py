@@ -118,6 +118,17 @@ def test_a_rule_with_a_partner_leaves_the_tasks_end_to_it():
         assert isinstance(RecallCallback(**given).end_rule, KfacSubspace)
 
 
+@pytest.mark.parametrize("end_rule", ["kfac_subspace", KfacSubspace(ridge=0.1)])
+def test_the_default_end_rule_leaves_a_share_by_default_however_it_is_given(end_rule):
+    callback = RecallCallback(end_rule=end_rule)
+    assert (callback.every, callback.plasticity) == (1.0, 0.95)
+
+
+def test_an_end_rule_with_a_balance_of_its_own_has_that_left():
+    callback = RecallCallback(end_rule=KfacSubspace(new_inputs=2.0))
+    assert (callback.every, callback.plasticity) == (0.05, None)
+
+
 def test_an_end_rule_that_is_given_counts_whatever_belongs_to_the_rule():
     own = Importance(scale=2.0)
     assert RecallCallback(end_rule=own).end_rule is own
