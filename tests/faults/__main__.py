@@ -39,7 +39,7 @@ def failed_writes(folder):
     """Return how many writes failed, how many runs were lost, and how many went on."""
     whole, disk = failing.run(folder / "whole")
     outcomes = Counter()
-    for number in range(1, disk.writes + 1):
+    for number in range(1, len(disk.writes) + 1):
         failed, went_on, found = failing.trial(folder / str(number), number, whole)
         outcomes["tried"] += failed is not None
         outcomes["lost"] += bool(found)

@@ -5,6 +5,7 @@ import errno
 import functools
 import io
 import os
+import sys
 import warnings
 from pathlib import Path
 
@@ -22,17 +23,18 @@ CALLS = ["write", "fsync", "replace", "rename", "mkdir"]
 class FailingDisk:
     """Lets the n-th write of this process fail as on a full disk.
 
-    A write is a file opened for writing, or anything of ``CALLS``, whoever does it.
+    A write is a file opened for writing, or anything of ``CALLS``, whoever does it. ``writes``
+    holds of each what it is and where it comes from.
     """
 
     def __init__(self, fail_at=None):
         self.fail_at = fail_at
-        self.writes = 0
+        self.writes = []
         self.failed = None
 
     def write(self, what):
-        self.writes += 1
-        if self.writes == self.fail_at:
+        self.writes.append((what, place_of_write()))
+        if len(self.writes) == self.fail_at:
             self.failed = what
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -61,6 +63,22 @@ class FailingDisk:
 
     def __exit__(self, *_):
         self._patch.undo()
+
+
+def place_of_write():
+    """Return the lines of Lightning and the package that led to a write, to whoever asked for it.
+
+    Those are the innermost ones, up to the first in a file that is not about writing as such.
+    """
+    frame, lines = sys._getframe(2), []
+    while frame is not None:
+        path = Path(frame.f_code.co_filename)
+        if {"lightning", "recall_lightning"} & set(path.parts):
+            lines.append(f"{path.name}:{frame.f_lineno}")
+            if path.name not in ("atomic.py", "cloud_io.py", "torch_io.py"):
+                break
+        frame = frame.f_back
+    return lines
 
 
 def run(folder, fail_at=None):
