@@ -180,15 +180,6 @@ def fitted_to(batches: Sequence[Any], view: ModelView) -> Sequence[Any]:
     return others[-max(COMPARED_BATCHES, len(last_with(others, _FITTED, view))) :]
 
 
-def grown_layer(context: TaskContext, prepared: PreparedMerge) -> str | None:
-    """Return the last linear layer that has more outputs than before the task, if one has."""
-    for each in reversed(context.structure.maps):
-        shape = prepared.new.get(each.weight)
-        if each.kind == "linear" and shape and shape[0] < len(prepared.live[each.weight]):
-            return each.modules[0]
-    return None
-
-
 def _names(head: LinearMap) -> dict[str, None]:
     """The names of weight and bias, in this order."""
     return dict.fromkeys(name for name in (head.weight, head.bias) if name is not None)

@@ -11,15 +11,14 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from recall_lightning.measuring.batches import detached
 from recall_lightning.measuring.isolation import undisturbed
-from recall_lightning.measuring.predictions.categorical import Categorical
-from recall_lightning.measuring.view import CausalView
 from recall_lightning.merging.blockwise import Drift
 from recall_lightning.merging.coefficients import Coefficient
 from recall_lightning.merging.quadratic_forgetting import quadratic_forgetting
 from recall_lightning.merging.rules import MergeInputs, MergeRule
 from recall_lightning.recall.buffers import recalibrate
 from recall_lightning.recall.context import TaskContext
-from recall_lightning.recall.head_refit import HeadRefit, fitted_to, grown_layer
+from recall_lightning.recall.head_refit import HeadRefit
+from recall_lightning.recall.last_layer import LastLayer
 from recall_lightning.recall.model_run import ModelRun
 from recall_lightning.recall.plasticity import MeasuredPlasticity
 from recall_lightning.recall.prepared_merge import (
@@ -30,7 +29,6 @@ from recall_lightning.recall.prepared_merge import (
 from recall_lightning.recall.records import block_values, of_both
 from recall_lightning.recall.settings import Buffers
 from recall_lightning.recall.snapshots import KeptSnapshots
-from recall_lightning.recall.statistics.head_inputs import HeadInputs
 from recall_lightning.recall.statistics.needed import NeededStatistics
 from recall_lightning.recall.statistics.recent_batches import RecentBatches
 from recall_lightning.recall.trained_weights import TrainedWeights
@@ -57,14 +55,9 @@ class SnapshotMerge:
         run: How the model is run on a batch, to measure those anew.
         recent: The batches for that.
         plasticity: Decides how much of the old a task's last merge keeps.
+        last_layer: Has a classifier's last layer fitted anew with a task's last merge.
         keep_live: Whether a task's last merge stays known, so that it can be made anew; ``"auto"``
             where an adapter is merged.
-        heads: What the last layer was given in earlier tasks, where a task's last merge fits it to
-            that.
-        tasks_count: Whether each earlier task counts at least once where the last layer is fitted
-            to enough of the current one, though that may leave less of the gain: a task of new
-            classes takes from the old.
-        suggests_head: Whether it is said of a last layer that grows that it may be fitted.
     """
 
     def __init__(
@@ -76,10 +69,8 @@ class SnapshotMerge:
         run: ModelRun,
         recent: RecentBatches,
         plasticity: MeasuredPlasticity,
+        last_layer: LastLayer,
         keep_live: bool | Literal["auto"] = "auto",
-        heads: HeadInputs | None = None,
-        tasks_count: bool = False,
-        suggests_head: bool = False,
     ) -> None:
         self._kept = kept
         self._statistics = statistics
@@ -88,9 +79,8 @@ class SnapshotMerge:
         self._run = run
         self._recent = recent
         self._plasticity = plasticity
+        self._last_layer = last_layer
         self._keep_live = keep_live
-        self._heads = heads
-        self._tasks_count, self._suggests_head = tasks_count, suggests_head
         self._drift: Drift | None = None
         self._last: PreparedState | None = None
 
@@ -141,7 +131,7 @@ class SnapshotMerge:
         # the drift has read every weight: where it is finite, they all are
         finite = all(map(math.isfinite, drift.values()))
 
-        head = self._head_refit(context, prepared) if last else None
+        head = self._last_layer.begin(context, prepared) if last else None
 
         def merge(
             keep: float, chosen: bool = False
@@ -195,7 +185,7 @@ class SnapshotMerge:
             batches,
             merge,
             predictions,
-            1.0 if head is not None and self._tasks_count and head.counts_tasks else 0.0,
+            self._last_layer.least_keep(head),
         )
         keeps = bool(context.structure.lora_pairs) if self._keep_live == "auto" else self._keep_live
         if before is not None and keeps and found.get("front"):
@@ -207,32 +197,6 @@ class SnapshotMerge:
         if of_written is not None:
             found |= of_both("written_divergence", live, of_written.measured(context))
         return made, found
-
-    def _head_refit(self, context: TaskContext, prepared: PreparedMerge) -> HeadRefit | None:
-        """Begin to fit the last layer, where that is to be done and earlier tasks are known."""
-        if self._heads is None:
-            self._suggest_head(context, prepared)
-        if self._heads is None or not self._recent.batches:
-            return None
-        with self._run.ready(context) as view:
-            batches = fitted_to(self._recent.batches, view)
-        return HeadRefit.of(context, self._heads, prepared, batches)
-
-    def _suggest_head(self, context: TaskContext, prepared: PreparedMerge) -> None:
-        """Say once of a classifier's layer that has grown that it may be fitted anew."""
-        predictions = self._statistics.predictions
-        of_classes = predictions is not None and isinstance(predictions.kind, Categorical)
-        if not (self._suggests_head and of_classes and "curvature" in prepared.rule.needs):
-            return
-        with self._run.ready(context) as view:
-            grown = None if isinstance(view, CausalView) else grown_layer(context, prepared)
-        if grown is not None:
-            rank_zero_warn(
-                f"RecallCallback: {grown} has more rows than before this task, and nothing keeps "
-                "those from taking inputs of the classes before: set refit_head=True to have the "
-                "whole layer fitted anew at each task's end, or False to leave it so"
-            )
-            self._suggests_head = False
 
     def _prepared(self, context: TaskContext, rule: MergeRule, last: bool) -> PreparedMerge | None:
         """Gather what the merge reads; None where there is nothing to merge, or not yet."""

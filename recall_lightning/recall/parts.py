@@ -15,6 +15,7 @@ from recall_lightning.recall.arguments import (
     rules_of,
 )
 from recall_lightning.recall.drift.watch import DriftWatch
+from recall_lightning.recall.last_layer import LastLayer
 from recall_lightning.recall.merge import SnapshotMerge
 from recall_lightning.recall.model_run import ModelRun
 from recall_lightning.recall.plasticity import MeasuredPlasticity
@@ -121,18 +122,10 @@ def parts_of(given: Mapping[str, Any]) -> Parts:
     measured = MeasuredPlasticity(plasticity, run, predictions)
     keep_live = check_keep_live(given["keep_live"], plasticity, buffers)
     heads = next((each for each in statistics.active if isinstance(each, HeadInputs)), None)
+    by_default = (given["plasticity"] == "auto", given["refit_head"] == "auto")
+    last_layer = LastLayer(heads, statistics, run, recent, *by_default)
     merge = SnapshotMerge(
-        kept,
-        statistics,
-        trained,
-        buffers,
-        run,
-        recent,
-        measured,
-        keep_live,
-        heads,
-        given["plasticity"] == "auto",
-        given["refit_head"] == "auto",
+        kept, statistics, trained, buffers, run, recent, measured, last_layer, keep_live
     )
     estimates = TrainingEstimates(statistics, run, recent)
     drift = None
