@@ -16,7 +16,9 @@ from recall_lightning.weights.sharding import is_sharded
 
 
 def quadratic_forgetting(
-    inputs: MergeInputs, weights: Mapping[str, Tensor] | None = None
+    inputs: MergeInputs,
+    weights: Mapping[str, Tensor] | None = None,
+    refitted: str | None = None,
 ) -> float | None:
     """Return KL(snapshot ‖ model) on earlier tasks' inputs to second order, in nats a prediction.
 
@@ -28,6 +30,8 @@ def quadratic_forgetting(
     Args:
         inputs: What a merge is decided from.
         weights: Name to weight; by default the live ones.
+        refitted: The name of a layer that is left out, as it is fitted anew to inputs that move: it
+            goes far from the snapshot's to predict what that did.
 
     Returns:
         None where nothing is known at maps' outputs, or weights are sharded.
@@ -47,7 +51,9 @@ def quadratic_forgetting(
     tasks, forms = inputs.earlier_tasks, []
     for one in inputs.maps:
         sides = inputs.old_moments.get(one.name), inputs.old_output_moments.get(one.name)
-        if sides[0] is None or sides[1] is None or not _is_there(one, inputs.snapshot, weights):
+        if sides[0] is None or sides[1] is None or refitted in one.modules:
+            continue
+        if not _is_there(one, inputs.snapshot, weights):
             continue
         given = (one, pairs.get(one.weight), sides[0], sides[1])
         forms.append(_quadratic_form(*given, weights, inputs.snapshot))

@@ -187,7 +187,8 @@ def merged_again(
     again = {"keep": keep, "plasticity": plasticity, "coefficient": coefficient, "retuned": True}
     if "quadratic_forgetting" in record:
         live = record["quadratic_forgetting"]["live"]
-        again |= of_both("quadratic_forgetting", live, quadratic_forgetting(prepared.inputs[-1]))
+        forgotten = quadratic_forgetting(prepared.inputs[-1], refitted=record.get("refitted"))
+        again |= of_both("quadratic_forgetting", live, forgotten)
     return prepared.live, kept | again
 
 

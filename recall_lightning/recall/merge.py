@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal, TypeVar
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
@@ -127,11 +128,13 @@ class SnapshotMerge:
         if self._drift is None or self._drift.snapshot is not newest:
             self._drift = Drift(newest)
         drift = self._drift.by_block(prepared.live, context.structure.blocks)
-        forgotten = quadratic_forgetting(prepared.inputs[-1])
         # the drift has read every weight: where it is finite, they all are
         finite = all(map(math.isfinite, drift.values()))
-
         head = self._last_layer.begin(context, prepared) if last else None
+        forgotten = partial(
+            quadratic_forgetting, prepared.inputs[-1], refitted=head.layer if head else None
+        )
+        forgotten_live = forgotten()
 
         def merge(
             keep: float, chosen: bool = False
@@ -157,7 +160,7 @@ class SnapshotMerge:
         return {
             **block_values(visits, prepared.inputs, weights, prepared.merged_pairs, discarded),
             "drift": drift,
-            **of_both("quadratic_forgetting", forgotten, quadratic_forgetting(prepared.inputs[-1])),
+            **of_both("quadratic_forgetting", forgotten_live, forgotten()),
             **found,
             "probe_seconds": probed - started,
             "merge_seconds": time.perf_counter() - probed,

@@ -92,3 +92,14 @@ def test_without_curvature_nothing_is_estimated():
     quiet_trainer(callback).fit(Plain(), loader(0))
     assert "quadratic_forgetting" not in callback.history[0]
     assert callback.estimates == {}
+
+
+def test_a_layer_that_is_fitted_anew_does_not_count():
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+    maps, known = known_of(model, [(torch.randn(8, 3), torch.randint(0, 2, (8,)))])
+    snapshot = weights_of(model)
+    with torch.no_grad():
+        model[2].weight += torch.randn(2, 4)
+    given = MergeInputs(Structure(maps=maps), named_weights(model), snapshot, **known)
+    assert quadratic_forgetting(given) > 0.0
+    assert quadratic_forgetting(given, refitted="2") == 0.0

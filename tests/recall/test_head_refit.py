@@ -176,6 +176,16 @@ def test_where_nothing_can_be_fitted_who_asks_for_it_is_told_why(kind, view, why
     assert all("refitted" not in record for record in callback.history)
 
 
+def test_how_far_the_layer_goes_for_that_is_not_told_as_forgotten(monkeypatch):
+    original = head_refit.fitted_head
+    far = lambda *args: tuple(10 * each for each in original(*args))  # noqa: E731
+    monkeypatch.setattr(head_refit, "fitted_head", far)
+    callback = recall()
+    fit(callback, tasks=2)
+    (merge,) = [each for each in callback.history if "refitted" in each]
+    assert merge["quadratic_forgetting"]["merged"] < merge["quadratic_forgetting"]["live"]
+
+
 def test_what_is_fitted_is_told_once(caplog):
     with caplog.at_level("INFO"):
         fit(recall())
