@@ -24,14 +24,6 @@ from recall_lightning.weights.naming import find_weights
 from recall_lightning.weights.sharding import is_sharded, write_into
 from recall_lightning.weights.snapshot import Snapshot
 
-NOTHING_KEPT = (
-    "what the last merge was made from is not known: it is kept from a task's end until the next "
-    "task, with a plasticity, of a task that has gained something, and where keep_live=True says "
-    "so or an adapter is trained"
-)
-"""Why a merge cannot be made again."""
-
-
 class LastMerge:
     """A task's last merge, which can be made again until the next task starts.
 
@@ -76,7 +68,7 @@ class LastMerge:
                 snapshots are not at hand. Nothing has been written then.
         """
         if self.state is None or self._rule is None:
-            raise ValueError(NOTHING_KEPT)
+            raise ValueError(why_not_again(record))
         made_from = self.state["made_from"]
         weights, on = _weights(module, made_from, snapshots)
         merged, entry = merged_again(made_from, self._rule, snapshots, record, plasticity, on)
@@ -141,6 +133,31 @@ class LastMerge:
                 live = record.get("divergence", {}).get("live")
                 return entry | of_both("divergence", live, point.divergence)
         return None
+
+
+def why_not_again(record: Mapping[str, Any]) -> str:
+    """Say why a merge of which nothing is kept cannot be made again, by its entry in ``history``.
+
+    Example:
+        >>> why_not_again({})
+        'nothing has been merged yet: train a task to its end'
+    """
+    if not record:
+        return "nothing has been merged yet: train a task to its end"
+    if "keep" not in record:
+        return (
+            "the last merge was made with its rule's own balance: with a plasticity, such as 0.95, "
+            "others are tried at a task's end"
+        )
+    if not record.get("front"):
+        return (
+            "beside the last merge no others were tried, as its task had gained nothing or has no "
+            "loss that can be measured: it stays as it is"
+        )
+    return (
+        "what the last merge was made from is not kept: set keep_live=True, as is the default "
+        "where an adapter is trained, and make it again before the next task starts"
+    )
 
 
 def front_in(record: Mapping[str, Any]) -> list[FrontPoint]:

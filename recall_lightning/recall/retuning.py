@@ -14,7 +14,7 @@ from recall_lightning.callbacks._trainer.stored_state import count_tensors
 from recall_lightning.checks import FormError, check_form
 from recall_lightning.merging.rules.stored import rule_from_plain
 from recall_lightning.metrics.record import TaskRecord
-from recall_lightning.recall.last_merge import NOTHING_KEPT, front_in, merged_again
+from recall_lightning.recall.last_merge import front_in, merged_again, why_not_again
 from recall_lightning.recall.state import LastMergeState
 from recall_lightning.weights.lightning_checkpoint import with_weights
 from recall_lightning.weights.snapshot_file import FileReference, FileSnapshot
@@ -62,11 +62,7 @@ def last_front(state: Mapping[str, Any]) -> Mapping[str, Any]:
         if record.get("front"):
             front_in(record), record["step"], record["keep"]  # all of them are there
     if not record.get("front"):
-        raise ValueError(
-            "the checkpoint's last merge has no front: merges are tried at a task's end with a "
-            "plasticity (the default of a pre-trained model, else plasticity=0.95), where the task "
-            "has gained something, and keep_live=True keeps what they were made from"
-        )
+        raise ValueError(why_not_again(record))
     return dict(record)
 
 
@@ -103,7 +99,9 @@ def retuned(checkpoint: Mapping[str, Any], plasticity: float, folder: Path) -> d
     key = state_in(checkpoint)
     state = checkpoint["callbacks"][key]
     if state.get("last_merge") is None:
-        raise ValueError(NOTHING_KEPT)
+        with _damage_is_said():
+            record = state["history"][-1] if state["history"] else {}
+        raise ValueError(why_not_again(record))
     with _damage_is_said():
         check_form(state, _Held)
         return _retuned(checkpoint, key, plasticity, folder)

@@ -186,7 +186,7 @@ def test_what_was_kept_is_gone_when_the_next_task_starts():
 
     model, callback = trained()
     callback.retune(model, 0.5)
-    with pytest.raises(MisconfigurationException, match="is not known: it is kept from a task's"):
+    with pytest.raises(MisconfigurationException, match="is not kept: .* before the next task"):
         quiet_trainer(callback, Retunes()).fit(model, loader(2))
 
 
@@ -207,8 +207,9 @@ def test_a_checkpoint_is_left_as_it_was_and_tied_weights_stay_tied(tmp_path):
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"keep_live": False}, "is not known"),
-        ({"keep_live": "auto"}, "is not known"),
+        ({"keep_live": False}, "is not kept: set keep_live=True"),
+        ({"keep_live": "auto"}, "is not kept: set keep_live=True"),
+        ({"keep_live": "auto", "plasticity": None}, "its rule's own balance: with a plasticity"),
     ],
 )
 def test_what_was_not_kept_is_told(kwargs, message, tmp_path):
@@ -217,6 +218,11 @@ def test_what_was_not_kept_is_told(kwargs, message, tmp_path):
         callback.retune(model, 0.5)
     with pytest.raises(ValueError, match=message):
         in_file(tmp_path, 0.5)
+
+
+def test_before_any_merge_nothing_can_be_made_again():
+    with pytest.raises(MisconfigurationException, match="nothing has been merged yet"):
+        RecallCallback(keep_live=True).retune(Plain(), 0.5)
 
 
 def test_a_rule_of_ones_own_is_merged_again_by_the_callback_alone(tmp_path):
