@@ -1,6 +1,7 @@
 """Checks of arguments and of what files hold, which every part shares; it imports nothing heavy."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
 from numbers import Integral
 from types import UnionType
 from typing import Any, NotRequired, cast, get_args, get_origin, get_type_hints, is_typeddict
@@ -24,6 +25,16 @@ def check_choice(name: str, value: object, *choices: str) -> None:
     """
     if value not in choices:
         raise ValueError(f"{name}={value!r} is unknown: use {one_of(choices)}")
+
+
+def meant(word: str, known: Sequence[str], before: str = "") -> str:
+    """Return the question whether one of some names was meant, if one is like a word.
+
+    >>> meant("ewcc", ["finetune", "ewc"]), meant("x", ["ewc"])
+    ('; did you mean ewc?', '')
+    """
+    close = get_close_matches(word, known, n=1, cutoff=0.6)
+    return f"; did you mean {before}{close[0]}?" if close else ""
 
 
 def check_count(name: str, value: object) -> None:

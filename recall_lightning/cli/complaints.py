@@ -4,9 +4,10 @@ import inspect
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from importlib import import_module
 from itertools import takewhile
+
+from recall_lightning.checks import meant
 
 _LONGEST = 200  # characters of a value, or of a reason that is not known here
 
@@ -50,12 +51,12 @@ def sentence(message: str, options: Iterable[str] = ()) -> str:
     known = [option.lstrip("-") for option in options]
     stray = re.match(r"unrecognized arguments: -*([^\s=]+)", message, re.IGNORECASE)
     if stray:
-        return f"{_short(message)}{_meant(stray[1], known, '--')}"
+        return f"{_short(message)}{meant(stray[1], known, '--')}"
     inside = re.match(
         r"(?:Subcommand '\w+'|Parser) does not accept (?:option|nested key) '(.+)'", message
     )
     if inside:
-        return f"no option {inside[1]!r}{_meant(inside[1], known)}"
+        return f"no option {inside[1]!r}{meant(inside[1], known)}"
     missing = re.match(r"the following arguments are required: (?:\w+\.)?(model|data)$", message)
     if missing:
         return f"--{missing[1]} is missing: name a recipe that says it, -c RECIPE"
@@ -145,7 +146,7 @@ def _told(found: _Found) -> str:
         has = _arguments_of(found.of_class)
         whose = f" of {name}" if name else ""
         listed = f"; there are {', '.join(has)}" if 0 < len(has) <= 12 else ""
-        close = _meant(found.unknown, has)
+        close = meant(found.unknown, has)
         return f"{option}: there is no argument {found.unknown!r}{whose}{close or listed}"
     if found.required:
         return f"{option}: {name or 'it'} needs {found.required!r}: set {option}.{found.required}"
@@ -155,9 +156,12 @@ def _told(found: _Found) -> str:
         return f"{option}{of}{value}: {_short(' '.join(found.reasons))}"
     if found.types:
         kinds = list(dict.fromkeys(map(_kind, found.types)))
+        choices = [each for kind in kinds for each in re.findall(r"'(\w+)'", kind)]
+        if choices and re.fullmatch(r"[\w-]+", found.value):
+            kinds = [kind for kind in kinds if kind != "a str"]  # which it is
         hint = ", given by its import path, package.module.Class, or the name of a known one"
         must = f" must be {' or '.join(kinds)}{hint if 'a class' in kinds else ''}"
-        return f"{option} {_short(found.value)!r}{must}"
+        return f"{option} {_short(found.value)!r}{must}{meant(found.value, choices)}"
     return ""
 
 
@@ -192,11 +196,6 @@ def _arguments_of(path: str) -> list[str]:
     except (ImportError, AttributeError, ValueError, TypeError):
         return []
     return list(dict.fromkeys(found))
-
-
-def _meant(word: str, known: Sequence[str], before: str = "") -> str:
-    close = get_close_matches(word, known, n=1, cutoff=0.6)
-    return f"; did you mean {before}{close[0]}?" if close else ""
 
 
 def _short(text: str) -> str:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from recall_lightning.checks import meant
 from recall_lightning.compare.results import RUN_FILE
 from recall_lightning.compare.state import State, state_of
 
@@ -251,7 +252,8 @@ def _check(settings: Sequence[Setting], known: Sequence[str]) -> None:
         raise ValueError("nothing to compare: name --methods, such as finetune,recall")
     for setting in settings:
         if setting.method not in known:
-            raise ValueError(f"unknown method {setting.method!r}: use {', '.join(known)}")
+            close = meant(setting.method, known)
+            raise ValueError(f"unknown method {setting.method!r}: use {', '.join(known)}{close}")
     folders: dict[str, str] = {}
     for setting in settings:
         other = folders.setdefault(setting.folder.lower(), setting.label)

@@ -24,6 +24,7 @@ from recall_lightning.weights.naming import find_weights
 from recall_lightning.weights.sharding import is_sharded, write_into
 from recall_lightning.weights.snapshot import Snapshot
 
+
 class LastMerge:
     """A task's last merge, which can be made again until the next task starts.
 

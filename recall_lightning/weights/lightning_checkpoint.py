@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any, cast
+from zipfile import is_zipfile
 
 import torch
 from torch import Tensor
@@ -29,7 +30,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             f"there is no file {path}: name a checkpoint, such as one of ModelCheckpoint"
         )
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        in_place = is_zipfile(path)  # the older form of torch.save is none
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=in_place)
     except Exception as error:  # of as many kinds as there are ways to damage a file
         why = str(error).partition(". ")[0]  # what follows is torch's advice
         raise ValueError(f"{path} cannot be read as a checkpoint ({why}): name another") from error

@@ -54,6 +54,9 @@ UNION = """Parser key "recall.snapshots":
         (UNION, "--recall.snapshots 'x' must be an int or 'all'"),
         ('Parser key "method":\n  Expected a typing.Literal[\'a\', \'b\']. Got value: c',
          "--method 'c' must be one of 'a', 'b'"),
+        ('Parser key "score":\n  Expected a <class \'str\'>\n'
+         "  Expected a typing.Literal['f1', 'exact_match']. Got value: exactmatch",
+         "--score 'exactmatch' must be one of 'f1', 'exact_match'; did you mean exact_match?"),
         ("Subcommand 'fit' does not accept option 'trainer.max_epohs'",
          "no option 'trainer.max_epohs'; did you mean trainer.max_epochs?"),
         ("the following arguments are required: fit.model",

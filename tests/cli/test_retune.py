@@ -91,7 +91,7 @@ def test_what_is_wrong_is_one_line_and_nothing_is_written(checkpoint, tmp_path, 
     )
     (tmp_path / "text.ckpt").write_text("no checkpoint")
     assert "cannot be read as a checkpoint" in refused(capsys, tmp_path / "text.ckpt")
-    torch.save({"state_dict": {}}, tmp_path / "plain.ckpt")
+    torch.save({"state_dict": {}}, tmp_path / "plain.ckpt", _use_new_zipfile_serialization=False)
     assert "no state of RecallCallback" in refused(capsys, tmp_path / "plain.ckpt")
     out.write_text("something else")
     assert "exist" in refused(capsys, checkpoint, "--plasticity", "0.5", "--out", out)

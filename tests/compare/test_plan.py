@@ -62,7 +62,10 @@ def test_a_variant_may_be_a_method_as_it_is():
     ("given", "message"),
     [
         ((""), "nothing to compare"),
-        (("finetun"), "unknown method 'finetun': use finetune, joint"),
+        (
+            ("finetun"),
+            "unknown method 'finetun': use finetune, joint, ewc, recall; did you mean finetune",
+        ),
         (("finetune", ["ew.strength=1"]), "unknown method 'ew'"),
         (("finetune", ["ewc.strength"]), "must be METHOD.ARGUMENT"),
         (("finetune", ["ewc.strength=1,,2"]), "empty value"),

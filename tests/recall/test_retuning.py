@@ -186,7 +186,7 @@ def test_what_was_kept_is_gone_when_the_next_task_starts():
 
     model, callback = trained()
     callback.retune(model, 0.5)
-    with pytest.raises(MisconfigurationException, match="is not kept: .* before the next task"):
+    with pytest.raises(MisconfigurationException, match=r"is not kept: .* before the next task"):
         quiet_trainer(callback, Retunes()).fit(model, loader(2))
 
 

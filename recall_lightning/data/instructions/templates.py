@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from recall_lightning.checks import meant
 from recall_lightning.data.cells import is_empty, text_of
 from recall_lightning.data.instructions.conversations import Conversation
 from recall_lightning.data.instructions.examples import Example, before_of
@@ -297,5 +298,6 @@ def template_of(given: str | Template | Conversation) -> Template | Conversation
         return given
     if given not in TEMPLATES | FORMATS:
         known = ", ".join([*TEMPLATES, *FORMATS])
-        raise ValueError(f"there is no template {given!r}: use {known} or your own")
+        close = meant(given, [*TEMPLATES, *FORMATS])
+        raise ValueError(f"there is no template {given!r}: use {known} or your own{close}")
     return (TEMPLATES | FORMATS)[given]
