@@ -157,13 +157,16 @@ class RecallCLI(LightningCLI):
     def before_fit(self) -> None:
         """Find the last checkpoint; measure a model that starts untrained: the matrix's first row.
 
-        ``--ckpt_path last`` means that of any run in the recipe's folder. Lightning looks into the
-        new run's folder only, and starts anew where there is none.
+        Training data that is missing is told of before that takes its time. ``--ckpt_path last``
+        means that of any run in the recipe's folder. Lightning looks into the new run's folder
+        only, and starts anew where there is none.
         """
         if self._get(self.config, "ckpt_path") == "last":
             found = last_checkpoint(self.trainer)
             rank_zero_info(f"going on from {found}" if found else "no run to go on from: a new one")
             self._go_on_from(found)
+        if isinstance(self.datamodule, TaskStream):
+            self.datamodule.check_training_data()
         if self._get(self.config, "ckpt_path") is None and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             self.trainer.validate(self.model, self.datamodule, verbose=False)
 

@@ -210,18 +210,17 @@ class InstructionStream(TaskStream):
     def _scored(self) -> list[InstructionTask]:
         return [*self.tasks, *([self.general] if self.general is not None else [])]
 
-    def setup(self, stage: str) -> None:
-        """Read every task's first training example, so that none is found wrong when it starts.
+    def check_training_data(self) -> None:
+        """Read every task's first training example, so that none is found wrong when it starts."""
+        for task, own in enumerate(self.tasks):
+            if is_file(own.train):  # what lies elsewhere may take hours to fetch
+                faults = _Faults.of(own, own.train)
+                first = self._examples(task, own.train, own.train_limit, faults, lambda e: e)
+                self._not_empty(list(islice(first, 1)), faults)
 
-        Say so where nobody proves that packed examples do not see each other.
-        """
+    def setup(self, stage: str) -> None:
+        """Say where nobody proves that packed examples do not see each other."""
         super().setup(stage)
-        if stage == "fit":
-            for task, own in enumerate(self.tasks):
-                if is_file(own.train):  # what lies elsewhere may take hours to fetch
-                    faults = _Faults.of(own, own.train)
-                    first = self._examples(task, own.train, own.train_limit, faults, lambda e: e)
-                    self._not_empty(list(islice(first, 1)), faults)
         module = None if self.trainer is None else self.trainer.lightning_module
         if self.pack and stage == "fit" and not getattr(module, "proves_packing", module is None):
             rank_zero_warn(
@@ -330,16 +329,11 @@ class InstructionStream(TaskStream):
         self, task: int, split: str, limit: int | None, faults: _Faults, make: Any
     ) -> Iterator[Any]:
         own, template = self._scored[task], self.templates[task]
-        rows = read_rows(
-            split,
-            own.data,
-            own.config,
-            own.revision,
-            own.data_dir,
-            self.streaming,
-            own.encoding,
-            own.delimiter,
-        )
+        parts = (own.data, own.config, own.revision, own.data_dir, self.streaming)
+        try:
+            rows = read_rows(split, *parts, own.encoding, own.delimiter)
+        except MisconfigurationException as error:
+            raise MisconfigurationException(f"task {own.name!r}: {error}") from error
         faults.unseen = template.optional_columns
         checked = not has_header(split)
         for number, row in islice(rows, limit):

@@ -269,6 +269,12 @@ class TaskStream(LightningDataModule, ABC):
         if self.trainer is not None and (self.trainer.max_epochs or -1) > 0:
             self.trainer.fit_loop.max_epochs -= epochs  # type: ignore[operator]
 
+    def check_training_data(self) -> None:
+        """Look into every task's training data before anything runs; by default there is nothing.
+
+        A subclass whose data can be missing says so here, and not when the task starts.
+        """
+
     # --- Lightning's hooks ----------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
@@ -282,6 +288,7 @@ class TaskStream(LightningDataModule, ABC):
         if stage != "fit":
             return
         self._check_joint_or_replay()
+        self.check_training_data()
         if self.joint or self.replay is not None:
             for task in range(self.num_tasks):
                 self._sized_dataset(task)

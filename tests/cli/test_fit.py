@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 import yaml
 from lightning.pytorch import Trainer
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from recall_lightning.cli.fit import RecallCLI
 from recall_lightning.cli.main import main
+from recall_lightning.data import DigitsStream
 from recall_lightning.methods.table import METHODS
 from tests.support.processes import run_python
 from tests.support.wandb_records import (
@@ -314,6 +316,19 @@ def test_too_few_epochs_are_one_sentence_and_exit_code_2(tmp_path, capsys):
 
 
 @pytest.mark.processes
+def test_training_data_that_is_missing_is_told_before_anything_is_validated(
+    tmp_path, capsys, monkeypatch
+):
+    def missing(self):
+        raise MisconfigurationException("there is no file x")
+
+    monkeypatch.setattr(DigitsStream, "check_training_data", missing)
+    monkeypatch.setattr(Trainer, "validate", lambda *_, **__: pytest.fail("it is validated"))
+    with pytest.raises(SystemExit):
+        fit(tmp_path)
+    assert "there is no file x" in capsys.readouterr().err
+
+
 def test_the_command_is_installed_and_helps(tmp_path):
     shown = run_python("-m", "recall_lightning.cli.main", "fit", "--help", folder=tmp_path).out
     for option in ("--method", "--recall.every", "--forgetting.monitor", "--trainer.max_epochs"):
