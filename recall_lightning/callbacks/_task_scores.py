@@ -153,7 +153,7 @@ class TaskScoreCallback(TaskAwareCallback):
         dataloader_idx: int = 0,
     ) -> None:
         """Refuse a number that was computed over several dataloaders."""
-        if trainer.state.fn == TrainerFn.FITTING or self.task is None:  # else nothing is read
+        if self._reads(trainer):
             loaders = len(trainer.num_val_batches)
             logged = logged_for(trainer, self.monitor, dataloader_idx, loaders)
             self._carried.check(self._called, trainer, logged)
@@ -176,6 +176,10 @@ class TaskScoreCallback(TaskAwareCallback):
                 f"{self._called}: monitor={self.monitor!r} was not logged in the sanity check for "
                 f"validation dataloader {missing[0]}; a validation without it ends training"
             )
+
+    def _reads(self, trainer: Trainer) -> bool:
+        """Whether the scores of the validation that runs are read."""
+        return trainer.state.fn == TrainerFn.FITTING or self.task is None
 
     @property
     def _called(self) -> str:

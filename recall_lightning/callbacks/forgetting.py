@@ -65,7 +65,9 @@ class ForgettingMonitor(TaskScoreCallback):
     for whoever reads what is logged; by Lightning alone it would go on over all of them. What is
     logged as no dataloader's own score is refused, in the sanity check where there is one. The
     untrained model's row, which forward transfer needs, comes from ``trainer.validate(…)`` before
-    ``fit``. (The sanity check is not read: Lightning drops what it logs.)
+    ``fit``. (The sanity check is not read: Lightning drops what it logs.) A row that is not of its
+    task's last weights, as after an early stop or ``RecallCallback.retune``, says so until
+    ``trainer.validate(…)`` measures it again.
 
     Logged after each task, against ``continual/task`` (tasks trained): ``continual/average``,
     ``continual/backward_transfer``, ``continual/forward_transfer``, ``continual/forgetting`` (the
@@ -134,6 +136,7 @@ class ForgettingMonitor(TaskScoreCallback):
         self._resumed = False
         self._has_stepped = False  # in this fit
         self._files: tuple[Path, dict[str, list[int]]] | None = None  # of the last fit, with marks
+        self._trained: int | None = None  # the id of the last fit's module
 
     @property
     def exceeded(self) -> list[dict[str, Any]]:
@@ -252,7 +255,7 @@ class ForgettingMonitor(TaskScoreCallback):
         """Read the scores; after a task's end they are its row."""
         super().on_validation_end(trainer, pl_module)
         fitting = trainer.state.fn == TrainerFn.FITTING
-        if trainer.sanity_checking or (not fitting and self.task is not None):
+        if trainer.sanity_checking or not self._reads(trainer):
             return
         loaders = len(trainer.num_val_batches)
         tasks = self.known_tasks(trainer)
@@ -266,8 +269,15 @@ class ForgettingMonitor(TaskScoreCallback):
         scores = self.scores(trainer)
         self._name_tasks(trainer, loaders)
         self._find_boundaries(trainer)
-        if not fitting:
+        if not fitting and self.task is None:
             self.record.start_with(scores)
+            return
+        if not fitting:
+            last = self.record.measurements[-1]["step"] if self.record.measurements else 0
+            self.record.measure_again(max(last, self.steps_trained(trainer)), scores)
+            self._started = time.perf_counter()
+            self._report(trainer)
+            self._write_again()
             return
         measured = self.record.measured(self.steps_trained(trainer), scores)
         if self.visit is not None and self.task_ended and len(self.matrix) <= self.visit:
@@ -280,6 +290,7 @@ class ForgettingMonitor(TaskScoreCallback):
         """Write the figures and print the task matrix."""
         super().on_train_end(trainer, pl_module)
         self._stop_clock()
+        self._trained = id(pl_module)
         self._conclude(trainer)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -291,6 +302,17 @@ class ForgettingMonitor(TaskScoreCallback):
             trainer, pl_module, self._ended(trainer)
         ):
             self._write_again()
+
+    def _reads(self, trainer: Trainer) -> bool:
+        """True in a fit, before any task, and where the last row is to be measured again.
+
+        That is after a fit, of the module that was trained as it is, and not of a checkpoint.
+        """
+        if super()._reads(trainer):
+            return True
+        outdated = self.record.last_is_early or self.record.last_is_retuned
+        is_as_trained = id(trainer.lightning_module) == self._trained and trainer.ckpt_path is None
+        return outdated and is_as_trained and len(self.matrix) == (self.visit or 0) + 1
 
     def _conclude(self, trainer: Trainer) -> None:
         self._find_boundaries(trainer)
@@ -399,12 +421,13 @@ class ForgettingMonitor(TaskScoreCallback):
             task, row = self.clock.visits[visit], self.record.last_measured_of(visit)
             missing = {"scores": [math.nan] * max(1, len(self.record.task_names))}
             missing["probes"] = [math.nan] * len(self.record.probe_names)
-            self.record.finish(row or missing, task)
+            self.record.finish(row or missing, task, early=True)
             if row:
                 self._keep_limits(trainer, None)
             rank_zero_warn(
                 f"ForgettingMonitor: no validation came after the end of task {task}; its row of "
-                f"the matrix is {'the last one before it' if row else 'empty'}"
+                f"the matrix is {'the last one before it' if row else 'empty'}, until you call "
+                "trainer.validate(model, …) with all of its loaders before the next task"
             )
 
     def _report(self, trainer: Trainer) -> None:

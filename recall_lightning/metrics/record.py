@@ -61,6 +61,7 @@ class RecordState(TypedDict):
     rolled_back: NotRequired[list[int]]
     found_boundaries: NotRequired[list[FoundBoundary] | None]
     retuned: NotRequired[list[int]]
+    measured_early: NotRequired[list[int]]
 
 
 @dataclass
@@ -87,6 +88,8 @@ class TaskRecord:
         found_boundaries: Where nobody announces the tasks' ends and a callback looks for them: what
             it found, as ``RecallCallback.changes`` has it. None where none looks.
         retuned: The rows that were measured before the last merge of their task was made again.
+        measured_early: The rows that were measured before their task's end, after which nothing was
+            validated.
 
     Example:
         >>> record = TaskRecord("val/loss", False, ["a", "b"], [[1.0, 4.0], [1.5, 1.25]])
@@ -113,6 +116,7 @@ class TaskRecord:
     rolled_back: list[int] = field(default_factory=list)
     found_boundaries: list[FoundBoundary] | None = None
     retuned: list[int] = field(default_factory=list)
+    measured_early: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.trained = self.trained or list(range(len(self.matrix)))
@@ -223,8 +227,9 @@ class TaskRecord:
         found = self.measured(0, scores)
         self.before, self.probes_before = found["scores"], found.get("probes")
 
-    def finish(self, measured: Mapping[str, Any], task: int) -> None:
-        """Take a measurement for the next row, which is of a task."""
+    def finish(self, measured: Mapping[str, Any], task: int, early: bool = False) -> None:
+        """Take a measurement for the next row, which is of a task, if from before its end."""
+        self.measured_early += [len(self.matrix)] if early else []
         self.matrix.append(measured["scores"])
         self.trained.append(task)
         self.probes.append(measured.get("probes", []))
@@ -233,6 +238,25 @@ class TaskRecord:
     def last_is_retuned(self) -> bool:
         """Whether the last row is of before the last merge was made again."""
         return len(self.matrix) - 1 in self.retuned
+
+    @property
+    def last_is_early(self) -> bool:
+        """Whether the last row is of before its task's end."""
+        return len(self.matrix) - 1 in self.measured_early
+
+    def measure_again(self, step: int, scores: Sequence[float]) -> None:
+        """Take scores for the last row, which was of before its weights.
+
+        Example:
+            >>> record = TaskRecord("val/acc", True, ["a"], [[0.9]], probes=[[]], retuned=[0])
+            >>> record.measure_again(10, [0.8])
+            >>> record.matrix, record.last_is_retuned
+            ([[0.8]], False)
+        """
+        row, measured = len(self.matrix) - 1, self.measured(step, scores)
+        self.matrix[row], self.probes[row] = measured["scores"], measured.get("probes", [])
+        self.retuned = [each for each in self.retuned if each != row]
+        self.measured_early = [each for each in self.measured_early if each != row]
 
     def retune(self, step: int) -> bool:
         """Note that a merge was made again, if the last row was measured after it.
@@ -264,6 +288,7 @@ class TaskRecord:
         del self.matrix[row:], self.trained[row:], self.probes[row:], self.boundaries[row:]
         self.rolled_back = [each for each in self.rolled_back if each < row]
         self.retuned = [each for each in self.retuned if each < row]
+        self.measured_early = [each for each in self.measured_early if each < row]
         if row == 0:
             self.measurements = []
             if self.before is not None:
@@ -350,6 +375,7 @@ class TaskRecord:
         self.rolled_back = list(state_dict.get("rolled_back", []))  # older ones have none of these
         self.found_boundaries = state_dict.get("found_boundaries")
         self.retuned = list(state_dict.get("retuned", []))
+        self.measured_early = list(state_dict.get("measured_early", []))
         if "trained" not in state_dict:  # of a time when a task was trained once
             self.trained = list(range(len(self.matrix)))
 
@@ -365,6 +391,7 @@ class TaskRecord:
             shown[first] = [*self.before, *(self.probes_before or [])]
         for row, (scores, others) in enumerate(zip(self.matrix, probes, strict=False)):
             remark = ", rolled back" if row in self.rolled_back else ""
+            remark += ", measured before its end" if row in self.measured_early else ""
             remark += ", before retuning" if row in self.retuned else ""
             shown[f"after {self.visit_name(row)}{remark}"] = [*scores, *others]
         return shown

@@ -53,8 +53,9 @@ def write_task_matrix(
             "before": plain_json(record.probes_before),
             "matrix": [plain_json(row) for row in record.probes],
         }
-    if record.retuned:
-        content["retuned"] = record.retuned
+    for name in ("retuned", "measured_early"):
+        if rows := getattr(record, name):
+            content[name] = rows
     if record.found_boundaries is not None:
         content["found_boundaries"] = record.found_boundaries
     write_whole(folder / "task_matrix.json", json.dumps(content, indent=1))
@@ -95,6 +96,7 @@ def read_task_matrix(content: Mapping[str, Any]) -> TaskRecord:
             list(content.get("rolled_back", [])),
             None if found is None else [_found_boundary(each) for each in found],
             list(content.get("retuned", [])),
+            list(content.get("measured_early", [])),
         )
         check_scores(vars(record))
         named = all(0 <= task < len(record.task_names) for task in record.trained)

@@ -8,8 +8,8 @@ def tell_of_an_early_stop() -> None:
     """Say that a fit that was stopped early has merged after its last checkpoint."""
     rank_zero_warn(
         "the fit stopped early, so the merge at its task's end came after the last validation and "
-        "checkpoint: validate and save the model once more (a checkpoint from before holds the "
-        "task's last batches)"
+        "checkpoint: trainer.validate(model, …) and trainer.save_checkpoint(…) now (a checkpoint "
+        "from before holds the task's last batches)"
     )
 
 

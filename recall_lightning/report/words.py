@@ -79,6 +79,11 @@ def lost(record: TaskRecord, exceeded: Sequence[Mapping[str, Any]] | None = None
             "The last merge was made again afterwards: all scores are of the weights of before, "
             "and those that there are now were not measured."
         )
+    if record.last_is_early:
+        said.append(
+            "The last task ended behind its last validation: all scores are of the weights of "
+            "before, and those that a merge at its end has left were not measured."
+        )
     if exceeded:
         was = "limit was" if len(exceeded) == 1 else "limits were"
         stopped = ", and the fit was stopped there" * bool(exceeded[-1].get("stopped"))
@@ -100,7 +105,8 @@ def left(record: TaskRecord) -> str | None:
     tasks, average = len(set(record.trained)), record.summary().get("average")
     if tasks < 2 or average is None:
         return None
-    when = "before the last merge was made again" if record.last_is_retuned else "at the end"
+    when = "before the last task's end" if record.last_is_early else "at the end"
+    when = "before the last merge was made again" if record.last_is_retuned else when
     return f"The {tasks} tasks score {shown(average, score_decimals(record))} on average {when}."
 
 

@@ -274,6 +274,25 @@ def test_an_early_stop_takes_the_last_validation_for_the_row():
     assert len(monitor.matrix) == 1
 
 
+def test_a_validation_after_an_early_stop_measures_the_row_again():
+    stop = EarlyStopping("val/acc/dataloader_idx_0", mode="max", stopping_threshold=0.0)
+    validation = [loader(task, 16, shuffle=False) for task in range(2)]
+    monitor, model = ForgettingMonitor("val/acc"), Plain()
+    trainer = quiet_trainer(monitor, stop, max_epochs=5)
+    trainer.fit(model, loader(0), validation)
+    assert monitor.record.last_is_early
+    with torch.no_grad():
+        model.net[-1].weight.neg_()
+    trainer.validate(Plain(), validation, verbose=False)  # another model's scores are no row
+    assert monitor.record.last_is_early
+    measured = trainer.validate(model, validation, verbose=False)
+    scores = [own[f"val/acc/dataloader_idx_{n}"] for n, own in enumerate(measured)]
+    assert monitor.matrix == [scores]
+    assert not monitor.record.last_is_early
+    trainer.validate(model, validation, verbose=False)
+    assert len(monitor.record.measurements) == 2
+
+
 def test_a_second_run_of_a_stream_starts_a_new_matrix():
     monitor = ForgettingMonitor("val/acc")
     fit_stream(monitor)

@@ -98,6 +98,15 @@ def test_a_row_that_was_measured_before_a_merge_was_made_again_says_so():
     assert own.retuned == []
 
 
+def test_a_row_of_before_its_tasks_end_says_so_until_it_is_measured_again():
+    own = record(probes=[[], []])
+    own.finish({"scores": [2.0, 1.0]}, task=0, early=True)
+    assert list(own.rows("before"))[-1].endswith(", measured before its end")
+    own.measure_again(24, [3.0, 1.5])
+    assert own.matrix[-1] == [3.0, 1.5]
+    assert not own.last_is_early
+
+
 def test_a_row_that_a_merge_came_after_is_not_of_it():
     own = record(measurements=[{"step": 8, "scores": [1.0, 4.0, 5.0]}])
     own.retune(16)

@@ -43,6 +43,7 @@ def test_what_was_written_is_read(tmp_path):
         rolled_back=[1],
         found_boundaries=FOUND,
         retuned=[1],
+        measured_early=[0],
     )
     assert read_task_matrix(written(own, tmp_path)) == own
 

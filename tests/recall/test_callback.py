@@ -264,7 +264,9 @@ def test_a_transfer_hook_that_augments_does_not_break_bit_identity():
 
 def test_an_early_stop_says_that_its_merge_came_last():
     stop = EarlyStopping("val/acc", mode="max", stopping_threshold=0.0)
-    with pytest.warns(UserWarning, match="validate and save the model once more"):
+    with pytest.warns(
+        UserWarning, match=r"trainer.validate\(model, …\) and trainer.save_checkpoint"
+    ):
         quiet_trainer(recall(every=1.0), stop, max_epochs=3).fit(Plain(), loader(0), loader(0))
 
 

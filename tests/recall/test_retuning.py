@@ -159,6 +159,21 @@ def test_a_monitor_says_that_its_last_row_is_of_before(tmp_path):
     assert "The last merge was made again afterwards" in lost(monitor.record)
 
 
+def test_a_validation_measures_the_row_of_a_merge_that_was_made_again(tmp_path):
+    torch.manual_seed(0)
+    model, callback = Plain(), RecallCallback(keep_live=True)
+    monitor, vals = ForgettingMonitor("val/acc"), [loader(0, 64, shuffle=False)]
+    trainer = Trainer(max_epochs=3, callbacks=[callback, monitor], default_root_dir=tmp_path)
+    trainer.fit(model, loader(0), vals)
+    callback.retune(model, 0.05)
+    (measured,) = trainer.validate(model, vals, verbose=False)
+    assert monitor.matrix == [[measured["val/acc"]]]
+    (matrix,) = tmp_path.rglob("task_matrix.json")
+    written = json.loads(matrix.read_text())
+    assert "retuned" not in written
+    assert written["matrix"] == monitor.matrix
+
+
 def test_a_rollback_to_a_merge_that_was_made_again_says_so(tmp_path):
     torch.manual_seed(0)
     model, callback = Plain(), RecallCallback(keep_live=True)

@@ -67,6 +67,7 @@ OPTIONAL |= {
     "start",
     "found_boundaries",
     "retuned",
+    "measured_early",
     "noise",
 }  # an older one has none
 FREE = {"settings", "merge_seconds", "probe_seconds", "condition"}
