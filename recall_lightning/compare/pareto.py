@@ -85,7 +85,8 @@ def pareto_figure(
     axes.grid(color="0.93", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    _draw_legend(figure, len(front) > 1, any(row.needs_old_data for row in rows), own != [])
+    has_front = len(set(zip(xs, ys, strict=True))) > 1
+    _draw_legend(figure, has_front, any(row.needs_old_data for row in rows), own != [])
     _label(figure, axes, rows, looks)
     return figure
 

@@ -43,10 +43,12 @@ def build_transformer(
             # from_pretrained returns a model in evaluation mode, and Lightning would leave it so.
             return auto_model.from_pretrained(model, **kwargs).train()
         except (OSError, ValueError) as error:
+            there = "" if folder.exists() else f" is no folder, seen from {Path.cwd()}, and"
             raise MisconfigurationException(
-                f"model={model!r} cannot be loaded as AutoModelFor{head} ({_first_line(error)})."
-                " Pass a folder that save_pretrained wrote, a hub id (where there is no network, a"
-                " local folder), or a mapping with model_type and config fields."
+                f"model={model!r}{there} cannot be loaded as AutoModelFor{head} "
+                f"({_first_line(error)}): give a folder that save_pretrained wrote, a hub id "
+                "(where there is no network, a local folder), or a mapping with model_type and "
+                "config fields"
             ) from error
 
     fields = {**model, **kwargs}
