@@ -336,10 +336,11 @@ class MeasuredPlasticity:
             why = ""
             if not is_share:
                 why = (
-                    ": each earlier task does once, where the last layer is fitted anew, if that "
-                    f"leaves anything; set plasticity={self.share} to have that share left"
+                    ", as each does once where a classifier's last layer is fitted anew: set "
+                    f"plasticity={self.share} to have that share left"
                 )
-            rank_zero_info(f"{_said(context, gain)}; the old counts {keep:.3g} times{why}")
+            said = f"in it, earlier tasks count {keep:.3g} times against the new one"
+            rank_zero_info(f"{_said(context, gain)}; {said}{why}")
 
     def _tell_cost(self, context: TaskContext, gain: TaskGain) -> None:
         if gain.share < _LITTLE:

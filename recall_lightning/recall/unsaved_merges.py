@@ -18,7 +18,7 @@ def tell_of_an_unsaved_merge(trainer: Trainer) -> None:
     savers = trainer.checkpoint_callbacks
     if any(not getattr(each, "save_weights_only", False) for each in savers):
         rank_zero_warn(
-            "no checkpoint was written after the last merge, at the end of the last task: save "
+            "no checkpoint was written after the merge at the end of the fit's last task: save "
             "the model once more, as by trainer.save_checkpoint(…), or let a ModelCheckpoint "
             "of its own save at the end of epochs or validations"
         )

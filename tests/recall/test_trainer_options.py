@@ -110,7 +110,7 @@ def test_a_seed_set_after_tuning_counts(tmp_path):
     assert drawn[0] == drawn[-1]
 
 
-UNSAVED = "no checkpoint was written after the last merge"
+UNSAVED = "no checkpoint was written after the merge at the end"
 
 
 @pytest.mark.parametrize(

@@ -78,8 +78,8 @@ class ParameterImportance(Statistic):
         if context.snapshots and not self.by_name and not told:
             rank_zero_info(
                 "RecallCallback: nothing is known of what the model depended on before its first "
-                "task, so there every parameter counts alike; merge_first_task=False leaves that "
-                "task unmerged"
+                "task, so in the merges of that task every parameter counts alike; "
+                "merge_first_task=False leaves it unmerged"
             )
 
     def observe_gradients(self, context: TaskContext, optimizer: Optimizer) -> None:
