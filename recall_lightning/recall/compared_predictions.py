@@ -26,7 +26,7 @@ from recall_lightning.recall.context import TaskContext
 from recall_lightning.recall.model_run import ModelRun
 from recall_lightning.recall.statistics.recent_batches import last_with
 
-_MOST = 512  # predictions of each process: vocabularies are large
+COMPARED_PREDICTIONS = 512  # of each process: vocabularies are large
 
 
 class ComparedPredictions:
@@ -47,7 +47,7 @@ class ComparedPredictions:
     ) -> None:
         self._run, self._found = run, found
         self._view = view_of(context.pl_module, run.view)
-        self._batches = last_with(batches, _MOST, self._view)
+        self._batches = last_with(batches, COMPARED_PREDICTIONS, self._view)
         self._first = len(batches) - len(self._batches)
         self._called = None if is_sharded(context.trainer) else self._heard_module(context)
         self._heard: dict[int, Tensor] = {}
@@ -123,7 +123,7 @@ class ComparedPredictions:
         outputs = outputs.detach()
         parameters = self._found.to_parameters(outputs, targets)(outputs)
         rows = parameters[view.counts(batch, parameters[..., 0])]
-        most = max(1, _MOST // len(self._batches))
+        most = max(1, COMPARED_PREDICTIONS // len(self._batches))
         return rows[:: max(1, math.ceil(len(rows) / most))].float()
 
     def _heard_module(self, context: TaskContext) -> nn.Module | None:

@@ -15,7 +15,6 @@ from recall_lightning.merging.structure import Structure
 from recall_lightning.recall.front import POINTS
 from recall_lightning.recall.measured_work import MeasuredWork, Work
 from recall_lightning.recall.parts import Parts
-from recall_lightning.recall.plasticity import COMPARED_BATCHES
 from recall_lightning.recall.training_estimates import estimate_is_due
 from recall_lightning.weights.naming import running_statistics
 
@@ -161,7 +160,7 @@ class _Plan:
         others = set(range(1, self.steps)).difference(self.due)
         times = sum(estimate_is_due(step, self.steps) for step in others)
         at_the_end = self.steps not in self.due
-        batches = times + at_the_end * min(self.kept(self.steps), COMPARED_BATCHES)
+        batches = times + at_the_end * self.work.predicted(self.kept(self.steps))
         return self.work.forward(2 * batches) + (times + at_the_end) * self.work.estimate()
 
     def merges(self, rule: MergeRule, steps: Sequence[int], tries: int = 1) -> Work:

@@ -28,6 +28,7 @@ from recall_lightning.merging.head import Predicted, fitted_head
 from recall_lightning.merging.quadratic_forgetting import quadratic_forgetting
 from recall_lightning.merging.rules import MergeInputs, MergeRule
 from recall_lightning.merging.structure import Structure
+from recall_lightning.recall.compared_predictions import COMPARED_PREDICTIONS
 from recall_lightning.recall.head_refit import draws, fitted_to
 from recall_lightning.recall.parts import Parts
 from recall_lightning.recall.plasticity import COMPARED_BATCHES, compared_of
@@ -36,7 +37,7 @@ from recall_lightning.recall.statistics.base import Statistic
 from recall_lightning.recall.statistics.head_inputs import HeadInputs
 from recall_lightning.recall.statistics.moments import MapMoments
 from recall_lightning.recall.statistics.prior import TOKENS_AT_ONCE, view_of_writer
-from recall_lightning.recall.statistics.recent_batches import RecentBatches
+from recall_lightning.recall.statistics.recent_batches import RecentBatches, last_with
 from recall_lightning.recall.statistics.samples import TypicalSamples, comparison_of
 from recall_lightning.weights.naming import named_weights
 from recall_lightning.weights.snapshot import Snapshot
@@ -147,6 +148,11 @@ class MeasuredWork:
     def compared(self, batches: int) -> int:
         """Return of how many of so many batches the loss tells what a merge costs."""
         return len(compared_of([self._batch] * batches, self._view))
+
+    def predicted(self, batches: int) -> int:
+        """Return on how many of so many batches predictions are compared where no merge is made."""
+        last = [self._batch] * min(batches, COMPARED_BATCHES)
+        return len(last_with(last, COMPARED_PREDICTIONS, self._view))
 
     def copies(self, batches: int) -> Work:
         """Keep batches in place of older ones."""

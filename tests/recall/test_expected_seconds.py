@@ -2,6 +2,7 @@
 
 import re
 from collections import Counter
+from functools import partial
 
 import pytest
 import torch
@@ -43,8 +44,8 @@ def adapted():
     return writer
 
 
-def sequences(task):
-    rows = (torch.arange(12) + torch.arange(64)[:, None]) * (task + 1) % 32
+def sequences(task, tokens=12):
+    rows = (torch.arange(tokens) + torch.arange(64)[:, None]) * (task + 1) % 32
     return DataLoader([{"input_ids": row, "labels": row} for row in rows], batch_size=8)
 
 
@@ -66,6 +67,10 @@ SETTINGS = {
     "no merge at the end": (
         *(Plain, loader),
         {"moments": FEW_BATCHES, "end_rule": "never", "every": 3},
+    ),
+    "more labels than are compared": (
+        *(Writer, partial(sequences, tokens=40)),
+        {"moments": FEW_BATCHES, "end_rule": "never", "every": 3, "merge_first_task": False},
     ),
     "without curvature": (Plain, loader, {"rule": "subspace", "moments": FEW_BATCHES}),
     "importance alone": (Plain, loader, {"rule": "importance", "every": 2}),
