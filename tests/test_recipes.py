@@ -27,7 +27,8 @@ def test_the_five_tasks_are_trained_merged_exported_and_generated_from(
     tmp_path, monkeypatch, capsys
 ):
     shorter = ["--data.init_args.epochs_per_task=1", "--trainer.check_val_every_n_epoch=1"]
-    folder = fit("five_tasks_tiny", tmp_path, monkeypatch, *shorter, "--recall.every=0.5")
+    shorter += ["--recall.every=0.5", "--recall.moments.batches=2"]
+    folder = fit("five_tasks_tiny", tmp_path, monkeypatch, *shorter)
     record = json.loads((folder / "task_matrix.json").read_text())
     assert record["tasks"] == list(TEMPLATES)
     assert [len(row) for row in record["matrix"]] == [5] * 5

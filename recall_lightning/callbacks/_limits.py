@@ -34,9 +34,10 @@ _ESTIMATES = ("estimated_forgetting", "quadratic_forgetting")
 _ALWAYS = ("forgetting", *_ESTIMATES)
 _NOT_ESTIMATED = (
     "ForgettingMonitor: the limit of {} was not looked at after {!r}: nothing is "
-    "known of how far predictions have gone, as of outputs that are none, or of a distribution of "
-    "which torch knows no divergence: set predictions= of RecallCallback, or register that by "
-    "torch.distributions.register_kl"
+    "known of how far predictions have gone, as of outputs that are none, of a distribution of "
+    "which torch knows no divergence, or where nothing but a last layer is merged, which is fitted "
+    "anew: set predictions= of RecallCallback, register the divergence by "
+    "torch.distributions.register_kl, or limit estimated_forgetting"
 )
 _DONE = {"stop": "the fit stops", "rollback": "the weights of its start are put back"}
 _DONE_LATE = {

@@ -30,6 +30,7 @@ from recall_lightning.callbacks._trainer.loggers import (
 )
 from recall_lightning.callbacks._trainer.misconfiguration import misconfiguration
 from recall_lightning.callbacks._trainer.optimizer_state import StateOfParameters
+from recall_lightning.callbacks._trainer.validation_loaders import moved_loader
 from recall_lightning.callbacks._trainer.validation_schedule import check_validation_falls_on_end
 from recall_lightning.callbacks.task_aware import task_aware_callbacks
 from recall_lightning.checks import first_of
@@ -136,7 +137,7 @@ class ForgettingMonitor(TaskScoreCallback):
         self._resumed = False
         self._has_stepped = False  # in this fit
         self._files: tuple[Path, dict[str, list[int]]] | None = None  # of the last fit, with marks
-        self._trained: int | None = None  # the id of the last fit's module
+        self._ended_fit: tuple[int, int] | None = None  # the module's id, and the steps until then
 
     @property
     def exceeded(self) -> list[dict[str, Any]]:
@@ -255,7 +256,11 @@ class ForgettingMonitor(TaskScoreCallback):
         """Read the scores; after a task's end they are its row."""
         super().on_validation_end(trainer, pl_module)
         fitting = trainer.state.fn == TrainerFn.FITTING
-        if trainer.sanity_checking or not self._reads(trainer):
+        if trainer.sanity_checking:
+            return
+        if not fitting and self.task is not None:
+            if self._is_outdated(trainer):
+                self._measure_again(trainer)
             return
         loaders = len(trainer.num_val_batches)
         tasks = self.known_tasks(trainer)
@@ -269,15 +274,8 @@ class ForgettingMonitor(TaskScoreCallback):
         scores = self.scores(trainer)
         self._name_tasks(trainer, loaders)
         self._find_boundaries(trainer)
-        if not fitting and self.task is None:
-            self.record.start_with(scores)
-            return
         if not fitting:
-            last = self.record.measurements[-1]["step"] if self.record.measurements else 0
-            self.record.measure_again(max(last, self.steps_trained(trainer)), scores)
-            self._started = time.perf_counter()
-            self._report(trainer)
-            self._write_again()
+            self.record.start_with(scores)
             return
         measured = self.record.measured(self.steps_trained(trainer), scores)
         if self.visit is not None and self.task_ended and len(self.matrix) <= self.visit:
@@ -290,12 +288,12 @@ class ForgettingMonitor(TaskScoreCallback):
         """Write the figures and print the task matrix."""
         super().on_train_end(trainer, pl_module)
         self._stop_clock()
-        self._trained = id(pl_module)
         self._conclude(trainer)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look at an estimate that came late, or conclude a run that had nothing left to train."""
         super().on_fit_end(trainer, pl_module)
+        self._ended_fit = id(pl_module), self.steps_trained(trainer)
         if self.clock.resumed:
             self._conclude(trainer)
         if self.task_ended and self._limits.judge_estimate(
@@ -304,15 +302,40 @@ class ForgettingMonitor(TaskScoreCallback):
             self._write_again()
 
     def _reads(self, trainer: Trainer) -> bool:
-        """True in a fit, before any task, and where the last row is to be measured again.
+        """True in a fit, before any task, and where the last row can be measured again."""
+        again = self._is_outdated(trainer) and len(trainer.num_val_batches) == self._row_length
+        return again or super()._reads(trainer)
 
-        That is after a fit, of the module that was trained as it is, and not of a checkpoint.
+    def _is_outdated(self, trainer: Trainer) -> bool:
+        """Whether the last row is not of the weights of a module that is validated after its fit.
+
+        Not of those that the Trainer has read from a checkpoint.
         """
-        if super()._reads(trainer):
-            return True
         outdated = self.record.last_is_early or self.record.last_is_retuned
-        is_as_trained = id(trainer.lightning_module) == self._trained and trainer.ckpt_path is None
-        return outdated and is_as_trained and len(self.matrix) == (self.visit or 0) + 1
+        if self._ended_fit is None or not outdated or trainer.ckpt_path is not None:
+            return False
+        is_of_last_task = len(self.matrix) == (self.visit or 0) + 1
+        return is_of_last_task and id(trainer.lightning_module) == self._ended_fit[0]
+
+    @property
+    def _row_length(self) -> int:
+        return len(self.record.task_names) + len(self.record.probe_names)
+
+    def _measure_again(self, trainer: Trainer) -> None:
+        """Take a validation after a fit for the last row, if it has a row's dataloaders."""
+        assert self._ended_fit is not None
+        loaders, moved = len(trainer.num_val_batches), moved_loader(self, trainer.val_dataloaders)
+        if loaders != self._row_length or moved is not None:
+            what = "dataloaders in another order" if moved else f"{loaders} dataloaders"
+            rank_zero_warn(
+                f"ForgettingMonitor: a validation of {what} is no row of the matrix, whose last "
+                f"one stays as it is: pass all {self._row_length} in their order"
+            )
+            return
+        self.record.measure_again(self._ended_fit[1], self.scores(trainer))
+        self._started = time.perf_counter()
+        self._report(trainer)
+        self._write_again()
 
     def _conclude(self, trainer: Trainer) -> None:
         self._find_boundaries(trainer)

@@ -232,7 +232,7 @@ def _sweep(method: str, arguments: Mapping[str, Sequence[str]]) -> Iterator[Sett
 
 
 def _parse_variant(text: str) -> Setting:
-    found = re.fullmatch(r"([^=]+)=(?:(\w+)(?::|$))?(.*)", text, re.DOTALL)
+    found = re.fullmatch(r"([^=]+)=\s*(?:(\w+)(?::|$))?(.*)", text.strip(), re.DOTALL)
     if not found or not found[1].strip():
         raise ValueError(f"--variant {text!r} must be NAME=METHOD:ARGUMENTS")
     try:

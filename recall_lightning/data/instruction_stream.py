@@ -27,7 +27,7 @@ from recall_lightning.data.instructions.encoding import Encoded, Encoder, packed
 from recall_lightning.data.instructions.examples import Example
 from recall_lightning.data.instructions.templates import Template, template_of
 from recall_lightning.data.instructions.words import bleu_tokenizer, check_words
-from recall_lightning.data.row_errors import BadRows, RowError, RowFaults
+from recall_lightning.data.row_errors import BadRows, Row, RowError, RowFaults
 from recall_lightning.data.row_files.opening import ending_of
 from recall_lightning.data.rows import has_header, is_file, read_rows, unit_of
 from recall_lightning.data.stream import TaskStream
@@ -329,11 +329,7 @@ class InstructionStream(TaskStream):
         self, task: int, split: str, limit: int | None, faults: _Faults, make: Any
     ) -> Iterator[Any]:
         own, template = self._scored[task], self.templates[task]
-        parts = (own.data, own.config, own.revision, own.data_dir, self.streaming)
-        try:
-            rows = read_rows(split, *parts, own.encoding, own.delimiter)
-        except MisconfigurationException as error:
-            raise MisconfigurationException(f"task {own.name!r}: {error}") from error
+        rows = self._rows(own, split)
         faults.unseen = template.optional_columns
         checked = not has_header(split)
         for number, row in islice(rows, limit):
@@ -356,6 +352,13 @@ class InstructionStream(TaskStream):
                 faults.add(f"{unit_of(split)} {number}", error, self.bad_rows)
         if faults.shortened:
             self._check_fits(task)
+
+    def _rows(self, own: InstructionTask, split: str) -> Iterator[Row]:
+        parts = (own.data, own.config, own.revision, own.data_dir, self.streaming)
+        try:
+            yield from read_rows(split, *parts, own.encoding, own.delimiter)
+        except MisconfigurationException as error:
+            raise MisconfigurationException(f"task {own.name!r}: {error}") from error
 
     def _check_fits(self, task: int) -> None:
         try:

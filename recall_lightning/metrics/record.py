@@ -187,8 +187,9 @@ class TaskRecord:
         self.matrix[row] = _of_length(len(self.matrix[row]), earlier)
         self.probes[row] = _of_length(len(self.probes[row]), probes)
         self.rolled_back.append(row)
-        if row - 1 in self.retuned:  # whose weights are not those of its scores
-            self.retuned.append(row)
+        for outdated in (self.retuned, self.measured_early):
+            if row - 1 in outdated:  # whose weights are not those of its scores
+                outdated.append(row)
         self.measured(step, [*self.matrix[row], *self.probes[row]])
 
     def name(self, tasks: Sequence[str], probes: Sequence[str] = ()) -> None:

@@ -251,9 +251,8 @@ class RecallCallback(TaskAwareCallback):
     def retune(self, pl_module: LightningModule, plasticity: float) -> None:
         """Make the last task's last merge again, with another share of the task's gain left.
 
-        It takes seconds and no data, and may be done as often as one likes until the next task
-        starts: always from the weights of before the merge. ``history`` tells of the last time, and
-        ForgettingMonitor that its last row is of before.
+        It takes seconds and no data, however often, until the next task starts: always from the
+        weights of before the merge. ``history`` and ForgettingMonitor's last row tell of it.
 
         Args:
             pl_module: The model, whose weights are written.
@@ -267,7 +266,8 @@ class RecallCallback(TaskAwareCallback):
         with _misconfiguration():
             plasticity = check_share(plasticity)
             record = self.history[-1] if self.history else {}
-            again = self._last_merge.again_(pl_module, self.snapshots, record, plasticity)
+            given = pl_module, self.snapshots, record, plasticity, self.task_ended
+            again = self._last_merge.again_(*given)
         self.history[-1] = again
         write_merges(self._merges_file, self.history, names_tasks=self._drift is not None)
         for callback in self._beside:

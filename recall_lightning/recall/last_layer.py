@@ -41,6 +41,12 @@ class LastLayer:
         self._inputs, self._statistics, self._run, self._recent = inputs, statistics, run, recent
         self._tasks_count, self._is_suggested = tasks_count, is_suggested
 
+    @property
+    def name(self) -> str | None:
+        """The layer that is fitted at a task's end, once there are earlier tasks."""
+        inputs = self._inputs
+        return inputs.layer if inputs is not None and inputs.tasks and inputs.covers_all else None
+
     def begin(self, context: TaskContext, prepared: PreparedMerge) -> HeadRefit | None:
         """Begin to fit it, where that is to be done and earlier tasks are known."""
         if self._inputs is None:

@@ -52,6 +52,7 @@ class LastMerge:
         snapshots: Sequence[Snapshot],
         record: Mapping[str, Any],
         plasticity: float,
+        ended: bool = True,
     ) -> dict[str, Any]:
         """Make it again, into the weights of a module.
 
@@ -60,6 +61,7 @@ class LastMerge:
             snapshots: The snapshots, oldest first.
             record: The merge's entry in ``RecallCallback.history``.
             plasticity: The share of the task's gain that is left.
+            ended: Whether its task is the current one.
 
         Returns:
             The entry for the new merge.
@@ -69,7 +71,7 @@ class LastMerge:
                 snapshots are not at hand. Nothing has been written then.
         """
         if self.state is None or self._rule is None:
-            raise ValueError(why_not_again(record))
+            raise ValueError(why_not_again(record, ended))
         made_from = self.state["made_from"]
         weights, on = _weights(module, made_from, snapshots)
         merged, entry = merged_again(made_from, self._rule, snapshots, record, plasticity, on)
@@ -136,19 +138,30 @@ class LastMerge:
         return None
 
 
-def why_not_again(record: Mapping[str, Any]) -> str:
-    """Say why a merge of which nothing is kept cannot be made again, by its entry in ``history``.
+def why_not_again(record: Mapping[str, Any], ended: bool = True) -> str:
+    """Say why a merge of which nothing is kept cannot be made again.
+
+    Args:
+        record: Its entry in ``RecallCallback.history``; empty where there is none.
+        ended: Whether no other task has started since.
 
     Example:
         >>> why_not_again({})
-        'nothing has been merged yet: train a task to its end'
+        "nothing has been merged yet: a merge at a task's end can be made again"
     """
     if not record:
-        return "nothing has been merged yet: train a task to its end"
+        return "nothing has been merged yet: a merge at a task's end can be made again"
+    if not ended:
+        return (
+            "the next task has started, and what the last merge was made from is kept until then: "
+            "make it again before that"
+        )
+    if "rolled_back" in record:
+        return "the last merge's task was rolled back: there is nothing left of it to make again"
     if "keep" not in record:
         return (
-            "the last merge was made with its rule's own balance: with a plasticity, such as 0.95, "
-            "others are tried at a task's end"
+            "the last merge was made with its rule's own balance: others are tried with a "
+            "plasticity, such as 0.95, in a merge at a task's end"
         )
     if not record.get("front"):
         return (
@@ -156,8 +169,8 @@ def why_not_again(record: Mapping[str, Any]) -> str:
             "loss that can be measured: it stays as it is"
         )
     return (
-        "what the last merge was made from is not kept: set keep_live=True, as is the default "
-        "where an adapter is trained, and make it again before the next task starts"
+        "what the last merge was made from is not kept: keep_live=True does so, the default where "
+        "an adapter is trained, but not with buffers='recalibrate'"
     )
 
 

@@ -131,9 +131,8 @@ class SnapshotMerge:
         # the drift has read every weight: where it is finite, they all are
         finite = all(map(math.isfinite, drift.values()))
         head = self._last_layer.begin(context, prepared) if last else None
-        forgotten = partial(
-            quadratic_forgetting, prepared.inputs[-1], refitted=head.layer if head else None
-        )
+        refitted = None if last and head is None else self._last_layer.name
+        forgotten = partial(quadratic_forgetting, prepared.inputs[-1], refitted=refitted)
         forgotten_live = forgotten()
 
         def merge(

@@ -127,7 +127,7 @@ def parts_of(given: Mapping[str, Any]) -> Parts:
     merge = SnapshotMerge(
         kept, statistics, trained, buffers, run, recent, measured, last_layer, keep_live
     )
-    estimates = TrainingEstimates(statistics, run, recent)
+    estimates = TrainingEstimates(statistics, last_layer, run, recent)
     drift = None
     if boundaries != "known":
         drift = DriftWatch(DriftSettings() if boundaries == "drift" else boundaries, recent)

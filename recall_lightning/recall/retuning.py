@@ -101,7 +101,7 @@ def retuned(checkpoint: Mapping[str, Any], plasticity: float, folder: Path) -> d
     if state.get("last_merge") is None:
         with _damage_is_said():
             record = state["history"][-1] if state["history"] else {}
-        raise ValueError(why_not_again(record))
+        raise ValueError(why_not_again(record, state.get("task_ended", True)))
     with _damage_is_said():
         check_form(state, _Held)
         return _retuned(checkpoint, key, plasticity, folder)

@@ -12,6 +12,7 @@ from recall_lightning.merging.rules import MergeInputs
 from recall_lightning.recall.compared_predictions import ComparedPredictions
 from recall_lightning.recall.context import TaskContext
 from recall_lightning.recall.divergence import mean_divergence
+from recall_lightning.recall.last_layer import LastLayer
 from recall_lightning.recall.model_run import ModelRun
 from recall_lightning.recall.plasticity import COMPARED_BATCHES
 from recall_lightning.recall.records import ESTIMATES, log_merge
@@ -51,6 +52,7 @@ class TrainingEstimates:
 
     Args:
         statistics: What is known of earlier tasks.
+        last_layer: A classifier's, which does not count where it is fitted at a task's end.
         run: How the model is run.
         recent: The last batches.
 
@@ -58,9 +60,16 @@ class TrainingEstimates:
         last: The last ones of the task.
     """
 
-    def __init__(self, statistics: NeededStatistics, run: ModelRun, recent: RecentBatches) -> None:
+    def __init__(
+        self,
+        statistics: NeededStatistics,
+        last_layer: LastLayer,
+        run: ModelRun,
+        recent: RecentBatches,
+    ) -> None:
         self.last: EstimateState | None = None
-        self._statistics, self._run, self._recent = statistics, run, recent
+        self._statistics, self._last_layer = statistics, last_layer
+        self._run, self._recent = run, recent
 
     def observe_step(self, context: TaskContext) -> None:
         """After a step without a merge, estimate and log if it is time."""
@@ -115,7 +124,8 @@ class TrainingEstimates:
         live = find_weights(context.pl_module, snapshot)
         live = {name: now for name, now in live.items() if now.shape == snapshot[name].shape}
         known = self._statistics.of_earlier_tasks
-        forgotten = quadratic_forgetting(MergeInputs(context.structure, live, snapshot, **known))
+        inputs = MergeInputs(context.structure, live, snapshot, **known)
+        forgotten = quadratic_forgetting(inputs, refitted=self._last_layer.name)
         # weights that are no numbers have forgotten everything
         return math.inf if forgotten is not None and math.isnan(forgotten) else forgotten
 

@@ -82,7 +82,7 @@ def lost(record: TaskRecord, exceeded: Sequence[Mapping[str, Any]] | None = None
     if record.last_is_early:
         said.append(
             "The last task ended behind its last validation: all scores are of the weights of "
-            "before, and those that a merge at its end has left were not measured."
+            "then, and those of the task's end were not measured."
         )
     if exceeded:
         was = "limit was" if len(exceeded) == 1 else "limits were"

@@ -274,15 +274,21 @@ def test_an_early_stop_takes_the_last_validation_for_the_row():
     assert len(monitor.matrix) == 1
 
 
-def test_a_validation_after_an_early_stop_measures_the_row_again():
-    stop = EarlyStopping("val/acc/dataloader_idx_0", mode="max", stopping_threshold=0.0)
-    validation = [loader(task, 16, shuffle=False) for task in range(2)]
-    monitor, model = ForgettingMonitor("val/acc"), Plain()
+def stopped_early(monitor, model, validation, task=0):
+    """Fit a task that ends behind its last validation, at other weights than were validated."""
+    stop = EarlyStopping(f"val/acc/dataloader_idx_{task}", mode="max", stopping_threshold=0.0)
     trainer = quiet_trainer(monitor, stop, max_epochs=5)
-    trainer.fit(model, loader(0), validation)
+    trainer.fit(model, loader(task), validation)
     assert monitor.record.last_is_early
     with torch.no_grad():
         model.net[-1].weight.neg_()
+    return trainer
+
+
+def test_a_validation_after_an_early_stop_measures_the_row_again():
+    validation = [loader(task, 16, shuffle=False) for task in range(2)]
+    monitor, model = ForgettingMonitor("val/acc"), Plain()
+    trainer = stopped_early(monitor, model, validation)
     trainer.validate(Plain(), validation, verbose=False)  # another model's scores are no row
     assert monitor.record.last_is_early
     measured = trainer.validate(model, validation, verbose=False)
@@ -291,6 +297,30 @@ def test_a_validation_after_an_early_stop_measures_the_row_again():
     assert not monitor.record.last_is_early
     trainer.validate(model, validation, verbose=False)
     assert len(monitor.record.measurements) == 2
+
+
+@pytest.mark.parametrize(
+    ("chosen", "said"), [([0], "1 dataloaders"), ([1, 0], "another order"), ([0, 1, 1], "3 data")]
+)
+def test_a_validation_that_is_no_row_leaves_the_one_of_an_early_stop(chosen, said):
+    validation = [loader(task, 16, shuffle=False) for task in range(2)]
+    monitor, model = ForgettingMonitor("val/acc"), Plain()
+    trainer = stopped_early(monitor, model, validation)
+    before = [list(row) for row in monitor.matrix]
+    with pytest.warns(UserWarning, match=f"{said}.* is no row .* pass all 2 in their order"):
+        trainer.validate(model, [validation[place] for place in chosen], verbose=False)
+    assert monitor.matrix == before
+    trainer.validate(model, validation, verbose=False)
+    assert not monitor.record.last_is_early
+    quiet_trainer(monitor).fit(model, loader(1), validation)
+
+
+def test_a_row_is_measured_again_at_its_fits_end_whichever_trainer_does_it():
+    validation = [loader(task, 16, shuffle=False) for task in range(2)]
+    monitor, model = ForgettingMonitor("val/acc"), Plain()
+    steps = stopped_early(monitor, model, validation).global_step
+    quiet_trainer(monitor).validate(model, validation, verbose=False)
+    assert monitor.record.measurements[-1]["step"] == steps
 
 
 def test_a_second_run_of_a_stream_starts_a_new_matrix():

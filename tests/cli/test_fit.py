@@ -315,7 +315,6 @@ def test_too_few_epochs_are_one_sentence_and_exit_code_2(tmp_path, capsys):
     assert error.startswith("recall-lightning: error: max_epochs=1 does not cover the stream")
 
 
-@pytest.mark.processes
 def test_training_data_that_is_missing_is_told_before_anything_is_validated(
     tmp_path, capsys, monkeypatch
 ):
@@ -329,6 +328,7 @@ def test_training_data_that_is_missing_is_told_before_anything_is_validated(
     assert "there is no file x" in capsys.readouterr().err
 
 
+@pytest.mark.processes
 def test_the_command_is_installed_and_helps(tmp_path):
     shown = run_python("-m", "recall_lightning.cli.main", "fit", "--help", folder=tmp_path).out
     for option in ("--method", "--recall.every", "--forgetting.monitor", "--trainer.max_epochs"):

@@ -54,7 +54,7 @@ def test_a_variant_is_a_method_with_arguments_under_a_name():
 
 
 def test_a_variant_may_be_a_method_as_it_is():
-    (as_it_is,) = settings("", variants=["plain=ewc"])
+    (as_it_is,) = settings("", variants=["plain= ewc "])
     assert (as_it_is.label, as_it_is.method, as_it_is.arguments) == ("plain", "ewc", ())
 
 

@@ -107,6 +107,12 @@ def test_a_row_of_before_its_tasks_end_says_so_until_it_is_measured_again():
     assert not own.last_is_early
 
 
+def test_a_rollback_to_a_row_of_before_its_tasks_end_says_so():
+    own = record(probes=[[], []], measured_early=[0])
+    own.roll_back(16)
+    assert own.measured_early == [0, 1]
+
+
 def test_a_row_that_a_merge_came_after_is_not_of_it():
     own = record(measurements=[{"step": 8, "scores": [1.0, 4.0, 5.0]}])
     own.retune(16)
