@@ -52,7 +52,7 @@ class LastMerge:
         snapshots: Sequence[Snapshot],
         record: Mapping[str, Any],
         plasticity: float,
-        ended: bool = True,
+        ended: bool,
     ) -> dict[str, Any]:
         """Make it again, into the weights of a module.
 

@@ -58,12 +58,17 @@ def last_front(state: Mapping[str, Any]) -> Mapping[str, Any]:
         ValueError: If there is none, or it is damaged.
     """
     with _damage_is_said():
-        record = state["history"][-1] if state["history"] else {}
+        record = _last_record(state)
         if record.get("front"):
             front_in(record), record["step"], record["keep"]  # all of them are there
     if not record.get("front"):
         raise ValueError(why_not_again(record))
     return dict(record)
+
+
+def _last_record(state: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the last merge's entry in ``history``; empty where there is none."""
+    return state["history"][-1] if state["history"] else {}
 
 
 @contextmanager
@@ -100,7 +105,7 @@ def retuned(checkpoint: Mapping[str, Any], plasticity: float, folder: Path) -> d
     state = checkpoint["callbacks"][key]
     if state.get("last_merge") is None:
         with _damage_is_said():
-            record = state["history"][-1] if state["history"] else {}
+            record = _last_record(state)
         raise ValueError(why_not_again(record, state.get("task_ended", True)))
     with _damage_is_said():
         check_form(state, _Held)
