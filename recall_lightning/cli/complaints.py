@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from itertools import takewhile
+from typing import Any
 
 from recall_lightning.checks import meant
 
@@ -118,6 +119,8 @@ def _read_line(line: str, found: _Found) -> None:
         found.of_class = inner[1] if inner else found.of_class
     elif match := re.match(r"the following arguments are required: (.+)", line):
         found.required = match[1]
+    elif match := re.match(r"Import path (\S+) does not correspond to a subclass of (\S+)", line):
+        found.reasons.append(_why_it_is_no(match[2], match[1]))
     elif match := re.match(r"Expected a (.+?)(?:\. Got value: (.*))?$", line):
         found.value = match[2] or found.value
         kind = "a class" if match[1].startswith("dot import path") else match[1]
@@ -181,11 +184,20 @@ def _kind(expected: str) -> str:
     return f"{'an' if name[0] in 'aeiouAEIOU' else 'a'} {name}"
 
 
+def _why_it_is_no(base: str, path: str) -> str:
+    """Return why what lies at an import path makes no object of a class."""
+    own, name = _imported(path), path.rpartition(".")[2]
+    if inspect.isroutine(own) and "return" not in inspect.get_annotations(own):
+        return f"a function that makes one must say so: def {name}(…) -> {base}"
+    return f"it must be a {base}, or a function whose return type says that it makes one"
+
+
 def _arguments_of(path: str) -> list[str]:
     """Return what a class is called with; nothing where that cannot be told."""
-    module, _, name = path.rpartition(".")
+    owner = _imported(path)
+    if owner is None:
+        return []
     try:
-        owner = getattr(import_module(module), name)
         found: list[str] = []
         variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
         for each in inspect.getmro(owner) if inspect.isclass(owner) else [owner]:
@@ -193,9 +205,18 @@ def _arguments_of(path: str) -> list[str]:
             found += [own for own, its in parameters.items() if its.kind not in variable]
             if not any(its.kind is its.VAR_KEYWORD for its in parameters.values()):
                 break  # it hands nothing on to its base
-    except (ImportError, AttributeError, ValueError, TypeError):
+    except (ValueError, TypeError):
         return []
     return list(dict.fromkeys(found))
+
+
+def _imported(path: str) -> Any:
+    """Return what lies at a path of a module and a name; None where that is not found."""
+    module, _, name = path.rpartition(".")
+    try:
+        return getattr(import_module(module), name, None)
+    except (ImportError, ValueError):
+        return None
 
 
 def _short(text: str) -> str:

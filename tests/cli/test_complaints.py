@@ -1,6 +1,7 @@
 """Messages as jsonargparse writes them, and what is made of them."""
 
 import pytest
+from lightning.pytorch import LightningDataModule
 
 from recall_lightning.cli.complaints import sentence
 
@@ -33,6 +34,25 @@ CALLBACK = """Parser key "trainer.callbacks":
 )  # fmt: skip
 def test_of_a_class_that_was_named_its_own_problem_is_told(problem, said):
     assert sentence(CALLBACK.format(problem=problem)) == said
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("tests.cli.test_complaints.makes_one", "a function that makes one must say so: def "
+         "makes_one(…) -> LightningDataModule"),
+        ("torch.nn.Linear", "it must be a LightningDataModule, or a function whose return type "
+         "says that it makes one"),
+    ],
+)  # fmt: skip
+def test_what_makes_no_datamodule_is_told_how_it_would(path, said):
+    problem = f"Import path {path} does not correspond to a subclass of LightningDataModule"
+    message = f'Parser key "data":\n  {problem}\n  Given value: {path}'
+    assert sentence(message) == f"--data {path!r}: {said}"
+
+
+def makes_one(seed=0):
+    return LightningDataModule()
 
 
 UNION = """Parser key "recall.snapshots":
