@@ -32,6 +32,7 @@ from recall_lightning.recall.settings import Buffers
 from recall_lightning.recall.snapshots import KeptSnapshots
 from recall_lightning.recall.statistics.needed import NeededStatistics
 from recall_lightning.recall.statistics.recent_batches import RecentBatches
+from recall_lightning.recall.statistics.step_sizes import StepSizes
 from recall_lightning.recall.trained_weights import TrainedWeights
 from recall_lightning.recall.written_divergence import WrittenDivergence
 from recall_lightning.weights.growth import new_since
@@ -57,6 +58,7 @@ class SnapshotMerge:
         recent: The batches for that.
         plasticity: Decides how much of the old a task's last merge keeps.
         last_layer: Has a classifier's last layer fitted anew with a task's last merge.
+        steps: How large the optimizer's are, by which merges before the last are the smaller.
         keep_live: Whether a task's last merge stays known, so that it can be made anew; ``"auto"``
             where an adapter is merged.
     """
@@ -71,6 +73,7 @@ class SnapshotMerge:
         recent: RecentBatches,
         plasticity: MeasuredPlasticity,
         last_layer: LastLayer,
+        steps: StepSizes,
         keep_live: bool | Literal["auto"] = "auto",
     ) -> None:
         self._kept = kept
@@ -81,6 +84,7 @@ class SnapshotMerge:
         self._recent = recent
         self._plasticity = plasticity
         self._last_layer = last_layer
+        self._steps = steps
         self._keep_live = keep_live
         self._drift: Drift | None = None
         self._last: PreparedState | None = None
@@ -147,9 +151,11 @@ class SnapshotMerge:
             return weights, discarded
 
         try:
-            (weights, discarded), found = (
-                self._merge_last(context, prepared, merge, head) if last else (merge(1.0), {})
-            )
+            if last:
+                (weights, discarded), found = self._merge_last(context, prepared, merge, head)
+            else:
+                found = {"keep": self._steps.share}
+                weights, discarded = merge(found["keep"])
         except RefusedMergeError as error:
             step = context.clock.steps_trained(context.trainer)
             rank_zero_warn(f"merge refused at step {step}, weights kept: {error}")

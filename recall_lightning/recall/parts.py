@@ -32,6 +32,7 @@ from recall_lightning.recall.statistics.available import statistics_for
 from recall_lightning.recall.statistics.head_inputs import HeadInputs
 from recall_lightning.recall.statistics.needed import NeededStatistics
 from recall_lightning.recall.statistics.recent_batches import RecentBatches
+from recall_lightning.recall.statistics.step_sizes import StepSizes
 from recall_lightning.recall.trained_weights import TrainedWeights
 from recall_lightning.recall.training_estimates import TrainingEstimates
 
@@ -113,6 +114,7 @@ def parts_of(given: Mapping[str, Any]) -> Parts:
         given["prior"],
         run,
         recent,
+        steps := StepSizes(),
         reads_batches=merge_reads,
         seed=given["seed"],
         predictions=predictions,
@@ -125,7 +127,7 @@ def parts_of(given: Mapping[str, Any]) -> Parts:
     by_default = (given["plasticity"] == "auto", given["refit_head"] == "auto")
     last_layer = LastLayer(heads, statistics, run, recent, *by_default)
     merge = SnapshotMerge(
-        kept, statistics, trained, buffers, run, recent, measured, last_layer, keep_live
+        kept, statistics, trained, buffers, run, recent, measured, last_layer, steps, keep_live
     )
     estimates = TrainingEstimates(statistics, last_layer, run, recent)
     drift = None

@@ -6,7 +6,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 
 from recall_lightning import RecallCallback
-from recall_lightning.merging.rules import Subspace
+from recall_lightning.merging.rules import Subspace, Uniform
 from tests.support.callbacks import (
     FEW,
     Fixed,
@@ -41,6 +41,21 @@ def test_blocks_that_drifted_more_keep_more_of_the_new():
     assert by_similarity == by_coefficient
     spread = max(record["coefficient"].values()) - min(record["coefficient"].values())
     assert spread > 0.02
+
+
+def test_a_merge_within_a_task_shrinks_with_the_learning_rate_and_the_last_one_does_not():
+    class Decays(Plain):
+        def configure_optimizers(self):
+            optimizer = torch.optim.SGD(self.parameters(), lr=0.1)
+            rates = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5**step)
+            return [optimizer], [{"scheduler": rates, "interval": "step"}]
+
+    callback = RecallCallback(every=2, rule=Uniform(0.5), merge_first_task=True)
+    quiet_trainer(callback, max_steps=5, limit_train_batches=5).fit(Decays(), loader(0))
+    kept = [record.get("keep", 1.0) for record in callback.history]
+    assert kept == [0.5**1, 0.5**3, 1.0]  # of the second step, the fourth and the fifth
+    for keep, record in zip(kept, callback.history, strict=True):
+        assert list(record["coefficient"].values()) == pytest.approx([keep / (1 + keep)] * 3)
 
 
 def test_batchnorm_statistics_are_merged_with_their_block():

@@ -23,6 +23,7 @@ from recall_lightning.recall.statistics.needed import NeededStatistics
 from recall_lightning.recall.statistics.prior import Prior
 from recall_lightning.recall.statistics.recent_batches import RecentBatches
 from recall_lightning.recall.statistics.samples import TypicalSamples
+from recall_lightning.recall.statistics.step_sizes import StepSizes
 
 
 def statistics_for(
@@ -33,6 +34,7 @@ def statistics_for(
     prior: PriorSettings | Iterable[Any] | None,
     run: ModelRun,
     recent: RecentBatches,
+    steps: StepSizes,
     reads_batches: bool,
     seed: int,
     predictions: str | Predictions | Callable[[Tensor], Distribution],
@@ -49,6 +51,7 @@ def statistics_for(
         prior: What the model knew before its first task, if it is known.
         run: How the model is run on a batch.
         recent: The last batches.
+        steps: How large the optimizer's are.
         reads_batches: Whether a merge itself runs the model on those.
         seed: Of whatever is drawn.
         predictions: The kind of the model's.
@@ -67,8 +70,10 @@ def statistics_for(
         ParameterImportance(importance, beside_curvature=curvature),
         of_maps,
         HeadInputs(recent, moments, run, of_maps, seed, asks_for_head),
+        steps,
     ]
     measures_maps = any(rule.needs & MapMoments.meets for rule in rules)
-    others = [recent.name] if reads_batches or measures_maps else []
+    others = [steps.name]
+    others += [recent.name] if reads_batches or measures_maps else []
     others += [HeadInputs.name] if refits_head else []
     return NeededStatistics(available, rules, others)
