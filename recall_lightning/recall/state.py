@@ -45,6 +45,7 @@ class MergeRecord(TypedDict):
     coefficient: dict[str, float]
     similarity: NotRequired[dict[str, float]]
     drift: NotRequired[dict[str, float]]
+    keep: NotRequired[float]
 
 
 class LastMergeState(TypedDict):

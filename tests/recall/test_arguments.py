@@ -164,7 +164,11 @@ def test_maps_are_measured_for_a_rule_that_needs_the_current_tasks_alone():
         needs = frozenset({"new_moments"})
 
     callback = RecallCallback(rule=OfNow({}), moments=MomentSettings(batches=2))
-    assert [s.name for s in callback._statistics.active] == ["recent_batches", "moments"]
+    assert [s.name for s in callback._statistics.active] == [
+        "recent_batches",
+        "moments",
+        "step_sizes",
+    ]
 
 
 def test_numbers_of_numpy_are_kept_as_pythons_which_a_checkpoint_may_hold():

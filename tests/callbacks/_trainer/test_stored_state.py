@@ -69,6 +69,8 @@ OPTIONAL |= {
     "retuned",
     "measured_early",
     "noise",
+    "step_sizes",
+    "keep",
 }  # an older one has none
 FREE = {"settings", "merge_seconds", "probe_seconds", "condition"}
 FREE |= {"earlier_shapes", "shapes", "marks", "outputs"}  # any names may be there
