@@ -102,7 +102,8 @@ class RecallCallback(TaskAwareCallback):
         every: Interval between merges. A float in (0, 1] is a fraction of the task, an int a number
             of optimizer steps. ``"auto"`` is 1.0, the task's end alone, for the default rules and a
             pre-trained model, see ``merge_first_task``; else 0.05, or 10 steps with
-            ``boundaries="drift"``.
+            ``boundaries="drift"``. Before a task's end the old counts by the learning rate as a
+            share of the largest in the task.
         plasticity: What the merge at a task's end leaves of what the task has gained, in (0, 1): of
             the likelihood exp(−loss) of its last batches, by the ``training_step`` without logs.
             As much of the old is kept as that allows, found by trying some seven merges, all in
@@ -159,11 +160,10 @@ class RecallCallback(TaskAwareCallback):
             it, stay until the next task, in memory and in checkpoints, for :meth:`retune` and the
             command of that name. It takes one more copy of the trainable weights, and two of the
             moments; ``"auto"`` does so where an adapter is trained and ``plasticity`` is set.
-        boundaries: ``"known"``, or ``"drift"`` for a stream whose tasks nobody announces, or which
-            the callback shall not know: a task ends where the training loss rises for good,
-            whatever a datamodule says. ``every`` then counts steps. It takes the package ``river``,
-            the extra ``drift``, and one more copy of the trainable weights, in memory and in
-            checkpoints. :class:`~recall_lightning.DriftSettings` say what else is watched, and how.
+        boundaries: ``"known"``, or ``"drift"`` for a stream whose tasks nobody announces: one ends
+            where the training loss rises for good, whatever a datamodule says. ``every`` then is
+            in steps. It takes the extra ``drift``, the package ``river``, and one more copy of the
+            trainable weights, in checkpoints too; :class:`~recall_lightning.DriftSettings` say how.
         log_artifacts: What goes to Weights & Biases as artifacts: ``"weights"``, the trainable ones
             after each task, merged; ``"snapshots"``, the files of snapshots, which
             ``SnapshotSettings(to="file")`` writes; True for both, as far as there are files. Their
