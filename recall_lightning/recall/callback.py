@@ -102,8 +102,8 @@ class RecallCallback(TaskAwareCallback):
         every: Interval between merges. A float in (0, 1] is a fraction of the task, an int a number
             of optimizer steps. ``"auto"`` is 1.0, the task's end alone, for the default rules and a
             pre-trained model, see ``merge_first_task``; else 0.05, or 10 steps with
-            ``boundaries="drift"``. Before a task's end the old counts by the learning rate as a
-            share of the largest in the task.
+            ``boundaries="drift"``. Before a task's end importance counts by the size of the steps
+            since the last merge, in full from 16 of the largest learning rate.
         plasticity: What the merge at a task's end leaves of what the task has gained, in (0, 1): of
             the likelihood exp(−loss) of its last batches, by the ``training_step`` without logs.
             As much of the old is kept as that allows, found by trying some seven merges, all in

@@ -58,7 +58,7 @@ class SnapshotMerge:
         recent: The batches for that.
         plasticity: Decides how much of the old a task's last merge keeps.
         last_layer: Has a classifier's last layer fitted anew with a task's last merge.
-        steps: How large the optimizer's are, by which merges before the last are the smaller.
+        steps: Those that a merge within a task stands for, whose number and size a penalty has.
         keep_live: Whether a task's last merge stays known, so that it can be made anew; ``"auto"``
             where an adapter is merged.
     """
@@ -153,15 +153,18 @@ class SnapshotMerge:
         try:
             if last:
                 (weights, discarded), found = self._merge_last(context, prepared, merge, head)
-            else:
+            elif rule.is_proximal:
                 found = {"keep": self._steps.share}
                 weights, discarded = merge(found["keep"])
+            else:
+                (weights, discarded), found = merge(1.0), {}
         except RefusedMergeError as error:
             step = context.clock.steps_trained(context.trainer)
             rank_zero_warn(f"merge refused at step {step}, weights kept: {error}")
             return None
         visits = {visit: context.clock.visits[visit] for visit in self._kept.visits}
         self._trained.merged()
+        self._steps.merged()
         return {
             **block_values(visits, prepared.inputs, weights, prepared.merged_pairs, discarded),
             "drift": drift,

@@ -19,8 +19,8 @@ class MergeRecord(TypedDict):
     :class:`~recall_lightning.callbacks.task_aware.TaskAwareCallback`; of an older checkpoint no
     visit), ``step`` (optimizer steps so far, over all fits), ``similarity``, ``coefficient`` and
     ``drift`` (block name to float; a coefficient is the mean over the block's weights, drift is
-    ‖θ − θ_snapshot‖ / ‖θ_snapshot‖ before the merge), ``probe_seconds`` and ``merge_seconds``. One
-    within a task has ``keep``, the learning rate as a share of the largest in the task.
+    ‖θ − θ_snapshot‖ / ‖θ_snapshot‖ before the merge), ``probe_seconds`` and ``merge_seconds``. By a
+    rule that is proximal one within a task has ``keep``, the size of the steps since the last.
 
     With the kfac rules there is also ``quadratic_forgetting``, of the live and the merged weights,
     in nats a prediction (see

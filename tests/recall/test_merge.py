@@ -43,19 +43,30 @@ def test_blocks_that_drifted_more_keep_more_of_the_new():
     assert spread > 0.02
 
 
-def test_a_merge_within_a_task_shrinks_with_the_learning_rate_and_the_last_one_does_not():
-    class Decays(Plain):
-        def configure_optimizers(self):
-            optimizer = torch.optim.SGD(self.parameters(), lr=0.1)
-            rates = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5**step)
-            return [optimizer], [{"scheduler": rates, "interval": "step"}]
+class Decays(Plain):
+    def configure_optimizers(self):
+        optimizer = torch.optim.SGD(self.parameters(), lr=0.1)
+        rates = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5**step)
+        return [optimizer], [{"scheduler": rates, "interval": "step"}]
 
-    callback = RecallCallback(every=2, rule=Uniform(0.5), merge_first_task=True)
+
+def kept_by(rule):
+    callback = RecallCallback(every=2, rule=rule, merge_first_task=True)
     quiet_trainer(callback, max_steps=5, limit_train_batches=5).fit(Decays(), loader(0))
-    kept = [record.get("keep", 1.0) for record in callback.history]
-    assert kept == [0.5**1, 0.5**3, 1.0]  # of the second step, the fourth and the fifth
-    for keep, record in zip(kept, callback.history, strict=True):
-        assert list(record["coefficient"].values()) == pytest.approx([keep / (1 + keep)] * 3)
+    return [list(record["coefficient"].values()) for record in callback.history]
+
+
+def test_a_proximal_merge_within_a_task_has_the_size_of_the_steps_since_the_last():
+    class Proximal(Uniform):
+        is_proximal = True
+
+    sizes = [(1 + 0.5) / 16, (0.25 + 0.125) / 16, 1.0]  # of two steps each, and the task's last
+    for kept, size in zip(kept_by(Proximal(0.5)), sizes, strict=True):
+        assert kept == pytest.approx([size / (1 + size)] * 3)
+
+
+def test_a_weight_that_a_rule_states_is_that_whatever_the_steps():
+    assert kept_by(Uniform(0.5)) == [[0.5] * 3] * 3
 
 
 def test_batchnorm_statistics_are_merged_with_their_block():

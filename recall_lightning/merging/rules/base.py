@@ -106,6 +106,9 @@ class MergeRule(ABC):
             not measured.
         end_rule: The name of the rule that merges at a task's end where ``RecallCallback`` is
             given this one alone; None for this one.
+        is_proximal: Whether its coefficients are the proximal step of a penalty. Within a task they
+            then have the size of the optimizer steps since the last merge: of fewer than sixteen,
+            or of a learning rate that has fallen, the old counts less.
 
     Raises:
         ValueError: If a strength lies outside [0, 1].
@@ -119,6 +122,7 @@ class MergeRule(ABC):
     name: ClassVar[str | None] = None
     needs: ClassVar[frozenset[str]] = frozenset()
     end_rule: ClassVar[str | None] = None
+    is_proximal: bool = False
     strength: Setting = 1.0
 
     def __init_subclass__(cls, **options: object) -> None:

@@ -12,9 +12,10 @@ from recall_lightning.weights.sharding import local, total
 class Importance(MergeRule):
     """Element by element w = λF / (1 + λF), with F the importance to earlier tasks, of mean 1.
 
-    This is the proximal step of a quadratic penalty λF/2 · (θ − θ_snapshot)². The two factors of a
-    LoRA update, which is merged as their product, share their mean. What has no importance, such as
-    running statistics, has F = 1. Source: Fisher merging (arXiv 2111.09832) and elastic weight
+    This is the proximal step of a quadratic penalty λF/2 · (θ − θ_snapshot)², which within a task
+    has the size of the optimizer steps since the last merge. The two factors of a LoRA update,
+    which is merged as their product, share their mean. What has no importance, such as running
+    statistics, has F = 1. Source: Fisher merging (arXiv 2111.09832) and elastic weight
     consolidation (arXiv 1612.00796), with the diagonal of the empirical Fisher information.
 
     Args:
@@ -38,6 +39,7 @@ class Importance(MergeRule):
 
     name = "importance"
     needs = frozenset({"importance"})
+    is_proximal = True
 
     def __init__(self, scale: float = 0.1, strength: Setting = 1.0) -> None:
         super().__init__(strength)

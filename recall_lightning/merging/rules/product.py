@@ -62,6 +62,7 @@ class Product(MergeRule):
             )
         self.rules = list(rules)
         self.needs = frozenset().union(*(rule.needs for rule in rules))  # type: ignore[misc]
+        self.is_proximal = any(rule.is_proximal for rule in rules)
         if similar:
             self.similarity = getattr(similar[0], "similarity", None)
 

@@ -51,7 +51,7 @@ def statistics_for(
         prior: What the model knew before its first task, if it is known.
         run: How the model is run on a batch.
         recent: The last batches.
-        steps: How large the optimizer's are.
+        steps: Those since the last merge.
         reads_batches: Whether a merge itself runs the model on those.
         seed: Of whatever is drawn.
         predictions: The kind of the model's.
