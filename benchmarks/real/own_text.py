@@ -147,8 +147,28 @@ class TransformerClassifier(nn.Module):
         shown = filled(tokens)
         hidden = self.words(tokens) + self.positions
         hidden = self.encoder(hidden, src_key_padding_mask=~shown)
-        weights = shown.unsqueeze(2).to(hidden.dtype)
-        return self.head((hidden * weights).sum(1) / weights.sum(1).clamp(min=1))
+        return self.head(_mean_of_shown(hidden, tokens))
+
+
+class RecurrentClassifier(nn.Module):
+    """A layer of ``nn.GRU``, the mean over words, and a linear head.
+
+    Args:
+        classes: Outputs.
+        buckets: Largest number of a word.
+        width: Of the word vectors and the hidden states.
+    """
+
+    def __init__(self, classes: int = 4, buckets: int = 1000, width: int = 64) -> None:
+        super().__init__()
+        self.words = nn.Embedding(buckets + 1, width, padding_idx=0)
+        self.recurrent = nn.GRU(width, width, batch_first=True)
+        self.head = nn.Linear(width, classes)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Logits ``(B, classes)`` of words ``(B, length)``."""
+        hidden, _ = self.recurrent(self.words(tokens))
+        return self.head(_mean_of_shown(hidden, tokens))
 
 
 class BagClassifier(nn.Module):
@@ -169,3 +189,9 @@ class BagClassifier(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """Logits ``(B, classes)`` of words ``(B, length)``."""
         return self.head(torch.relu(self.hidden(self.words(tokens))))
+
+
+def _mean_of_shown(hidden: Tensor, tokens: Tensor) -> Tensor:
+    """Return the mean of hidden states ``(B, length, width)`` over words that are no padding."""
+    weights = filled(tokens).unsqueeze(2).to(hidden.dtype)
+    return (hidden * weights).sum(1) / weights.sum(1).clamp(min=1)

@@ -1,7 +1,12 @@
 import pytest
 import torch
 
-from benchmarks.real.own_text import BagClassifier, TransformerClassifier, _evenly
+from benchmarks.real.own_text import (
+    BagClassifier,
+    RecurrentClassifier,
+    TransformerClassifier,
+    _evenly,
+)
 
 
 def test_classes_with_few_texts_leave_their_share_to_the_others():
@@ -10,7 +15,10 @@ def test_classes_with_few_texts_leave_their_share_to_the_others():
     assert counts == {"few": 5, "some": 30, "many": 30}
 
 
-@pytest.mark.parametrize("network", [TransformerClassifier(), BagClassifier(classes=4)])
+NETWORKS = [TransformerClassifier(), RecurrentClassifier(), BagClassifier(classes=4)]
+
+
+@pytest.mark.parametrize("network", NETWORKS)
 def test_what_fills_up_a_text_changes_nothing(network):
     network.eval()
     words = torch.tensor([[3, 7, 9] + [0] * 37, [1] * 40])
