@@ -18,6 +18,7 @@ from recall_lightning.recall.settings import (
     SampleSettings,
     SnapshotSettings,
 )
+from recall_lightning.recall.statistics.step_sizes import StepSizes
 from tests.fixtures import make
 
 FIXTURES = Path(make.__file__).parent
@@ -62,7 +63,8 @@ def recall_from(arguments):
 
 
 @pytest.mark.parametrize("kind", make.RECALL)
-def test_a_checkpoint_of_an_earlier_version_leads_where_it_led(kind, tmp_path):
+def test_a_checkpoint_of_an_earlier_version_leads_where_it_led(kind, tmp_path, monkeypatch):
+    monkeypatch.setattr(StepSizes, "share", 1.0)  # of a merge then, whatever the steps before it
     shutil.copytree(FIXTURES / "checkpoints" / kind, tmp_path, dirs_exist_ok=True)
     callback = recall_from(make.RECALL[kind] or DEFAULTS_OF_THEN)
     monitor = ForgettingMonitor("val/acc")
