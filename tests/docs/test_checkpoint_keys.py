@@ -65,7 +65,7 @@ def test_snapshots_and_statistics_hold_what_their_sections_say():
     state = curvature.state_dict()
     statistics = state["statistics"] | similarity.state_dict()["statistics"]
     assert set(state["snapshots"]) == SECTIONS["snapshots"]
-    names = {"recent_batches", "samples", "importance", "moments", "head_inputs"}
+    names = {"recent_batches", "samples", "importance", "moments", "head_inputs", "step_sizes"}
     assert names == set(statistics)
     for name, own in statistics.items():
         assert set(own) == SECTIONS[name], name
