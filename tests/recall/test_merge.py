@@ -60,7 +60,7 @@ def test_a_proximal_merge_within_a_task_has_the_size_of_the_steps_since_the_last
     class Proximal(Uniform):
         is_proximal = True
 
-    sizes = [(1 + 0.5) / 16, (0.25 + 0.125) / 16, 1.0]  # of two steps each, and the task's last
+    sizes = [(1 + 0.5) / 48, (0.25 + 0.125) / 48, 1.0]  # of two steps each, and the task's last
     for kept, size in zip(kept_by(Proximal(0.5)), sizes, strict=True):
         assert kept == pytest.approx([size / (1 + size)] * 3)
 

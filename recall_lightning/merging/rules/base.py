@@ -107,7 +107,7 @@ class MergeRule(ABC):
         end_rule: The name of the rule that merges at a task's end where ``RecallCallback`` is
             given this one alone; None for this one.
         is_proximal: Whether its coefficients are the proximal step of a penalty. Within a task they
-            then have the size of the optimizer steps since the last merge: of fewer than sixteen,
+            then have the size of the optimizer steps since the last merge: of fewer than 48,
             or of a learning rate that has fallen, the old counts less.
 
     Raises:

@@ -7,7 +7,7 @@ from torch.optim import Optimizer
 from recall_lightning.recall.context import TaskContext
 from recall_lightning.recall.statistics.base import Statistic
 
-_STEPS = 16  # of the largest size, after which a merge counts in full
+_STEPS = 48  # of the largest size, after which a merge counts in full
 _LEAST = 1e-6  # learning rates may have come to 0, and what the old counts is positive
 
 
@@ -35,7 +35,7 @@ class StepSizes(Statistic):
         >>> for rate in (0.4, 0.4, 0.2, 0.2):
         ...     optimizer.param_groups[0]["lr"] = rate
         ...     steps.observe(0, optimizer)
-        >>> round(16 * steps.share, 3)
+        >>> round(48 * steps.share, 3)
         3.0
     """
 
@@ -47,7 +47,7 @@ class StepSizes(Statistic):
 
     @property
     def share(self) -> float:
-        """How much of a merge they make, in (0, 1]: all of it from 16 of the largest size on."""
+        """How much of a merge they make, in (0, 1]: all of it from 48 of the largest size on."""
         gone = [total / largest for largest, total in self._rates.values() if largest > 0]
         return min(max([*gone, _LEAST]) / _STEPS, 1.0)
 
