@@ -275,14 +275,11 @@ def check_keep_live(
     return False if plasticity is None or buffers == "recalibrate" else keep_live
 
 
-def check_refit_head(
-    refit_head: bool | Literal["auto"], plasticity: float | None, rules: Sequence[MergeRule]
-) -> bool:
-    """Return what ``refit_head`` comes to: by default it goes with a share that is left.
+def check_refit_head(refit_head: bool | Literal["auto"], rules: Sequence[MergeRule]) -> bool:
+    """Return whether a classifier's last layer may be fitted anew.
 
     Args:
         refit_head: As given.
-        plasticity: That of a task's end.
         rules: In the loop, and at a task's end if anything is merged there.
 
     Raises:
@@ -290,7 +287,7 @@ def check_refit_head(
             classes, or nothing is merged at a task's end.
 
     Example:
-        >>> check_refit_head("auto", 0.95, [rule_by_name("rbf"), rule_by_name("kfac_subspace")])
+        >>> check_refit_head("auto", [rule_by_name("rbf"), rule_by_name("kfac_subspace")])
         True
     """
     if not isinstance(refit_head, bool) and refit_head != "auto":
@@ -301,7 +298,7 @@ def check_refit_head(
             "refit_head=True has no effect without a kfac rule at a task's end: use "
             "end_rule='kfac_subspace'"
         )
-    return possible and (plasticity is not None if refit_head == "auto" else bool(refit_head))
+    return possible and bool(refit_head)
 
 
 def _check_prior(prior: Any, merge_first_task: bool, moments: MomentSettings | None) -> None:

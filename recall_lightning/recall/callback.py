@@ -103,7 +103,7 @@ class RecallCallback(TaskAwareCallback):
             of optimizer steps. ``"auto"`` is 1.0, the task's end alone, for the default rules and a
             pre-trained model, see ``merge_first_task``; else 0.05, or 10 steps with
             ``boundaries="drift"``. Before a task's end importance counts by the size of the steps
-            since the last merge, in full from 16 of the largest learning rate.
+            since the last merge, in full from 48 of the largest learning rate.
         plasticity: What the merge at a task's end leaves of what the task has gained, in (0, 1): of
             the likelihood exp(−loss) of its last batches, by the ``training_step`` without logs.
             As much of the old is kept as that allows, found by trying some seven merges, all in
@@ -170,8 +170,8 @@ class RecallCallback(TaskAwareCallback):
             metadata say what the last merge was; of a task that is rolled back none are logged.
         refit_head: Whether the merge at a task's end also fits a classifier's last layer anew: to
             what was predicted of inputs as earlier tasks had them (a mean a class and a covariance
-            are kept of each), and is of the last batches. ``"auto"`` does so with a ``plasticity``,
-            which as ``"auto"`` leaves less where each earlier task would count less than once.
+            are kept of each), and is of the last batches. ``"auto"`` does so with a ``plasticity``
+            (as ``"auto"`` every task counts at least once), else where it costs new classes half.
 
     Raises:
         MisconfigurationException: For an argument out of its range or without an effect, a strategy

@@ -42,6 +42,9 @@ class HeadRefit:
         head: The layer.
         prepared: The merges that are tried.
         batches: The task's last, on which the model is run.
+
+    Attributes:
+        has_grown: Whether the layer has rows that are new in the task.
     """
 
     def __init__(
@@ -65,6 +68,7 @@ class HeadRefit:
         self._now = logits[self._rows].softmax(dim=1)
         snapshot = [prepared.snapshots[-1][n].to(w).float() for n, w in self._live.items()]
         new = prepared.new.get(head.weight)
+        self.has_grown = new is not None
 
         def then(given: Tensor) -> Tensor:
             logits = functional.linear(given, *snapshot)
@@ -73,7 +77,8 @@ class HeadRefit:
             return logits
 
         classes = self._now.argmax(dim=1)
-        are_new = inputs.share_of_new(classes) > _MOST
+        self._share_of_new = inputs.share_of_new(classes)
+        are_new = self._share_of_new > _MOST
         self._then = inputs.predicted(drawn, inputs.generator(), then, are_new)
         self._moved = inputs.moved(self._then.inputs, before[self._rows], classes)
         self._fitted: dict[float, dict[str, Tensor]] = {}
@@ -98,10 +103,13 @@ class HeadRefit:
         refit = cls(context, inputs, head, prepared, batches)
         trainer = context.trainer
         counted = sum_over_processes(trainer, float(len(refit._now) > 0)) == trainer.world_size
-        if not counted:
-            return None
-        inputs.tell_that()
-        return refit
+        return refit if counted else None
+
+    @property
+    def is_of_new_classes(self) -> bool:
+        """Whether most of what is predicted of the task's last batches is of no earlier task."""
+        trainer = self._context.trainer
+        return sum_over_processes(trainer, self._share_of_new) > _MOST * trainer.world_size
 
     @property
     def counts_tasks(self) -> bool:
@@ -119,6 +127,11 @@ class HeadRefit:
         """The layer's name."""
         return self._head.modules[0]
 
+    @property
+    def is_fitted(self) -> bool:
+        """Whether it has been."""
+        return bool(self._fitted)
+
     def write(self, keep: float, chosen: bool) -> None:
         """Fit the layer to the weights before it as they are now.
 
@@ -130,6 +143,7 @@ class HeadRefit:
         if chosen:
             write_head_again(self._live, self.state_dict(), keep)
             return
+        self._inputs.tell_that()
         trainer = self._context.trainer
         given = self._inputs.given(self._context, self._head, self._batches)[0][self._rows]
         there = averaged(trainer, self._moved.by(given))

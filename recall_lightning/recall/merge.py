@@ -135,9 +135,12 @@ class SnapshotMerge:
         # the drift has read every weight: where it is finite, they all are
         finite = all(map(math.isfinite, drift.values()))
         head = self._last_layer.begin(context, prepared) if last else None
-        refitted = None if last and head is None else self._last_layer.name
-        forgotten = partial(quadratic_forgetting, prepared.inputs[-1], refitted=refitted)
-        forgotten_live = forgotten()
+        fit_later = self._last_layer.later(head)
+        of_last = None if head is None else head.layer
+        refitted = of_last if last else self._last_layer.name
+        forgotten = partial(quadratic_forgetting, prepared.inputs[-1])
+        layers = {refitted} if fit_later is None else {refitted, None}
+        forgotten_live = {layer: forgotten(refitted=layer) for layer in layers}
 
         def merge(
             keep: float, chosen: bool = False
@@ -146,13 +149,15 @@ class SnapshotMerge:
             discarded = prepared.write(weights, check_finite=not finite)
             if self._buffers == "recalibrate":
                 recalibrate(context, self._run, self._recent.batches)
-            if head is not None:
+            if head is not None and fit_later is None:
                 head.write(keep, chosen)
             return weights, discarded
 
         try:
             if last:
-                (weights, discarded), found = self._merge_last(context, prepared, merge, head)
+                (weights, discarded), found = self._merge_last(
+                    context, prepared, merge, head, fit_later
+                )
             elif rule.is_proximal:
                 found = {"keep": self._steps.share}
                 weights, discarded = merge(found["keep"])
@@ -165,10 +170,14 @@ class SnapshotMerge:
         visits = {visit: context.clock.visits[visit] for visit in self._kept.visits}
         self._trained.merged()
         self._steps.merged()
+        if last and "refitted" not in found:
+            refitted = None
         return {
             **block_values(visits, prepared.inputs, weights, prepared.merged_pairs, discarded),
             "drift": drift,
-            **of_both("quadratic_forgetting", forgotten_live, forgotten()),
+            **of_both(
+                "quadratic_forgetting", forgotten_live[refitted], forgotten(refitted=refitted)
+            ),
             **found,
             "probe_seconds": probed - started,
             "merge_seconds": time.perf_counter() - probed,
@@ -180,6 +189,7 @@ class SnapshotMerge:
         prepared: PreparedMerge,
         merge: Callable[[float, bool], _Merged],
         head: HeadRefit | None,
+        fit_later: Callable[[], None] | None,
     ) -> tuple[_Merged, dict[str, Any]]:
         """Make a task's last merge, with the balance that plasticity asks for."""
         batches, predictions = self._recent.batches, self._statistics.predictions
@@ -197,13 +207,14 @@ class SnapshotMerge:
             merge,
             predictions,
             self._last_layer.least_keep(head),
+            fit_later,
         )
         keeps = bool(context.structure.lora_pairs) if self._keep_live == "auto" else self._keep_live
         if before is not None and keeps and found.get("front"):
             self._last = before.state_dict()
             if head is not None:
                 self._last["heads"] = head.state_dict()
-        if head is not None:
+        if head is not None and head.is_fitted:
             found["refitted"] = head.layer
         if of_written is not None:
             found |= of_both("written_divergence", live, of_written.measured(context))

@@ -105,7 +105,7 @@ def parts_of(given: Mapping[str, Any]) -> Parts:
     merge_reads = buffers == "recalibrate" or plasticity is not None
     reads = merge_reads or any("new_moments" in each.needs for each in rules)
     recent = RecentBatches(moments.batches, not generates, reads or not generates)
-    refits_head = check_refit_head(given["refit_head"], plasticity, rules)
+    refits_head = check_refit_head(given["refit_head"], rules)
     statistics = statistics_for(
         rules,
         given["samples"] or SampleSettings(),
@@ -124,8 +124,8 @@ def parts_of(given: Mapping[str, Any]) -> Parts:
     measured = MeasuredPlasticity(plasticity, run, predictions)
     keep_live = check_keep_live(given["keep_live"], plasticity, buffers)
     heads = next((each for each in statistics.active if isinstance(each, HeadInputs)), None)
-    by_default = (given["plasticity"] == "auto", given["refit_head"] == "auto")
-    last_layer = LastLayer(heads, statistics, run, recent, *by_default)
+    only_new = plasticity is None and given["refit_head"] == "auto"
+    last_layer = LastLayer(heads, run, recent, given["plasticity"] == "auto", only_new)
     merge = SnapshotMerge(
         kept, statistics, trained, buffers, run, recent, measured, last_layer, steps, keep_live
     )

@@ -188,6 +188,7 @@ class MeasuredPlasticity:
         merge: Callable[[float, bool], Merged],
         found: FoundPredictions | None = None,
         at_least: float = 0.0,
+        refit: Callable[[], None] | None = None,
     ) -> tuple[Merged, dict[str, Any]]:
         """Merge in place, the most of the old that is allowed.
 
@@ -206,6 +207,8 @@ class MeasuredPlasticity:
                 Where no kind is known, a loss of more than 30 under the live weights has one.
             at_least: How many times the old counts, of a task that has gained something, if that
                 leaves a twentieth of it.
+            refit: Fits a last layer to the merge that was made; called where no share is to be left
+                and less than half of the gain is.
 
         Returns:
             What ``merge`` returned, and what an entry of ``RecallCallback.history`` says of it:
@@ -222,7 +225,9 @@ class MeasuredPlasticity:
             return merge(1.0, False), {} if self.share is None else {"keep": 1.0}
 
         def made_with(keep: float, chosen: bool = False) -> _Try[Merged]:
-            merged = merge(keep, chosen)
+            return tried_as(merge(keep, chosen), keep)
+
+        def tried_as(merged: Merged, keep: float) -> _Try[Merged]:
             losses, outputs = self._measured(context, batches, compared)
             return _Try(merged, ends.gain(losses), keep, ends.divergence(outputs))
 
@@ -232,6 +237,9 @@ class MeasuredPlasticity:
 
         if self.share is None:
             made = made_with(1.0)
+            if refit is not None and made.gain.share < _LITTLE:
+                refit()
+                made = tried_as(made.merged, made.keep)
             self._tell_cost(context, made.gain)
             return made.merged, found_of(made)
         assert before is not None

@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from recall_lightning import ForgettingMonitor, MomentSettings, RecallCallback
 from recall_lightning.data import TaskStream
 from recall_lightning.merging.moved_inputs import MovedInputs
+from recall_lightning.merging.rules import KfacSubspace
 from recall_lightning.recall import head_refit, plasticity
 from tests.support.callbacks import same, weights_of
 from tests.support.training import Plain, quiet_trainer
@@ -82,6 +83,19 @@ def test_only_the_last_merge_of_a_task_that_is_not_the_first_does_so():
     fit(callback, tasks=2)
     found = [(record["task"], record.get("refitted")) for record in callback.history]
     assert found == [(0, None), (0, None), (1, None), (1, "net.4")]
+
+
+@pytest.mark.parametrize(
+    ("second", "new_inputs", "refitted"), [(1, 1e-3, "net.4"), (1, 1e3, None), (0, 1e-3, None)]
+)
+def test_from_random_weights_that_is_so_of_new_classes_of_which_a_merge_leaves_little(
+    second, new_inputs, refitted
+):
+    rule = KfacSubspace(new_inputs=new_inputs)
+    callback, model = recall(merge_first_task=False, rule=rule), Plain(network())
+    for task in (0, second):
+        quiet_trainer(callback, max_epochs=10).fit(model, loader(task))
+    assert callback.history[-1].get("refitted") == refitted
 
 
 def test_by_default_every_task_counts_once_and_else_a_share_of_the_gain_is_left():

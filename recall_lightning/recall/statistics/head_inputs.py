@@ -254,8 +254,8 @@ class HeadInputs(Statistic):
         """Say once that a layer is fitted."""
         self._tell(
             rank_zero_info,
-            f"RecallCallback: the last layer, {self.layer}, is fitted anew with each merge that is "
-            "tried at a task's end, as refit_head has it",
+            f"RecallCallback: the last layer, {self.layer}, is fitted anew with the merge at a "
+            "task's end, as refit_head has it",
         )
 
     def _tell_why(self, why: str) -> None:
@@ -288,8 +288,8 @@ class HeadInputs(Statistic):
         if ended:
             rank_zero_warn(
                 f"RecallCallback: the checkpoint holds no head_inputs of the {ended} task(s) that "
-                "had ended, as of a run with refit_head=False: in this one the model's last layer "
-                "is merged as its rule has it, and not fitted anew"
+                "had ended, as of a run with refit_head=False or an earlier version: in this one "
+                "the model's last layer is merged as its rule has it, and not fitted anew"
             )
 
     def resume(self, context: TaskContext) -> None:

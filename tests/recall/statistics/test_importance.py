@@ -114,7 +114,7 @@ def test_the_first_tasks_importance_is_one_and_then_has_mean_one_for_each_task()
         values = torch.cat([tensor.flatten() for tensor in importance.by_name.values()])
         assert float(values.mean()) == pytest.approx(task + 1, rel=1e-4)
     within, last = [r["coefficient"] for r in callback.history if r["task"] == 0]
-    size = 4 / 16  # of four steps
+    size = 4 / 48  # of four steps
     assert list(within.values()) == pytest.approx([0.1 * size / (1 + 0.1 * size)] * 3)
     assert list(last.values()) == pytest.approx([0.1 / 1.1] * 3)
 

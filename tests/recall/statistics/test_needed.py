@@ -74,7 +74,7 @@ def collected(*rules, others=(), ready=True):
         ({"rule": "importance", "end_rule": Uniform(0.1)}, ["importance"]),
         ({"rule": "subspace"}, ["recent_batches", "moments"]),
         ({}, ["recent_batches", "importance", "moments", "head_inputs"]),
-        ({"plasticity": None}, ["recent_batches", "importance", "moments"]),
+        ({"refit_head": False}, ["recent_batches", "importance", "moments"]),
         ({"rule": "rbf*importance", "end_rule": "never"}, ["samples", "importance"]),
     ],
     ids=str,
