@@ -193,8 +193,12 @@ class _Plan:
         return self.work.measured(kept) + self.work.head_inputs(kept)
 
     def last_layer(self) -> Work:
-        """Fit a classifier's last layer with each merge that is tried, where earlier tasks were."""
-        tries, kept = 1 if self.parts.plasticity is None else POINTS, self.kept(self.steps)
+        """Fit a classifier's last layer with each merge that is tried, where earlier tasks were.
+
+        Where it is fitted to new classes alone, and only if they need it, it is not.
+        """
+        fits, kept = 1 - self.parts.last_layer.only_new, self.kept(self.steps)
+        tries = fits if self.parts.plasticity is None else POINTS
         return self.work.fitted_heads(tries, kept) + self.work.moved_head_inputs(kept)
 
     def known_before(self) -> dict[str, Work]:

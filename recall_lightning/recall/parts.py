@@ -50,6 +50,7 @@ class Parts:
         statistics: What rules decide from.
         trained: Tells which weights are merged.
         merge: Makes a merge.
+        last_layer: Is fitted with a task's last merge.
         estimates: Tells through a task what is forgotten.
         drift: Notices changes, where nobody tells the boundaries.
         run: How the model is run.
@@ -65,6 +66,7 @@ class Parts:
     statistics: NeededStatistics
     trained: TrainedWeights
     merge: SnapshotMerge
+    last_layer: LastLayer
     estimates: TrainingEstimates
     drift: DriftWatch | None
     run: ModelRun
@@ -142,6 +144,7 @@ def parts_of(given: Mapping[str, Any]) -> Parts:
         statistics,
         trained,
         merge,
+        last_layer,
         estimates,
         drift,
         run,
