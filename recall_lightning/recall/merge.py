@@ -136,8 +136,7 @@ class SnapshotMerge:
         finite = all(map(math.isfinite, drift.values()))
         head = self._last_layer.begin(context, prepared) if last else None
         fit_later = self._last_layer.later(head)
-        of_last = None if head is None else head.layer
-        refitted = of_last if last else self._last_layer.name
+        refitted = head.layer if head is not None else None if last else self._last_layer.name
         forgotten = partial(quadratic_forgetting, prepared.inputs[-1])
         layers = {refitted} if fit_later is None else {refitted, None}
         forgotten_live = {layer: forgotten(refitted=layer) for layer in layers}
@@ -170,8 +169,8 @@ class SnapshotMerge:
         visits = {visit: context.clock.visits[visit] for visit in self._kept.visits}
         self._trained.merged()
         self._steps.merged()
-        if last and "refitted" not in found:
-            refitted = None
+        if last:
+            refitted = found.get("refitted")
         return {
             **block_values(visits, prepared.inputs, weights, prepared.merged_pairs, discarded),
             "drift": drift,
