@@ -12,6 +12,7 @@ Writes ``benchmarks/results/language_models.md``.
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Iterable
 from typing import Any
 
@@ -153,6 +154,7 @@ def update(pair: LoraPair, tensors: Any) -> torch.Tensor:
 
 def main() -> None:
     """Measure, and write the page."""
+    argparse.ArgumentParser(description=__doc__.partition("\n")[0]).parse_args()
     torch.manual_seed(0)
     threads, where = torch.get_num_threads(), machine()
     wholes = [row for name in MODELS for row in whole_weights(name)]

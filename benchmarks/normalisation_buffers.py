@@ -9,6 +9,7 @@ the last (average) and on each right after its training (plasticity). Writes
 ``benchmarks/results/normalisation_buffers.md``.
 """
 
+import argparse
 import logging
 import statistics
 import warnings
@@ -110,6 +111,7 @@ def cells(
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__.partition("\n")[0]).parse_args()
     warnings.simplefilter("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     torch.set_num_threads(1)
