@@ -168,10 +168,10 @@ class RecallCallback(TaskAwareCallback):
             after each task, merged; ``"snapshots"``, the files of snapshots, which
             ``SnapshotSettings(to="file")`` writes; True for both, as far as there are files. Their
             metadata say what the last merge was; of a task that is rolled back none are logged.
-        refit_head: Whether the merge at a task's end also fits a classifier's last layer anew: to
-            what was predicted of inputs as earlier tasks had them (a mean a class and a covariance
-            are kept of each), and is of the last batches. ``"auto"`` does so with a ``plasticity``
-            (as ``"auto"`` every task counts at least once), else where it costs new classes half.
+        refit_head: Whether a task's last merge also fits a classifier's last layer anew: to what
+            was predicted of inputs as earlier tasks had them (a mean a class and a covariance are
+            kept of each), and is of the last batches. ``"auto"``: with a ``plasticity``, to new
+            classes alone where ``merge_first_task=False``; else where the merge costs those half.
 
     Raises:
         MisconfigurationException: For an argument out of its range or without an effect, a strategy

@@ -135,7 +135,7 @@ class SnapshotMerge:
         # the drift has read every weight: where it is finite, they all are
         finite = all(map(math.isfinite, drift.values()))
         head = self._last_layer.begin(context, prepared) if last else None
-        fit_later = self._last_layer.later(head)
+        fit_later = self._last_layer.later(head) if self._plasticity.share is None else None
         refitted = head.layer if head is not None else None if last else self._last_layer.name
         forgotten = partial(quadratic_forgetting, prepared.inputs[-1])
         layers = {refitted} if fit_later is None else {refitted, None}

@@ -126,7 +126,8 @@ def parts_of(given: Mapping[str, Any]) -> Parts:
     measured = MeasuredPlasticity(plasticity, run, predictions)
     keep_live = check_keep_live(given["keep_live"], plasticity, buffers)
     heads = next((each for each in statistics.active if isinstance(each, HeadInputs)), None)
-    only_new = plasticity is None and given["refit_head"] == "auto"
+    starts_random = not given["merge_first_task"]
+    only_new = given["refit_head"] == "auto" and (starts_random or plasticity is None)
     last_layer = LastLayer(heads, run, recent, given["plasticity"] == "auto", only_new)
     merge = SnapshotMerge(
         kept, statistics, trained, buffers, run, recent, measured, last_layer, steps, keep_live

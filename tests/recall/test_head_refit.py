@@ -98,6 +98,15 @@ def test_from_random_weights_that_is_so_of_new_classes_of_which_a_merge_leaves_l
     assert callback.history[-1].get("refitted") == refitted
 
 
+@pytest.mark.parametrize(("second", "refitted"), [(1, "net.4"), (0, None)])
+def test_from_random_weights_a_share_is_left_with_it_only_in_tasks_of_new_classes(second, refitted):
+    callback, model = recall(merge_first_task=False, plasticity=0.9), Plain(network())
+    for task in (0, second):
+        quiet_trainer(callback, max_epochs=10).fit(model, loader(task))
+    assert callback.history[-1].get("refitted") == refitted
+    assert callback.history[-1]["plasticity"] == pytest.approx(0.9, abs=0.05)
+
+
 def test_by_default_every_task_counts_once_and_else_a_share_of_the_gain_is_left():
     callback = recall()
     fit(callback)
