@@ -45,6 +45,8 @@ class HeadRefit:
 
     Attributes:
         has_grown: Whether the layer has rows that are new in the task.
+        is_of_new_classes: Whether most of what is predicted of the task's last batches, in all
+            processes, is of no earlier task.
     """
 
     def __init__(
@@ -77,9 +79,9 @@ class HeadRefit:
             return logits
 
         classes = self._now.argmax(dim=1)
-        self._share_of_new = inputs.share_of_new(classes)
-        are_new = self._share_of_new > _MOST
-        self._then = inputs.predicted(drawn, inputs.generator(), then, are_new)
+        trainer, share = context.trainer, inputs.share_of_new(classes)
+        self.is_of_new_classes = sum_over_processes(trainer, share) > _MOST * trainer.world_size
+        self._then = inputs.predicted(drawn, inputs.generator(), then, self.is_of_new_classes)
         self._moved = inputs.moved(self._then.inputs, before[self._rows], classes)
         self._fitted: dict[float, dict[str, Tensor]] = {}
 
@@ -104,12 +106,6 @@ class HeadRefit:
         trainer = context.trainer
         counted = sum_over_processes(trainer, float(len(refit._now) > 0)) == trainer.world_size
         return refit if counted else None
-
-    @property
-    def is_of_new_classes(self) -> bool:
-        """Whether most of what is predicted of the task's last batches is of no earlier task."""
-        trainer = self._context.trainer
-        return sum_over_processes(trainer, self._share_of_new) > _MOST * trainer.world_size
 
     @property
     def counts_tasks(self) -> bool:
