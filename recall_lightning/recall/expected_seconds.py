@@ -195,9 +195,9 @@ class _Plan:
     def last_layer(self) -> Work:
         """Fit a classifier's last layer with each merge that is tried, where earlier tasks were.
 
-        Where it is fitted to new classes alone, and only if they need it, it is not.
+        Where it is fitted only after a merge that costs much, it is not.
         """
-        fits, kept = 1 - self.parts.last_layer.only_new, self.kept(self.steps)
+        fits, kept = 1 - self.parts.last_layer.only_costly, self.kept(self.steps)
         tries = fits if self.parts.plasticity is None else POINTS
         return self.work.fitted_heads(tries, kept) + self.work.moved_head_inputs(kept)
 

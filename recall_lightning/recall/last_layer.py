@@ -24,6 +24,7 @@ class LastLayer:
             enough of the current one, though that may leave less of the gain: a task of new classes
             takes from the old.
         only_new: Whether it is fitted only in a task most of whose classes are new.
+        only_costly: Whether it is fitted, unless it has grown, only after a merge that costs much.
     """
 
     def __init__(
@@ -33,14 +34,16 @@ class LastLayer:
         recent: RecentBatches,
         tasks_count: bool,
         only_new: bool,
+        only_costly: bool,
     ) -> None:
         self._inputs, self._run, self._recent = inputs, run, recent
-        self._tasks_count, self.only_new = tasks_count, only_new
+        self._tasks_count, self._only_new = tasks_count, only_new
+        self.only_costly = only_costly
 
     @property
     def name(self) -> str | None:
         """The layer that is fitted at the task's end whatever its classes are, if one is."""
-        inputs = None if self.only_new else self._inputs
+        inputs = None if self._only_new else self._inputs
         return inputs.layer if inputs is not None and inputs.tasks and inputs.covers_all else None
 
     def begin(self, context: TaskContext, prepared: PreparedMerge) -> HeadRefit | None:
@@ -50,7 +53,7 @@ class LastLayer:
         with self._run.ready(context) as view:
             batches = fitted_to(self._recent.batches, view)
         refit = HeadRefit.of(context, self._inputs, prepared, batches)
-        if refit is None or (self.only_new and not refit.is_of_new_classes):
+        if refit is None or (self._only_new and not refit.is_of_new_classes):
             return None
         return refit
 
@@ -60,7 +63,7 @@ class LastLayer:
         So does one of a layer that has grown: nothing has held back its new rows, which costs the
         current task nothing.
         """
-        if refit is None or not self.only_new or refit.has_grown:
+        if refit is None or not self.only_costly or refit.has_grown:
             return None
         return partial(refit.write, 1.0, chosen=False)
 

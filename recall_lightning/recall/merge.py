@@ -134,9 +134,12 @@ class SnapshotMerge:
         drift = self._drift.by_block(prepared.live, context.structure.blocks)
         # the drift has read every weight: where it is finite, they all are
         finite = all(map(math.isfinite, drift.values()))
-        head = self._last_layer.begin(context, prepared) if last else None
-        fit_later = self._last_layer.later(head) if self._plasticity.share is None else None
-        refitted = head.layer if head is not None else None if last else self._last_layer.name
+        if last:
+            head = self._last_layer.begin(context, prepared)
+            refitted = None if head is None else head.layer
+        else:
+            head, refitted = None, self._last_layer.name
+        fit_later = self._last_layer.later(head)
         forgotten = partial(quadratic_forgetting, prepared.inputs[-1])
         layers = {refitted} if fit_later is None else {refitted, None}
         forgotten_live = {layer: forgotten(refitted=layer) for layer in layers}

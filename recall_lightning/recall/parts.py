@@ -126,9 +126,10 @@ def parts_of(given: Mapping[str, Any]) -> Parts:
     measured = MeasuredPlasticity(plasticity, run, predictions)
     keep_live = check_keep_live(given["keep_live"], plasticity, buffers)
     heads = next((each for each in statistics.active if isinstance(each, HeadInputs)), None)
-    starts_random = not given["merge_first_task"]
-    only_new = given["refit_head"] == "auto" and (starts_random or plasticity is None)
-    last_layer = LastLayer(heads, run, recent, given["plasticity"] == "auto", only_new)
+    is_auto, starts_random = given["refit_head"] == "auto", not given["merge_first_task"]
+    only_costly = is_auto and plasticity is None
+    only_new = is_auto and (starts_random or plasticity is None)
+    last_layer = LastLayer(heads, run, recent, given["plasticity"] == "auto", only_new, only_costly)
     merge = SnapshotMerge(
         kept, statistics, trained, buffers, run, recent, measured, last_layer, steps, keep_live
     )
