@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from itertools import pairwise, product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from recall_lightning.compare.results import Summary
 from recall_lightning.metrics.figures import save
+from recall_lightning.metrics.figures.labels import Label, write_labels
+from recall_lightning.metrics.figures.style import COLOURS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe & Ito's colours without their yellow; more methods go on with another marker.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-_MARKERS = ("o", "s", "^", "D")
-_TEXT = 8.5  # points
-_DISTANCES = (9, 16, 25, 36, 50, 66, 84, 104, 126, 150)  # points, from a label to what it names
+_MARKERS = ("o", "s", "^", "D")  # more methods than colours go on with the next
+_TEXT, _POINT, _RING = (
+    8.5,
+    7.0,
+    4.0,
+)  # points; the last is what one that lies below another has more
 
 
 def pareto_front(
@@ -52,7 +54,7 @@ def pareto_figure(
     """Draw forgetting over plasticity, with 95 % intervals.
 
     Methods that need old data are drawn hollow, and the Pareto front is that of the others. The
-    points of a sweep are connected.
+    points of a sweep are connected. A point on another lies in a ring.
 
     Args:
         summaries: One a point; without plasticity or forgetting it is left out.
@@ -71,8 +73,9 @@ def pareto_figure(
     axes = figure.add_subplot()
     looks = {name: _look(i) for i, name in enumerate(dict.fromkeys(map(_family, rows)))}
     _draw_sweeps(axes, rows, looks)
-    for row in rows:
-        _draw_point(axes, row, looks[_family(row)])
+    for index, row in enumerate(rows):
+        hidden_by = sum(_place(other) == _place(row) for other in rows[index + 1 :])
+        _draw_point(axes, row, looks[_family(row)], _POINT + hidden_by * _RING)
     own = [row for row in rows if not row.needs_old_data]
     places = [_place(row) for row in own]
     front = pareto_front([x for x, _ in places], [y for _, y in places], higher_is_better)
@@ -87,7 +90,7 @@ def pareto_figure(
     axes.spines[["top", "right"]].set_visible(False)
     has_front = len(set(zip(xs, ys, strict=True))) > 1
     _draw_legend(figure, has_front, any(row.needs_old_data for row in rows), own != [])
-    _label(figure, axes, rows, looks)
+    write_labels(figure, axes, [_label(row, looks[_family(row)]["color"]) for row in rows])
     return figure
 
 
@@ -106,8 +109,8 @@ def _family(row: Summary) -> str:
 
 
 def _look(index: int) -> dict[str, Any]:
-    marker = _MARKERS[index // len(_COLOURS) % len(_MARKERS)]
-    return {"color": _COLOURS[index % len(_COLOURS)], "marker": marker}
+    marker = _MARKERS[index // len(COLOURS) % len(_MARKERS)]
+    return {"color": COLOURS[index % len(COLOURS)], "marker": marker}
 
 
 def _place(row: Summary) -> tuple[float, float]:
@@ -121,14 +124,14 @@ def _half_widths(row: Summary) -> tuple[float, float]:
     return x, y
 
 
-def _draw_point(axes: Axes, row: Summary, look: dict[str, Any]) -> None:
+def _draw_point(axes: Axes, row: Summary, look: dict[str, Any], size: float) -> None:
     (x, y), (x_width, y_width) = _place(row), _half_widths(row)
     axes.errorbar(
         x,
         y,
         xerr=x_width or None,
         yerr=y_width or None,
-        markersize=7,
+        markersize=size,
         markerfacecolor="white" if row.needs_old_data else look["color"],
         markeredgewidth=1.5,
         elinewidth=0.9,
@@ -152,7 +155,7 @@ def _draw_legend(figure: Figure, has_front: bool, has_hollow: bool, has_filled: 
     handles = []
     if has_front:
         handles.append(Line2D([], [], color="0.6", linestyle="--", label="Pareto front"))
-    point = {"linestyle": "none", "marker": "o", "markersize": 7, "color": "0.3"}
+    point = {"linestyle": "none", "marker": "o", "markersize": _POINT, "color": "0.3"}
     if has_hollow:
         hollow = Line2D([], [], markerfacecolor="white", label="needs old data", **point)  # type: ignore[arg-type]
         handles.append(hollow)
@@ -164,113 +167,12 @@ def _draw_legend(figure: Figure, has_front: bool, has_hollow: bool, has_filled: 
         )
 
 
-def _label(
-    figure: Figure, axes: Axes, rows: Sequence[Summary], looks: dict[str, dict[str, Any]]
-) -> None:
-    """Write each row's label near its point, where it covers nothing."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
+def _label(row: Summary, colour: str) -> Label:
     from matplotlib.colors import to_rgb
 
-    FigureCanvasAgg(figure).draw()  # from here on, positions in pixels are known
-    figure.set_layout_engine("none")
-    unit = figure.dpi / 72  # pixels a point
-    taken = [box for row in rows for box in _boxes_of(axes, row, 5 * unit)]
-    taken += [box for line in axes.lines for box in _boxes_along(axes, line)]
-    for row in rows:
-        colour = [0.75 * part for part in to_rgb(looks[_family(row)]["color"])]
-        text = axes.annotate(
-            row.label,
-            _place(row),
-            xytext=(0, 0),
-            textcoords="offset points",
-            fontsize=_TEXT,
-            color=colour,
-            parse_math=False,
-            va="center",
-            zorder=4,
-        )
-        box = _free_place(axes, text, taken, unit)
-        x, y = axes.transData.transform(_place(row))
-        text.set_position(((box.x0 - x) / unit, (box.y0 + box.height / 2 - y) / unit))
-        taken.append(box)
-        _draw_leader(axes, row, box, colour, 12 * unit)
-
-
-def _free_place(axes: Axes, text: Any, taken: Sequence[Any], unit: float) -> Any:
-    """Return the nearest box for a text that is free, or the one that covers least, in pixels."""
-    from matplotlib.transforms import Bbox
-
-    x, y = axes.transData.transform(text.xy)
-    room, size = axes.get_window_extent(), text.get_window_extent()
-
-    def cost(box: Any) -> float:
-        outside = size.width * size.height - _overlap(box, room)
-        return 10 * max(0.0, outside - 1e-6) + sum(_overlap(box, other) for other in taken)
-
-    corners = _candidates(size.width, size.height, unit)
-    boxes = [Bbox.from_bounds(x + a, y + b, size.width, size.height) for a, b in corners]
-    return min(boxes, key=cost)  # the first of equals
-
-
-def _candidates(width: float, height: float, unit: float) -> list[tuple[float, float]]:
-    """Return lower left corners for a text around a point, in pixels, the nearest first."""
-    found = []
-    for distance, step in product(_DISTANCES, range(16)):
-        angle = math.pi * (0.125 * (step // 2 + 1) * (-1) ** step + 0.125)
-        cos, sin = math.cos(angle), math.sin(angle)
-        # the text's side, or corner, that looks at the point lies on the circle
-        left = unit * distance * cos - width * (1 - cos) / 2
-        found.append((left, unit * distance * sin - height * (1 - sin) / 2))
-    return found
-
-
-def _boxes_of(axes: Axes, row: Summary, radius: float) -> list[Any]:
-    """Return what a point and its error bars cover, in pixels."""
-    from matplotlib.transforms import Bbox
-
-    (x, y), (x_width, y_width) = _place(row), _half_widths(row)
-    to_pixels = axes.transData.transform
-    px, py = to_pixels((x, y))
-    boxes = [Bbox.from_extents(px - radius, py - radius, px + radius, py + radius)]
-    (left, bottom), (right, top) = to_pixels(
-        [(x - x_width, y - y_width), (x + x_width, y + y_width)]
-    )
-    boxes.append(Bbox.from_extents(left, py - 1, right, py + 1))
-    boxes.append(Bbox.from_extents(px - 1, bottom, px + 1, top))
-    return boxes
-
-
-def _boxes_along(axes: Axes, line: Any) -> list[Any]:
-    """Return small boxes along a line, in pixels."""
-    from matplotlib.transforms import Bbox
-
-    points = axes.transData.transform(line.get_xydata())
-    boxes = []
-    for (ax, ay), (bx, by) in pairwise(points):
-        steps = max(1, int(math.hypot(bx - ax, by - ay) / 4))
-        for part in (step / steps for step in range(steps + 1)):
-            x, y = ax + part * (bx - ax), ay + part * (by - ay)
-            boxes.append(Bbox.from_extents(x - 2, y - 2, x + 2, y + 2))
-    return boxes
-
-
-def _overlap(a: Any, b: Any) -> float:
-    """Area that two boxes share, in square pixels."""
-    width = min(a.x1, b.x1) - max(a.x0, b.x0)
-    height = min(a.y1, b.y1) - max(a.y0, b.y0)
-    return width * height if width > 0 and height > 0 else 0.0
-
-
-def _draw_leader(axes: Axes, row: Summary, box: Any, colour: Sequence[float], least: float) -> None:
-    """Connect a label with its point by a thin line, if it is far away."""
-    x, y = axes.transData.transform(_place(row))
-    end = (min(max(x, box.x0), box.x1), min(max(y, box.y0), box.y1))
-    if math.hypot(end[0] - x, end[1] - y) > least:
-        place = axes.transData.inverted().transform(end)
-        xs, ys = zip(_place(row), place, strict=True)
-        axes.plot(
-            xs, ys, color=colour, linewidth=0.5, alpha=0.7, zorder=2, scalex=False, scaley=False
-        )
+    darker = [0.75 * part for part in to_rgb(colour)]
+    look = {"color": darker, "fontsize": _TEXT}
+    return Label(row.label, _place(row), _POINT, look, needed=True)
 
 
 def _set_limits(axes: Axes, rows: Sequence[Summary]) -> None:

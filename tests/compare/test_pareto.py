@@ -47,6 +47,12 @@ def test_labels_overlap_neither_each_other_nor_leave_the_axes():
     assert all(room.y0 <= box.y0 and box.y1 <= room.y1 for box in found)
 
 
+def test_a_point_on_another_lies_in_a_ring():
+    figure = pareto_figure([row("a", 0.5, 0.1), row("b", 0.5, 0.1), row("c", 0.6, 0.1)], "x", True)
+    a, b, c = (each.lines[0].get_markersize() for each in figure.axes[0].containers)
+    assert a > b == c
+
+
 def test_points_of_a_sweep_are_connected():
     swept = [row(f"ewc {i}", 0.1 * i, 0.2 * i, method="ewc", swept={"s": str(i)}) for i in (1, 2)]
     figure = pareto_figure([*swept, row("other", 0.5, 0.0)], "val/acc", True)

@@ -12,7 +12,6 @@ from recall_lightning.metrics.figures.style import COLOURS, TEXT, longest
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-    from matplotlib.lines import Line2D
 
 _Point = Mapping[str, Any]
 
@@ -72,29 +71,27 @@ def front_figure(
         axes.set_title(title, fontsize=TEXT, parse_math=False)
     if all(point.get("divergence") is None for point in points):
         tried, made = _drawable(points, "plasticity"), _drawable([chosen], "plasticity")
-        line, labels = _draw_over_keep(axes, tried, made)
+        labels = _draw_over_keep(axes, tried, made)
     else:
         names = ("plasticity", "divergence")
         tried, made = _drawable(points, *names), _drawable([chosen], *names)
-        line, labels = _draw_over_share(axes, tried, made, live_divergence)
-    write_labels(figure, axes, labels, line)
+        labels = _draw_over_share(axes, tried, made, live_divergence)
+    write_labels(figure, axes, labels)
     return figure
 
 
-def _draw_over_keep(
-    axes: Axes, tried: Sequence[_Point], made: Sequence[_Point]
-) -> tuple[Line2D, list[Label]]:
+def _draw_over_keep(axes: Axes, tried: Sequence[_Point], made: Sequence[_Point]) -> list[Label]:
     axes.set_xscale("log")
     axes.set_xlabel("keep: how many times the old counts against the new")
     axes.set_ylabel(_SHARE)
     axes.set_ylim(_LEAST - _MARGIN, _MOST + _MARGIN)
-    line = _draw_line(axes, [(point["keep"], _share(point)) for point in tried])
-    return line, [_draw_made(axes, point, (point["keep"], _share(point))) for point in made]
+    _draw_line(axes, [(point["keep"], _share(point)) for point in tried])
+    return [_draw_made(axes, point, (point["keep"], _share(point))) for point in made]
 
 
 def _draw_over_share(
     axes: Axes, tried: Sequence[_Point], made: Sequence[_Point], live_divergence: float | None
-) -> tuple[Line2D, list[Label]]:
+) -> list[Label]:
     live: _Point = {"keep": 1, "plasticity": 1, "divergence": live_divergence}
     snapshot: _Point = {"keep": 1, "plasticity": 0, "divergence": 0}
     ends = {"live weights": _drawable([live], "divergence"), "snapshot": [snapshot]}
@@ -108,7 +105,7 @@ def _draw_over_share(
     top = max(point["divergence"] for point in [*usual, *made]) or 1
     axes.set_ylim(-0.08 * top, 1.1 * top)
 
-    line = _draw_line(axes, [(_share(point), point["divergence"]) for point in points])
+    _draw_line(axes, [(_share(point), point["divergence"]) for point in points])
     labels = [_draw_made(axes, point, (_share(point), point["divergence"])) for point in made]
     for name, known in ends.items():
         for end in known:
@@ -120,12 +117,12 @@ def _draw_over_share(
         for point in tried
         if point["keep"] not in [other["keep"] for other in made]
     ]
-    return line, labels
+    return labels
 
 
-def _draw_line(axes: Axes, places: Sequence[tuple[float, float]]) -> Line2D:
+def _draw_line(axes: Axes, places: Sequence[tuple[float, float]]) -> None:
     xs, ys = [x for x, _ in places], [y for _, y in places]
-    return axes.plot(xs, ys, marker="o", markersize=_POINT, linewidth=1.6, color=_LINE)[0]
+    axes.plot(xs, ys, marker="o", markersize=_POINT, linewidth=1.6, color=_LINE)
 
 
 def _draw_made(axes: Axes, point: _Point, place: tuple[float, float]) -> Label:

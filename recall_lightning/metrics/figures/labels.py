@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import product
+import math
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from recall_lightning.metrics.figures.style import SMALL
@@ -11,12 +11,12 @@ from recall_lightning.metrics.figures.style import SMALL
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-    from matplotlib.lines import Line2D
-    from matplotlib.text import Annotation
+    from matplotlib.path import Path
     from matplotlib.transforms import Bbox
 
-_SIDES = ((-1, 1), (1, -1), (1, 1), (-1, -1), (0, 1), (0, -1), (1, 0), (-1, 0))
-_DISTANCES = (1.0, 2.0, 3.5)  # times the size of the point
+_DISTANCES = (3, 10, 19, 30, 44, 60, 78, 98, 120, 145)  # points, from what a label names
+_ANGLES = tuple(22.5 + 22.5 * (step // 2 + 1) * (-1) ** step for step in range(16))  # degrees
+_FAR = 12.0  # points, from where on a line leads to what a label names
 
 
 class Label(NamedTuple):
@@ -37,28 +37,26 @@ class Label(NamedTuple):
     needed: bool = False
 
 
-def write_labels(figure: Figure, axes: Axes, labels: Sequence[Label], line: Line2D) -> None:
-    """Write labels, the most important first, beside a line with points.
+def write_labels(figure: Figure, axes: Axes, labels: Sequence[Label]) -> None:
+    """Write labels, the most important first, clear of lines, error bars, markers and each other.
 
-    The limits of the axes must be set before.
+    One that is needed may lie further off, with a thin line to its point. The limits of the axes
+    must be set before, and the layout stays as it is from here on.
     """
-    from matplotlib.transforms import Bbox
-
     figure.draw_without_rendering()  # from here on, places in pixels are known
-    path = axes.transData.transform_path(line.get_path())
+    figure.set_layout_engine("none")
     pixels = figure.dpi / 72
-    room = axes.get_window_extent()
-    on_line: Any = line.get_xydata()
-    points = [(point, line.get_markersize()) for point in on_line]
-    taken = []
-    for point, size in [*points, *((label.point, label.size) for label in labels)]:
-        (x, y), radius = axes.transData.transform(point), size / 2 * pixels
-        taken.append(Bbox.from_extents(x - radius, y - radius, x + radius, y + radius))
+    room, paths = axes.get_window_extent(), _paths(axes)
+    markers = [_around(axes, label.point, label.size * pixels) for label in labels]
+    markers += _markers(axes, pixels)
+    written: list[Bbox] = []
 
-    def covered(box: Bbox) -> int:
+    def covered(box: Bbox, leader: Path) -> int:
         outside = box.x0 < room.x0 or box.y0 < room.y0 or box.x1 > room.x1 or box.y1 > room.y1
-        crossed = path.intersects_bbox(box, filled=False)
-        return 10 * outside + 2 * sum(map(box.overlaps, taken)) + crossed
+        crossed = sum(path.intersects_bbox(box, filled=False) for path in paths)
+        crossed += sum(leader.intersects_bbox(other) for other in written)
+        illegible = outside or any(map(box.overlaps, written))
+        return 100 * illegible + 2 * sum(map(box.overlaps, markers)) + crossed
 
     for label in labels:
         text = axes.annotate(
@@ -66,29 +64,78 @@ def write_labels(figure: Figure, axes: Axes, labels: Sequence[Label], line: Line
             label.point,
             xytext=(0, 0),
             textcoords="offset points",
-            fontsize=SMALL,
+            va="center",
             parse_math=False,
             zorder=4,
-            **label.look,
+            **{"fontsize": SMALL, **label.look},
         )
-        # the name of one among many points must lie next to it
-        distances = _DISTANCES if label.needed else _DISTANCES[:1]
-        places = list(product(distances, _SIDES))
-        costs = [covered(_moved(text, label.size, *place)) for place in places]
+        point, size = _around(axes, label.point, 0), text.get_window_extent()
+        places = list(_places(point, size, label, pixels))
+        leaders = [_leader(point, place) for place in places]
+        costs = [covered(*each) for each in zip(places, leaders, strict=True)]
         if min(costs) and not label.needed:
             text.remove()
             continue
-        best = places[costs.index(min(costs))]
-        taken.append(_moved(text, label.size, *best).padded(2 * pixels))
+        best = costs.index(min(costs))
+        place, leader = places[best], leaders[best]
+        x, y = (place.x0 - point.x0) / pixels, ((place.y0 + place.y1) / 2 - point.y0) / pixels
+        text.set_position((x, y))
+        written.append(place.padded(2 * pixels))
+        ends: Any = leader.vertices
+        if math.dist(*ends) > (label.size / 2 + _FAR) * pixels:
+            paths.append(leader)
+            xs, ys = axes.transData.inverted().transform(ends).T
+            look = {"color": label.look["color"], "linewidth": 0.5, "alpha": 0.7, "zorder": 2}
+            axes.plot(xs, ys, scalex=False, scaley=False, **look)
 
 
-def _moved(text: Annotation, size: float, distance: float, side: tuple[int, int]) -> Bbox:
-    """Move a text to a side of its point, and return what it covers in pixels."""
-    x, y = side
-    offset = (0.5 * size + 1) * distance
-    text.set_position((offset * x, offset * y))
-    text.set(
-        ha={-1: "right", 0: "center", 1: "left"}[x],
-        va={-1: "top", 0: "center", 1: "bottom"}[y],
-    )
-    return text.get_window_extent()
+def _around(axes: Axes, point: Sequence[float], size: float) -> Bbox:
+    """Return what a marker covers, in pixels."""
+    from matplotlib.transforms import Bbox
+
+    x, y = axes.transData.transform(point)
+    return Bbox.from_bounds(x - size / 2, y - size / 2, size, size)
+
+
+def _markers(axes: Axes, pixels: float) -> list[Bbox]:
+    found = []
+    for line in axes.lines:
+        if line.get_marker() not in (None, "", " ", "None", "none"):
+            points: Any = line.get_xydata()
+            found += [_around(axes, point, line.get_markersize() * pixels) for point in points]
+    return found
+
+
+def _paths(axes: Axes) -> list[Path]:
+    """Return lines, and the bars of errors, in pixels."""
+    from matplotlib.collections import LineCollection
+
+    bars = [each for each in axes.collections if isinstance(each, LineCollection)]
+    drawn = [(line.get_transform(), line.get_path()) for line in axes.lines]
+    drawn += [(bar.get_transform(), path) for bar in bars for path in bar.get_paths()]
+    return [transform.transform_path(path) for transform, path in drawn]
+
+
+def _places(point: Bbox, size: Bbox, label: Label, pixels: float) -> Iterator[Bbox]:
+    """Give places for a text, the nearest first, in pixels.
+
+    The text's side, or corner, that looks at the point lies on a circle around it. The name of one
+    among many points, that is not needed, must lie next to it.
+    """
+    from matplotlib.transforms import Bbox
+
+    for distance in _DISTANCES if label.needed else _DISTANCES[:1]:
+        radius = (label.size / 2 + distance) * pixels
+        for angle in map(math.radians, _ANGLES):
+            cos, sin = math.cos(angle), math.sin(angle)
+            left = point.x0 + radius * cos - size.width * (1 - cos) / 2
+            bottom = point.y0 + radius * sin - size.height * (1 - sin) / 2
+            yield Bbox.from_bounds(left, bottom, size.width, size.height)
+
+
+def _leader(point: Bbox, box: Bbox) -> Path:
+    """Return the line from a point to what is nearest of a text, in pixels."""
+    from matplotlib.path import Path
+
+    x, y = point.x0, point.y0
+    return Path([(x, y), (min(max(x, box.x0), box.x1), min(max(y, box.y0), box.y1))])
