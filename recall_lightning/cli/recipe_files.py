@@ -23,7 +23,8 @@ def check_recipes(args: Sequence[str]) -> None:
         MisconfigurationException: One sentence with the file and the line; a file that is not there
             is left to whoever opens it.
     """
-    files = [*map(Path, defaults_beside(args)), *_recipes(args)]
+    recipes = _recipes(args)
+    files = [*map(Path, defaults_beside(args)), *recipes]
     for file in files:
         if not _is_there(file):
             continue
@@ -39,7 +40,7 @@ def check_recipes(args: Sequence[str]) -> None:
             raise MisconfigurationException(
                 f"{file} cannot be read as YAML ({error}): mend it"
             ) from error
-        if not isinstance(content, dict | type(None)):
+        if not isinstance(content, dict) and (content is not None or file in recipes):
             raise MisconfigurationException(
                 f"{file} holds no settings: write them as 'name: value'"
             )

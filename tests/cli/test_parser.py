@@ -64,6 +64,7 @@ def test_a_mistake_is_told_in_a_few_lines(word, given, said, capsys, monkeypatch
     [
         ("trainer: {a: b\n  c: [", r"r.yaml, line 2 is no YAML "),
         ("- 1\n- 2", r"r.yaml holds no settings"),
+        ("# nothing yet", r"r.yaml holds no settings"),
         ("trainer: {max_epohs: 1}", r"no option 'trainer.max_epohs'; did you mean trainer.max_ep"),
         (
             "recal: {plasticity: 1}",
