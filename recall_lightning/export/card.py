@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,8 @@ class Training:
         steps: Optimizer steps.
         record: The task matrix; None if it was not measured.
         history: A dict a merge.
+        in_midst: Where it was within a task, if that had not ended, and so was not merged at its
+            end.
     """
 
     base: str | None
@@ -35,6 +37,7 @@ class Training:
     steps: int
     record: TaskRecord | None = None
     history: list[dict[str, Any]] = field(default_factory=list)
+    in_midst: str | None = None
 
     @classmethod
     def of(cls, checkpoint: Mapping[str, Any]) -> Training:
@@ -58,7 +61,18 @@ class Training:
             checkpoint["global_step"],
             record,
             own.get("history", []),
+            _in_midst(states.values(), about["tasks"]),
         )
+
+
+def _in_midst(states: Iterable[Any], tasks: Sequence[str]) -> str | None:
+    """Say where the callbacks were within a task that had not ended."""
+    own = next((each for each in states if isinstance(each, dict) and "task_ended" in each), None)
+    if own is None or own["task"] is None or own["task_ended"]:
+        return None
+    task, done, steps = own["task"], own["step_in_task"], own.get("task_steps")
+    name = tasks[task] if task < len(tasks) else f"task {task}"
+    return f"in the midst of {name}, after {done}{f' of {steps}' if steps else ''} steps"
 
 
 def _method(callback: str, settings: Mapping[str, Any]) -> str:
@@ -88,7 +102,10 @@ def model_card(name: str, training: Training, adapter: bool) -> str:
     lines = ["---", yaml.safe_dump(about, sort_keys=False).strip(), "---", "", f"# {name}", ""]
     lines += [f"{what}, trained with recall_lightning on one task after the other: {stream}.", ""]
     lines += [f"- base: {f'`{training.base}`' if training.base else 'random weights'}"]
-    lines += [f"- method: `{training.method}`", f"- optimizer steps: {training.steps}", ""]
+    lines += [f"- method: `{training.method}`", f"- optimizer steps: {training.steps}"]
+    if training.in_midst is not None:
+        lines += [f"- not finished: the checkpoint was written {training.in_midst}"]
+    lines += [""]
     if training.settings:
         lines += ["```yaml", yaml.safe_dump(dict(training.settings)).strip(), "```", ""]
     if training.record is not None and training.record.matrix:

@@ -1,5 +1,6 @@
 """The command ``recall-lightning export``: a checkpoint in, a folder of Hugging Face out."""
 
+import sys
 from argparse import ArgumentParser
 from collections.abc import Sequence
 
@@ -52,3 +53,9 @@ def main(args: Sequence[str]) -> None:
         f"{given.out}: {training.method} on {' → '.join(training.tasks) or 'unnamed tasks'}, "
         f"{training.steps} steps; its card is README.md"
     )
+    if training.in_midst is not None:
+        print(
+            f"{_PROGRAM}: warning: {given.checkpoint} was written {training.in_midst}, so nothing "
+            "was merged at that task's end: give a checkpoint of after it, unless that is meant",
+            file=sys.stderr,
+        )

@@ -82,6 +82,26 @@ def test_from_the_end_of_a_task_the_next_one_begins_and_data_that_is_the_same_is
         assert diary.of("start", "end") == [("start", 1, 16), ("end", 1, 24)]
 
 
+@pytest.mark.parametrize("told", [False, True])
+def test_another_task_with_nothing_left_to_train_is_refused(told, tmp_path):
+    _, end = saved(tmp_path, loader(0), Diary())
+    diary = Diary()
+    if told:
+        diary.begin_task(1)
+    with pytest.raises(MisconfigurationException, match="had come to max_epochs=2 before"):
+        fit(loader(0 if told else 1), diary, checkpoint=end)
+
+
+@pytest.mark.parametrize("told", [False, True])
+def test_a_run_that_has_ended_may_be_started_again(told, tmp_path):
+    _, end = saved(tmp_path, loader(0), Diary())
+    diary = Diary()
+    if told:
+        diary.begin_task(0)
+    fit(loader(0), diary, checkpoint=end)
+    assert diary.of("start", "end") == []
+
+
 def test_after_a_checkpoint_with_nothing_left_to_train_steps_count_on(tmp_path):
     _, end = saved(tmp_path, loader(0), Diary())
     diary = Diary()

@@ -253,6 +253,19 @@ def test_the_card_tells_stream_method_matrix_and_coefficients(base, tmp_path):
     ):
         assert said in card
     assert "| `model.model.layers.1` | 0." in card
+    assert "not finished" not in card
+
+
+def test_a_checkpoint_from_the_midst_of_a_task_is_said_to_be_one(base, tmp_path, capsys):
+    _, checkpoint = train(base)
+    content = torch.load(checkpoint, weights_only=False)
+    for state in content["callbacks"].values():
+        state |= {"task_ended": False, "step_in_task": 1}
+    torch.save(content, checkpoint)
+    main([checkpoint, "--out", str(tmp_path / "out")])
+    said = "was written in the midst of second, after 1 of 2 steps"
+    assert f"warning: {checkpoint} {said}" in capsys.readouterr().err
+    assert f"not finished: the checkpoint {said}" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_the_merge_command_reads_whole_models_and_adapters(base, tmp_path):

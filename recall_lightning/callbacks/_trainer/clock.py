@@ -290,7 +290,8 @@ class TaskClock:
         """At a fit's end, refuse one that has trained nothing, unless it was meant not to.
 
         Lightning ends such a fit without a word of it in its state. It is meant by limits of 0, by
-        a callback that stops it, and by a resume from a checkpoint of the very end.
+        a callback that stops it, and where a run that had come to its end is started again: not
+        where another task was to be trained from its last checkpoint.
 
         Raises:
             MisconfigurationException: Saying what kept it from training.
@@ -298,10 +299,13 @@ class TaskClock:
         if self._fit != "expected":
             return
         self._fit = "over"
-        meant = 0 in (trainer.limit_train_batches, trainer.max_epochs, trainer.max_steps)
+        asked, self.asked = self.asked, None
         if self.resumed:
             self._seen_global_step = trainer.global_step  # the next fit counts on from there
-        if self.resumed or meant:
+        if 0 in (trainer.limit_train_batches, trainer.max_epochs, trainer.max_steps):
+            return
+        why = self._why_another_task(trainer, asked) if self.resumed else None
+        if self.resumed and why is None:
             return
         if trainer.num_training_batches == 0:
             raise MisconfigurationException(
@@ -316,11 +320,27 @@ class TaskClock:
             limit = f"max_epochs={epochs}"
         else:  # a callback has stopped it: a Timer whose time is over
             return
+        if why is not None:
+            raise MisconfigurationException(
+                f"this fit trained nothing, as its checkpoint had come to {limit} before, and it "
+                f"{why}: raise that by what this task is to train, as the checkpoint's own counts"
+            )
         raise MisconfigurationException(
             f"this fit trained nothing, as its Trainer had come to its {limit} before: raise "
             "trainer.fit_loop.max_epochs (or trainer.fit_loop.epoch_loop.max_steps) before every "
             "further fit, or make a Trainer for each"
         )
+
+    def _why_another_task(
+        self, trainer: Trainer, asked: int | Literal["same"] | None
+    ) -> str | None:
+        """Say by what a resume was to train another task than its checkpoint's, if it was."""
+        if self.schedule.task_at(trainer) is not None:
+            return None
+        if isinstance(asked, int):
+            return None if asked == self.task else f"was told that task {asked} begins"
+        is_other = self.task_ended and differ(self._marks, marks_of(trainer))
+        return "has other training data" if is_other else None
 
     def follow_shortened_task(self, trainer: Trainer, batch_idx: int) -> None:
         """Count the task's steps again where the stream has become shorter meanwhile."""
