@@ -81,7 +81,9 @@ def _run(path: Path, shares: Sequence[float], out: str | None) -> None:
         made = retuned(checkpoint, share, path.parent)
         write_checkpoint(made, target)
         record = made["callbacks"][key]["history"][-1]
-        print(f"{target}: {100 * share:.4g} % left, the old counts {record['keep']:.3g} times")
+        print(
+            f"{target}: {100 * share:.4g} % to be left, the old counts {record['keep']:.3g} times"
+        )
     if shares and any("record" in state for state in checkpoint["callbacks"].values()):
         print(
             "not measured yet, the scores in it are from before: "

@@ -149,3 +149,26 @@ def test_begin_task_is_refused_where_the_tasks_are_told():
         fit(loader(0), diary)
     with pytest.raises(MisconfigurationException, match="task=-1 must be an integer from 0"):
         diary.begin_task(-1)
+
+
+def loaded(checkpoint, *callbacks):
+    states = torch.load(checkpoint, weights_only=False)["callbacks"]
+    for callback in callbacks:
+        callback.load_state_dict(states[callback.state_key])
+    return callbacks
+
+
+def test_a_state_that_is_loaded_by_hand_counts_on_with_a_trainer_of_its_own(tmp_path):
+    _, end = saved(tmp_path, loader(0), RecallCallback(), ForgettingMonitor("val/acc"))
+    recall, monitor = loaded(end, RecallCallback(), ForgettingMonitor("val/acc"))
+    fit(loader(1), recall, monitor, epochs=1)
+    assert [(record["task"], record["step"]) for record in recall.history] == [(0, 16), (1, 24)]
+    assert len(monitor.matrix) == 2
+
+
+def test_one_from_the_midst_of_a_task_begins_it_anew_and_that_is_said(tmp_path):
+    midst, _ = saved(tmp_path, loader(0), Diary())
+    (diary,) = loaded(midst, Diary())
+    with pytest.warns(UserWarning, match="from the midst of the task 'task 0', after 8 steps"):
+        fit(loader(0), diary)
+    assert diary.of("start", "end") == [("start", 0, 0), ("end", 0, 16)]

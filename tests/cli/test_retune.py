@@ -37,7 +37,7 @@ def history(path):
 def test_one_share_makes_one_checkpoint_that_a_trainer_reads(checkpoint, tmp_path, capsys):
     out = tmp_path / "new" / "more.ckpt"
     main(["retune", str(checkpoint), "--plasticity", "0.5", "--out", str(out)])
-    assert f"{out}: 50 % left, the old counts" in capsys.readouterr().out
+    assert f"{out}: 50 % to be left, the old counts" in capsys.readouterr().out
     assert history(out)[-1]["plasticity"] == 0.5
     assert history(checkpoint)[-1]["plasticity"] != 0.5
     trainer = quiet_trainer(RecallCallback(keep_live=True), max_epochs=2)

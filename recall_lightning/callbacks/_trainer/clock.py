@@ -34,6 +34,7 @@ class ClockState(TypedDict):
     earlier_shapes: NotRequired[dict[str, list[int]] | None]
     shapes: NotRequired[dict[str, list[int]] | None]
     marks: NotRequired[dict[str, str]]
+    seen_global_step: NotRequired[int]
 
 
 class CallbackState(ClockState):
@@ -246,6 +247,7 @@ class TaskClock:
         elif self._in_task and not self.task_ended:
             self._say_left(trainer)
         elif not self._in_task and not self.task_ended:  # what was interrupted starts anew
+            self._say_interrupted(trainer, task)
             self.visits, self._shapes = self.visits[:-1], self.earlier_shapes
         self.visits = [*self.visits, task]
         self.earlier_shapes, self._shapes = self._shapes, None
@@ -269,6 +271,16 @@ class TaskClock:
                 "other is forgotten; to train the other one on, fit the same LightningModule again"
             )
         self.visits = []
+
+    def _say_interrupted(self, trainer: Trainer, task: int) -> None:
+        if self._batches and self.task is not None:
+            names = [self.schedule.task_name(trainer, each) for each in (self.task, task)]
+            rank_zero_warn(
+                f"what callbacks know is from the midst of the task {names[0]!r}, after "
+                f"{self.step_in_task} steps, and this fit begins the task {names[1]!r} without it: "
+                "to go on from there, load that checkpoint by ckpt_path; to begin the next task, "
+                "give them what they knew at that one's end"
+            )
 
     def _say_left(self, trainer: Trainer) -> None:
         if self._batches and self.task is not None:
@@ -432,6 +444,7 @@ class TaskClock:
             "earlier_shapes": None,
             "shapes": None,
             "marks": {},
+            "seen_global_step": self._seen_global_step,
         }  # to older checkpoints
         state_dict = unknown | state_dict | {"visits": _visits(state_dict)}
         for name in _STATE:

@@ -71,6 +71,7 @@ OPTIONAL |= {
     "noise",
     "step_sizes",
     "keep",
+    "seen_global_step",
 }  # an older one has none
 FREE = {"settings", "merge_seconds", "probe_seconds", "condition"}
 FREE |= {"earlier_shapes", "shapes", "marks", "outputs"}  # any names may be there
