@@ -48,8 +48,7 @@ def bags(
         rows, owner, shares = rows[counted], owner[counted], shares[counted]
     if child.mode == "mean":
         shares = shares / torch.bincount(owner, minlength=count)[owner]
-    indices = torch.stack([owner, rows]).long()
-    return torch.sparse_coo_tensor(indices, shares, (count, child.num_embeddings)).coalesce()
+    return _sparse(owner, rows.long(), shares, (count, child.num_embeddings))
 
 
 def sequences(
@@ -84,8 +83,13 @@ def sequences(
     lengths = torch.bincount(owner, minlength=count).float()[owner]
     shares = lengths.new_zeros(child.num_embeddings)  # whatever torch's default is
     shares.index_add_(0, rows, 1 / lengths)
-    indices, size = torch.stack([owner, rows]), (count, child.num_embeddings)
-    return torch.sparse_coo_tensor(indices, lengths.rsqrt(), size).coalesce(), shares
+    return _sparse(owner, rows, lengths.rsqrt(), (count, child.num_embeddings)), shares
+
+
+def _sparse(owner: Tensor, rows: Tensor, values: Tensor, size: tuple[int, int]) -> Tensor:
+    # torch warns where nobody says whether indices are to be checked
+    made = torch.sparse_coo_tensor(torch.stack([owner, rows]), values, size, check_invariants=False)
+    return made.coalesce()
 
 
 def dense_parts(sparse: Tensor, size: int = 256) -> Iterator[Tensor]:
