@@ -14,6 +14,7 @@ from tests.support.training import Plain, loader, quiet_trainer, task_data
 
 KEYS = {"task", "task_ended", "step_in_task", "task_steps", "earlier_steps", "first_step"}
 KEYS |= {"batches", "task_batches", "visits", "started", "shapes", "earlier_shapes", "marks"}
+KEYS |= {"seen_global_step"}
 
 
 class Other(Diary):
