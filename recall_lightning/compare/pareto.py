@@ -17,11 +17,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _MARKERS = ("o", "s", "^", "D")  # more methods than colours go on with the next
-_TEXT, _POINT, _RING = (
-    8.5,
-    7.0,
-    4.0,
-)  # points; the last is what one that lies below another has more
+_TEXT, _POINT = 8.5, 7.0  # points
+_RING = 4.0  # that a marker below another is larger
 
 
 def pareto_front(

@@ -334,8 +334,8 @@ class TaskClock:
             return
         if why is not None:
             raise MisconfigurationException(
-                f"this fit trained nothing, as its checkpoint had come to {limit} before, and it "
-                f"{why}: raise that by what this task is to train, as the checkpoint's own counts"
+                f"this fit trained nothing, as its checkpoint had come to {limit} before, though "
+                f"it {why}: raise that by what this task is to train, as the checkpoint's own count"
             )
         raise MisconfigurationException(
             f"this fit trained nothing, as its Trainer had come to its {limit} before: raise "
@@ -351,8 +351,7 @@ class TaskClock:
             return None
         if isinstance(asked, int):
             return None if asked == self.task else f"was told that task {asked} begins"
-        is_other = self.task_ended and differ(self._marks, marks_of(trainer))
-        return "has other training data" if is_other else None
+        return "has other training data" if differ(self._marks, marks_of(trainer)) else None
 
     def follow_shortened_task(self, trainer: Trainer, batch_idx: int) -> None:
         """Count the task's steps again where the stream has become shorter meanwhile."""
