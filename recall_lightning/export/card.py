@@ -70,9 +70,12 @@ def _in_midst(states: Iterable[Any], tasks: Sequence[str]) -> str | None:
     own = next((each for each in states if isinstance(each, dict) and "task_ended" in each), None)
     if own is None or own["task"] is None or own["task_ended"]:
         return None
-    task, done, steps = own["task"], own["step_in_task"], own.get("task_steps")
-    name = tasks[task] if task < len(tasks) else f"task {task}"
+    name, done, steps = _name(tasks, own["task"]), own["step_in_task"], own.get("task_steps")
     return f"in the midst of {name}, after {done}{f' of {steps}' if steps else ''} steps"
+
+
+def _name(tasks: Sequence[str], task: int) -> str:
+    return tasks[task] if task < len(tasks) else f"task {task}"
 
 
 def _method(callback: str, settings: Mapping[str, Any]) -> str:
@@ -139,7 +142,7 @@ def _matrix(record: TaskRecord) -> list[str]:
 def _coefficients(history: Sequence[Mapping[str, Any]], tasks: Sequence[str]) -> list[str]:
     last = {merge["task"]: merge for merge in history}  # a later merge takes a task's place
     blocks = list(dict.fromkeys(block for merge in last.values() for block in merge["coefficient"]))
-    names = [tasks[task] if task < len(tasks) else f"task {task}" for task in last]
+    names = [_name(tasks, task) for task in last]
     rows = []
     for block in blocks:
         given = [merge["coefficient"].get(block) for merge in last.values()]

@@ -47,8 +47,7 @@ def write_labels(figure: Figure, axes: Axes, labels: Sequence[Label]) -> None:
     figure.set_layout_engine("none")
     pixels = figure.dpi / 72
     room, paths = axes.get_window_extent(), _paths(axes)
-    markers = [_around(axes, label.point, label.size * pixels) for label in labels]
-    markers += _markers(axes, pixels)
+    markers = _markers(axes, pixels)
     written: list[Bbox] = []
 
     def covered(box: Bbox, leader: Path) -> int:
