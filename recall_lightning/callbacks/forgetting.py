@@ -2,8 +2,6 @@
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NotRequired
@@ -15,19 +13,10 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
 from torch import Tensor
 
 from recall_lightning.callbacks._limits import EndedTask, Limits, OnLimit
+from recall_lightning.callbacks._task_report import TaskReport
 from recall_lightning.callbacks._task_scores import TaskScoreCallback
 from recall_lightning.callbacks._trainer.clock import CallbackState
-from recall_lightning.callbacks._trainer.loggers import (
-    Point,
-    is_remote,
-    keep_file,
-    log_curves,
-    log_figure,
-    log_scalars,
-    log_summary,
-    log_table,
-    run_folder,
-)
+from recall_lightning.callbacks._trainer.loggers import is_remote, run_folder
 from recall_lightning.callbacks._trainer.misconfiguration import misconfiguration
 from recall_lightning.callbacks._trainer.optimizer_state import StateOfParameters
 from recall_lightning.callbacks._trainer.validation_loaders import moved_loader
@@ -35,7 +24,6 @@ from recall_lightning.callbacks._trainer.validation_schedule import check_valida
 from recall_lightning.callbacks.task_aware import task_aware_callbacks
 from recall_lightning.checks import first_of
 from recall_lightning.metrics.record import RecordState, TaskRecord
-from recall_lightning.metrics.task_matrix_file import write_task_matrix
 from recall_lightning.weights.sharding import gathered
 from recall_lightning.weights.snapshot import Snapshot
 
@@ -43,8 +31,6 @@ from recall_lightning.weights.snapshot import Snapshot
 _RESERVED = {"task", "matrix", "matrix_image", "average", "backward_transfer", "forward_transfer"}
 _RESERVED |= {"forgetting", "plasticity", "scores_by_task", "estimated_forgetting", "report"}
 _RESERVED |= {"quadratic_forgetting"}
-_AXIS = "continual/task"
-_FILES = ("config.yaml", "task_matrix.json", "task_matrix.png", "curves.png")
 
 
 class MonitorState(CallbackState):
@@ -133,10 +119,10 @@ class ForgettingMonitor(TaskScoreCallback):
         with _misconfiguration():
             self._limits = Limits(limits or {}, on_limit)
         self.record = TaskRecord(monitor, self.higher_is_better)
+        self._report = TaskReport(self.record)
         self._started = 0.0
         self._resumed = False
         self._has_stepped = False  # in this fit
-        self._files: tuple[Path, dict[str, list[int]]] | None = None  # of the last fit, with marks
         self._ended_fit: tuple[int, int] | None = None  # the module's id, and the steps until then
 
     @property
@@ -282,7 +268,8 @@ class ForgettingMonitor(TaskScoreCallback):
             self._fill_missing_rows(trainer, self.visit)
             self.record.finish(measured, self.clock.visits[self.visit])
             self._keep_limits(trainer, pl_module)
-            self._report(trainer)
+            self._stop_clock()
+            self._report_task(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the figures and print the task matrix."""
@@ -299,7 +286,7 @@ class ForgettingMonitor(TaskScoreCallback):
         if self.task_ended and self._limits.judge_estimate(
             trainer, pl_module, self._ended(trainer)
         ):
-            self._write_again()
+            self._report.again(self.exceeded)
 
     def _reads(self, trainer: Trainer) -> bool:
         """True in a fit, before any task, and where the last row can be measured again."""
@@ -333,9 +320,8 @@ class ForgettingMonitor(TaskScoreCallback):
             )
             return
         self.record.measure_again(self._ended_fit[1], self.scores(trainer))
-        self._started = time.perf_counter()
-        self._report(trainer)
-        self._write_again()
+        self._report_task(trainer)
+        self._report.again(self.exceeded)
 
     def _conclude(self, trainer: Trainer) -> None:
         self._find_boundaries(trainer)
@@ -345,25 +331,12 @@ class ForgettingMonitor(TaskScoreCallback):
             if trainer.enable_validation:
                 rank_zero_warn("ForgettingMonitor: no task was validated at its end")
             return
-        folder = self._resolve_folder(trainer)
-        if not trainer.is_global_zero:
-            return
-        trainer.print(self.record.table())
-        log_summary(trainer, {f"continual/{n}": value for n, value in self.summary().items()})
-        if folder is not None:
-            marks: dict[str, list[int]] = {}
-            for callback in task_aware_callbacks(trainer):
-                marks |= callback.marked_steps
-            self._files = folder, marks
-            with _failure_is_said(folder):
-                self._write_files(folder, marks)
-                for name in _FILES:
-                    keep_file(trainer, folder / name)
+        self._report.after_fit(trainer, self._resolved_folder(trainer), self.exceeded)
 
     def on_retuned(self, step: int) -> None:
         """Note in the record and in the files that the last row is of before."""
         if self.record.retune(step):
-            self._write_again()
+            self._report.again(self.exceeded)
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything measured so far, in plain Python."""
@@ -453,70 +426,17 @@ class ForgettingMonitor(TaskScoreCallback):
                 "trainer.validate(model, …) with all of its loaders before the next task"
             )
 
-    def _report(self, trainer: Trainer) -> None:
-        """Log, print and write what is known after a task."""
-        self._stop_clock()
-        names, summary, shown = self.record.task_names, self.summary(), self.record.rows("before")
-        columns = [*names, *self.record.probe_names]
-        row = [*self.matrix[-1], *self.record.probes[-1]]
-        best = "last,max" if self.higher_is_better else "last,min"
-        point = Point(_AXIS, float(len(self.matrix)))
-        scalars = {f"continual/{name}": value for name, value in summary.items()}
-        scalars |= {f"continual/{name}": v for name, v in zip(columns, row, strict=True)}
-        for callback in task_aware_callbacks(trainer):
-            scalars |= {f"continual/{name}": value for name, value in callback.estimates.items()}
-        log_scalars(trainer, scalars, point, {f"continual/{name}": best for name in columns})
-        folder = self._resolve_folder(trainer)
-        if not trainer.is_global_zero:
-            return
-        rows = [[label, *scores] for label, scores in shown.items()]
-        log_table(trainer, "continual/matrix", ["when", *columns], rows, point)
-        log_figure(trainer, "continual/matrix_image", self.record.matrix_figure, point)
-        first = len(self.matrix) + 1 - len(shown)  # 0 with the untrained model's row
-        scores = {
-            name: [own[column] if column < len(own) else math.nan for own in shown.values()]
-            for column, name in enumerate(columns)
-        }
-        tasks = range(first, first + len(shown))
-        log_curves(trainer, "continual/scores_by_task", tasks, scores, "tasks trained", point)
-        if folder is not None:
-            with _failure_is_said(folder):
-                write_task_matrix(self.record, folder, self.exceeded)
-        values = "  ".join(f"{name} {value:.3f}" for name, value in summary.items())
-        trainer.print(f"after {self.visit_name(trainer)!r}: {values}")
+    def _report_task(self, trainer: Trainer) -> None:
+        name, folder = self.visit_name(trainer), self._resolved_folder(trainer)
+        self._report.after_task(trainer, name, folder, self.exceeded)
+
+    def _resolved_folder(self, trainer: Trainer) -> Path | None:
+        return Path(self.folder) if self.folder is not None else run_folder(trainer)
 
     def _stop_clock(self) -> None:
         now = time.perf_counter()
         self.record.seconds += now - self._started
         self._started = now
-
-    def _resolve_folder(self, trainer: Trainer) -> Path | None:
-        return Path(self.folder) if self.folder is not None else run_folder(trainer)
-
-    def _write_again(self) -> None:
-        if self._files is not None:
-            folder, marks = self._files
-            with _failure_is_said(folder):
-                self._write_files(folder, marks)
-
-    def _write_files(self, folder: Path, marks: Mapping[str, Sequence[int]]) -> None:
-        from recall_lightning.metrics.figures import save
-
-        write_task_matrix(self.record, folder, self.exceeded)
-        save(self.record.matrix_figure(), folder / "task_matrix.png")
-        save(self.record.curves_figure(marks), folder / "curves.png")
-
-
-@contextmanager
-def _failure_is_said(folder: Path) -> Iterator[None]:
-    """Have training go on where files about it can't be written."""
-    try:
-        yield
-    except OSError as error:
-        rank_zero_warn(
-            f"ForgettingMonitor: {folder} could not be written to ({error.strerror or error}); the "
-            "task matrix is in the callback's record and in checkpoints"
-        )
 
 
 _misconfiguration = partial(misconfiguration, "ForgettingMonitor")
