@@ -12,6 +12,8 @@ from torch import nn
 from recall_lightning.measuring.guarded_parameters import guarded_parameters
 from recall_lightning.measuring.set_aside import set_aside
 
+_measured = 0  # how many blocks are open; not by thread, as a backward may run in others
+
 
 @contextmanager
 def undisturbed(module: nn.Module) -> Iterator[None]:
@@ -40,6 +42,7 @@ def undisturbed(module: nn.Module) -> Iterator[None]:
         True
     """
     with ExitStack() as stack:
+        stack.enter_context(_counted())
         stack.enter_context(torch.no_grad())
         stack.enter_context(isolated_rng(cuda_devices(module)))
         if "torch._dynamo" in sys.modules:  # whatever was compiled would not call the hooks
@@ -48,6 +51,30 @@ def undisturbed(module: nn.Module) -> Iterator[None]:
         stack.enter_context(guarded_parameters(module))
         stack.enter_context(_evaluated(module))
         yield
+
+
+def is_measured() -> bool:
+    """Tell whether a pass belongs to no training: some module is run undisturbed.
+
+    A hook that listens to training leaves it out.
+
+    Example:
+        >>> with undisturbed(nn.Linear(2, 2)):
+        ...     inside = is_measured()
+        >>> inside, is_measured()
+        (True, False)
+    """
+    return _measured > 0
+
+
+@contextmanager
+def _counted() -> Iterator[None]:
+    global _measured
+    _measured += 1
+    try:
+        yield
+    finally:
+        _measured -= 1
 
 
 @contextmanager

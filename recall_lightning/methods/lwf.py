@@ -17,7 +17,7 @@ from torch.utils.hooks import RemovableHandle
 from recall_lightning.callbacks._trainer.stored_state import check_tensors, count_tensors
 from recall_lightning.callbacks._trainer.strategies import check_strategy
 from recall_lightning.measuring.blocks import has_parameters
-from recall_lightning.measuring.isolation import undisturbed
+from recall_lightning.measuring.isolation import is_measured, undisturbed
 from recall_lightning.measuring.predictions import Categorical, FoundPredictions, Predictions
 from recall_lightning.measuring.predictions.loss import evidence_in
 from recall_lightning.measuring.view import ModelView, given_by_name, view_of
@@ -319,8 +319,8 @@ class LearningWithoutForgetting(ProtectingCallback):
         self._gone |= set(names)
 
     def _listen(self, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
-        # not to validation, probes or the teacher: only a training_step computes gradients
-        if not (self._listens and torch.is_grad_enabled()):
+        # not to validation, the teacher or what another callback measures
+        if not (self._listens and torch.is_grad_enabled()) or is_measured():
             return
         logits = self._logits_in(output)
         if logits is None or not logits.requires_grad:

@@ -12,6 +12,7 @@ from torch.distributions import kl_divergence
 from torch.nn import functional
 from torch.utils.data import DataLoader
 
+from recall_lightning import RecallCallback
 from recall_lightning.measuring.predictions import Bernoulli
 from recall_lightning.methods.lwf import LearningWithoutForgetting
 from recall_lightning.models import CausalLMModule, ClassifierModule
@@ -455,6 +456,21 @@ def test_validation_and_probes_are_not_listened_to():
     trainer = quiet_trainer(callback, val_check_interval=1)
     trainer.fit(Plain(), loader(0), loader(0, shuffle=False))
     assert callback._calls == {}
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_what_recall_measures_is_not_distilled(first):
+    """Both may be given: at strength 0 training is that of RECALL alone."""
+
+    def train(*others):
+        torch.manual_seed(0)
+        model, recall = Plain(), RecallCallback(every=2)
+        for task in range(2):
+            callbacks = [*others, recall] if first else [recall, *others]
+            quiet_trainer(*callbacks, max_epochs=2).fit(model, loader(task))
+        return weights_of(model)
+
+    assert_same(train(), train(LearningWithoutForgetting(0.0)), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(
