@@ -5,9 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+KNOWN_INPUTS = 256
+"""How many inputs are read of those whose old and new places are known."""
+
 _RIDGE = 10.0  # of the mean square of an entry, summed over the known inputs
 _LEAST = 1e-12  # where all of them are 0
-_KNOWN = 256  # inputs that are read
 _FOLDS = 8
 
 
@@ -38,7 +40,7 @@ class MovedInputs:
     """
 
     def __init__(self, inputs: Tensor, before: Tensor, classes: Tensor, most: float = 1.0) -> None:
-        step = max(-(-len(before) // _KNOWN), 1)
+        step = max(-(-len(before) // KNOWN_INPUTS), 1)
         self._rows = torch.arange(0, len(before), step, device=before.device)
         self._inputs, self._before, self._most = inputs, before[self._rows], most
         known = self._before.double()

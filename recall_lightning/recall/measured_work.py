@@ -259,14 +259,19 @@ class MeasuredWork:
 
     def head_inputs(self, batches: int) -> Work:
         """Find a classifier's last layer, and measure what it is given on so many batches."""
-        return Work() if self._head is None else self.forward(1) + self.moved_head_inputs(batches)
+        return self.forward(1 + len(self._head_batches(batches))) if self._head else Work()
 
     def moved_head_inputs(self, batches: int) -> Work:
-        """Measure what a classifier's last layer is given under other weights."""
+        """Measure how far what a classifier's last layer is given has moved."""
+        inputs, measured = self._statistic(HeadInputs), self._head_batches(batches)
+        return self.forward(len(inputs.moved_of(measured, self._view))) if inputs else Work()
+
+    def _head_batches(self, batches: int) -> list[Any]:
+        """Return those of so many batches on which a classifier's last layer is measured."""
         inputs = self._statistic(HeadInputs)
         if inputs is None or self._head is None:
-            return Work()
-        return self.forward(len(inputs.measured_of([self._batch] * batches, self._view)))
+            return []
+        return inputs.measured_of([self._batch] * batches, self._view)
 
     def merges(self, rule: MergeRule, number: int) -> Work:
         """Merge with what was measured; the first merge finds eigenvectors."""

@@ -23,7 +23,7 @@ from recall_lightning.measuring.moments import Moments
 from recall_lightning.measuring.predictions.categorical import Categorical
 from recall_lightning.measuring.view import CausalView, ModelView, view_of
 from recall_lightning.merging.head import Predicted
-from recall_lightning.merging.moved_inputs import MovedInputs
+from recall_lightning.merging.moved_inputs import KNOWN_INPUTS, MovedInputs
 from recall_lightning.merging.structure import Structure
 from recall_lightning.recall.context import TaskContext
 from recall_lightning.recall.model_run import ModelRun
@@ -213,16 +213,14 @@ class HeadInputs(Statistic):
             return
         with self._run.ready(context) as view:
             batches = self.measured_of(self._recent.batches, view)
+            moved_batches = self.moved_of(batches, view)
         inputs, outputs = self.given(context, head, batches)
-        classes = outputs.shape[1]
-        follow = bool(self.tasks and context.snapshots) and self.fit(head, classes)
-        before = self.given_before(context, head, batches) if follow else inputs
-        finite = rows_of_finite(inputs, outputs, before)
-        inputs, outputs, before = inputs[finite], outputs[finite], before[finite]
+        classes, number = outputs.argmax(dim=1), outputs.shape[1]
+        finite = rows_of_finite(inputs, outputs)
         mixture = InputMixture.of(
-            inputs,
-            outputs.argmax(dim=1),
-            classes,
+            inputs[finite],
+            classes[finite],
+            number,
             self._empty(head, inputs.device),
             lambda own: summed(context.trainer, own),
         )
@@ -233,9 +231,13 @@ class HeadInputs(Statistic):
         tasks = [*self.tasks, mixture]
         if not self.tasks:
             self.layer = head.modules[0]
-        elif follow:
+        elif context.snapshots and self.fit(head, number):
+            before = self.given_before(context, head, moved_batches)[-KNOWN_INPUTS:]
+            last = slice(len(inputs) - len(before), None)
+            inputs, outputs, classes = inputs[last], outputs[last], classes[last]
+            finite = rows_of_finite(inputs, outputs, before)
             earlier = torch.cat([each.means for each in self.tasks])
-            moved = self.moved(earlier, before, outputs.argmax(dim=1)).by(inputs)
+            moved = self.moved(earlier, before[finite], classes[finite]).by(inputs[finite])
             there = averaged(context.trainer, moved).split([len(each.means) for each in self.tasks])
             tasks[:-1] = map(InputMixture.at, self.tasks, there)
         if self.layer != head.modules[0]:
@@ -318,6 +320,10 @@ class HeadInputs(Statistic):
     def measured_of(self, batches: Sequence[Any], view: ModelView) -> list[Any]:
         """Return those of a task's last batches on which inputs are measured."""
         return last_with(batches, self._settings.labels, view)
+
+    def moved_of(self, batches: Sequence[Any], view: ModelView) -> list[Any]:
+        """Return those of them on which it is measured how far inputs have moved."""
+        return last_with(batches, KNOWN_INPUTS, view)
 
     def _empty(self, head: LinearMap, device: torch.device) -> Moments:
         settings = self._settings
