@@ -259,15 +259,15 @@ class RecallCallback(TaskAwareCallback):
             plasticity: The share, in (0, 1).
 
         Raises:
-            MisconfigurationException: If what the merge was made from is not known, see
-                ``keep_live``, or the model is sharded: there use ``recall-lightning retune`` on a
-                checkpoint.
+            MisconfigurationException: If what the merge was made from is not known (``keep_live``),
+                or the model is sharded: there use ``recall-lightning retune`` on a checkpoint.
         """
         with _misconfiguration():
-            plasticity = check_share(plasticity)
             record = self.history[-1] if self.history else {}
-            given = pl_module, self.snapshots, record, plasticity, self.task_ended
+            given = pl_module, self.snapshots, record, check_share(plasticity), self.task_ended
             again = self._last_merge.again_(*given)
+        if again == record:  # it is that merge
+            return
         self.history[-1] = again
         write_merges(self._merges_file, self.history, names_tasks=self._drift is not None)
         for callback in self._beside:

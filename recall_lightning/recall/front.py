@@ -11,6 +11,7 @@ POINTS = 7  # at least this many merges are tried, unless they are all alike
 _STEP = 32.0  # between the first tries, which find the range
 _RANGE = 32.0**4
 _NEARLY_ALL = 0.99  # of the gain: nothing is sought beyond
+_WORSE = 0.1  # of what the best loses
 _LITTLE = 0.3
 _ALIKE = 0.02  # points nearer than that need none between them
 _LEAST = 1e-4  # that is told from nothing, and from all
@@ -71,26 +72,53 @@ def measured_front(tried: Callable[[float], FrontPoint]) -> list[FrontPoint]:
     return front
 
 
+def share_in_reach(front: Sequence[FrontPoint], plasticity: float) -> float:
+    """Return the share that is sought in place of one that no merge leaves.
+
+    Where a last layer is fitted anew, or the merge changes little, what is left may end below the
+    share however little the old counts. What is sought then may lose a tenth more than the best of
+    those that were tried: as many of them may be alike, and the old count for nothing in one.
+
+    Args:
+        front: Points by ``keep``.
+        plasticity: The share, in (0, 1).
+
+    Returns:
+        The share itself, if one of them leaves it, or it still grows towards all of the gain.
+
+    Example:
+        >>> flat = [FrontPoint(1e-6, 0.9, 0.0), FrontPoint(1.0, 0.9, 0.0), FrontPoint(32, 0.5, 0.0)]
+        >>> round(share_in_reach(flat, 0.95), 3), round(share_in_reach(flat, 0.85), 3)
+        (0.89, 0.85)
+    """
+    best = max(point.plasticity for point in front)
+    grows = front[0].plasticity == best >= _NEARLY_ALL
+    return plasticity if plasticity <= best or grows else best - _WORSE * (1 - best)
+
+
 def keep_of(front: Sequence[FrontPoint], plasticity: float) -> float:
     """Return how much of the old to keep so that a share of the gain is left.
 
     Between two points the logarithm of the odds of what is left is taken to be linear in that of
     ``keep``; before the first and behind the last, to fall as fast as it grows. Coming from the
-    live weights, the first place with that share counts.
+    live weights, the first place with that share counts, and where there is none, that with the
+    share which is in reach.
 
     Args:
         front: Points by ``keep``.
         plasticity: The share, in (0, 1).
 
     Example:
-        >>> front = [FrontPoint(keep, 1 / (1 + keep), 0.0) for keep in (0.1, 1.0)]
-        >>> [round(keep_of(front, share), 3) for share in (0.99, 0.8, 0.5, 0.2)]
-        [0.01, 0.25, 1.0, 4.0]
+        >>> front = [FrontPoint(keep, 1 / (1 + keep), 0.0) for keep in (0.01, 0.1, 1.0)]
+        >>> [round(keep_of(front, share), 3) for share in (0.995, 0.8, 0.5, 0.2)]
+        [0.005, 0.25, 1.0, 4.0]
     """
-    wanted, first, last = _log_odds(plasticity), front[0], front[-1]
-    if first.plasticity < plasticity:
-        return first.keep * math.exp(_log_odds(first.plasticity) - wanted)
-    for low, high in pairwise(front):
+    plasticity = share_in_reach(front, plasticity)
+    wanted, last = _log_odds(plasticity), front[-1]
+    start = next((n for n, point in enumerate(front) if point.plasticity >= plasticity), None)
+    if start is None:
+        return front[0].keep * math.exp(_log_odds(front[0].plasticity) - wanted)
+    for low, high in pairwise(front[start:]):
         if high.plasticity < plasticity:
             above, below = _log_odds(low.plasticity), _log_odds(high.plasticity)
             if above == below:  # both all but nothing, or all but all

@@ -16,7 +16,7 @@ from recall_lightning.merging.quadratic_forgetting import quadratic_forgetting
 from recall_lightning.merging.rules import MergeRule
 from recall_lightning.merging.rules.stored import rule_as_plain
 from recall_lightning.recall.fitted_heads import write_head_again
-from recall_lightning.recall.front import FrontPoint, keep_of
+from recall_lightning.recall.front import FrontPoint, keep_of, share_in_reach
 from recall_lightning.recall.prepared_merge import PreparedMerge, PreparedState
 from recall_lightning.recall.records import ESTIMATES, OF_BOTH, of_both
 from recall_lightning.recall.state import LastMergeState
@@ -76,6 +76,9 @@ class LastMerge:
         weights, on = _weights(module, made_from, snapshots)
         merged, entry = merged_again(made_from, self._rule, snapshots, record, plasticity, on)
         write_into({name: weights[name] for name in merged}, merged)
+        in_reach = share_in_reach(front_in(record), plasticity)
+        if in_reach < plasticity:
+            rank_zero_warn(f"RecallCallback.retune: {told_out_of_reach(plasticity, in_reach)}")
         return entry
 
     def within_(
@@ -198,8 +201,9 @@ def merged_again(
         on: Where it is computed.
 
     Returns:
-        The merged weights by canonical name, and the entry for them: the share is the one that was
-        asked for, and what the merge before had measured on data is left out.
+        The merged weights by canonical name, and the entry for them. Where it is the merge that
+        the record is of, it is that; else the share is the one that was asked for, or as much as is
+        in reach, and what the merge before had measured on data is left out.
 
     Raises:
         ValueError: If the state is damaged, or the merge would not be finite.
@@ -207,11 +211,14 @@ def merged_again(
     state = move_data_to_device(state, on)
     there = [{name: copy.to(on) for name, copy in snapshot.items()} for snapshot in snapshots]
     prepared = PreparedMerge.from_state(state, rule, there).copied()
-    keep = keep_of(front_in(record), plasticity)
+    front = front_in(record)
+    keep, plasticity = keep_of(front, plasticity), share_in_reach(front, plasticity)
     weights = prepared.weights(keep)
     prepared.write(weights)
     if "heads" in state:
         write_head_again(prepared.live, state["heads"], keep)
+    if keep == record["keep"]:
+        return prepared.live, dict(record)
     measured = {"loss", *OF_BOTH, "discarded_energy", "condition"}
     coefficient = mean_by_block(weights[-1], prepared.inputs[-1].blocks, prepared.live)
     kept = {name: value for name, value in record.items() if name not in measured}
@@ -221,6 +228,19 @@ def merged_again(
         forgotten = quadratic_forgetting(prepared.inputs[-1], refitted=record.get("refitted"))
         again |= of_both("quadratic_forgetting", live, forgotten)
     return prepared.live, kept | again
+
+
+def told_out_of_reach(plasticity: float, in_reach: float) -> str:
+    """Say of a share that no merge leaves it, and what is sought instead.
+
+    Example:
+        >>> told_out_of_reach(0.99, 0.975)
+        'no merge leaves 99 % of what the task has gained, 97.5 % is sought instead'
+    """
+    return (
+        f"no merge leaves {100 * plasticity:.4g} % of what the task has gained, "
+        f"{100 * in_reach:.3g} % is sought instead"
+    )
 
 
 def told_within(record: Mapping[str, Any], again: Mapping[str, Any]) -> str:

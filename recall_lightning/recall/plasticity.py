@@ -18,7 +18,7 @@ from recall_lightning.measuring.view import ModelView, view_of
 from recall_lightning.recall.compared_predictions import ComparedPredictions
 from recall_lightning.recall.context import TaskContext
 from recall_lightning.recall.divergence import mean_divergence
-from recall_lightning.recall.front import FrontPoint, keep_of, measured_front
+from recall_lightning.recall.front import FrontPoint, keep_of, measured_front, share_in_reach
 from recall_lightning.recall.model_run import ModelRun
 from recall_lightning.recall.process_means import sum_over_processes
 from recall_lightning.recall.records import of_both
@@ -31,7 +31,6 @@ Merged = TypeVar("Merged")
 COMPARED_BATCHES = 4  # of the last ones, whose mean loss is compared, at most
 _COMPARED_LABELS = 2048  # that are enough
 _WITHOUT_GAIN = (1e12, 1.0, 1e-2, 1e-4, 1e-6)  # keep; the first is all of the old, to rounding
-_COSTLY = 0.1  # of the gain, beyond what may be lost
 _SOMETHING = 0.05  # of the gain, that is left even where the old is to count
 _LITTLE = 0.5  # of the gain, where nothing is said of what may be lost
 _UNLIKELY = 30.0  # nats a sample, beyond which a loss of no known kind has a unit
@@ -257,12 +256,13 @@ class MeasuredPlasticity:
                 of_share = keep_of(front, self.share)
                 keep = max(of_share, min(at_least, keep_of(front, _SOMETHING)))
                 made, is_share = tried(keep, chosen=True), keep == of_share
+                in_reach = share_in_reach(front, self.share) == self.share
             else:
-                front, made, is_share = [], _without_loss(tried), True
+                front, made, is_share, in_reach = [], _without_loss(tried), True, True
         except BaseException:
             put_back()
             raise
-        self._tell(context, made.keep, made.gain, is_share)
+        self._tell(context, made.keep, made.gain, is_share, in_reach)
         front_points = [vars(point) for point in front]
         return made.merged, {"keep": made.keep, **found_of(made), "front": front_points}
 
@@ -325,7 +325,9 @@ class MeasuredPlasticity:
             self._told = why
         return None
 
-    def _tell(self, context: TaskContext, keep: float, gain: TaskGain, is_share: bool) -> None:
+    def _tell(
+        self, context: TaskContext, keep: float, gain: TaskGain, is_share: bool, in_reach: bool
+    ) -> None:
         assert self.share is not None
         if not gain.is_positive:
             say = rank_zero_info if gain.merged <= gain.live else rank_zero_warn
@@ -335,10 +337,11 @@ class MeasuredPlasticity:
                 f"old counts {keep:.3g} times in its merge, which leaves a loss of "
                 f"{gain.merged:.4g}"
             )
-        elif is_share and gain.share < self.share - _COSTLY:
+        elif is_share and not in_reach:
             rank_zero_warn(
-                f"{_said(context, gain)}, though plasticity={self.share}: even the least of the "
-                "old costs that; use another end_rule, or end_rule='never'"
+                f"{_said(context, gain)}, though plasticity={self.share}: however little the old "
+                f"counts, no merge leaves that much; in this one earlier tasks count {keep:.3g} "
+                "times: ask for less, or use another end_rule, or end_rule='never'"
             )
         else:
             why = ""

@@ -127,9 +127,10 @@ def _retuned(
     merged, record = merged_again(
         made_from, rule_from_plain(stored), snapshots, records[-1], plasticity
     )
+    is_another = record != records[-1]
     states = {
         name: {**own, "record": _outdated(own["record"], record["step"])}
-        if "record" in own
+        if "record" in own and is_another
         else own
         for name, own in checkpoint["callbacks"].items()
     }

@@ -64,3 +64,21 @@ def test_the_first_place_counts_where_the_loss_is_higher_between_both_than_at_ei
 def test_a_loss_that_is_infinite_is_past_every_choice():
     front = [FrontPoint(0.1, 0.99, 1.0), FrontPoint(1.0, -5.0, math.inf)]
     assert 0.1 < keep_of(front, 0.95) < 0.2
+
+
+def points(*of_each):
+    return [FrontPoint(keep, plasticity, 0.0) for keep, plasticity in of_each]
+
+
+def test_where_no_merge_leaves_the_share_the_old_counts_as_far_as_that_costs_little():
+    front = points((1e-6, 0.973), (1e-3, 0.9735), (1.0, 0.9749), (32.0, 0.64))
+    assert 1 < keep_of(front, 0.98) == keep_of(front, 0.999) < 2
+
+
+def test_a_merge_that_leaves_the_share_counts_though_those_with_less_of_the_old_do_not():
+    front = points((1e-6, 0.97), (1.0, 0.99), (32.0, 0.5))
+    assert 1 < keep_of(front, 0.98) < 32
+
+
+def test_beyond_the_first_merge_the_old_counts_less_while_that_leaves_more():
+    assert keep_of(points((0.1, 0.992), (1.0, 0.5)), 0.999) < 0.1

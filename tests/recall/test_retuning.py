@@ -10,6 +10,8 @@ from torch import nn
 
 from recall_lightning import ForgettingMonitor, RecallCallback
 from recall_lightning.merging.rules import KfacSubspace, MergeRule, Uniform
+from recall_lightning.recall import plasticity
+from recall_lightning.recall.front import FrontPoint
 from recall_lightning.recall.retuning import retuned
 from recall_lightning.recall.settings import SnapshotSettings
 from recall_lightning.report.words import lost
@@ -48,6 +50,28 @@ def test_seven_shares_are_the_merges_of_seven_runs_bit_for_bit(tmp_path):
         assert same(weights_of(other), in_file(tmp_path, share)["state_dict"])
         assert callback.history[-1]["keep"] == own.history[-1]["keep"]
         assert callback.history[-1]["coefficient"] == own.history[-1]["coefficient"]
+
+
+def test_the_share_that_the_run_asked_for_is_the_merge_that_was_made(tmp_path):
+    model, callback = trained(tmp_path, plasticity=0.8)
+    before, record = weights_of(model), callback.history[-1]
+    callback.retune(model, 0.8)
+    (state,) = in_file(tmp_path, 0.8)["callbacks"].values()
+    assert same(before, weights_of(model))
+    assert callback.history[-1] == state["history"][-1] == record
+    assert record["plasticity"] != 0.8  # as measured
+
+
+def test_a_share_that_no_merge_leaves_is_said_to_be_that(tmp_path, monkeypatch):
+    flat = [FrontPoint(1e-6, 0.9, 0.1), FrontPoint(1.0, 0.9, 0.1), FrontPoint(32.0, 0.5, 0.3)]
+    monkeypatch.setattr(plasticity, "measured_front", lambda tried: flat)
+    with pytest.warns(UserWarning, match="however little the old counts, no merge leaves that"):
+        model, callback = trained(plasticity=0.95)
+    with pytest.warns(UserWarning, match="no merge leaves 99 % .*, 89 % is sought instead"):
+        callback.retune(model, 0.99)
+    callback.retune(model, 0.5)
+    callback.retune(model, 0.97)
+    assert callback.history[-1]["plasticity"] == pytest.approx(0.89)
 
 
 def normalised():
