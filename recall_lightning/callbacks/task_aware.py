@@ -17,7 +17,9 @@ from recall_lightning.callbacks._trainer.stored_state import (
     check_state,
     say_missing_state,
 )
+from recall_lightning.checks import first_of
 from recall_lightning.metrics.record import FoundBoundary
+from recall_lightning.weights.naming import lazy_weights
 
 
 class TaskAwareCallback(Callback):
@@ -257,6 +259,12 @@ class TaskAwareCallback(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock, check a checkpoint's position, restore what an exact resume needs."""
+        lazy = lazy_weights(pl_module)
+        if lazy:
+            raise MisconfigurationException(
+                f"{type(self).__name__}: the shape of {first_of(lazy)} is not known yet, as of a "
+                "lazy layer: run the model on a batch before fit, as in its configure_model()"
+            )
         self.clock.stored_position.check(trainer)
         self.clock.start_fit(trainer)
         self._asked = None

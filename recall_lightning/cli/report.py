@@ -33,7 +33,7 @@ def report_parser() -> ArgumentParser:
         "--out",
         metavar="FILE",
         default="report.html",
-        help="The file to write, in place of one that is there. Default: report.html",
+        help="The file to write, in place of an earlier report. Default: report.html",
     )
     return parser
 
@@ -49,9 +49,16 @@ def main(args: Sequence[str]) -> None:
         out = Path(given.out)
         if out.is_dir():
             raise ValueError(f"--out {out} is a folder: name a file, as {out / 'report.html'}")
+        if out.is_file() and not _is_page(out):
+            raise ValueError(f"--out {out} is there and is no HTML page: name another file")
         from recall_lightning.report.page import write_report  # slow to import
 
         write_report([Path(run) for run in given.runs], out)
     except (ValueError, OSError) as error:
         refuse(_PROGRAM, error)
     print(out)
+
+
+def _is_page(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(15).lower() == b"<!doctype html>"

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.parameter import is_lazy
 
 from recall_lightning.weights.sharding import local
 
@@ -75,6 +76,16 @@ def named_weights(module: nn.Module) -> dict[str, Tensor]:
             seen.add(memory_of(tensor))
             weights[canonical_name(f"{module_name}.{name}".lstrip("."))] = tensor
     return weights
+
+
+def lazy_weights(module: nn.Module) -> list[str]:
+    """Return the names of parameters and buffers whose shape only a first batch will tell.
+
+    >>> lazy_weights(nn.Sequential(nn.Linear(2, 2), nn.LazyLinear(2)))
+    ['1.weight', '1.bias']
+    """
+    named = [*module.named_parameters(), *module.named_buffers()]
+    return [canonical_name(name) for name, tensor in named if is_lazy(tensor)]
 
 
 def complex_weights(module: nn.Module) -> list[str]:

@@ -3,6 +3,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import nn
 
 from recall_lightning import ForgettingMonitor, TaskAwareCallback, TaskStream
 from tests.support.training import Plain, loader, quiet_trainer, task_data
@@ -248,3 +249,10 @@ def test_steps_go_on_from_trainer_to_trainer():
         trainer.fit(model, loader(task))
         steps.append(diary.steps_trained(trainer))
     assert steps == [8, 16, 24]
+
+
+def test_a_layer_that_has_no_shape_yet_is_refused_by_its_name():
+    with pytest.raises(MisconfigurationException, match="shape of net.0.weight, net.0.bias is not"):
+        quiet_trainer(ForgettingMonitor("val/acc")).fit(
+            Plain(nn.Sequential(nn.LazyLinear(2))), loader(0)
+        )

@@ -40,6 +40,15 @@ def test_a_folder_becomes_a_page(folder, tmp_path, capsys):
     assert "holds no config.yaml" in page
 
 
+def test_only_a_report_is_replaced(folder, tmp_path, capsys):
+    out = tmp_path / "train.py"
+    out.write_text("print(1)")
+    assert f"{out} is there and is no HTML page" in refused(capsys, folder, "--out", out)
+    assert out.read_text() == "print(1)"
+    for _ in range(2):
+        main(["report", str(folder), "--out", str(tmp_path / "page.html")])
+
+
 def test_several_folders_of_one_name_are_told_apart(folder, tmp_path):
     write_task_matrix(TaskRecord("val/acc", True, ["a"], [[0.5]]), tmp_path / "other" / "mine")
     out = tmp_path / "page.html"
