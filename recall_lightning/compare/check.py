@@ -59,6 +59,8 @@ def check_commands(runs: Sequence[PlannedRun]) -> None:
                 build_method(METHODS[config.method], config.get(config.method))
         except SystemExit as error:
             reason = complaints.getvalue().rpartition("error: ")[2].partition("\n")[0]
+            if "--data: there is no argument 'seed'" in reason:
+                reason += "; compare gives each run's seed to the data: add seed: int = 0 to it"
             raise ValueError(f"{run.setting.label}: {reason}") from error
         except (MisconfigurationException, ValueError, TypeError) as error:
             raise ValueError(f"{run.setting.label}: {error}") from error

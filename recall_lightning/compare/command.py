@@ -23,6 +23,7 @@ from recall_lightning.compare.plan import (
     normal_recipes,
     parse_seeds,
     parse_settings,
+    unfinished,
 )
 from recall_lightning.compare.progress import Progress, duration
 from recall_lightning.compare.results import (
@@ -219,7 +220,13 @@ def _check_folder(comparison: Comparison) -> None:
         if out.is_dir() and any(out.iterdir()):
             raise ValueError(f"--out {out} holds something else: name a folder that is empty")
         return
-    content = json.loads(file.read_text() or "null")
+    try:
+        content = json.loads(file.read_text() or "null")
+    except ValueError as error:
+        raise ValueError(
+            f"{file} is damaged ({error}): delete it if the runs beside it are of this comparison, "
+            "or name another folder"
+        ) from error
     ours = _identity(comparison)
     if not content or all(content[name] == ours[name] for name in ours):
         return
@@ -294,7 +301,8 @@ class _Reporter:
         processes = f"{self.jobs} runs at a time" if self.jobs > 1 else "one run at a time"
         circumstances = f"{load}; {processes}, {threads_of(runs)} each."
         seeds = self.comparison.seeds
-        text = markdown(runs, summaries, self.command, seeds, circumstances)
+        missing = unfinished(self.planned, {(run.label, run.seed) for run in runs})
+        text = markdown(runs, summaries, self.command, seeds, circumstances, missing)
         write_whole(out / "results.md", text)
         write_whole(out / "results.csv", csv_table(runs))
         if last:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Protocol
 
 from recall_lightning.compare.plan import PlannedRun
-from recall_lightning.compare.results import LOG_FILE, RUN_FILE
+from recall_lightning.compare.results import FAILED, LOG_FILE, RUN_FILE
 
 # What a run imports, before the first of them is forked.
 _IMPORTS = ("recall_lightning.compare.worker", "sklearn.cluster", "sklearn.datasets")
@@ -27,7 +27,7 @@ class Failure:
     """Why a run did not finish.
 
     Attributes:
-        reason: The last line of what it printed, or the signal that ended it.
+        reason: What was raised, or the signal or exit code that ended it.
         log: All that it printed.
     """
 
@@ -200,7 +200,11 @@ def _failure(ended: _Running) -> Failure | None:
         name = signal.Signals(-code).name
         hint = " (the system does that when memory runs out)" if name == "SIGKILL" else ""
         return Failure(f"killed by {name}{hint}", log)
-    return Failure(last_line(log) or f"ended with exit code {code}, without a word", log)
+    last = last_line(log)
+    if code == FAILED and last:
+        return Failure(last, log)
+    words = f"its last words: {last}" if last else "without a word"
+    return Failure(f"ended with exit code {code}, {words}", log)
 
 
 def last_line(file: Path) -> str:

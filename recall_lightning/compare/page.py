@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from recall_lightning.compare.pareto import pareto_figure
-from recall_lightning.compare.plan import Comparison, PlannedRun
+from recall_lightning.compare.plan import Comparison, PlannedRun, unfinished
 from recall_lightning.compare.progress import duration
 from recall_lightning.compare.results import Run, Summary
 from recall_lightning.compare.tables import cell
@@ -112,15 +112,11 @@ def _table(runs: Sequence[Run], summaries: Sequence[Summary], planned: int) -> T
 def _notes(
     comparison: Comparison, planned: Sequence[PlannedRun], runs: Sequence[Run], usual: int
 ) -> list[str]:
-    finished = {(run.label, run.seed) for run in runs}
-    missing = [run.name for run in planned if (run.setting.label, run.seed) not in finished]
+    missing = unfinished(planned, {(run.label, run.seed) for run in runs})
     notes = []
     if len(comparison.seeds) > 1:
         notes.append(
             f"The table is of all runs. What follows it is of one run of each method, that with "
             f"seed {usual}, unless another is named."
         )
-    if missing:
-        few = "; ".join(missing[:8]) + ("; …" if len(missing) > 8 else "")
-        notes.append(f"{len(missing)} of {len(planned)} runs have not finished: {few}.")
-    return notes
+    return [*notes, missing] if missing else notes

@@ -15,6 +15,7 @@ from recall_lightning.compare.results import RUN_FILE
 from recall_lightning.compare.state import State, state_of
 
 _LOGGER = "--trainer.logger.init_args"
+_PLACE = f"{_LOGGER}.save_dir"
 
 
 @dataclass(frozen=True)
@@ -80,12 +81,13 @@ class PlannedRun:
 
     @property
     def _record(self) -> dict[str, Any]:
-        """What was written of this command."""
+        """What was written of this command, wherever the comparison's folder was then."""
         try:
             content = json.loads((self.folder / RUN_FILE).read_text())
+            ran = shlex.split(content.get("command", ""))
         except (OSError, ValueError):
             return {}
-        return content if content.get("command") == shlex.join(self.command) else {}
+        return content if _without_place(ran) == _without_place(self.command) else {}
 
 
 @dataclass(frozen=True)
@@ -127,13 +129,31 @@ class Comparison:
         command += ["--method", setting.method]
         command += ["--seed_everything", str(seed), "--data.init_args.seed", str(seed)]
         command += ["--trainer.logger", "lightning.pytorch.loggers.CSVLogger"]
-        command += [f"{_LOGGER}.save_dir", str(self.out), f"{_LOGGER}.name", setting.folder]
+        command += [_PLACE, str(self.out), f"{_LOGGER}.name", setting.folder]
         command += [f"{_LOGGER}.version", f"seed_{seed}"]
         command += ["--trainer.enable_progress_bar", "false"]
         command += ["--trainer.enable_checkpointing", "false"]
         command += [*self.arguments, *setting.arguments]
         folder = self.out / setting.folder / f"seed_{seed}"
         return PlannedRun(setting, seed, folder, tuple(command), state)
+
+
+def _without_place(command: Sequence[str]) -> list[str]:
+    """Leave out of a run's command where it writes."""
+    before = (None, *command)
+    return [word for last, word in zip(before, command, strict=False) if last != _PLACE]
+
+
+def unfinished(runs: Sequence[PlannedRun], finished: set[tuple[str, int]]) -> str:
+    """Say which runs there are no results of; nothing if there are none.
+
+    Args:
+        runs: All.
+        finished: Label and seed of those that have finished.
+    """
+    missing = [run.name for run in runs if (run.setting.label, run.seed) not in finished]
+    few = "; ".join(missing[:8]) + ("; …" if len(missing) > 8 else "")
+    return f"{len(missing)} of {len(runs)} runs have not finished: {few}." if missing else ""
 
 
 def parse_seeds(text: str, first: int = 0) -> tuple[int, ...]:

@@ -15,6 +15,11 @@ from statistics import mean, stdev
 
 COMPARISON_FILE = "comparison.json"
 RUN_FILE, COMMAND_FILE, LOG_FILE = "run.json", "command.txt", "train.log"
+FAILED = 3
+"""The exit code of a run that has said why on the last line of its log."""
+
+FAILED = 3
+"""The exit code of a run that has said why, on the last line of its log."""
 
 # A gap this small, relative to the scores, is not worth a percentage of it.
 _NO_GAP = 1e-3

@@ -55,6 +55,7 @@ def markdown(
     command: str,
     seeds: Sequence[int],
     circumstances: str,
+    missing: str = "",
 ) -> str:
     """Return the whole of ``results.md``.
 
@@ -64,6 +65,7 @@ def markdown(
         command: What was typed.
         seeds: All that were asked for.
         circumstances: The machine and its load, as a sentence.
+        missing: Which runs have not finished, as a sentence.
     """
     first = runs[0]
     planned = len(seeds)
@@ -75,6 +77,7 @@ def markdown(
         f"{', '.join(map(str, seeds))}. Forgetting: {first.forgetting_variant} ({variant}); less "
         "is better, whatever the score. Mean ± 95 % interval over seeds (Student's t); in brackets "
         f"of how many where it is not {planned}. {circumstances}",
+        *([missing] if missing else []),
         score_table(summaries, planned),
     ]
     if len(summaries) > 1:

@@ -29,7 +29,7 @@ from recall_lightning.compare.measures import (
     weights_digest,
 )
 from recall_lightning.compare.plan import PlannedRun
-from recall_lightning.compare.results import COMMAND_FILE, LOG_FILE, RUN_FILE
+from recall_lightning.compare.results import COMMAND_FILE, FAILED, LOG_FILE, RUN_FILE
 from recall_lightning.methods.table import METHODS
 from recall_lightning.report.environment import write_environment
 from recall_lightning.weights.atomic import write_whole
@@ -83,12 +83,19 @@ def train(run: PlannedRun, threads: int) -> None:
     warnings.filterwarnings("ignore", ".*LeafSpec.*is deprecated")
     try:
         content = measure(fit(list(run.command[1:])), run)
-    except (MisconfigurationException, FileNotFoundError) as error:
+    except Exception as error:
         traceback.print_exc()
-        print(f"{error}", file=sys.stderr)
-        raise SystemExit(1) from error
+        print(_reason(error), file=sys.stderr)
+        raise SystemExit(FAILED) from error
     content |= {"wall_seconds": time.perf_counter() - started, "threads": threads}
     write_whole(run.folder / RUN_FILE, json.dumps(content, indent=1) + "\n")
+
+
+def _reason(error: Exception) -> str:
+    """Say in one line why a run has failed."""
+    said = " ".join(str(error).split())
+    is_for_users = isinstance(error, (MisconfigurationException, FileNotFoundError))
+    return said if is_for_users else f"{type(error).__name__}: {said}"
 
 
 def fit(arguments: list[str]) -> MeasuredCLI:

@@ -4,6 +4,7 @@ import csv
 import fcntl
 import json
 import os
+import re
 import shutil
 import signal
 import sys
@@ -42,7 +43,7 @@ recall:
 PARTS = """
 import hashlib, os, signal, time
 from pathlib import Path
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, LightningDataModule
 from torch import nn
 
 class Net(nn.Sequential):
@@ -61,9 +62,19 @@ class Batches(Callback):
 class Fails(Callback):
     def on_train_start(self, trainer, pl_module):
         if trainer.datamodule.seed == 1:
-            raise RuntimeError("it broke")
+            raise RuntimeError("it broke\\nin two")
         print("last words")
         os.kill(os.getpid(), signal.SIGKILL)
+
+class Quits(Callback):
+    def on_train_start(self, trainer, pl_module):
+        os._exit(9)
+
+class Unseeded(LightningDataModule):
+    def __init__(self, tasks: int = 2):
+        super().__init__()
+    def task_at(self, epoch):
+        return epoch
 
 class Writes(Callback):
     def __init__(self, file: str):
@@ -119,7 +130,7 @@ def test_what_a_run_printed_is_in_its_log_even_if_it_was_killed(grid):
     out, _ = grid
     assert "last words" in (out / "Fails" / "seed_0" / "train.log").read_text()
     log = (out / "Fails" / "seed_1" / "train.log").read_text()
-    assert log.strip().endswith("RuntimeError: it broke")
+    assert log.strip().endswith("RuntimeError: it broke in two")
     assert not list(out.glob("Fails/*/run.json"))
 
 
@@ -161,7 +172,8 @@ def test_tables_and_figure_hold_what_finished(grid):
     page = (out / "results.md").read_text()
     for row in ("| finetune |", "| joint † |", "| recall plasticity=0.8 |"):
         assert row in page
-    assert "Fails" not in page.partition("```\n\n")[2]
+    assert "2 of 8 runs have not finished: Fails, seed 0; Fails, seed 1." in page
+    assert "| Fails" not in page
     assert "same weights" not in page
     assert (out / "pareto.png").read_bytes()[1:4] == b"PNG"
 
@@ -195,12 +207,12 @@ def test_started_again_it_skips_what_is_done(grid, recipe, capsys):
 
 
 def copied(grid, out):
-    """Copy the finished comparison, as if it had been made there."""
-    shutil.copytree(grid[0], out)
-    ran = "save_dir " + str(grid[0]), "save_dir " + str(out)
-    for file in out.glob("*/*/run.json"):
-        file.write_text(file.read_text().replace(*ran))
-    return out
+    return shutil.copytree(grid[0], out)
+
+
+def test_a_folder_that_was_moved_is_gone_on_with(grid, recipe, tmp_path, capsys):
+    main(arguments(recipe, copied(grid, tmp_path / "moved"), *FEW))
+    assert "6 of 6 runs are done already" in capsys.readouterr().out
 
 
 def test_results_of_other_code_or_data_are_done_anew_and_never_mixed_in(
@@ -284,6 +296,21 @@ def test_two_commands_do_not_share_a_folder(grid, recipe, capsys):
     assert "in use by another comparison" in capsys.readouterr().err
 
 
+def test_a_run_that_ends_its_process_is_told_by_its_exit_code(recipe, tmp_path, capsys):
+    quits = ["--variant", "Quits=finetune:--trainer.callbacks+=compared_parts.Quits"]
+    with pytest.raises(SystemExit):
+        main(["-c", str(recipe), "--methods", "", *quits, "--seeds", "1", "--out", str(tmp_path)])
+    assert "failed: Quits, seed 0: ended with exit code 9, " in capsys.readouterr().err
+
+
+def test_a_damaged_list_of_what_is_compared_is_named(grid, recipe, tmp_path, capsys):
+    out = copied(grid, tmp_path / "out")
+    (out / "comparison.json").write_text('{"recipes": [')
+    with pytest.raises(SystemExit):
+        main(arguments(recipe, out, *FEW))
+    assert f"{out / 'comparison.json'} is damaged" in capsys.readouterr().err
+
+
 def test_a_folder_of_something_else_is_left_alone(recipe, tmp_path, capsys):
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(SystemExit):
@@ -323,6 +350,15 @@ def test_what_is_wrong_is_one_sentence_before_anything_runs(
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert line.startswith(f"recall-lightning compare: error: {message}")
     assert not out.exists()
+
+
+def test_data_without_an_argument_for_the_seed_is_told_what_it_lacks(recipe, tmp_path, capsys):
+    own = tmp_path / "own.yaml"
+    own.write_text(re.sub(r"DigitsStream\n.*", "compared_parts.Unseeded", recipe.read_text()))
+    with pytest.raises(SystemExit):
+        main(arguments(own, tmp_path / "out", *FEW))
+    said = "no argument 'seed' of Unseeded; there are tasks; compare gives each run's seed to the"
+    assert f"{said} data: add seed: int = 0 to it" in capsys.readouterr().err
 
 
 def test_an_interrupt_stops_the_runs_and_nothing_is_left_of_them(recipe, tmp_path):
