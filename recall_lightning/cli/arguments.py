@@ -39,5 +39,8 @@ def refuse(program: str, error: object) -> NoReturn:
         program: The command's name.
         error: What is wrong.
     """
-    print(f"{program}: error:", " ".join(str(error).split()), file=sys.stderr)
+    said = str(error)
+    if isinstance(error, OSError) and error.filename is not None:
+        said = f"{error.filename} cannot be read or written ({error.strerror}): name another place"
+    print(f"{program}: error:", " ".join(said.split()), file=sys.stderr)
     raise SystemExit(2) from (error if isinstance(error, BaseException) else None)

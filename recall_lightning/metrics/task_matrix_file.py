@@ -100,9 +100,11 @@ def read_task_matrix(content: Mapping[str, Any]) -> TaskRecord:
         )
         check_scores(vars(record))
         named = all(0 <= task < len(record.task_names) for task in record.trained)
-    except (KeyError, TypeError, AttributeError) as error:
+    except KeyError as error:
+        raise ValueError(f"it is no task matrix, it lacks {error}: name another run") from error
+    except (TypeError, AttributeError) as error:
         raise ValueError(f"it is no task matrix ({error!r}): name another run") from error
-    except FormError as error:
+    except ValueError as error:  # FormError, too
         raise ValueError(f"it is no task matrix ({error}): name another run") from error
     if not record.matrix or len(record.trained) != len(record.matrix) or not named:
         raise ValueError("it is no task matrix, its rows are not of its tasks: name another run")

@@ -34,6 +34,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=in_place)
     except Exception as error:  # of as many kinds as there are ways to damage a file
         why = str(error).partition(". ")[0]  # what follows is torch's advice
+        if isinstance(error, OSError) or len(why.split()) < 2:  # an errno, a number or nothing
+            why = "it is damaged, or something else" if path.stat().st_size else "it is empty"
         raise ValueError(f"{path} cannot be read as a checkpoint ({why}): name another") from error
     if not isinstance(checkpoint, Mapping):
         raise ValueError(f"{path} is no checkpoint of Lightning: it holds no names")

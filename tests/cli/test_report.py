@@ -45,6 +45,8 @@ def test_only_a_report_is_replaced(folder, tmp_path, capsys):
     out.write_text("print(1)")
     assert f"{out} is there and is no HTML page" in refused(capsys, folder, "--out", out)
     assert out.read_text() == "print(1)"
+    said = refused(capsys, folder, "--out", out / "page.html")
+    assert f"{out} cannot be read or written (File exists): name another place" in said
     for _ in range(2):
         main(["report", str(folder), "--out", str(tmp_path / "page.html")])
 
@@ -72,6 +74,10 @@ def test_what_is_wrong_is_one_line_and_nothing_is_written(folder, tmp_path, caps
          "2 scores of 1 tasks"),
         ("task_matrix.json", '{"monitor": "m", "mode": "max", "tasks": ["a"], "matrix": []}',
          "rows are not of its tasks"),
+        ("task_matrix.json", '{"monitor": "m", "tasks": ["a"], "matrix": [[1]]}',
+         "it is no task matrix, it lacks 'mode'"),
+        ("task_matrix.json", '{"monitor": "m", "mode": "max", "tasks": ["a"], "matrix": [["x"]]}',
+         "it is no task matrix (could not convert string to float: 'x')"),
     ):  # fmt: skip
         kept = (folder / file).read_text() if (folder / file).exists() else None
         (folder / file).write_text(text)

@@ -89,8 +89,10 @@ def test_what_is_wrong_is_one_line_and_nothing_is_written(checkpoint, tmp_path, 
     assert "there is no file" in refused(
         capsys, tmp_path / "x.ckpt", "--plasticity", 0.5, "--out", out
     )
-    (tmp_path / "text.ckpt").write_text("no checkpoint")
-    assert "cannot be read as a checkpoint" in refused(capsys, tmp_path / "text.ckpt")
+    for content, why in (("", "it is empty"), ("hello", "it is damaged, or something else")):
+        (tmp_path / "text.ckpt").write_text(content)
+        said = refused(capsys, tmp_path / "text.ckpt")
+        assert f"text.ckpt cannot be read as a checkpoint ({why}): name another" in said
     torch.save({"state_dict": {}}, tmp_path / "plain.ckpt", _use_new_zipfile_serialization=False)
     assert "no state of RecallCallback" in refused(capsys, tmp_path / "plain.ckpt")
     out.write_text("something else")
