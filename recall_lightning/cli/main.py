@@ -54,7 +54,7 @@ _COMMANDS = {
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Run a subcommand.
+    """Run a subcommand; Ctrl-C that it does not answer itself ends it with exit code 130.
 
     Args:
         args: The command line without the program's name; by default ``sys.argv``'s.
@@ -67,9 +67,13 @@ def main(args: Sequence[str] | None = None) -> None:
     command = _COMMANDS[word]
     if command.takes_classes:
         _find_classes_here()
-    run: Callable[[Sequence[str] | None], None] = import_module(command.module).main
-    # None where nothing was given: Lightning warns of arguments on both sides
-    return run(args if command.takes_word else given[1:])
+    try:
+        run: Callable[[Sequence[str] | None], None] = import_module(command.module).main
+        # None where nothing was given: Lightning warns of arguments on both sides
+        return run(args if command.takes_word else given[1:])
+    except KeyboardInterrupt:
+        print(f"recall-lightning {word}: interrupted", file=sys.stderr)
+        raise SystemExit(130) from None
 
 
 def _parser() -> ArgumentParser:

@@ -153,7 +153,12 @@ def start_server(imports: Sequence[str] = ()) -> None:
         from multiprocessing import forkserver
 
         context.set_forkserver_preload([*_IMPORTS, *imports])
-        forkserver.ensure_running()
+        # it inherits that Ctrl-C is ignored: this process stops it
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        try:
+            forkserver.ensure_running()
+        finally:
+            signal.signal(signal.SIGINT, before)
 
 
 def _context() -> BaseContext:

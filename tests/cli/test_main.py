@@ -114,3 +114,14 @@ def test_a_module_of_the_current_folder_is_no_part_of_a_merge(command, tmp_path)
     (tmp_path / "mine" / "safetensors.py").write_text("raise AssertionError('imported')")
     done = command("merge", "a", "b", "--out", "c", fails=True)
     assert done.err.startswith("recall-lightning merge: error: a does not exist")
+
+
+def test_an_interrupt_while_a_command_loads_is_no_traceback(capsys, monkeypatch):
+    def interrupted(name):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("recall_lightning.cli.main.import_module", interrupted)
+    with pytest.raises(SystemExit) as stopped:
+        main(["compare"])
+    assert stopped.value.code == 130
+    assert capsys.readouterr().err == "recall-lightning compare: interrupted\n"
