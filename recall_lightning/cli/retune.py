@@ -62,8 +62,7 @@ def main(args: Sequence[str]) -> None:
 
 def _run(path: Path, shares: Sequence[float], out: str | None) -> None:
     from recall_lightning.recall.arguments import check_share
-    from recall_lightning.recall.front import share_in_reach
-    from recall_lightning.recall.last_merge import front_in, told_out_of_reach
+    from recall_lightning.recall.last_merge import told_out_of_reach
     from recall_lightning.recall.retuning import last_front, retuned, state_in  # slow to import
     from recall_lightning.weights.atomic import refuse_existing
     from recall_lightning.weights.lightning_checkpoint import read_checkpoint, write_checkpoint
@@ -83,10 +82,7 @@ def _run(path: Path, shares: Sequence[float], out: str | None) -> None:
         made = retuned(checkpoint, share, path.parent)
         write_checkpoint(made, target)
         record = made["callbacks"][key]["history"][-1]
-        left = f"{100 * share:.4g} % to be left"
-        in_reach = share_in_reach(front_in(record), share)
-        if in_reach < share:
-            left = told_out_of_reach(share, in_reach)
+        left = told_out_of_reach(record, share) or f"{100 * share:.4g} % to be left"
         print(f"{target}: {left}, the old counts {record['keep']:.3g} times")
     if shares and any("record" in state for state in checkpoint["callbacks"].values()):
         print(

@@ -301,7 +301,7 @@ class _Reporter:
         processes = f"{self.jobs} runs at a time" if self.jobs > 1 else "one run at a time"
         circumstances = f"{load}; {processes}, {threads_of(runs)} each."
         seeds = self.comparison.seeds
-        missing = unfinished(self.planned, {(run.label, run.seed) for run in runs})
+        missing = unfinished(self.planned, runs)
         text = markdown(runs, summaries, self.command, seeds, circumstances, missing)
         write_whole(out / "results.md", text)
         write_whole(out / "results.csv", csv_table(runs))

@@ -112,7 +112,7 @@ def _table(runs: Sequence[Run], summaries: Sequence[Summary], planned: int) -> T
 def _notes(
     comparison: Comparison, planned: Sequence[PlannedRun], runs: Sequence[Run], usual: int
 ) -> list[str]:
-    missing = unfinished(planned, {(run.label, run.seed) for run in runs})
+    missing = unfinished(planned, runs)
     notes = []
     if len(comparison.seeds) > 1:
         notes.append(

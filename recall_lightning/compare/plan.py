@@ -5,13 +5,13 @@ import json
 import os
 import re
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from recall_lightning.checks import meant
-from recall_lightning.compare.results import RUN_FILE
+from recall_lightning.compare.results import RUN_FILE, Run
 from recall_lightning.compare.state import State, state_of
 
 _LOGGER = "--trainer.logger.init_args"
@@ -144,16 +144,17 @@ def _without_place(command: Sequence[str]) -> list[str]:
     return [word for last, word in zip(before, command, strict=False) if last != _PLACE]
 
 
-def unfinished(runs: Sequence[PlannedRun], finished: set[tuple[str, int]]) -> str:
-    """Say which runs there are no results of; nothing if there are none.
+def unfinished(planned: Sequence[PlannedRun], runs: Iterable[Run]) -> str:
+    """Say which runs have not finished; nothing if all have.
 
     Args:
-        runs: All.
-        finished: Label and seed of those that have finished.
+        planned: All.
+        runs: Those that have.
     """
-    missing = [run.name for run in runs if (run.setting.label, run.seed) not in finished]
+    finished = {(run.label, run.seed) for run in runs}
+    missing = [run.name for run in planned if (run.setting.label, run.seed) not in finished]
     few = "; ".join(missing[:8]) + ("; …" if len(missing) > 8 else "")
-    return f"{len(missing)} of {len(runs)} runs have not finished: {few}." if missing else ""
+    return f"{len(missing)} of {len(planned)} runs have not finished: {few}." if missing else ""
 
 
 def parse_seeds(text: str, first: int = 0) -> tuple[int, ...]:

@@ -76,9 +76,9 @@ class LastMerge:
         weights, on = _weights(module, made_from, snapshots)
         merged, entry = merged_again(made_from, self._rule, snapshots, record, plasticity, on)
         write_into({name: weights[name] for name in merged}, merged)
-        in_reach = share_in_reach(front_in(record), plasticity)
-        if in_reach < plasticity:
-            rank_zero_warn(f"RecallCallback.retune: {told_out_of_reach(plasticity, in_reach)}")
+        why = told_out_of_reach(record, plasticity)
+        if why is not None:
+            rank_zero_warn(f"RecallCallback.retune: {why}")
         return entry
 
     def within_(
@@ -230,13 +230,21 @@ def merged_again(
     return prepared.live, kept | again
 
 
-def told_out_of_reach(plasticity: float, in_reach: float) -> str:
-    """Say of a share that no merge leaves it, and what is sought instead.
+def told_out_of_reach(record: Mapping[str, Any], plasticity: float) -> str | None:
+    """Say of a share that no merge leaves it, and what is sought instead; None where one does.
+
+    Args:
+        record: The merge's entry in ``RecallCallback.history``.
+        plasticity: The share.
 
     Example:
-        >>> told_out_of_reach(0.99, 0.975)
-        'no merge leaves 99 % of what the task has gained, 97.5 % is sought instead'
+        >>> record = {"front": [{"keep": keep, "plasticity": 0.75, "loss": 0.1} for keep in (1, 2)]}
+        >>> told_out_of_reach(record, 0.99)
+        'no merge leaves 99 % of what the task has gained, 72.5 % is sought instead'
     """
+    in_reach = share_in_reach(front_in(record), plasticity)
+    if in_reach == plasticity:
+        return None
     return (
         f"no merge leaves {100 * plasticity:.4g} % of what the task has gained, "
         f"{100 * in_reach:.3g} % is sought instead"
