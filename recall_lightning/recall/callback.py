@@ -508,7 +508,7 @@ class RecallCallback(TaskAwareCallback):
         if any(each.may_roll_back for each in task_aware_callbacks(trainer)):
             self._sums = self._statistics.sums()
         with _misconfiguration():
-            self._statistics.end_task(self._context(trainer, pl_module))
+            self._merge.end_task(self._context(trainer, pl_module))
         if merged:
             self._reset_optimizers(trainer, pl_module)  # importance has been read from them
         records = [record for record in self.history if record["visit"] == self.visit]

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any, Literal, TypeVar
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from torch import Tensor
 
 from recall_lightning.measuring.batches import detached
 from recall_lightning.measuring.isolation import undisturbed
@@ -88,6 +90,7 @@ class SnapshotMerge:
         self._keep_live = keep_live
         self._drift: Drift | None = None
         self._last: PreparedState | None = None
+        self._last_rule: MergeRule | None = None  # of the last merge of the task that ends
 
     def take_last(self) -> PreparedState | None:
         """Hand over what the task's last merge was made from; None where it is not to be known."""
@@ -173,7 +176,7 @@ class SnapshotMerge:
         self._trained.merged()
         self._steps.merged()
         if last:
-            refitted = found.get("refitted")
+            refitted, self._last_rule = found.get("refitted"), rule
         return {
             **block_values(visits, prepared.inputs, weights, prepared.merged_pairs, discarded),
             "drift": drift,
@@ -184,6 +187,32 @@ class SnapshotMerge:
             "probe_seconds": probed - started,
             "merge_seconds": time.perf_counter() - probed,
         }
+
+    def end_task(self, context: TaskContext) -> None:
+        """Learn what the task depends on, and find what the next one's merges are to keep.
+
+        Where a merge leaves a task most of its gain, the new counts more in it than all that came
+        before. Of a model whose knowledge before its first task is measured, the next snapshot is
+        therefore another merge than the one that was made: of that and the snapshot so far, in
+        which each task and that knowledge count once. So every task is kept where it was good, and
+        not where the last one has left it, as in EWC with a penalty a task (Kirkpatrick et al.,
+        arXiv 1612.00796). A classifier whose last layer is fitted anew is left out: that is fitted
+        to what the snapshot predicts.
+        """
+        self._statistics.end_task(context)
+        rule, self._last_rule = self._last_rule, None
+        ended = self._statistics.take_ended()
+        self._kept.keep_next(None)
+        if rule is None or not ended or self._plasticity.share is None:
+            return
+        if self._last_layer.name is not None:  # it is fitted to what the snapshot predicts
+            return
+        live = find_weights(context.pl_module, context.snapshots[-1])
+        snapshot = context.snapshots[-1].without(self._trained.left_out(context))
+        prepared = self._prepared_of(context, rule, [snapshot], live, [ended]).copied()
+        with suppress(RefusedMergeError):
+            prepared.write(prepared.weights(1.0))
+            self._kept.keep_next(prepared.live)
 
     def _merge_last(
         self,
@@ -232,6 +261,18 @@ class SnapshotMerge:
         newest = snapshots[-1]
         if not newest or not self._statistics.prepare_merge(context, rule, last):
             return None
+        given = self._statistics.give(context, rule)
+        return self._prepared_of(context, rule, snapshots, live, given)
+
+    def _prepared_of(
+        self,
+        context: TaskContext,
+        rule: MergeRule,
+        snapshots: Sequence[Snapshot],
+        live: Mapping[str, Tensor],
+        given: Sequence[Mapping[str, Any]],
+    ) -> PreparedMerge:
+        newest = snapshots[-1]
         new = new_since(
             context.clock.earlier_shapes, {n: w for n, w in live.items() if n in newest}
         )
@@ -240,8 +281,8 @@ class SnapshotMerge:
             if new.keys() & {pair.a, pair.b}:
                 new |= {pair.a: None, pair.b: None}
         inputs = [
-            MergeInputs(context.structure, live, snapshot, **given)
-            for snapshot, given in zip(snapshots, self._statistics.give(context, rule), strict=True)
+            MergeInputs(context.structure, live, snapshot, **own)
+            for snapshot, own in zip(snapshots, given, strict=True)
         ]
         left = set()
         if self._buffers != "merge":

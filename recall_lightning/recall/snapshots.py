@@ -1,6 +1,7 @@
 """The snapshots that a callback keeps from task to task."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NotRequired, TypedDict
 
 from lightning.pytorch import LightningModule, Trainer
@@ -36,6 +37,7 @@ class SnapshotsState(TypedDict):
     visits: NotRequired[list[int]]
     tasks: NotRequired[list[int]]
     rest: str
+    next: NotRequired[dict[str, Tensor] | None]
 
 
 class KeptSnapshots:
@@ -48,6 +50,7 @@ class KeptSnapshots:
     Attributes:
         snapshots: The snapshots.
         visits: The visit of a task at whose start each was taken, counted from 0.
+        next: What the next one is a copy of, by name; None where that is the model.
     """
 
     def __init__(self, settings: SnapshotSettings) -> None:
@@ -56,6 +59,7 @@ class KeptSnapshots:
         self.on_missing = settings.on_missing
         self.snapshots: list[Snapshot] = []
         self.visits: list[int] = []
+        self.next: Mapping[str, Tensor] | None = None
         self._rest = ""
         self._restored: list[FileReference | None] | None = None  # of snapshots yet to be found
 
@@ -85,7 +89,9 @@ class KeptSnapshots:
         Raises:
             ValueError: If there is nothing to copy, or it is not finite.
         """
-        newest = self.storage.take(trainer, pl_module, visit)
+        with _in_place(self.next, pl_module):
+            newest = self.storage.take(trainer, pl_module, visit)
+        self.next = None
         shapes = {name: tensor.shape for name, tensor in newest.items()}
         rest = _rest(trainer, pl_module, lora_pairs)
         trained = all({n: t.shape for n, t in old.items()} == shapes for old in self.snapshots)
@@ -101,6 +107,12 @@ class KeptSnapshots:
         self._rest = rest
         self.storage.remove_unused(trainer, self.snapshots)
 
+    def keep_next(self, tensors: Mapping[str, Tensor] | None) -> None:
+        """Have the next snapshot be of these weights; None has it be of the model."""
+        device = self.storage.device
+        moved = {} if tensors is None else {n: t.to(device or t.device) for n, t in tensors.items()}
+        self.next = moved or None
+
     def leave_out(self, visit: int | None) -> list[int]:
         """Forget the snapshot of a visit that is undone, if it is not the only one.
 
@@ -109,6 +121,8 @@ class KeptSnapshots:
         Returns:
             Which are left, counted from 0.
         """
+        if self.next is not None:
+            self.next = dict(self.snapshots[-1])
         several = len(self.visits) > 1
         left = [n for n, taken in enumerate(self.visits) if not several or taken != visit]
         self.snapshots = [self.snapshots[position] for position in left]
@@ -181,6 +195,7 @@ class KeptSnapshots:
             **self.storage.state_dict(),
             "visits": self.visits,
             "rest": self._rest,
+            "next": None if self.next is None else dict(self.next),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -199,10 +214,20 @@ class KeptSnapshots:
         self.snapshots = [Snapshot(tensors) for tensors in state_dict["tensors"]]
         self.visits = list(state_dict[visits])
         self._rest = state_dict["rest"]
+        self.next = state_dict.get("next")  # older checkpoints have none
         files = state_dict.get("files", [None] * len(self.visits))  # older checkpoints have none
         self._restored = [None if state is None else FileReference(**state) for state in files]
         self.storage.load_state_dict(state_dict)
         self.storage.named = {each.name for each in self._restored if each is not None}
+
+
+def _in_place(
+    tensors: Mapping[str, Tensor] | None, module: LightningModule
+) -> AbstractContextManager[None]:
+    """Let a module's weights be others, but for those that are of another shape by now."""
+    live = named_weights(module)
+    alike = {n: t for n, t in (tensors or {}).items() if n in live and t.shape == live[n].shape}
+    return Snapshot(alike).to_devices_of(live).applied_to(module) if alike else nullcontext()
 
 
 def _rest(trainer: Trainer, pl_module: LightningModule, lora_pairs: Sequence[LoraPair]) -> str:

@@ -109,6 +109,13 @@ class Statistic:
     def end_task(self, context: TaskContext) -> None:
         """Add what the task that ends depends on, under its last weights."""
 
+    def take_ended(self) -> Mapping[str, Any]:
+        """Hand over what is known of the task that has ended beside what was known before.
+
+        Fields of ``MergeInputs``, of a statistic that goes back to before the first task.
+        """
+        return {}
+
     def sums(self) -> Any:
         """Return what is summed up of tasks so far, which no hook changes."""
 

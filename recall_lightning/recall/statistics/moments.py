@@ -106,6 +106,7 @@ class MapMoments(Statistic):
         self._recent = recent
         self.prior = prior
         self._written: list[Mapping[str, torch.Tensor]] = []
+        self._ended: dict[str, Any] = {}
 
     @property
     def of_maps(self) -> dict[str, Any]:
@@ -116,6 +117,11 @@ class MapMoments(Statistic):
             "earlier_tasks": max(1, self.known.tasks),
             "curvature_mean": self.known.mean,
         }
+
+    def take_ended(self) -> Mapping[str, Any]:
+        """Hand over what was known of earlier tasks, and what the one that has ended gave."""
+        ended, self._ended = self._ended, {}
+        return ended
 
     @property
     def written(self) -> Sequence[Mapping[str, torch.Tensor]]:
@@ -274,11 +280,18 @@ class MapMoments(Statistic):
     def end_task(self, context: TaskContext) -> None:
         """Add the inputs of the task that ends, under the merged weights."""
         if self.settings.source == "generated":
-            self.known.add(self._measure_prior(context, *self.prior.written(context, "of a task")))
+            measured = self._measure_prior(context, *self.prior.written(context, "of a task"))
         elif self._recent.batches:
-            self.known.add(self.measure(context))
+            measured = self.measure(context)
         else:  # a resume after its last batch
             rank_zero_warn("no batch of the task was seen: later merges know nothing of its inputs")
+            return
+        if self.known.tasks and self.prior.is_known(context.pl_module):
+            inputs, outputs, _, _ = self.sums()
+            old = {"old_moments": inputs, "old_output_moments": outputs}
+            new = {"new_moments": measured.inputs, "new_output_moments": measured.outputs}
+            self._ended = {**self.of_maps, **old, **new}
+        self.known.add(measured)
 
     def sums(self) -> Sums:
         """Return the moments so far."""

@@ -122,6 +122,10 @@ class NeededStatistics:
             statistic.end_task(context)
         self.forget_samples()
 
+    def take_ended(self) -> dict[str, Any]:
+        """Hand over what is known of the task that has ended, and of all before it."""
+        return {name: value for s in self.active for name, value in s.take_ended().items()}
+
     def sums(self) -> list[Any]:
         """Return what each has summed up of tasks so far."""
         return [statistic.sums() for statistic in self.active]

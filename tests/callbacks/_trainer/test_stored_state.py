@@ -72,6 +72,7 @@ OPTIONAL |= {
     "step_sizes",
     "keep",
     "seen_global_step",
+    "next",
 }  # an older one has none
 FREE = {"settings", "merge_seconds", "probe_seconds", "condition"}
 FREE |= {"earlier_shapes", "shapes", "marks", "outputs"}  # any names may be there
