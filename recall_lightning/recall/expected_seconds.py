@@ -102,6 +102,7 @@ def expected_seconds(
     due = [step for step in range(1, steps + 1) if merges_after(step, steps)]
     recalibrates = parts.buffers == "recalibrate" and bool(running_statistics(module))
     plan = _Plan(work, parts, steps, due, merges_first_task, recalibrates)
+    last_layer = plan.last_layer() if steps in due else Work()
     task = {
         "copies of batches": work.copies(steps),
         "trial of a first batch": plan.trial(),
@@ -110,7 +111,8 @@ def expected_seconds(
         "merges before the end": plan.merges(parts.rule, [step for step in due if step < steps]),
         "merge at the end": plan.last_merge() if steps in due else Work(),
         "moments of the task": plan.task_moments(),
-        "last layer": plan.last_layer() if steps in due else Work(),
+        "last layer": last_layer,
+        "next snapshot": Work() if last_layer != Work() else plan.next_snapshot(),
     }
     return ExpectedSeconds(
         steps,
@@ -200,6 +202,15 @@ class _Plan:
         fits, kept = 1 - self.parts.last_layer.only_costly, self.kept(self.steps)
         tries = fits if self.parts.plasticity is None else POINTS
         return self.work.fitted_heads(tries, kept) + self.work.moved_head_inputs(kept)
+
+    def next_snapshot(self) -> Work:
+        """Merge once more, where the next snapshot is not the model and no last layer is fitted."""
+        moments, rule = self.work.moments, self.parts.end_rule
+        if moments is None or rule is None or self.parts.plasticity is None:
+            return Work()
+        is_known = self.work.writes or moments.prior.is_given
+        made = is_known and rule.weighs_moments and self.steps in self.due
+        return self.work.merges(rule, 1) if made else Work()
 
     def known_before(self) -> dict[str, Work]:
         """Measure what the model knew before its first task, if anything is known of that."""

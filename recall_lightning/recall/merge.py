@@ -205,7 +205,7 @@ class SnapshotMerge:
         self._kept.keep_next(None)
         if rule is None or not ended or self._plasticity.share is None:
             return
-        if self._last_layer.name is not None:  # it is fitted to what the snapshot predicts
+        if not rule.weighs_moments or self._last_layer.name is not None:
             return
         live = find_weights(context.pl_module, context.snapshots[-1])
         snapshot = context.snapshots[-1].without(self._trained.left_out(context))

@@ -90,7 +90,8 @@ def _damage_is_said() -> Iterator[None]:
 def retuned(checkpoint: Mapping[str, Any], plasticity: float, folder: Path) -> dict[str, Any]:
     """Return a checkpoint whose last merge leaves another share of the task's gain.
 
-    Statistics of the task that has ended are as they were measured; so is what the optimizer holds,
+    Statistics of the task that has ended are as they were measured; so are what the next snapshot
+    is of where that is not the model, what the optimizer holds,
     and ForgettingMonitor's last row, which then says so.
 
     Args:

@@ -73,6 +73,9 @@ def test_it_is_the_mean_of_what_was_known_before_and_every_task():
     [
         pytest.param({"prior": None}, id="nothing known of before"),
         pytest.param({"plasticity": None}, id="a rule's own balance"),
+        pytest.param(
+            {"end_rule": "kfac_importance", "plasticity": 0.9, "every": 1.0}, id="importance"
+        ),
     ],
 )
 def test_otherwise_it_is_the_model(arguments):

@@ -187,3 +187,8 @@ class MergeRule(ABC):
     def decides_jointly(self) -> bool:
         """Whether it can decide about several snapshots at once."""
         return type(self).joint_coefficients is not MergeRule.joint_coefficients
+
+    @property
+    def weighs_moments(self) -> bool:
+        """Whether it decides from moments of both sides, earlier tasks and the current, alone."""
+        return {"new_moments"} <= self.needs <= OF_MAPS
