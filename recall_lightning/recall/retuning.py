@@ -90,9 +90,9 @@ def _damage_is_said() -> Iterator[None]:
 def retuned(checkpoint: Mapping[str, Any], plasticity: float, folder: Path) -> dict[str, Any]:
     """Return a checkpoint whose last merge leaves another share of the task's gain.
 
-    Statistics of the task that has ended are as they were measured; so are what the next snapshot
-    is of where that is not the model, what the optimizer holds,
-    and ForgettingMonitor's last row, which then says so.
+    Statistics of the task that has ended are as they were measured. So are the next snapshot, where
+    that is not the model, what the optimizer holds, and ForgettingMonitor's last row, which then
+    says so.
 
     Args:
         checkpoint: One from a task's end; left as it is.
