@@ -202,7 +202,7 @@ class SnapshotMerge:
         self._statistics.end_task(context)
         rule, self._last_rule = self._last_rule, None
         ended = self._statistics.take_ended()
-        self._kept.keep_next(None)
+        self._kept.next = None
         if rule is None or not ended or self._plasticity.share is None:
             return
         if not rule.weighs_moments or self._last_layer.name is not None:

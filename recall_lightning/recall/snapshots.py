@@ -107,11 +107,10 @@ class KeptSnapshots:
         self._rest = rest
         self.storage.remove_unused(trainer, self.snapshots)
 
-    def keep_next(self, tensors: Mapping[str, Tensor] | None) -> None:
-        """Have the next snapshot be of these weights; None has it be of the model."""
+    def keep_next(self, tensors: Mapping[str, Tensor]) -> None:
+        """Have the next snapshot be of these weights."""
         device = self.storage.device
-        moved = {} if tensors is None else {n: t.to(device or t.device) for n, t in tensors.items()}
-        self.next = moved or None
+        self.next = {name: tensor.to(device or tensor.device) for name, tensor in tensors.items()}
 
     def leave_out(self, visit: int | None) -> list[int]:
         """Forget the snapshot of a visit that is undone, if it is not the only one.
@@ -121,7 +120,7 @@ class KeptSnapshots:
         Returns:
             Which are left, counted from 0.
         """
-        if self.next is not None:
+        if self.next is not None:  # it was of the task that is undone
             self.next = dict(self.snapshots[-1])
         several = len(self.visits) > 1
         left = [n for n, taken in enumerate(self.visits) if not several or taken != visit]

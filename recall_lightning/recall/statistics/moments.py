@@ -112,8 +112,8 @@ class MapMoments(Statistic):
     def of_maps(self) -> dict[str, Any]:
         """The sums over earlier tasks."""
         return {
-            "old_moments": self.known.inputs,
-            "old_output_moments": self.known.outputs,
+            "old_moments": dict(self.known.inputs),  # a task that ends changes these
+            "old_output_moments": dict(self.known.outputs),
             "earlier_tasks": max(1, self.known.tasks),
             "curvature_mean": self.known.mean,
         }
@@ -271,11 +271,13 @@ class MapMoments(Statistic):
 
     def give(self, context: TaskContext, rule: MergeRule) -> Sequence[Mapping[str, Any]]:
         """Return old moments and, measured now, those of the current task."""
-        own = self.of_maps
-        if "new_moments" in rule.needs:
-            new = self.measure(context)
-            own |= {"new_moments": new.inputs, "new_output_moments": new.outputs}
+        is_compared = "new_moments" in rule.needs
+        own = self._beside_earlier(self.measure(context)) if is_compared else self.of_maps
         return [own for _ in context.snapshots]
+
+    def _beside_earlier(self, new: KroneckerFactors) -> dict[str, Any]:
+        """Return what is known of earlier tasks, and this of a new one, as a rule compares them."""
+        return self.of_maps | {"new_moments": new.inputs, "new_output_moments": new.outputs}
 
     def end_task(self, context: TaskContext) -> None:
         """Add the inputs of the task that ends, under the merged weights."""
@@ -287,10 +289,7 @@ class MapMoments(Statistic):
             rank_zero_warn("no batch of the task was seen: later merges know nothing of its inputs")
             return
         if self.known.tasks and self.prior.is_known(context.pl_module):
-            inputs, outputs, _, _ = self.sums()
-            old = {"old_moments": inputs, "old_output_moments": outputs}
-            new = {"new_moments": measured.inputs, "new_output_moments": measured.outputs}
-            self._ended = {**self.of_maps, **old, **new}
+            self._ended = self._beside_earlier(measured)
         self.known.add(measured)
 
     def sums(self) -> Sums:
